@@ -1,0 +1,167 @@
+"""Everything that can go wrong in the engine, as one tree.
+
+    OptError
+    ├── RecipeError             a recipe that says something impossible
+    ├── SourceError             the model or its data cannot be used
+    │   ├── SourceNotFound      no such repository, revision, folder or file
+    │   ├── SourceGated         it exists, and we may not read it
+    │   ├── UnsafeCheckpoint    pickled weights, or a path that leaves its folder
+    │   ├── BadCheckpoint       files missing, truncated or contradicting each other; NaN weights
+    │   └── UnknownArchitecture no known model class for its config
+    ├── DataError               calibration or evaluation text that cannot be used
+    ├── GateFailed              a stage missed its measured bound
+    ├── ExportMismatch          the bytes we wrote do not decode to what we simulated
+    ├── OutOfMemory             the machine is too small for the largest layer
+    ├── OutOfDisk               the work folder is too small
+    ├── HubUnavailable          the Hub did not answer; trying again may help
+    └── StageCrashed            the stage process died without saying why
+
+A message says what, what was found instead and, in `remedy`, what to do. `retryable` is the only thing a worker looks at.
+"""
+
+from typing import Literal
+
+from optcore.frozen import Frozen
+
+Kind = Literal[
+    "user_error", "out_of_memory", "quality_gate", "timeout", "infrastructure", "upstream_hub", "internal"
+]
+
+
+class Failure(Frozen):
+    """An error as data: what the engine prints, the database stores and the API answers."""
+
+    kind: Kind
+    """Who has to act: the user, the operator, the Hub or us."""
+    code: str
+    """A stable name for programs, such as `source_not_found`."""
+    message: str
+    """What went wrong, for people."""
+    remedy: str = ""
+    """What to do about it."""
+    field: str = ""
+    """The place in the recipe that it is about, as a JSON Pointer such as `/model/path`."""
+    stage: str = ""
+    """The stage that failed, empty before the first."""
+    retryable: bool = False
+    """Whether the same job may succeed when it is run again unchanged."""
+
+
+class OptError(Exception):
+    """Base of the tree. Subclasses fix `code`, `kind` and `retryable`; an instance adds the message."""
+
+    code = "internal"
+    kind: Kind = "internal"
+    retryable = False
+
+    def __init__(self, message: str, *, remedy: str = "", field: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.remedy = remedy
+        self.field = field
+
+    def failure(self, stage: str = "") -> Failure:
+        """This error as data."""
+        return Failure(
+            kind=self.kind,
+            code=self.code,
+            message=self.message,
+            remedy=self.remedy,
+            field=self.field,
+            stage=stage,
+            retryable=self.retryable,
+        )
+
+
+class RecipeError(OptError):
+    """A recipe that cannot be read, or that says something impossible."""
+
+    code = "recipe_invalid"
+    kind: Kind = "user_error"
+
+
+class SourceError(OptError):
+    """The model or its data cannot be used."""
+
+    code = "source_unusable"
+    kind: Kind = "user_error"
+
+
+class SourceNotFound(SourceError):
+    """No such repository, revision, folder or file."""
+
+    code = "source_not_found"
+
+
+class SourceGated(SourceError):
+    """It exists, and we may not read it."""
+
+    code = "source_gated"
+
+
+class UnsafeCheckpoint(SourceError):
+    """Pickled weights (they can run code when read), or a path that leaves its folder."""
+
+    code = "checkpoint_unsafe"
+
+
+class BadCheckpoint(SourceError):
+    """Files missing, truncated or contradicting each other; weights that are not finite."""
+
+    code = "checkpoint_bad"
+
+
+class UnknownArchitecture(SourceError):
+    """No known model class for the checkpoint's config."""
+
+    code = "architecture_unknown"
+
+
+class DataError(OptError):
+    """Calibration or evaluation text that cannot be used."""
+
+    code = "data_unusable"
+    kind: Kind = "user_error"
+
+
+class GateFailed(OptError):
+    """A stage missed its measured bound."""
+
+    code = "gate_failed"
+    kind: Kind = "quality_gate"
+
+
+class ExportMismatch(OptError):
+    """The bytes we wrote do not decode to what we simulated: our fault, and nothing is published."""
+
+    code = "export_mismatch"
+
+
+class OutOfMemory(OptError):
+    """The machine is too small for the largest layer."""
+
+    code = "out_of_memory"
+    kind: Kind = "out_of_memory"
+
+
+class OutOfDisk(OptError):
+    """The work folder is too small."""
+
+    code = "out_of_disk"
+    kind: Kind = "infrastructure"
+
+
+class HubUnavailable(OptError):
+    """The Hub did not answer, or asked us to come back later."""
+
+    code = "hub_unavailable"
+    kind: Kind = "upstream_hub"
+    retryable = True
+
+
+class StageCrashed(OptError):
+    """The stage process died without saying why."""
+
+    code = "stage_crashed"
+    kind: Kind = "infrastructure"
+    retryable = True

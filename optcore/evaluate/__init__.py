@@ -1,0 +1,16 @@
+"""The registry of evaluators: a closed union. One more is one file here and one `| Name` below.
+
+Sizes (bytes, bits per weight, parameters) are always in the report and need no entry.
+"""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from optcore.evaluate.base import Evaluator
+from optcore.evaluate.fidelity import Fidelity
+from optcore.evaluate.throughput import Throughput
+
+AnyEvaluator = Annotated[Fidelity | Throughput, Field(discriminator="evaluator")]
+
+__all__ = ["AnyEvaluator", "Evaluator", "Fidelity", "Throughput"]

@@ -1,0 +1,19 @@
+"""What an evaluator is: a frozen configuration and a measurement of source and result."""
+
+from typing import TYPE_CHECKING, ClassVar
+
+from optcore.frozen import Frozen
+
+if TYPE_CHECKING:
+    from optcore.report import Measurement
+    from optcore.run import Run
+
+
+class Evaluator(Frozen):
+    """Measures the source and the result in the same run, on the same input."""
+
+    title: ClassVar[str]
+
+    def measure(self, run: "Run") -> "list[Measurement]":
+        """Rows of the before/after table."""
+        raise NotImplementedError

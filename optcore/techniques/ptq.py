@@ -1,0 +1,58 @@
+"""Post-training quantization: a number format for the linear layers, scales measured on text."""
+
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
+
+from optcore.frozen import Frozen
+from optcore.schemes import PRESETS, KvCacheName, Scheme, SchemeName
+from optcore.techniques.base import Technique
+
+if TYPE_CHECKING:
+    from optcore.run import Run
+
+
+class PtqFallback(Frozen):
+    """What to change when the gate fails."""
+
+    scheme: SchemeName
+
+
+class Ptq(Technique):
+    """Quantize the linear layers of the decoder, streaming one layer at a time."""
+
+    title: ClassVar[str] = "Post-training quantization"
+    paper: ClassVar[str] = "https://arxiv.org/abs/2004.09602"
+    needs: ClassVar[frozenset[str]] = frozenset({"dense"})
+    leaves: ClassVar[frozenset[str]] = frozenset({"quantized"})
+    removes: ClassVar[frozenset[str]] = frozenset({"dense"})
+
+    technique: Literal["ptq"] = "ptq"
+    scheme: SchemeName
+    """Number format of weights and activations."""
+    scale_search: Literal["max", "mse"] = "mse"
+    """`max`: scales from the largest magnitude. `mse`: scales that minimise the squared rounding error of the weights."""
+    kv_cache: KvCacheName | None = None
+    """Number format of the KV cache; its scales are measured on the calibration text."""
+    ignore: tuple[str, ...] = ("lm_head",)
+    """Linear layers to leave alone: exact module names, or regular expressions after `re:`. Routers are always left."""
+    fallback: tuple[PtqFallback, ...] = ()
+    """Formats to try in order when the gate fails."""
+
+    @property
+    def preset(self) -> Scheme:
+        """The named scheme."""
+        return PRESETS[self.scheme]
+
+    @property
+    def alternatives(self) -> tuple[Self, ...]:
+        """One configuration for each fallback; the gate stays, and the last one stops the run when it fails too."""
+        rest = [self.fallback[i + 1 :] for i in range(len(self.fallback))]
+        return tuple(
+            self.model_copy(update={"scheme": choice.scheme, "fallback": remaining})
+            for choice, remaining in zip(self.fallback, rest, strict=True)
+        )
+
+    def apply(self, run: "Run") -> None:
+        """Write the checkpoint with its scales; the weights stay in high precision for what comes after."""
+        from optcore.calibration.quantize import quantize_checkpoint
+
+        quantize_checkpoint(run, self)
