@@ -1,0 +1,8 @@
+"""The measured before/after report: a value that the engine fills and that three renderers read.
+
+`optcore.report.text`, `.card` and `.page` draw it for a terminal, the Hub and a browser. No part of this needs torch.
+"""
+
+from optcore.report.model import Environment, LayerError, Measurement, Report, Series, StageCost
+
+__all__ = ["Environment", "LayerError", "Measurement", "Report", "Series", "StageCost"]

@@ -1,0 +1,128 @@
+"""The model card: the README of the checkpoint, in the form that the Hub reads."""
+
+import json
+import re
+import shlex
+
+import yaml
+
+from optcore.report.model import Measurement, Report
+from optcore.report.numbers import format_bytes, format_change, format_seconds, format_value
+
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#|!~&$])")
+
+
+def render_card(report: Report) -> str:
+    """Markdown with YAML front matter. Every text that comes from a user or a model is escaped."""
+    parts = [
+        _front_matter(report),
+        f"# {escape(_title(report))}",
+        f"{escape(report.model)} as **{escape(report.scheme)}** in the `{code(report.target)}` format, "
+        "made and measured by Lathe.",
+        _measurements(report),
+        _loading(report),
+        _stages(report),
+        _provenance(report),
+        "## Recipe\n\nThis recipe, with its commits and data pinned, makes the same checkpoint again.",
+        fenced("yaml", yaml.safe_dump(report.recipe, sort_keys=False, allow_unicode=True)),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def escape(text: str) -> str:
+    """Text as Markdown that shows exactly it: on one line, no markup, no HTML, no table breaks."""
+    return _MARKDOWN.sub(r"\\\1", " ".join(text.split())).replace(r"\<", "&lt;").replace(r"\&", "&amp;")
+
+
+def code(text: str) -> str:
+    """Text that can stand between single backticks, also in a table."""
+    return " ".join(text.replace("`", "'").replace("|", "/").split()) or "?"
+
+
+def fenced(language: str, text: str) -> str:
+    """A code block whose fence is longer than any run of backticks in it."""
+    fence = "`" * max(3, *(len(run) + 1 for run in re.findall(r"`+", text)), 3)
+    return f"{fence}{language}\n{text.rstrip()}\n{fence}"
+
+
+def _front_matter(report: Report) -> str:
+    base = {"base_model": report.base_model, "base_model_relation": "quantized"} if report.base_model else {}
+    licence = {"license": report.license} if report.license else {}
+    tags = ["lathe", report.target, *_scheme_names(report)]
+    fields = {**base, **licence, "library_name": "transformers", "pipeline_tag": "text-generation", "tags": tags}
+    return f"---\n{yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)}---"
+
+
+def _scheme_names(report: Report) -> list[str]:
+    chain = report.recipe.get("chain")
+    entries = chain if isinstance(chain, list | tuple) else ()
+    return [str(entry["scheme"]) for entry in entries if isinstance(entry, dict) and entry.get("scheme")]
+
+
+def _title(report: Report) -> str:
+    repository = _repository(report)
+    return repository.rpartition("/")[2] if repository else f"{report.model}, {report.scheme}"
+
+
+def _repository(report: Report) -> str:
+    publish = report.recipe.get("publish")
+    return str(publish["repo_id"]) if isinstance(publish, dict) and publish.get("repo_id") else ""
+
+
+def _measurements(report: Report) -> str:
+    if not report.measurements:
+        return ""
+    baseline = any(row.baseline is not None for row in report.measurements)
+    header = ["", "Source", *(["Max scales"] if baseline else []), "Result", "Change"]
+    lines = [_table_line(header), _table_line([":--", *["--:"] * (len(header) - 1)])]
+    lines += [_table_line(_measurement_cells(row, baseline)) for row in report.measurements]
+    explained = "\n\n*Max scales*: the same format without scale search." if baseline else ""
+    notes = "".join(f"\n- {escape(row.title)}: {escape(row.note)}" for row in report.measurements if row.note)
+    notices = "".join(f"\n- {escape(notice)}" for notice in report.notices)
+    remarks = f"\n{notes}{notices}" if notes or notices else ""
+    return "## Before and after\n\n" + "\n".join(lines) + explained + remarks
+
+
+def _measurement_cells(row: Measurement, baseline: bool) -> list[str]:
+    values = [row.source, *([row.baseline] if baseline else []), row.result]
+    return [escape(row.title), *(escape(format_value(value, row.unit)) for value in values), escape(format_change(row))]
+
+
+def _table_line(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _loading(report: Report) -> str:
+    name = _repository(report) or "path/to/this/folder"
+    python = (
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        f"name = {json.dumps(name)}\n"
+        'model = AutoModelForCausalLM.from_pretrained(name, device_map="auto")\n'
+        "tokenizer = AutoTokenizer.from_pretrained(name)\n"
+    )
+    shell = f"vllm serve {shlex.quote(name)}\n"
+    return (
+        "## Use\n\nIn transformers, with `compressed-tensors` installed:\n\n"
+        + fenced("python", python)
+        + "\n\nIn vLLM, on hardware that has kernels for this format:\n\n"
+        + fenced("shell", shell)
+    )
+
+
+def _stages(report: Report) -> str:
+    if not report.stages:
+        return ""
+    lines = [_table_line(["Stage", "Time", "Peak memory"]), _table_line([":--", "--:", "--:"])]
+    for stage in report.stages:
+        seconds = "cached" if stage.cached else format_seconds(stage.seconds)
+        lines.append(_table_line([escape(stage.name), seconds, format_bytes(stage.peak_memory_bytes)]))
+    return "## What it took\n\n" + "\n".join(lines)
+
+
+def _provenance(report: Report) -> str:
+    lines = [
+        f"- Source: {escape(report.model)}, SHA-256 `{code(report.source_digest)}`",
+        f"- Result: SHA-256 `{code(report.artifact_digest)}`; `manifest.json` lists every file",
+        *(f"- {escape(name)}: {escape(value)}" for name, value in report.environment.items()),
+    ]
+    return "## Provenance\n\n" + "\n".join(lines)

@@ -1,0 +1,95 @@
+"""What was measured, as data. Every number in it was measured in the run; nothing is estimated."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from optcore.frozen import Frozen
+
+Better = Literal["lower", "higher"]
+Environment = dict[str, str]
+"""What the numbers depend on: `hardware`, `python`, `torch`, `transformers`, `lathe` and the like, by name."""
+
+
+class Measurement(Frozen):
+    """One row of the before/after table."""
+
+    name: str
+    """A stable name for programs, such as `perplexity`."""
+    title: str
+    """What people call it."""
+    unit: str = ""
+    """`bytes`, `seconds` and `share` (0 to 1, written as a percentage) are known; any other follows the number."""
+    source: float | None
+    """The source model; None where the measure compares with the source, or was not possible."""
+    baseline: float | None = None
+    """The same number format with plain max scales, so that a reader sees what the scale search bought."""
+    result: float | None
+    """What we made."""
+    better: Better | None = None
+    """Which direction is good; None where neither is."""
+    note: str = ""
+    """How it was measured, or why it was not."""
+
+
+class StageCost(Frozen):
+    """What one stage took."""
+
+    name: str
+    seconds: float = Field(ge=0)
+    peak_memory_bytes: int = Field(ge=0)
+    cached: bool = False
+    """True when the stage was found done; `seconds` is then what looking took."""
+
+
+class LayerError(Frozen):
+    """How far one decoder layer's output is from the source's."""
+
+    layer: str
+    relative_error: float = Field(ge=0)
+    """Norm of the difference of the hidden states over the norm of the source's."""
+
+
+class Series(Frozen):
+    """A curve to plot."""
+
+    name: str
+    title: str
+    unit: str = ""
+    points: tuple[tuple[float, float], ...]
+    """Pairs of (x, y), in the order of x."""
+
+
+class Report(Frozen):
+    """Everything that was measured in a run, and what is needed to get the same numbers again."""
+
+    version: Literal[1] = 1
+    """Version of this document's form."""
+    model: str
+    """The source for people: `Qwen/Qwen3-8B@<commit>`, or the name of a folder."""
+    base_model: str = ""
+    """Hub repository of the source, empty for a folder."""
+    license: str = ""
+    """The source's licence as its own card gives it, empty when unknown."""
+    source_digest: str
+    """SHA-256 over the source checkpoint's files."""
+    artifact_digest: str
+    """SHA-256 over the result's files."""
+    scheme: str
+    """What was done in one line, such as `NVFP4 W4A4, blocks of 16; FP8 KV cache`."""
+    target: str = "compressed-tensors"
+    """Name of the export."""
+    recipe: dict[str, object]
+    """The recipe with commits and data digests pinned."""
+    measurements: tuple[Measurement, ...] = ()
+    stages: tuple[StageCost, ...] = ()
+    layer_errors: tuple[LayerError, ...] = ()
+    """In the order of the layers."""
+    series: tuple[Series, ...] = ()
+    notices: tuple[str, ...] = ()
+    """What a reader should know that is no failure."""
+    environment: Environment = Field(default={})
+
+    def to_json(self) -> str:
+        """The report as indented JSON; `Report.model_validate_json` reads it back to an equal report."""
+        return self.model_dump_json(indent=2) + "\n"

@@ -1,0 +1,58 @@
+"""The before/after table for a terminal."""
+
+from optcore.report.model import Measurement, Report
+from optcore.report.numbers import format_bytes, format_change, format_seconds, format_value, verdict
+
+
+def render_table(report: Report) -> str:
+    """Plain text, aligned, one row a measurement, with a word for whether its change is a good one.
+
+    Names come from users, so control characters (which can steer a terminal) are taken out.
+    """
+    with_baseline = any(row.baseline is not None for row in report.measurements)
+    header = ["", "source", *(["max scales"] if with_baseline else []), "result", "change", ""]
+    rows = [_row(row, with_baseline) for row in report.measurements]
+    lines = [printable(f"{report.model}  ->  {report.scheme}"), "", *_aligned([header, *rows])]
+    lines += ["", *_stage_lines(report)] if report.stages else []
+    lines += [f"note: {printable(notice)}" for notice in report.notices]
+    return "\n".join(line.rstrip() for line in lines) + "\n"
+
+
+def printable(text: str) -> str:
+    """One line without control characters."""
+    return "".join(character if character.isprintable() else " " for character in text)
+
+
+def _row(row: Measurement, with_baseline: bool) -> list[str]:
+    baseline = [format_value(row.baseline, row.unit)] if with_baseline else []
+    return [
+        printable(row.title),
+        format_value(row.source, row.unit),
+        *baseline,
+        format_value(row.result, row.unit),
+        format_change(row),
+        verdict(row) or "",
+    ]
+
+
+def _stage_lines(report: Report) -> list[str]:
+    rows = [["stage", "time", "peak memory", ""]]
+    for stage in report.stages:
+        cached = "cached" if stage.cached else ""
+        cells = [format_seconds(stage.seconds), format_bytes(stage.peak_memory_bytes)]
+        rows.append([printable(stage.name), *cells, cached])
+    return _aligned(rows)
+
+
+def _aligned(rows: list[list[str]]) -> list[str]:
+    """The first and the last column to the left, numbers between them to the right, a rule below the header."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    last = len(widths) - 1
+    lines = [
+        "  ".join(
+            cell.ljust(width) if index in (0, last) else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
+    return [lines[0], "  ".join("-" * width for width in widths), *lines[1:]]
