@@ -32,8 +32,9 @@ class Ptq(Technique):
     """`max`: scales from the largest magnitude. `mse`: scales that minimise the squared rounding error of the weights."""
     kv_cache: KvCacheName | None = None
     """Number format of the KV cache; its scales are measured on the calibration text."""
-    ignore: tuple[str, ...] = ("lm_head",)
-    """Linear layers to leave alone: exact module names, or regular expressions after `re:`. Routers are always left."""
+    ignore: tuple[str, ...] = ()
+    """Linear layers of the decoder to leave alone: exact module names, or regular expressions after `re:`.
+    Embeddings, the head and expert routers are always left."""
     fallback: tuple[PtqFallback, ...] = ()
     """Formats to try in order when the gate fails."""
 
