@@ -60,7 +60,7 @@ def reference_of(measurement: Measurement) -> float | None:
 
 
 def format_change(measurement: Measurement) -> str:
-    """The result against the source, else against the baseline (which is then named); empty when nothing can be told."""
+    """The result against the source, else against the baseline (which is then named); empty when there is none."""
     reference, result = reference_of(measurement), measurement.result
     if reference is None or result is None:
         return ""

@@ -1,8 +1,42 @@
 """The report as one HTML file that loads nothing from anywhere."""
 
+from functools import cache
+
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+
+from optcore.report import plots
 from optcore.report.model import Report
+from optcore.report.numbers import format_change, format_value, verdict
 
 
 def render_page(report: Report) -> str:
-    """Self-contained HTML with inline SVG plots, for light and dark screens."""
-    raise NotImplementedError
+    """Self-contained HTML with inline SVG plots, for light and dark screens.
+
+    Every text is escaped, and the page's own policy forbids scripts and requests, whatever a report contains.
+    """
+    layers = plots.layer_curve(report.layer_errors)
+    series = [curve for curve in map(plots.series_curve, report.series) if curve]
+    compared = [row for row in report.measurements if row.result is not None]
+    return _template().render(
+        report=report,
+        recipe=yaml.safe_dump(report.recipe, sort_keys=False, allow_unicode=True),
+        with_baseline=any(row.baseline is not None for row in report.measurements),
+        bars=[(row, plots.measurement_bars(row)) for row in compared],
+        stages=plots.stage_bars(report.stages),
+        curves=[*([layers] if layers else []), *series],
+    )
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(
+        loader=PackageLoader("optcore.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals.update(plots=plots)
+    environment.filters.update(value=format_value, change=format_change, verdict=verdict)
+    return environment.get_template("page.html")
