@@ -1,0 +1,52 @@
+"""The log of one attempt: the engine's standard error, bounded on disk, its last lines kept for the failure."""
+
+import threading
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+
+TAIL_LINES = 20
+LINE_LIMIT = 8 * 1024  # bytes
+
+
+class EngineLog:
+    """Appends lines to a file up to a limit; what comes after is counted, and its last lines are written at the end."""
+
+    def __init__(self, path: Path, *, limit_bytes: int, secrets: Sequence[str] = ()) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch(mode=0o600)
+        self._file = path.open("ab")
+        self._room_bytes = limit_bytes - self._file.tell()
+        self._dropped_bytes = 0
+        self._tail: deque[str] = deque(maxlen=TAIL_LINES)
+        self._secrets = tuple(secret for secret in secrets if secret)
+        self._lock = threading.Lock()
+
+    def write(self, line: bytes) -> None:
+        """Add one line; secrets are blanked, undecodable bytes replaced, overlong lines cut."""
+        text = line[:LINE_LIMIT].decode("utf-8", "replace").rstrip("\n")
+        for secret in self._secrets:
+            text = text.replace(secret, "[secret]")
+        data = text.encode() + b"\n"
+        with self._lock:
+            self._tail.append(text)
+            if len(data) <= self._room_bytes and not self._file.closed:
+                self._room_bytes -= len(data)
+                self._file.write(data)
+                self._file.flush()
+            else:
+                self._dropped_bytes += len(data)
+
+    def tail(self, lines: int = 5, limit_chars: int = 1500) -> str:
+        """The last lines that are not empty."""
+        with self._lock:
+            kept = [line for line in self._tail if line.strip()][-lines:]
+        return "\n".join(kept)[-limit_chars:]
+
+    def close(self) -> None:
+        """Write what the limit kept out, as a count and its last lines."""
+        with self._lock:
+            if self._dropped_bytes and not self._file.closed:
+                note = [f"[{self._dropped_bytes} bytes left out; the last lines were]", *self._tail]
+                self._file.write("\n".join(note).encode() + b"\n")
+            self._file.close()

@@ -1,0 +1,54 @@
+"""What only a worker needs to know, on top of the service's settings: the engine's command and the periods of time."""
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field
+from pydantic_settings import NoDecode
+
+from api.settings import Settings
+
+
+def _words(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    return json.loads(value) if value.lstrip().startswith("[") else shlex.split(value)
+
+
+class WorkerSettings(Settings):
+    """Environment variables with the prefix `LATHE_`, read by the worker and the relay."""
+
+    engine_command: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)] = (sys.executable, "-m", "optcore")
+    """The engine, as words of a command line or a JSON list; `run` or `fetch` and their arguments are added."""
+    renew_seconds: float = Field(default=15, gt=0)
+    """Time between two renewals of a lease."""
+    isolate_seconds: float = Field(default=45, gt=0)
+    """After so long without a renewal, nothing is written or published until one succeeds."""
+    partition_kill_seconds: float = Field(default=300, gt=0)
+    """After so long without a renewal, the engine is killed: another worker has the job by now."""
+    cancel_grace_seconds: float = Field(default=30, ge=0)
+    """Between asking a cancelled engine to stop and killing it."""
+    drain_grace_seconds: float = Field(default=10, ge=0)
+    """The same when the worker is told to stop; below the container's grace."""
+    flush_seconds: float = Field(default=1, gt=0)
+    """Events are written in batches, so often."""
+    log_limit_bytes: int = Field(default=50 * 1024 * 1024, gt=0)
+    """Largest engine log of an attempt."""
+    relay_poll_seconds: float = Field(default=1, gt=0)
+    """How long an outbox message can lie when its notification was lost."""
+    reconcile_seconds: float = Field(default=10, gt=0)
+    """Time between two rounds of the reconciler."""
+    webhook_timeout_seconds: float = Field(default=20, gt=0)
+    """A receiver's time for a complete answer."""
+
+    @property
+    def work_dir(self) -> Path:
+        """The engine's content-addressed cache, shared by all jobs of this host."""
+        return self.data_dir / "work"
+
+    def attempt_dir(self, job_id: str, epoch: int) -> Path:
+        """Where the recipe and the log of one attempt lie."""
+        return self.data_dir / "jobs" / job_id / str(epoch)

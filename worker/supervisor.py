@@ -1,0 +1,187 @@
+"""Watches one engine process to its end: journals its events, carries out orders, and says how it ended."""
+
+import logging
+import queue
+import signal
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from api.errors import Fenced
+from optcore.errors import Failure
+from optcore.events import AnyEvent, RecipeResolved, RunFailed, RunFinished, StageStarted
+from worker.engine_log import EngineLog
+from worker.engine_process import EngineProcess, Exited, Inbox, Said
+from worker.heartbeat import UNREACHABLE, Heartbeat, Order
+from worker.journal import Journal
+from worker.settings import WorkerSettings
+
+log = logging.getLogger(__name__)
+
+Record = Callable[[Sequence[AnyEvent]], None]
+
+
+@dataclass(frozen=True)
+class Completed:
+    """The engine exited with status 0."""
+
+    digest: str | None
+    """Of the artifact, when it wrote one."""
+    recipe: dict[str, object] | None
+    """The pinned recipe, when it said one."""
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The engine said why, or died and left us to say it."""
+
+    failure: Failure
+
+
+Ending = Completed | Failed | Order
+
+
+class Supervisor:
+    """Runs engine processes one after another for one claim. `record` writes events under the claim's fence."""
+
+    def __init__(self, settings: WorkerSettings, *, inbox: Inbox, heartbeat: Heartbeat, record: Record) -> None:
+        self._settings = settings
+        self._inbox = inbox
+        self._heartbeat = heartbeat
+        self._record = record
+        self._journal = Journal()
+        self._order: Order | None = None
+        self._kill_at: float | None = None
+        self._flush_at = 0.0
+
+    def run(self, command: Sequence[str], environment: Mapping[str, str], engine_log: EngineLog) -> Ending:
+        """Start the command, and return when nothing of its process group is left."""
+        if self._order is not None:
+            return self._order
+        process = EngineProcess(command, environment=environment, engine_log=engine_log, inbox=self._inbox)
+        try:
+            return self._watch(process, engine_log)
+        finally:
+            process.kill()
+
+    def _watch(self, process: EngineProcess, engine_log: EngineLog) -> Ending:
+        said = _Story()
+        while True:
+            message = self._next()
+            match message:
+                case Said(event):
+                    said.hear(event)
+                    self._journal.add(event)
+                case Order() as order:
+                    self._obey(order, process)
+                case Exited(returncode):
+                    self._flush()
+                    return self._ending(returncode, said, engine_log)
+            self._flush_if_due()
+            self._enforce(process)
+
+    @property
+    def is_isolated(self) -> bool:
+        """Whether the lease was not renewed for so long that we must not act on it."""
+        return self._heartbeat.silence_seconds > self._settings.isolate_seconds
+
+    @property
+    def is_cut_off(self) -> bool:
+        """Whether another worker must be presumed to have the job."""
+        return self._heartbeat.silence_seconds > self._settings.partition_kill_seconds
+
+    def _next(self) -> object:
+        try:
+            return self._inbox.get(timeout=min(self._settings.flush_seconds, 1.0))
+        except queue.Empty:
+            return None
+
+    def _obey(self, order: Order, process: EngineProcess) -> None:
+        if self._order is not None and order <= self._order:
+            return
+        self._order = order
+        grace = {
+            Order.ABANDON: 0.0,
+            Order.CANCEL: self._settings.cancel_grace_seconds,
+            Order.RELEASE: self._settings.drain_grace_seconds,
+        }[order]
+        log.info("order %s", order.name)
+        process.terminate()
+        self._kill_at = time.monotonic() + grace
+
+    def _enforce(self, process: EngineProcess) -> None:
+        if self.is_cut_off:
+            self._obey(Order.ABANDON, process)
+        if self._kill_at is not None and time.monotonic() >= self._kill_at:
+            process.kill()
+
+    def _flush_if_due(self) -> None:
+        if time.monotonic() >= self._flush_at:
+            self._flush()
+
+    def _flush(self) -> None:
+        self._flush_at = time.monotonic() + self._settings.flush_seconds
+        while len(self._journal) and self._order is not Order.ABANDON and not self.is_isolated:
+            batch = self._journal.batch()
+            try:
+                self._record(batch)
+            except Fenced:
+                self._inbox.put(Order.ABANDON)
+                return
+            except UNREACHABLE as error:
+                log.warning("events not written yet: %s", type(error).__name__)
+                return
+            self._journal.written(len(batch))
+
+    def _ending(self, returncode: int, said: "_Story", engine_log: EngineLog) -> Ending:
+        if self._order is Order.ABANDON:
+            return Order.ABANDON
+        if returncode == 0:
+            return Completed(said.digest, said.recipe)
+        if self._order is not None:
+            return self._order
+        return Failed(said.failure or crash(returncode, said.stage, engine_log.tail()))
+
+
+class _Story:
+    """What the events of one process add up to."""
+
+    def __init__(self) -> None:
+        self.stage = ""
+        self.digest: str | None = None
+        self.recipe: dict[str, object] | None = None
+        self.failure: Failure | None = None
+
+    def hear(self, event: AnyEvent) -> None:
+        match event:
+            case StageStarted():
+                self.stage = event.stage
+            case RecipeResolved():
+                self.recipe = event.recipe
+            case RunFinished():
+                self.digest = event.digest
+            case RunFailed():
+                self.failure = event.failure
+
+
+def crash(returncode: int, stage: str, last_lines: str) -> Failure:
+    """The failure of an engine that died without an explanation of its own."""
+    how = f"was killed by {_signal_name(-returncode)}" if returncode < 0 else f"exited with status {returncode}"
+    out_of_memory = returncode == -signal.SIGKILL
+    return Failure(
+        kind="infrastructure",
+        code="engine_crashed",
+        message=f"the engine {how}" + (f"; its last lines:\n{last_lines}" if last_lines else ""),
+        remedy="if it happens again, look for the kernel's out-of-memory killer on the worker"
+        if out_of_memory
+        else "if it happens again, read the log of the attempt on the worker",
+        stage=stage,
+        retryable=True,
+    )
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
