@@ -181,6 +181,14 @@ class FormatInfo(Wire):
     """Engines that load it, by target."""
 
 
+class Credential(Wire):
+    """A stored Hub token, by name. The token itself is never answered."""
+
+    name: str
+    created_at: datetime
+    updated_at: datetime
+
+
 class Health(Wire):
     """Whether the service can take work."""
 
