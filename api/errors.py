@@ -1,0 +1,108 @@
+"""Everything that can go wrong in the service, as one tree. No framework is known here.
+
+    ServiceError
+    ├── Unauthorized            401  no API key, or one that we do not know
+    ├── NotFound                404  absent, or another tenant's: the same answer
+    ├── Conflict                409  the job's state forbids it
+    │   └── Fenced              409  a newer claim owns the job: stop, write nothing
+    ├── BadRequest              400  a parameter that cannot be used
+    ├── Invalid                 422  a body that says something impossible
+    ├── IdempotencyMismatch     422  the key was used with another body
+    ├── BodyTooLarge            413
+    ├── Unavailable             503  the database does not answer
+    └── VaultError              500  a stored secret cannot be opened
+
+Engine errors (`optcore.errors`) keep their own tree; `api.problems` turns both into RFC 9457 documents.
+"""
+
+
+class ServiceError(Exception):
+    """Base of the tree. Subclasses fix `status`, `code` and `title`; an instance adds the message."""
+
+    status = 500
+    code = "internal"
+    title = "Internal error"
+    retryable = False
+
+    def __init__(self, message: str, *, remedy: str = "", field: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.remedy = remedy
+        self.field = field
+
+
+class Unauthorized(ServiceError):
+    """No API key, or one that we do not know."""
+
+    status = 401
+    code = "unauthorized"
+    title = "Not authenticated"
+
+
+class NotFound(ServiceError):
+    """It does not exist, or it is another tenant's."""
+
+    status = 404
+    code = "not_found"
+    title = "Not found"
+
+
+class Conflict(ServiceError):
+    """The state of the job forbids it."""
+
+    status = 409
+    code = "conflict"
+    title = "Conflict with the current state"
+
+
+class Fenced(Conflict):
+    """A newer claim owns the job, or it is over: stop the engine and write nothing more."""
+
+    code = "fenced"
+
+
+class BadRequest(ServiceError):
+    """A parameter that cannot be used."""
+
+    status = 400
+    code = "bad_request"
+    title = "Bad request"
+
+
+class Invalid(ServiceError):
+    """A body that says something impossible."""
+
+    status = 422
+    code = "invalid"
+    title = "Invalid request body"
+
+
+class IdempotencyMismatch(Invalid):
+    """The idempotency key was used before, with another body."""
+
+    code = "idempotency_mismatch"
+    title = "Idempotency key used with another body"
+
+
+class BodyTooLarge(ServiceError):
+    """More bytes than a request may have."""
+
+    status = 413
+    code = "body_too_large"
+    title = "Request body too large"
+
+
+class Unavailable(ServiceError):
+    """Something that we depend on does not answer."""
+
+    status = 503
+    code = "unavailable"
+    title = "Service unavailable"
+    retryable = True
+
+
+class VaultError(ServiceError):
+    """A stored secret cannot be opened."""
+
+    code = "secret_unreadable"
+    title = "A stored secret cannot be read"

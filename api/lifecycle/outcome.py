@@ -1,0 +1,76 @@
+"""How an attempt ends: with a result, a failure, a cancellation, or handed back."""
+
+from collections.abc import Sequence
+
+from sqlalchemy.orm import Session
+
+from api.errors import Fenced
+from api.lifecycle.claims import Claim, held
+from api.lifecycle.transitions import MAX_INFRA_ATTEMPTS, announce, move, to_cancelled, to_failed, to_queue
+from api.store import artifacts as files
+from api.store import attempts, jobs, outbox, stages
+from api.store.artifacts import ArtifactFile
+from api.store.clock import in_seconds
+from optcore.errors import Failure
+
+
+def finish(session: Session, claim: Claim, digest: str, artifacts: Sequence[ArtifactFile]) -> None:
+    """The job succeeded and its files are in place. Doing it twice is harmless (the first answer may have been lost).
+
+    An expired lease that nobody took over is accepted. Raises `Fenced` when it was.
+    """
+    publish = "pending" if claim.recipe.get("publish") else "not_requested"
+    wake = {"publish_wake_at": in_seconds(jobs.REANNOUNCE_seconds)} if publish == "pending" else {}
+    job = move(
+        session,
+        claim.job_id,
+        "succeeded",
+        claim.fence,
+        data={"artifact_digest": digest, "files": len(artifacts)},
+        artifact_digest=digest,
+        publish_status=publish,
+        **wake,
+    )
+    if job is None:
+        return _must_be_finished(session, claim, digest)
+    files.add(session, claim.job_id, artifacts)
+    attempts.end(session, claim.job_id, claim.epoch, "succeeded")
+    stages.close(session, claim.job_id, "succeeded")
+    if publish == "pending":
+        outbox.add(session, "publish", {"job_id": claim.job_id})
+    announce(session, job, "job.succeeded")
+
+
+def fail(session: Session, claim: Claim, failure: Failure) -> None:
+    """The attempt failed. One that may go better next time is queued again, up to three times. Raises `Fenced`."""
+    job = held(session, claim)
+    data = failure.model_dump(mode="json")
+    if not failure.retryable:
+        to_failed(session, job, failure=data)
+    elif job.status == "cancelling":
+        to_cancelled(session, job)
+    elif job.losses + 1 >= MAX_INFRA_ATTEMPTS:
+        to_failed(session, job, failure=data)
+    else:
+        to_queue(session, job, state="failed", failure=data)
+
+
+def cancelled(session: Session, claim: Claim) -> None:
+    """The engine stopped because the owner asked. Raises `Fenced`, also when nobody did."""
+    if to_cancelled(session, held(session, claim)) is None:
+        raise Fenced(f"nobody asked to cancel job {claim.job_id}", remedy="release the job instead")
+
+
+def release(session: Session, claim: Claim) -> None:
+    """Hand the job back because the worker stops; this is no failure of the job. Raises `Fenced`."""
+    job = held(session, claim)
+    if job.status == "cancelling":
+        to_cancelled(session, job)
+    else:
+        to_queue(session, job, state="released")
+
+
+def _must_be_finished(session: Session, claim: Claim, digest: str) -> None:
+    job = jobs.find(session, claim.job_id)
+    if job is None or (job.status, job.epoch, job.artifact_digest) != ("succeeded", claim.epoch, digest):
+        raise Fenced(f"job {claim.job_id} is no longer held by epoch {claim.epoch}", remedy="stop and write nothing")

@@ -1,0 +1,103 @@
+"""The push to the Hub: a life of its own after the job's, so that an upload error never costs a finished run."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import ColumnElement, or_
+from sqlalchemy.orm import Session
+
+from api.errors import Fenced
+from api.lifecycle.transitions import announce, move_publish
+from api.store import jobs, outbox
+from api.store.clock import in_seconds
+from api.store.models import Job
+from optcore.errors import Failure
+
+PUBLISH_LEASE_seconds = 600
+MAX_PUBLISH_ATTEMPTS = 5
+
+
+@dataclass(frozen=True)
+class PublishClaim:
+    """A push held by a worker."""
+
+    job_id: str
+    epoch: int
+    """Of the publishing; also its attempt."""
+    worker_id: str
+    attempt: int
+    owner_id: str
+    recipe: dict[str, Any]
+    artifact_epoch: int
+    """The files lie in `artifacts/<job_id>/<artifact_epoch>/`."""
+    artifact_digest: str
+
+    @property
+    def fence(self) -> ColumnElement[bool]:
+        """True for the row as long as nobody else took the push over."""
+        return (Job.publish_epoch == self.epoch) & (Job.publish_worker_id == self.worker_id)
+
+
+def claim_publish(session: Session, job_id: str, worker_id: str) -> PublishClaim | None:
+    """Take a pending push for 10 minutes, or one whose worker was lost; None when there is nothing to do."""
+    job = move_publish(
+        session,
+        job_id,
+        "uploading",
+        or_(Job.publish_status == "pending", Job.publish_wake_at < in_seconds(0)),
+        data={"worker_id": worker_id},
+        publish_epoch=Job.publish_epoch + 1,
+        publish_worker_id=worker_id,
+        publish_wake_at=in_seconds(PUBLISH_LEASE_seconds),
+        publish_failure=None,
+    )
+    if job is None:
+        return None
+    assert job.artifact_digest is not None
+    epoch = job.publish_epoch
+    return PublishClaim(job_id, epoch, worker_id, epoch, job.owner_id, job.recipe, job.epoch, job.artifact_digest)
+
+
+def renew_publish(session: Session, claim: PublishClaim) -> None:
+    """Hold the push for another 10 minutes. Raises `Fenced`."""
+    fence = claim.fence & (Job.publish_status == "uploading")
+    if jobs.touch(session, claim.job_id, fence, publish_wake_at=in_seconds(PUBLISH_LEASE_seconds)) is None:
+        raise _fenced(claim)
+
+
+def publish_succeeded(session: Session, claim: PublishClaim, url: str, commit: str) -> None:
+    """The artifact is on the Hub at a commit. Raises `Fenced`."""
+    done = {"publish_url": url, "publish_commit": commit, "publish_wake_at": None}
+    data = {"url": url, "commit": commit}
+    job = move_publish(session, claim.job_id, "published", claim.fence, data=data, **done)
+    if job is None:
+        raise _fenced(claim)
+    announce(session, job, "publish.succeeded")
+
+
+def publish_failed(session: Session, claim: PublishClaim, failure: Failure) -> None:
+    """The push failed; one that may go better is tried again, five times, from 30 s on doubling. Raises `Fenced`."""
+    data = failure.model_dump(mode="json")
+    again = failure.retryable and claim.attempt < MAX_PUBLISH_ATTEMPTS
+    delay_seconds = 30 * 2 ** (claim.attempt - 1)
+    wake_at = in_seconds(delay_seconds + jobs.REANNOUNCE_seconds) if again else None
+    values = {"publish_failure": data, "publish_wake_at": wake_at}
+    job = move_publish(
+        session, claim.job_id, "pending" if again else "failed", claim.fence, data={"failure": data}, **values
+    )
+    if job is None:
+        raise _fenced(claim)
+    if again:
+        outbox.add(session, "publish", {"job_id": claim.job_id}, delay_seconds=delay_seconds)
+    else:
+        announce(session, job, "publish.failed")
+
+
+def give_up_stale_uploads(session: Session) -> None:
+    """Pushes whose worker was lost become pending, still due, so that they are announced again."""
+    for job_id in jobs.with_stale_upload(session):
+        move_publish(session, job_id, "pending", Job.publish_wake_at < in_seconds(0), data={"reason": "lost"})
+
+
+def _fenced(claim: PublishClaim) -> Fenced:
+    return Fenced(f"the push of job {claim.job_id} was taken over", remedy="stop and write nothing")

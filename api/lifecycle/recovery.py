@@ -1,0 +1,46 @@
+"""What the reconciler does for jobs whose worker, message or machine was lost. Two reconcilers are harmless."""
+
+from sqlalchemy.orm import Session
+
+from api.lifecycle.publishing import give_up_stale_uploads
+from api.lifecycle.transitions import MAX_INFRA_ATTEMPTS, to_cancelled, to_failed, to_queue
+from api.store import jobs, outbox, webhooks
+from api.store.models import Job
+from optcore.errors import Failure
+
+_LOST = Failure(
+    kind="infrastructure",
+    code="worker_lost",
+    message=f"the worker that ran this job was lost {MAX_INFRA_ATTEMPTS} times",
+    remedy="look at the workers' logs and memory, then submit the job again: finished stages are kept",
+    retryable=True,
+)
+
+
+def expire_leases(session: Session) -> int:
+    """End the attempts whose lease is over: how many. Their jobs are queued again, cancelled, or failed."""
+    expired = jobs.with_expired_lease(session)
+    for job in expired:
+        _lose(session, job)
+    return len(expired)
+
+
+def republish_stuck(session: Session) -> int:
+    """Announce again what was announced long ago without effect (the broker may have lost it): how many."""
+    queued = jobs.reannounce(session, "run_job", Job.wake_at, Job.status == "queued")
+    for job_id in queued:
+        outbox.add(session, "run_job", {"job_id": job_id})
+    give_up_stale_uploads(session)
+    pending = jobs.reannounce(session, "publish", Job.publish_wake_at, Job.publish_status == "pending")
+    for job_id in pending:
+        outbox.add(session, "publish", {"job_id": job_id})
+    return len(queued) + len(pending) + webhooks.reannounce(session)
+
+
+def _lose(session: Session, job: Job) -> None:
+    if job.status == "cancelling":
+        to_cancelled(session, job, state="lost")
+    elif job.losses + 1 >= MAX_INFRA_ATTEMPTS:
+        to_failed(session, job, failure=_LOST.model_dump(mode="json"), state="lost")
+    else:
+        to_queue(session, job, state="lost")

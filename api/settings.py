@@ -1,0 +1,57 @@
+"""The settings of the service and its workers: every environment variable once, read at the start, frozen after."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, SecretStr
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from api.vault import Vault
+
+
+def _folders(value: Any) -> Any:
+    return [part for part in value.split(os.pathsep) if part] if isinstance(value, str) else value
+
+
+def _names(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    return [] if value.lower() == "false" else [part.strip() for part in value.split(",") if part.strip()]
+
+
+class Settings(BaseSettings):
+    """Environment variables with the prefix `LATHE_`."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="LATHE_", frozen=True, extra="ignore", use_attribute_docstrings=True, hide_input_in_errors=True
+    )
+
+    database_url: str = Field(repr=False)
+    """`postgresql://user:password@host:port/name`."""
+    redis_url: str = Field(default="redis://127.0.0.1:6379/0", repr=False)
+    """The broker. Only the worker uses it."""
+    data_dir: Path
+    """Artifacts (`artifacts/<job>/<epoch>/`) and the engine's work folder."""
+    secret_key: SecretStr = Field(min_length=32)
+    """Seals stored Hub tokens and webhook secrets; losing it loses them."""
+    model_roots: Annotated[tuple[Path, ...], NoDecode, BeforeValidator(_folders)] = ()
+    """Folders, separated like PATH, below which `model.path` and `calibration.path` may lie; empty refuses all."""
+    allow_private_webhooks: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_names)] = ()
+    """Hosts or CIDR blocks, separated by commas, of webhook receivers that may have a private address."""
+    log_level: str = "INFO"
+    """Least level of the JSON log lines."""
+    max_body_bytes: int = 256 * 1024
+    """Largest request body."""
+    public_url: str = "https://lathe.example"
+    """Where people reach the service; the `type` of problems lies below it."""
+
+    @property
+    def vault(self) -> Vault:
+        """The vault of `secret_key`."""
+        return Vault(self.secret_key.get_secret_value())
+
+    @property
+    def artifacts_dir(self) -> Path:
+        """Where finished artifacts lie, one folder a job, one below it an epoch."""
+        return self.data_dir / "artifacts"

@@ -1,0 +1,38 @@
+"""Stored answers to POSTs, so that a request sent twice is done once. Kept for a day."""
+
+from typing import Any
+
+from sqlalchemy import delete, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from api.errors import IdempotencyMismatch
+from api.store.clock import in_seconds
+from api.store.models import IdempotencyKey
+
+RETENTION_seconds = 24 * 3600
+
+
+def begin(session: Session, owner_id: str, route: str, key: str, body_sha256: str) -> dict[str, Any] | None:
+    """Reserve the key for this transaction, or return the answer that is stored under it.
+
+    A second request with the key waits here for the first one's commit. Raises `IdempotencyMismatch` on another body.
+    """
+    old = IdempotencyKey.created_at < in_seconds(-RETENTION_seconds)
+    session.execute(delete(IdempotencyKey).where(IdempotencyKey.owner_id == owner_id, old))
+    statement = insert(IdempotencyKey).values(owner_id=owner_id, route=route, key=key, body_sha256=body_sha256)
+    if session.scalar(statement.on_conflict_do_nothing().returning(IdempotencyKey.key)):
+        return None
+    row = session.get_one(IdempotencyKey, (owner_id, route, key))
+    if row.body_sha256 != body_sha256:
+        raise IdempotencyMismatch(
+            "this Idempotency-Key was used with another body",
+            remedy="send a new key, or the first body again",
+        )
+    return row.response
+
+
+def store(session: Session, owner_id: str, route: str, key: str, status: int, response: dict[str, Any]) -> None:
+    """Keep the answer under the key that `begin` reserved."""
+    place = (IdempotencyKey.owner_id == owner_id, IdempotencyKey.route == route, IdempotencyKey.key == key)
+    session.execute(update(IdempotencyKey).where(*place).values(status=status, response=response))

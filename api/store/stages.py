@@ -1,0 +1,51 @@
+"""Rows of stages: what a job's steps last reported."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from sqlalchemy import delete, func, select, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from api.store.models import Stage
+
+OPEN = ("pending", "running")
+
+
+def of(session: Session, job_ids: Iterable[str]) -> Sequence[Stage]:
+    """The stages of jobs, in order."""
+    statement = select(Stage).where(Stage.job_id.in_(list(job_ids))).order_by(Stage.job_id, Stage.position)
+    return session.scalars(statement.execution_options(populate_existing=True)).all()
+
+
+def plan(session: Session, job_id: str, names: Sequence[str]) -> None:
+    """Make the list of stages exactly `names`; what is known of those that stay is kept."""
+    session.execute(delete(Stage).where(Stage.job_id == job_id, Stage.name.not_in(names)))
+    for position, name in enumerate(names):
+        statement = insert(Stage).values(job_id=job_id, name=name, position=position)
+        session.execute(statement.on_conflict_do_update(index_elements=["job_id", "name"], set_={"position": position}))
+
+
+def put(session: Session, job_id: str, name: str, **values: Any) -> None:
+    """Set columns of a stage; one that was never planned is added at the end."""
+    position = select(func.count()).where(Stage.job_id == job_id).scalar_subquery()
+    statement = insert(Stage).values(job_id=job_id, name=name, position=position, **values)
+    session.execute(statement.on_conflict_do_update(index_elements=["job_id", "name"], set_=values))
+
+
+def finish(session: Session, job_id: str, name: str, key: str, *, cached: bool, **values: Any) -> None:
+    """Close a stage. One that this job itself finished before stays `succeeded`, with the seconds that it took."""
+    if cached:
+        stage = session.get(Stage, (job_id, name), populate_existing=True)
+        if stage and stage.key == key and stage.seconds is not None:
+            return put(session, job_id, name, status="succeeded", phase=None)
+    status = "cached" if cached else "succeeded"
+    put(session, job_id, name, key=key, status=status, phase=None, finished_at=func.now(), **values)
+
+
+def close(session: Session, job_id: str, status: str, *, only: str | None = None) -> None:
+    """Give every open stage (or `only` that one) a last status."""
+    statement = update(Stage).where(Stage.job_id == job_id, Stage.status.in_(OPEN))
+    if only is not None:
+        statement = statement.where(Stage.name == only)
+    session.execute(statement.values(status=status, phase=None).execution_options(synchronize_session=False))
