@@ -12,7 +12,7 @@ from fractions import Fraction
 from optcore.report.model import LayerError, Measurement, Series, StageCost
 from optcore.report.numbers import format_bytes, format_number, format_seconds, format_value
 
-WIDTH, HEIGHT = 640, 220  # SVG units of a curve's drawing, frame and labels included
+WIDTH, HEIGHT = 820, 240  # SVG units of a curve's drawing, frame and labels included
 LEFT, RIGHT, TOP, BOTTOM = 72, 12, 12, 30  # what the labels take of it
 MAX_POINTS = 400  # more cannot be told apart at this width
 

@@ -25,14 +25,15 @@ def printable(text: str) -> str:
 
 def _row(row: Measurement, with_baseline: bool) -> list[str]:
     baseline = [format_value(row.baseline, row.unit)] if with_baseline else []
-    return [
-        printable(row.title),
+    cells = [
+        row.title,
         format_value(row.source, row.unit),
         *baseline,
         format_value(row.result, row.unit),
         format_change(row),
         verdict(row) or "",
     ]
+    return [printable(cell) for cell in cells]
 
 
 def _stage_lines(report: Report) -> list[str]:

@@ -1,0 +1,206 @@
+"""The three renderers, on plain reports and on hostile ones."""
+
+import re
+from html.parser import HTMLParser
+from itertools import pairwise
+
+import pytest
+import yaml
+
+from optcore.report import LayerError, Measurement, Report, Series, StageCost
+from optcore.report.card import fenced, render_card
+from optcore.report.page import render_page
+from optcore.report.plots import (
+    HEIGHT,
+    MAX_POINTS,
+    WIDTH,
+    layer_curve,
+    measurement_bars,
+    nice_ticks,
+    series_curve,
+    stage_bars,
+)
+from optcore.report.text import render_table
+
+HOSTILE = "x|y`](http://evil.example)<script src=//evil.example>\n---\n```\n# *h*\x1b[31m&lt; {{ 7*7 }} $(id)"
+EXTREMES = (None, 0.0, -1.0, 5e-324, 1e-9, 1.0, 1.7e308)
+
+
+def report(text: str = "tiny", **more: object) -> Report:
+    fields: dict[str, object] = {
+        "model": text,
+        "source_digest": "a" * 64,
+        "artifact_digest": "b" * 64,
+        "scheme": text,
+        "recipe": {"chain": [{"technique": "ptq", "scheme": "nvfp4"}], "name": text},
+        "measurements": (
+            Measurement(name="bytes", title=text, unit="bytes", source=10.7e6, result=3.4e6, better="lower", note=text),
+            Measurement(name="kl", title="KL", unit=text, source=None, baseline=0.05, result=0.03, better="lower"),
+        ),
+        "stages": (StageCost(name=text, seconds=3.5, peak_memory_bytes=10**9, cached=True),),
+        "layer_errors": tuple(LayerError(layer=f"{text}{i}", relative_error=i / 10) for i in range(3)),
+        "series": (Series(name="loss", title=text, points=((0, 3), (1, 2))),),
+        "notices": (text,),
+        "environment": {text: text},
+    }
+    return Report.model_validate(fields | more)
+
+
+def extremes() -> Report:
+    rows = [
+        Measurement(name="m", title="M", unit=unit, source=source, baseline=source, result=result, better="higher")
+        for source in EXTREMES
+        for result in EXTREMES
+        for unit in ("bytes", "share", "seconds", "")
+    ]
+    series = Series(name="s", title="S", points=((-1.7e308, -1.7e308), (0, 5e-324), (1.7e308, 1.7e308)))
+    return report(measurements=tuple(rows), series=(series, Series(name="none", title="none", points=())))
+
+
+class Markup(HTMLParser):
+    """Collects the tags of a page, with their attributes."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+
+def front_matter(card: str) -> dict[str, object]:
+    loaded = yaml.safe_load(card.split("---\n")[1])
+    assert isinstance(loaded, dict)
+    return loaded
+
+
+def test_the_table_is_aligned_and_says_what_got_better() -> None:
+    table = render_table(report())
+    assert "-68.2%" in table
+    assert "better" in table
+    assert "max scales" in table
+    rows = table.splitlines()[2:6]
+    assert len({row.find("result") for row in rows[:1]} | {rows[0].rfind("result")}) == 1
+    assert rows[1].startswith("----")
+
+
+def test_the_table_lets_no_control_character_through() -> None:
+    assert all(character.isprintable() for line in render_table(report(HOSTILE)).split("\n") for character in line)
+
+
+def test_the_table_leaves_out_what_nobody_measured() -> None:
+    bare = report(measurements=(Measurement(name="m", title="M", source=1, result=None),), stages=(), notices=())
+    assert "max scales" not in render_table(bare)
+    assert "stage" not in render_table(bare)
+
+
+def test_the_card_tells_the_hub_what_it_is() -> None:
+    recipe = {"chain": [{"technique": "ptq", "scheme": "nvfp4"}], "publish": {"repo_id": "me/small"}}
+    card = render_card(report(base_model="Qwen/Qwen3-8B", license="apache-2.0", recipe=recipe))
+    assert front_matter(card) == {
+        "base_model": "Qwen/Qwen3-8B",
+        "base_model_relation": "quantized",
+        "license": "apache-2.0",
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["lathe", "compressed-tensors", "nvfp4"],
+    }
+    assert "\n# small\n" in card
+    assert 'name = "me/small"' in card
+    assert "vllm serve me/small" in card
+
+
+def test_the_card_claims_no_base_model_or_licence_that_it_does_not_know() -> None:
+    assert not {"base_model", "base_model_relation", "license"} & set(front_matter(render_card(report())))
+
+
+def test_the_card_shows_hostile_text_as_text() -> None:
+    card = render_card(report(HOSTILE))
+    prose = re.sub(r"^(`{3,})\w*\n.*?^\1$", "", card, flags=re.S | re.M)
+    assert "<script" not in prose
+    assert "](http" not in prose.replace(r"\](http", "")
+    table = [line for line in prose.splitlines() if line.startswith("|")]
+    columns = [len(re.findall(r"(?<!\\)\|", line)) for line in table]
+    assert columns == [6] * 4 + [4] * 3
+    assert yaml.safe_load(card.rpartition("yaml\n")[2].rpartition("\n`")[0]) == report(HOSTILE).recipe
+
+
+def test_a_fence_is_longer_than_what_it_holds() -> None:
+    assert fenced("", "a ```` b").startswith("`````\n")
+    assert fenced("", "plain").startswith("```\n")
+
+
+def test_the_page_loads_nothing_and_runs_nothing() -> None:
+    markup = Markup(render_page(report(HOSTILE)))
+    assert {tag for tag, _ in markup.tags} <= {
+        "html", "head", "meta", "title", "style", "body", "header", "main", "section", "footer", "div", "h1", "h2",
+        "h3", "p", "span", "small", "ul", "li", "table", "caption", "thead", "tbody", "tr", "th", "td", "figure",
+        "figcaption", "svg", "text", "rect", "line", "path", "circle", "dl", "dt", "dd", "code", "pre",
+    }  # fmt: skip
+    names = {name for _, attributes in markup.tags for name in attributes}
+    assert not {name for name in names if name.startswith("on") or name in {"src", "href", "xlink:href", "style"}}
+    policy = next(attrs for tag, attrs in markup.tags if attrs.get("http-equiv"))
+    assert policy["content"] == "default-src 'none'; style-src 'unsafe-inline'"
+
+
+def test_the_page_can_be_read_aloud() -> None:
+    markup = Markup(render_page(report()))
+    ids = [attributes["id"] for _, attributes in markup.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    pictures = [attributes for tag, attributes in markup.tags if tag == "svg"]
+    assert len(pictures) == 5
+    assert all(attributes["role"] == "img" and attributes["aria-labelledby"] in ids for attributes in pictures)
+    assert all(attributes.get("scope") for tag, attributes in markup.tags if tag == "th")
+    headings = [int(tag[1]) for tag, _ in markup.tags if re.fullmatch(r"h\d", tag)]
+    assert headings[0] == 1
+    assert all(after - before <= 1 for before, after in pairwise(headings))
+
+
+@pytest.mark.parametrize("render", [render_table, render_card, render_page])
+def test_any_float_can_be_shown(render: object) -> None:
+    assert callable(render)
+    text = render(extremes())
+    assert not re.search(r"\b(nan|inf|None)\b", text)
+    assert len(text) > 1000
+
+
+@pytest.mark.parametrize("render", [render_table, render_card, render_page])
+def test_an_empty_report_can_be_shown(render: object) -> None:
+    assert callable(render)
+    empty = Report(model="m", source_digest="", artifact_digest="", scheme="s", recipe={})
+    assert "None" not in render(empty)
+
+
+def test_bars_are_shares_of_the_longest() -> None:
+    bars = measurement_bars(Measurement(name="m", title="M", source=4, baseline=-1, result=1))
+    assert [(bar.kind, bar.share) for bar in bars] == [("source", 1), ("max", 0), ("result", 0.25)]
+    assert stage_bars([StageCost(name="s", seconds=0, peak_memory_bytes=0)])[0].share == 0
+
+
+def test_curves_stay_in_their_frame() -> None:
+    long = Series(name="s", title="S", points=tuple((float(i), (-1.0) ** i * 1.7e308) for i in range(5000)))
+    curve = series_curve(long)
+    assert curve is not None
+    assert len(curve.marks) == MAX_POINTS
+    assert all(0 <= mark.x <= WIDTH and 0 <= mark.y <= HEIGHT for mark in curve.marks)
+    assert curve.marks[-1].label.startswith("4,999")
+    assert layer_curve(()) is None
+
+
+def test_layers_are_named_below_their_curve() -> None:
+    curve = layer_curve([LayerError(layer=f"layer {i}", relative_error=0.1) for i in range(9)])
+    assert curve is not None
+    assert [tick.label for tick in curve.x_ticks] == ["layer 0", "layer 4", "layer 8"]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "ticks"),
+    [
+        (0, 10, (0, 5, 10)), (0, 0.04, (0, 0.01, 0.02, 0.03, 0.04)), (-1, 1, (-1, -0.5, 0, 0.5, 1)),
+        (3, 3, (3,)), (-1.7e308, 1.7e308, (-1.7e308, 1.7e308)),
+    ],
+)  # fmt: skip
+def test_ticks_are_round(low: float, high: float, ticks: tuple[float, ...]) -> None:
+    assert nice_ticks(low, high) == pytest.approx(ticks)
