@@ -1,6 +1,6 @@
 """How numbers are written, everywhere in a report: one value, one change, one verdict."""
 
-import math
+import sys
 from typing import Literal
 
 from optcore.report.model import Measurement
@@ -20,7 +20,7 @@ def format_value(value: float | None, unit: str = "") -> str:
     if unit == "seconds":
         return format_seconds(value)
     if unit == "share":
-        return f"{format_number(value * 100)}%"
+        return f"{format_number(_finite(value * 100))}%"
     return f"{format_number(value)} {unit}".rstrip()
 
 
@@ -45,8 +45,8 @@ def format_bytes(value: float) -> str:
 
 
 def format_seconds(value: float) -> str:
-    """Seconds below a minute and a half, then minutes, then hours."""
-    if value < 90:
+    """Seconds below a minute and a half (and where hours would be beyond reading), then minutes, then hours."""
+    if not 90 <= value < 1e9:
         return f"{format_number(value)} s"
     minutes, seconds = divmod(round(value), 60)
     if minutes < 90:
@@ -83,13 +83,18 @@ def verdict(measurement: Measurement) -> Verdict | None:
 
 
 def _relative(ratio: float) -> str:
-    if not math.isfinite(ratio):
-        return "beyond measure"
     if abs(ratio) >= 10:
-        return f"x{format_number(ratio)}"
+        return f"x{format_number(_finite(ratio))}"
     return f"{_signed((ratio - 1) * 100)}%"
 
 
 def _signed(value: float) -> str:
+    if abs(value) >= 1e6:
+        return f"{_finite(value):+.1e}"
     rounded = round(value, 1)
     return f"{rounded:+.1f}" if rounded else "0.0"
+
+
+def _finite(value: float) -> float:
+    """The nearest finite float: arithmetic on the largest values overflows."""
+    return max(-sys.float_info.max, min(sys.float_info.max, value))

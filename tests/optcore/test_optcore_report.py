@@ -98,7 +98,7 @@ def test_units() -> None:
         (row(2, 3), "+50.0%", None),
         (row(None, 0.06, baseline=0.12, better="lower"), "-50.0% vs max", "better"),
         (row(1.0, 0.971, unit="share", better="higher"), "-2.9 points", "worse"),
-        (row(5e-324, 1.7e308, better="lower"), "beyond measure", "worse"),
+        (row(5e-324, 1.7e308, better="lower"), "x1.798e+308", "worse"),
     ],
 )
 def test_changes(measurement: Measurement, text: str, judged: str | None) -> None:
