@@ -47,10 +47,21 @@ class Decoder:
         self.names = NameMap(self.model, self.reader.names)
         self.layers = _decoder_layers(self.model)
         self._prefix = next(name for name, module in self.model.named_modules() if module is self.layers)
+        self._stored_dtype = self.reader.tensor(self.reader.names[0]).dtype
         self._load_surroundings()
 
     def __len__(self) -> int:
         return len(self.layers)
+
+    @property
+    def longest_sequence(self) -> int:
+        """Tokens that the model's positions reach."""
+        return int(getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or 2**20)
+
+    @property
+    def stored_dtype(self) -> torch.dtype:
+        """The type of the checkpoint's weights, in which scales are stored too."""
+        return self._stored_dtype
 
     def layer_name(self, index: int) -> str:
         """Module path of a layer, such as `model.layers.3`."""

@@ -1,0 +1,147 @@
+"""Source, result and the plain-scale baseline side by side, layer by layer, over the same windows of text."""
+
+import math
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy, kl_div, log_softmax
+
+from optcore.calibration.text import Texts
+from optcore.report import Measurement
+from optcore.streaming.decoder import Decoder
+from optcore.streaming.groups import probe_state
+from optcore.streaming.hidden import HiddenStates
+from optcore.streaming.simulate import Simulation
+
+if TYPE_CHECKING:
+    from optcore.evaluate.fidelity import Fidelity
+    from optcore.run import Run
+
+Model = Literal["source", "result", "baseline"]
+
+
+class Divergence(NamedTuple):
+    """Sums over predicted tokens."""
+
+    tokens: int = 0
+    negative_log_likelihood: float = 0.0
+    """Nats, of the text under this model."""
+    kl: float = 0.0
+    """Nats, KL(source || this model)."""
+    agreements: int = 0
+    """Tokens where the most likely prediction is the source's."""
+
+    def plus(self, other: "Divergence") -> "Divergence":
+        """Sums over both."""
+        return Divergence(*(a + b for a, b in zip(self, other, strict=True)))
+
+    @property
+    def perplexity(self) -> float:
+        """exp of the mean negative log likelihood."""
+        return math.exp(self.negative_log_likelihood / self.tokens)
+
+    @property
+    def mean_kl(self) -> float:
+        """Nats a token."""
+        return self.kl / self.tokens
+
+    @property
+    def agreement(self) -> float:
+        """Share of tokens, 0 to 1."""
+        return self.agreements / self.tokens
+
+
+class Comparison:
+    """Models that share a decoder's layers while each layer is in memory once."""
+
+    def __init__(self, decoder: Decoder, simulation: Simulation, tokens_ST: torch.Tensor, scratch: Path) -> None:
+        self.decoder = decoder
+        self.simulation = simulation
+        self.tokens_ST = tokens_ST
+        searched = simulation.description.scale_search != "max"
+        models: tuple[Model, ...] = ("source", "result", "baseline") if searched else ("source", "result")
+        self.states: dict[Model, HiddenStates] = {model: HiddenStates(decoder, tokens_ST, scratch) for model in models}
+        self._probe = probe_state(decoder)
+
+    def advance(self, index: int) -> float:
+        """Run one layer of every model; the relative error of the result's hidden states."""
+        cache = self.simulation.cache(index)
+        with self.decoder.layer(index) as layer:
+            for model, states in self.states.items():
+                with self._rounded(model, index, layer):
+                    states.advance(index, layer, None if model == "source" else cache)
+        source, result = self.states["source"].hidden_STH, self.states["result"].hidden_STH
+        return float((result - source).norm() / source.norm())
+
+    def divergences(self) -> dict[Model, Divergence]:
+        """Every model against the source, after the last layer."""
+        sums = dict.fromkeys(self.states, Divergence())
+        for batch in zip(*(states.states() for states in self.states.values()), strict=True):
+            rows, _ = batch[0]
+            tokens_BT = self.tokens_ST[rows].to(self.decoder.device)
+            logits = [self.decoder.logits(state) for _, state in batch]
+            for model, own in zip(self.states, logits, strict=True):
+                sums[model] = sums[model].plus(divergence(logits[0], own, tokens_BT))
+        return sums
+
+    def _rounded(self, model: Model, index: int, layer: nn.Module) -> AbstractContextManager[None]:
+        if model == "result":
+            return self.simulation.applied(self.decoder, index, layer)
+        if model == "baseline":
+            return self.simulation.plain(self.decoder, index, layer, self._probe)
+        return nullcontext()
+
+
+def divergence(source_BTV: torch.Tensor, own_BTV: torch.Tensor, tokens_BT: torch.Tensor) -> Divergence:
+    """Compare predictions of the tokens after the first of each window."""
+    source, own = (logits[:, :-1].flatten(0, 1).float() for logits in (source_BTV, own_BTV))
+    p, q = log_softmax(source, -1), log_softmax(own, -1)
+    return Divergence(
+        tokens=len(own),
+        negative_log_likelihood=cross_entropy(own, tokens_BT[:, 1:].flatten(), reduction="sum").item(),
+        kl=kl_div(q, p, log_target=True, reduction="sum").item(),
+        agreements=int((source.argmax(-1) == own.argmax(-1)).sum()),
+    )
+
+
+def compare(run: "Run", samples: int, sequence_length: int) -> tuple[dict[Model, Divergence], list[tuple[str, float]]]:
+    """Divergences of the quantized `run.checkpoint`, and the relative error after each layer."""
+    decoder = Decoder(run.checkpoint)
+    texts = Texts(run.source, run.calibration, run.data_files)
+    tokens_ST = texts.evaluation_windows(samples, sequence_length, decoder.longest_sequence)
+    comparison = Comparison(decoder, Simulation(run.checkpoint), tokens_ST, run.scratch)
+    errors = []
+    for index in range(len(decoder)):
+        errors.append((decoder.layer_name(index), comparison.advance(index)))
+        run.progress("evaluating", index + 1, len(decoder))
+    return comparison.divergences(), errors
+
+
+def measure_fidelity(run: "Run", evaluator: "Fidelity") -> list[Measurement]:
+    """Rows for perplexity, KL and top-1 agreement; leaves the per-layer errors in the run's results."""
+    found, errors = compare(run, evaluator.samples, evaluator.sequence_length)
+    run.results["layer_errors"] = errors
+    tokens = found["source"].tokens
+    note = f"over {tokens} held-out tokens"
+
+    def row(name: str, title: str, unit: str, better: Literal["lower", "higher"], *, of_source: bool) -> Measurement:
+        values = {model: getattr(value, name) for model, value in found.items()}
+        return Measurement(
+            name=name,
+            title=title,
+            unit=unit,
+            source=values["source"] if of_source else None,
+            baseline=values.get("baseline"),
+            result=values["result"],
+            better=better,
+            note=note,
+        )
+
+    return [
+        row("perplexity", "Perplexity", "", "lower", of_source=True),
+        row("mean_kl", "KL to the source", "nats/token", "lower", of_source=False),
+        row("agreement", "Top-1 agreement with the source", "share", "higher", of_source=False),
+    ]

@@ -1,0 +1,23 @@
+"""Files that a stage takes over unchanged, without copying their bytes where the file system allows it."""
+
+import os
+import shutil
+from pathlib import Path
+
+_LEFT_BEHIND = {"quantization.json", "scales.safetensors", "README.md", ".gitattributes", "training.json"}
+
+
+def link_checkpoint(source: Path, target: Path) -> None:
+    """Put every file of a checkpoint folder into another one. Descriptions of an earlier state stay behind."""
+    for path in sorted(source.iterdir()):
+        if path.is_file() and path.name not in _LEFT_BEHIND:
+            link(path, target / path.name)
+
+
+def link(source: Path, target: Path) -> None:
+    """Hard link where possible (a Hub cache's entries are links: their target is taken), else copy."""
+    real = source.resolve()
+    try:
+        os.link(real, target)
+    except OSError:
+        shutil.copyfile(real, target)

@@ -1,0 +1,45 @@
+"""The context of one stage: where it reads, where it writes, how it speaks."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from optcore.events import AnyEvent, Metric, Notice, Phase, Progress
+from optcore.recipe import Calibration
+
+
+@dataclass
+class Run:
+    """The one mutable object of the engine: made for a stage, dropped with its process."""
+
+    stage: str
+    checkpoint: Path
+    """The folder that this stage reads."""
+    source: Path
+    """The model that the chain started from."""
+    out: Path
+    """The folder that this stage writes; it becomes visible only when the stage ends well."""
+    scratch: Path
+    """A folder for what does not fit into memory; removed afterwards."""
+    calibration: Calibration
+    data_files: tuple[Path, ...]
+    """The data set's files, already on this machine."""
+    emit: Callable[[AnyEvent], None]
+    seed: int = 0
+    export: Path | None = None
+    """The exported checkpoint, for stages after the export."""
+    results: dict[str, object] = field(default_factory=dict)
+    """What the stage leaves in its record besides files."""
+
+    def progress(self, phase: Phase, done: int, total: int) -> None:
+        """Say how far the stage is."""
+        self.emit(Progress(stage=self.stage, phase=phase, done=done, total=total))
+
+    def metric(self, name: str, value: float, step: int | None = None) -> None:
+        """Say a measured number."""
+        self.emit(Metric(stage=self.stage, name=name, value=value, step=step))
+
+    def notice(self, message: str) -> None:
+        """Say something that a person should know."""
+        self.emit(Notice(stage=self.stage, message=message))
+        self.results.setdefault("notices", []).append(message)  # type: ignore[attr-defined]
