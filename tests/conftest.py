@@ -1,0 +1,34 @@
+"""What every test has: a quiet environment and the fixtures of `tests/fixtures`."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+
+# Before anything imports torch or huggingface_hub, which read these once. Children of tests inherit them.
+os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"  # nobody listens: a test that needs a Hub starts its own
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = os.environ["DO_NOT_TRACK"] = "1"
+os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="lathe-hf-")
+for _name in (
+    "HF_TOKEN",
+    "HUGGING_FACE_HUB_TOKEN",
+    "HF_HUB_OFFLINE",
+    "http_proxy",
+    "HTTP_PROXY",
+    "all_proxy",
+    "ALL_PROXY",
+):
+    os.environ.pop(_name, None)
+
+pytest_plugins = ["fixtures.servers", "fixtures.browser"]
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def stdlib_model() -> Path:
+    """The small real model that ships in the repository."""
+    return ROOT / "models" / "stdlib-5m"
