@@ -4,7 +4,7 @@ The sync and the async client differ only in how they send a `Call`; everything 
 """
 
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from time import time
@@ -26,7 +26,6 @@ from lathe.models import (
     Problem,
     TechniqueInfo,
     WebhookEndpoint,
-    WebhookEndpointCreate,
 )
 from optcore.recipe import Recipe
 
@@ -145,6 +144,8 @@ _health: Callable[[bytes], Health] = _json(Health)
 
 def create_job(recipe: Recipe | Mapping[str, Any], idempotency_key: str | None) -> Call[Job]:
     """A mapping goes as it is: the service, which may be newer, is the one that judges it."""
+    if not isinstance(recipe, (Recipe, Mapping)):
+        raise TypeError(f"a recipe is a Recipe or a mapping, got {type(recipe).__name__}; for a file, create_from_file")
     body = recipe.model_dump(mode="json") if isinstance(recipe, Recipe) else dict(recipe)
     return Call("POST", "/v1/jobs", _job, body=body, headers=_key(idempotency_key))
 
@@ -203,8 +204,9 @@ def list_formats(params: Params) -> Call[Page[FormatInfo]]:
     return Call("GET", "/v1/formats", _formats, params)
 
 
-def create_webhook_endpoint(endpoint: WebhookEndpointCreate) -> Call[WebhookEndpoint]:
-    return Call("POST", "/v1/webhook_endpoints", _endpoint, body=endpoint.model_dump(mode="json"), headers=_key())
+def create_webhook_endpoint(url: str, events: Sequence[str] | None) -> Call[WebhookEndpoint]:
+    body = {"url": url} if events is None else {"url": url, "events": list(events)}
+    return Call("POST", "/v1/webhook_endpoints", _endpoint, body=body, headers=_key())
 
 
 def list_webhook_endpoints(params: Params) -> Call[Page[WebhookEndpoint]]:

@@ -29,7 +29,6 @@ from lathe.models import (
     Page,
     TechniqueInfo,
     WebhookEndpoint,
-    WebhookEndpointCreate,
     WebhookEventType,
 )
 from optcore.recipe import Recipe, load_recipe
@@ -253,8 +252,7 @@ class AsyncWebhookEndpoints:
 
     async def create(self, url: str, *, events: Sequence[WebhookEventType] | None = None) -> WebhookEndpoint:
         """Add a receiver. The answer's `secret` is shown this once: `lathe.unwrap` needs it."""
-        chosen = {} if events is None else {"events": tuple(events)}
-        return await self._wire.send(protocol.create_webhook_endpoint(WebhookEndpointCreate(url=url, **chosen)))
+        return await self._wire.send(protocol.create_webhook_endpoint(url, events))
 
     def list(self) -> AsyncIterator[WebhookEndpoint]:
         """Your receivers, without their secrets."""

@@ -29,7 +29,6 @@ from lathe.models import (
     Page,
     TechniqueInfo,
     WebhookEndpoint,
-    WebhookEndpointCreate,
     WebhookEventType,
 )
 from optcore.recipe import Recipe, load_recipe
@@ -246,8 +245,7 @@ class WebhookEndpoints:
 
     def create(self, url: str, *, events: Sequence[WebhookEventType] | None = None) -> WebhookEndpoint:
         """Add a receiver. The answer's `secret` is shown this once: `lathe.unwrap` needs it."""
-        chosen = {} if events is None else {"events": tuple(events)}
-        return self._wire.send(protocol.create_webhook_endpoint(WebhookEndpointCreate(url=url, **chosen)))
+        return self._wire.send(protocol.create_webhook_endpoint(url, events))
 
     def list(self) -> Iterator[WebhookEndpoint]:
         """Your receivers, without their secrets."""

@@ -1,0 +1,76 @@
+"""Commands that need no service: run the engine in child processes, check a recipe, print its schema."""
+
+import json
+import os
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lathe.cli.engine_process import VARIABLE, EngineRun
+from lathe.cli.group import explain
+from lathe.cli.output import console, errors, print_json, print_measurements
+from lathe.cli.session import AsJson, home
+from lathe.cli.view import watch
+from lathe.errors import LatheError
+from optcore.recipe import Recipe, load_recipe
+
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe in YAML.")]
+ENGINE_MODULES = ("torch", "transformers", "safetensors")
+
+
+def run(
+    recipe: RecipePath,
+    out: Annotated[Path, typer.Option(help="Folder to write the result to; must not exist.")],
+    work: Annotated[Path | None, typer.Option(help="Cache of finished stages; LATHE_HOME/work when absent.")] = None,
+    as_json: AsJson = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Show the engine's own log.")] = False,
+) -> None:
+    """Run a recipe on this machine, without a service. Finished stages are not run again."""
+    load_recipe(recipe)
+    _need_engine()
+    engine = EngineRun(recipe.absolute(), out.absolute(), (work or home() / "work").absolute(), verbose=verbose)
+    if as_json:
+        for event in engine.events():
+            print_json(event)
+    else:
+        watch((event.event, event.model_dump(mode="json")) for event in engine.events())
+    if engine.failure:
+        if not as_json:
+            explain(engine.failure)
+        raise typer.Exit(1)
+    if not as_json:
+        print_measurements(_report(out))
+        errors.print(f"written to {out}", markup=False, soft_wrap=True)
+
+
+def validate(recipe: RecipePath, as_json: AsJson = False) -> None:
+    """Check a recipe and say what it means, without running it."""
+    checked = load_recipe(recipe)
+    if as_json:
+        print_json(checked)
+    else:
+        console.print(f"valid; digest {checked.digest}", markup=False, highlight=False, soft_wrap=True)
+
+
+def schema() -> None:
+    """Print the JSON schema of a recipe."""
+    console.out(json.dumps(Recipe.model_json_schema(), indent=2), highlight=False)
+
+
+def _need_engine() -> None:
+    missing = [name for name in ENGINE_MODULES if find_spec(name) is None]
+    if missing and VARIABLE not in os.environ:
+        raise LatheError(
+            f"the engine is not installed here: no {', '.join(missing)}",
+            remedy="pip install 'lathe[engine]', or send the recipe to a service with `lathe submit`",
+        )
+
+
+def _report(out: Path) -> dict[str, object]:
+    try:
+        document = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise LatheError(f"the engine ended well but left no report: {error}") from error
+    return document if isinstance(document, dict) else {}

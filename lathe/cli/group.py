@@ -1,0 +1,42 @@
+"""How a command ends when something goes wrong: what, where in the recipe, what to do; and exit code 1."""
+
+from typing import Any
+
+import typer
+from rich.text import Text
+from typer.core import TyperGroup
+
+from lathe.cli.output import errors
+from lathe.errors import JobFailed, LatheError
+from lathe.local.errors import LocalServerError
+from optcore.errors import Failure, OptError
+from optcore.report.text import printable
+
+
+class Commands(TyperGroup):
+    """Turns the errors that we explain ourselves into text; any other is a bug, and keeps its traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except JobFailed as error:
+            explain(error.failure)
+        except (LatheError, OptError) as error:
+            _say(error.message, error.field, error.remedy)
+        except LocalServerError as error:
+            _say(error.message, "", error.remedy)
+        raise typer.Exit(1)
+
+
+def explain(failure: Failure) -> None:
+    """Write a typed failure to standard error."""
+    _say(failure.message, failure.field, failure.remedy, stage=failure.stage)
+
+
+def _say(message: str, field: str, remedy: str, *, stage: str = "") -> None:
+    rows = [("error: ", message), ("stage: ", stage), ("field: ", field), ("remedy: ", remedy)]
+    for label, value in rows:
+        if value:
+            # Text, not markup: a message may quote what somebody else wrote.
+            text = "\n".join(printable(line) for line in value.splitlines())
+            errors.print(Text.assemble((label, "bold red" if label == "error: " else "bold"), text), soft_wrap=True)

@@ -1,0 +1,78 @@
+"""Where words go: tables and values to standard output, the rest to standard error."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from optcore.frozen import canonical_json
+from optcore.report import Measurement
+from optcore.report.numbers import format_change, format_value, verdict
+from optcore.report.text import printable
+
+console = Console()
+errors = Console(stderr=True)
+
+COLOURS = {
+    "succeeded": "green",
+    "cached": "green",
+    "published": "green",
+    "better": "green",
+    "running": "cyan",
+    "uploading": "cyan",
+    "failed": "red",
+    "worse": "red",
+    "cancelling": "yellow",
+    "cancelled": "yellow",
+}
+
+
+def cell(value: object) -> Text:
+    """Words from elsewhere: no control characters, no markup; a known status gets its colour."""
+    text = printable(str(value))
+    return Text(text, style=COLOURS.get(text, ""))
+
+
+def print_json(value: BaseModel | Mapping[str, Any]) -> None:
+    """One JSON object on one line, for programs."""
+    text = value.model_dump_json() if isinstance(value, BaseModel) else canonical_json(dict(value))
+    console.out(text, highlight=False)
+
+
+def print_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Plain columns; what does not fit is folded, never cut."""
+    table = Table(*header, box=None, pad_edge=False, header_style="bold")
+    for column in table.columns:
+        column.overflow = "fold"
+    for row in rows:
+        table.add_row(*map(cell, row))
+    console.print(table)
+
+
+def print_measurements(report: Mapping[str, Any]) -> None:
+    """The before/after table of a report."""
+    rows = list(_measurements(report))
+    if not rows:
+        return
+    with_baseline = any(row.baseline is not None for row in rows)
+    table = Table("", box=None, pad_edge=False, header_style="bold")
+    for name in ("before", *(["max scales"] if with_baseline else []), "after", "change"):
+        table.add_column(name, justify="right")
+    table.add_column("")
+    for row in rows:
+        baseline = [format_value(row.baseline, row.unit)] if with_baseline else []
+        values = [format_value(row.source, row.unit), *baseline, format_value(row.result, row.unit)]
+        table.add_row(*map(cell, (row.title, *values, format_change(row), verdict(row) or "")))
+    console.print(table)
+
+
+def _measurements(report: Mapping[str, Any]) -> Iterable[Measurement]:
+    for row in report.get("measurements", ()):
+        known = {name: value for name, value in row.items() if name in Measurement.model_fields}
+        try:
+            yield Measurement.model_validate(known)
+        except ValidationError:  # a row that a newer engine writes differently; the others still say something
+            errors.print(Text(f"a measurement that this version cannot read was left out: {printable(str(row))[:120]}"))

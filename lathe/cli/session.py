@@ -1,0 +1,38 @@
+"""Which service a command talks to, and with which key: the environment, else what `lathe up` left on this machine."""
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lathe.client import Client
+from lathe.errors import LatheError
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")]
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="A job's id, `job_...`.")]
+
+
+def home() -> Path:
+    """Where `lathe up` and `lathe run` keep their data by default: LATHE_HOME, else ~/.lathe."""
+    return Path(os.environ.get("LATHE_HOME") or Path.home() / ".lathe")
+
+
+def connect() -> Client:
+    """A client; a key on the command line would be readable by every process of the machine, so there is no option."""
+    url, key = os.environ.get("LATHE_URL"), os.environ.get("LATHE_API_KEY")
+    if not (url or key):
+        url, key = _left_by_up()
+    return Client(url, key)
+
+
+def _left_by_up() -> tuple[str | None, str | None]:
+    path = home() / "client.json"
+    try:
+        document = json.loads(path.read_text())
+        return str(document["url"]), str(document["api_key"])
+    except FileNotFoundError:
+        return None, None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise LatheError(f"cannot read {path}: {error!r}", remedy="remove it and start `lathe up` again") from error
