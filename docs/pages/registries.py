@@ -1,0 +1,106 @@
+"""The pages of techniques and formats, from the registries of the engine."""
+
+from typing import Any, get_args
+
+from docs.pages.markdown import codes, one_line, table
+from docs.pages.schema import fields_table
+from optcore.evaluate import AnyEvaluator
+from optcore.export import AnyExport
+from optcore.frozen import Frozen
+from optcore.schemes import KV_CACHE_PRESETS, PRESETS, QuantArgs, Scheme
+from optcore.techniques import AnyTechnique
+
+
+def techniques_page() -> str:
+    """What a recipe's `chain` and `evaluate` may hold."""
+    techniques = "\n".join(_technique(member) for member in members(AnyTechnique))
+    evaluators = "\n".join(_section(member, "evaluator") for member in members(AnyEvaluator))
+    return f"""# Techniques and evaluators
+
+## Techniques
+
+Entries of a recipe's `chain`, applied in order. What one *needs* must be left by the model or by an entry before it.
+
+{techniques}
+## Evaluators
+
+Entries of a recipe's `evaluate`. Source and result are measured in the same run on the same input. Size on disk,
+bits per weight and parameters are always measured.
+
+{evaluators}"""
+
+
+def formats_page() -> str:
+    """Number formats, targets, and which target holds which format."""
+    targets = members(AnyExport)
+    schemes = [_scheme(scheme) for scheme in PRESETS.values()]
+    caches = [(f"`{name}`", numbers(args)) for name, args in KV_CACHE_PRESETS.items()]
+    holds = [
+        (f"`{name_of(target, 'format')}`", one_line(target.__doc__), codes(_in_order(target.schemes, PRESETS)),
+         codes(_in_order(target.kv_caches, KV_CACHE_PRESETS)), ", ".join(target.engines))
+        for target in targets
+    ]  # fmt: skip
+    return f"""# Number formats and targets
+
+## Number formats
+
+Values of `scheme` in a recipe's chain. *Calibration*: whether scales of activations are measured on text.
+
+{table(("Name", "Format", "Weights", "Activations", "Calibration"), schemes)}
+
+## KV cache formats
+
+Values of `kv_cache`.
+
+{table(("Name", "Numbers"), caches)}
+
+## Targets
+
+Values of `target.format`: what is written to disk, which number formats it can hold and which engines load it. An
+engine still needs kernels for a format on the hardware at hand.
+
+{table(("Name", "What it is", "Formats", "KV cache", "Engines"), holds)}
+"""
+
+
+def members(union: Any) -> tuple[Any, ...]:
+    """The classes of a registry: an annotated union, or a single annotated class."""
+    inner = get_args(union)[0]
+    return get_args(inner) or (inner,)
+
+
+def name_of(member: type[Frozen], tag: str) -> str:
+    """The name by which a recipe calls a member."""
+    return str(member.model_fields[tag].default)
+
+
+def numbers(args: QuantArgs | None) -> str:
+    """How one kind of tensor is stored, in words."""
+    if args is None:
+        return "unchanged"
+    group = f" of {args.group_size}" if args.group_size else ""
+    when = ", scaled at run time" if args.dynamic else ""
+    return f"{args.bits} bit {args.type}, per {args.strategy.replace('_', ' ')}{group}{when}"
+
+
+def _technique(member: Any) -> str:
+    facts = [("needs", member.needs), ("leaves", member.leaves), ("removes", member.removes)]
+    said = "; ".join(f"{verb} {codes(sorted(names))}" for verb, names in facts if names).capitalize()
+    return _section(member, "technique", f"{said}. [Paper]({member.paper}).\n\n")
+
+
+def _section(member: Any, tag: str, facts: str = "") -> str:
+    fields = fields_table(member.model_json_schema())
+    # Links lead to the recipe reference, where the objects that several members share are explained once.
+    fields = fields.replace("](#", "](recipe.md#")
+    heading = f"### `{name_of(member, tag)}`: {member.title}"
+    return f"{heading}\n\n{one_line(member.__doc__)}\n\n{facts}{fields}\n"
+
+
+def _scheme(scheme: Scheme) -> tuple[str, ...]:
+    stored = numbers(scheme.weights), numbers(scheme.activations)
+    return f"`{scheme.name}`", scheme.title, *stored, "yes" if scheme.needs_calibration else "no"
+
+
+def _in_order(names: frozenset[str], registry: dict[str, Any]) -> list[str]:
+    return [name for name in registry if name in names]
