@@ -41,6 +41,10 @@ class WorkerSettings(Settings):
     """How long an outbox message can lie when its notification was lost."""
     reconcile_seconds: float = Field(default=10, gt=0)
     """Time between two rounds of the reconciler."""
+    lease_amnesty_seconds: float = Field(default=60, ge=0)
+    """After the database came back (or the relay started) no lease expires for so long: one full lease."""
+    sweep_seconds: float = Field(default=600, gt=0)
+    """Time between two searches for output folders that nobody owns."""
     webhook_timeout_seconds: float = Field(default=20, gt=0)
     """A receiver's time for a complete answer."""
 

@@ -1,0 +1,103 @@
+"""Speaks like `python -m optcore`, and does what the recipe's metadata says: see `_Wishes`.
+
+Finished stages are remembered below `--work/stages`, as the real engine does.
+"""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import yaml
+
+STAGES = ("0-load", "1-ptq", "2-export")
+
+
+def main() -> None:
+    verb, recipe_path, rest = sys.argv[1], Path(sys.argv[2]), sys.argv[3:]
+    options = dict(zip(rest[::2], rest[1::2], strict=True))
+    recipe = yaml.safe_load(recipe_path.read_text())
+    wishes = recipe["metadata"]
+    if verb == "fetch":
+        return fetch(recipe, Path(options["--work"]))
+    if "stubborn" in wishes:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    run(recipe, wishes, Path(options["--work"]), Path(options["--out"]))
+
+
+def say(event: str, **data: object) -> None:
+    print(json.dumps({"event": event, **data}), flush=True)
+
+
+def fetch(recipe: dict, work: Path) -> None:
+    token = os.environ.get("HF_TOKEN", "")
+    (work / "fetched-with").write_text(token)
+    print(f"downloading with {token}", file=sys.stderr)
+    say("recipe_resolved", recipe=recipe | {"model": recipe["model"] | {"revision": "c0ffee"}})
+
+
+def run(recipe: dict, wishes: dict, work: Path, out: Path) -> None:
+    say("run_planned", stages=STAGES)
+    for stage in STAGES:
+        do_stage(stage, recipe, wishes, work)
+    if "no_output" in wishes:
+        return say("run_finished", digest="0" * 64)
+    say("run_finished", digest=write_output(recipe, out))
+
+
+def do_stage(stage: str, recipe: dict, wishes: dict, work: Path) -> None:
+    key = hashlib.sha256(f"{stage}{recipe['seed']}".encode()).hexdigest()
+    done = work / "stages" / key
+    if done.exists():
+        return say("stage_finished", stage=stage, key=key, cached=True, seconds=0.0, peak_memory_bytes=0)
+    say("stage_started", stage=stage, key=key)
+    say("progress", stage=stage, phase="loading", done=1, total=2)
+    print(f"working on {stage}", file=sys.stderr, flush=True)
+    if stage == "1-ptq":
+        misbehave(stage, wishes)
+    done.parent.mkdir(parents=True, exist_ok=True)
+    with (done.parent / "runs.log").open("a") as runs:
+        runs.write(f"{stage}\n")
+    done.touch()
+    say("stage_finished", stage=stage, key=key, cached=False, seconds=0.1, peak_memory_bytes=1024)
+
+
+def misbehave(stage: str, wishes: dict) -> None:
+    """`hold`: wait while the file named there exists, its pid file beside it. `crash`, `fail`: end badly."""
+    if "grandchild" in wishes:
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+        Path(wishes["grandchild"]).write_text(str(child.pid))
+    if "hold" in wishes:
+        Path(wishes["hold"]).with_suffix(".pid").write_text(str(os.getpid()))
+        while Path(wishes["hold"]).exists():
+            time.sleep(0.05)
+    if "crash" in wishes:
+        print("CUDA error: an illegal memory access was encountered", file=sys.stderr, flush=True)
+        os._exit(int(wishes["crash"]))
+    if "fail" in wishes:
+        failure = {"kind": "user_error", "code": "data_unusable", "message": wishes["fail"], "stage": stage}
+        say("run_failed", failure=failure)
+        sys.exit(1)
+
+
+def write_output(recipe: dict, out: Path) -> str:
+    temporary = out.with_name(f"{out.name}.partial")
+    temporary.mkdir(parents=True)
+    contents = {"config.json": b"{}", "environment.json": json.dumps(dict(os.environ)).encode(), "sub/a.txt": b"a"}
+    files = []
+    for path, data in contents.items():
+        (temporary / path).parent.mkdir(exist_ok=True)
+        (temporary / path).write_bytes(data)
+        files.append({"path": path, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()})
+    digest = hashlib.sha256(json.dumps([recipe["model"], recipe["seed"]]).encode()).hexdigest()
+    (temporary / "manifest.json").write_text(json.dumps({"digest": digest, "files": files}))
+    temporary.rename(out)
+    return digest
+
+
+if __name__ == "__main__":
+    main()

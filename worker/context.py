@@ -1,0 +1,39 @@
+"""What the tasks of a process share: settings, the database, its name. Made on first use, so after the pool forked."""
+
+import os
+import secrets
+import socket
+from dataclasses import dataclass
+from functools import cache
+
+from api.store.session import Sessions, make_engine, make_sessions
+from worker.settings import WorkerSettings
+
+
+@dataclass(frozen=True)
+class Context:
+    """One process of a worker."""
+
+    settings: WorkerSettings
+    sessions: Sessions
+    worker_id: str
+    """Names a process, not a host: after a restart it is another one, so an old claim is never mistaken for ours."""
+    host: str
+
+
+@cache
+def settings() -> WorkerSettings:
+    """The environment, read once."""
+    return WorkerSettings()
+
+
+@cache
+def context() -> Context:
+    """This process's context. A connection must not cross a fork: never call it in a process that forks later."""
+    host = socket.gethostname()
+    return Context(
+        settings=settings(),
+        sessions=make_sessions(make_engine(settings().database_url)),
+        worker_id=f"{host}:{os.getpid()}:{secrets.token_hex(3)}",
+        host=host,
+    )

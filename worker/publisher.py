@@ -1,0 +1,80 @@
+"""The push of a finished artifact to the Hub: a retryable life of its own after the job's."""
+
+import logging
+
+from sqlalchemy.orm import Session
+
+from api import lifecycle
+from api.errors import Fenced
+from api.store import credentials
+from optcore.errors import Failure, OptError
+from optcore.recipe import Publish
+from worker import hub
+from worker.context import Context
+from worker.engine_process import Inbox
+from worker.heartbeat import Heartbeat
+
+log = logging.getLogger(__name__)
+
+RENEW_seconds = 60.0
+
+
+class NoCredential(OptError):
+    """The recipe names a Hub credential that its owner has not stored."""
+
+    code = "credential_missing"
+    kind = "user_error"
+
+
+def publish(job_id: str, context: Context) -> None:
+    """Push the artifact if a push is pending. A late or doubled call does nothing."""
+    with context.sessions.begin() as session:
+        claim = lifecycle.claim_publish(session, job_id, context.worker_id)
+    if claim is None:
+        log.info("nothing to publish for %s", job_id)
+        return
+    try:
+        _push(claim, context)
+    except Fenced as error:
+        log.warning("refused: %s", error.message)
+
+
+def _push(claim: lifecycle.PublishClaim, context: Context) -> None:
+    def renew() -> bool:
+        with context.sessions.begin() as session:
+            lifecycle.renew_publish(session, claim)
+        return False
+
+    inbox: Inbox = Inbox()
+    with Heartbeat(renew, period_seconds=RENEW_seconds, inbox=inbox):
+        try:
+            commit = _upload(claim, context)
+        except OptError as error:
+            return _fail(claim, context, error.failure())
+    with context.sessions.begin() as session:
+        lifecycle.publish_succeeded(session, claim, commit.url, commit.commit)
+
+
+def _upload(claim: lifecycle.PublishClaim, context: Context) -> hub.PublishedCommit:
+    wanted = Publish.model_validate(claim.recipe["publish"])
+    with context.sessions() as session:
+        token = _token(session, claim, context, wanted)
+    folder = context.settings.artifacts_dir / claim.job_id / str(claim.artifact_epoch)
+    return hub.publish_folder(folder, wanted, token)
+
+
+def _token(session: Session, claim: lifecycle.PublishClaim, context: Context, wanted: Publish) -> str:
+    token = credentials.token(session, context.settings.vault, claim.owner_id, wanted.credential)
+    if token is None:
+        raise NoCredential(
+            f"there is no Hub credential named {wanted.credential!r}",
+            remedy="store one under that name and publish again",
+            field="/publish/credential",
+        )
+    return token
+
+
+def _fail(claim: lifecycle.PublishClaim, context: Context, failure: Failure) -> None:
+    log.warning("push of %s failed: %s %s", claim.job_id, failure.code, failure.message)
+    with context.sessions.begin() as session:
+        lifecycle.publish_failed(session, claim, failure)

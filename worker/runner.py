@@ -1,0 +1,167 @@
+"""One job, from claim to end: claim -> fetch -> run -> collect -> finish, under a lease renewed all the while."""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, assert_never
+
+from sqlalchemy.orm import Session
+
+from api import lifecycle
+from api.errors import Fenced, ServiceError
+from api.store import credentials
+from optcore.errors import Failure, OptError
+from optcore.events import AnyEvent
+from optcore.recipe import recipe_from
+from worker.artifact import FinishedArtifact, collect
+from worker.context import Context
+from worker.drain import DrainWatch
+from worker.engine_environment import fetch_environment, run_environment
+from worker.engine_log import EngineLog
+from worker.engine_process import Inbox
+from worker.heartbeat import UNREACHABLE, Heartbeat, Order
+from worker.supervisor import Completed, Ending, Failed, Supervisor
+
+log = logging.getLogger(__name__)
+
+AGAIN_seconds = 1.0
+
+
+def run_job(job_id: str, context: Context) -> None:
+    """Take the job if it can be taken, and see this attempt to its end. A late or doubled call does nothing."""
+    with context.sessions.begin() as session:
+        claim = lifecycle.claim(session, job_id, context.worker_id)
+    if claim is None:
+        log.info("nothing to claim for %s", job_id)
+        return
+    _Attempt(claim, context).run()
+
+
+class _Attempt:
+    """A claim being worked on."""
+
+    def __init__(self, claim: lifecycle.Claim, context: Context) -> None:
+        self._claim = claim
+        self._context = context
+        self._settings = context.settings
+        self._inbox: Inbox = Inbox()
+        self._out = self._settings.artifacts_dir / claim.job_id / str(claim.epoch)
+        self._folder = self._settings.attempt_dir(claim.job_id, claim.epoch)
+        self._heartbeat = Heartbeat(self._renew, period_seconds=self._settings.renew_seconds, inbox=self._inbox)
+        self._supervisor = Supervisor(self._settings, inbox=self._inbox, heartbeat=self._heartbeat, record=self._record)
+
+    def run(self) -> None:
+        log.info("attempt %d of %s begins, epoch %d", self._claim.attempt, self._claim.job_id, self._claim.epoch)
+        with self._heartbeat, DrainWatch(self._inbox):
+            self._settle(self._ending())
+
+    def _ending(self) -> Ending:
+        try:
+            return self._drive_engine()
+        except OptError as error:
+            return Failed(error.failure())
+        except ServiceError as error:
+            return Failed(Failure(kind="internal", code=error.code, message=error.message, remedy=error.remedy))
+        except OSError as error:
+            return Failed(
+                Failure(
+                    kind="infrastructure",
+                    code="worker_disk",
+                    message=f"the worker cannot start the engine: {error.strerror or error}",
+                    remedy="look at the space and the permissions of LATHE_DATA_DIR, and at LATHE_ENGINE_COMMAND",
+                    retryable=True,
+                )
+            )
+
+    def _drive_engine(self) -> Ending:
+        recipe = self._claim.resolved or self._claim.recipe
+        token = self._hub_token()
+        self._make_folders()
+        engine_log = EngineLog(
+            self._folder / "engine.log", limit_bytes=self._settings.log_limit_bytes, secrets=[token or ""]
+        )
+        try:
+            if _needs_fetch(recipe):
+                ending = self._step("fetch", recipe, fetch_environment(token), engine_log)
+                if not isinstance(ending, Completed):
+                    return ending
+                recipe = ending.recipe or recipe
+            return self._step("run", recipe, run_environment(), engine_log, "--out", str(self._out))
+        finally:
+            engine_log.close()
+
+    def _step(
+        self, verb: str, recipe: dict[str, Any], environment: dict[str, str], engine_log: EngineLog, *more: str
+    ) -> Ending:
+        path = self._folder / f"{verb}.yaml"
+        path.write_text(recipe_from(recipe).to_yaml(), encoding="utf-8")
+        words = [*self._settings.engine_command, verb, str(path), "--work", str(self._settings.work_dir), *more]
+        return self._supervisor.run(words, environment, engine_log)
+
+    def _make_folders(self) -> None:
+        for folder in (self._settings.work_dir, self._folder, self._out.parent):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    def _hub_token(self) -> str | None:
+        publish = self._claim.recipe.get("publish") or {}
+        with self._context.sessions() as session:
+            return credentials.token(
+                session, self._settings.vault, self._claim.owner_id, publish.get("credential", "default")
+            )
+
+    def _settle(self, ending: Ending) -> None:
+        """Write how the attempt ended, as soon as the database lets us, unless the job is not ours any more."""
+        claim = self._claim
+        match ending:
+            case Completed():
+                self._finish()
+            case Failed(failure):
+                log.warning("%s failed: %s %s", claim.job_id, failure.code, failure.message)
+                self._insist(lambda session: lifecycle.fail(session, claim, failure))
+            case Order.CANCEL:
+                self._insist(lambda session: lifecycle.cancelled(session, claim))
+            case Order.RELEASE:
+                self._insist(lambda session: lifecycle.release(session, claim))
+            case Order.ABANDON:
+                log.warning("%s is not ours any more: epoch %d writes nothing", claim.job_id, claim.epoch)
+            case _:
+                assert_never(ending)
+
+    def _finish(self) -> None:
+        claim = self._claim
+        try:
+            artifact: FinishedArtifact = collect(self._out)
+        except OptError as error:
+            failure = error.failure()
+            self._insist(lambda session: lifecycle.fail(session, claim, failure))
+        else:
+            self._insist(lambda session: lifecycle.finish(session, claim, artifact.digest, artifact.files))
+
+    def _insist(self, write: Callable[[Session], None]) -> None:
+        """Repeat one fenced write until the database took it, refused it, or was away for too long."""
+        while not self._supervisor.is_cut_off:
+            if not self._supervisor.is_isolated:
+                try:
+                    with self._context.sessions.begin() as session:
+                        return write(session)
+                except Fenced as error:
+                    log.warning("refused: %s", error.message)
+                    return
+                except UNREACHABLE as error:
+                    log.warning("the end of %s is not written yet: %s", self._claim.job_id, type(error).__name__)
+            time.sleep(AGAIN_seconds)
+        log.error("gave up on the database: another attempt finishes %s", self._claim.job_id)
+
+    def _renew(self) -> bool:
+        with self._context.sessions.begin() as session:
+            return lifecycle.renew(session, self._claim).cancel_requested
+
+    def _record(self, events: Sequence[AnyEvent]) -> None:
+        with self._context.sessions.begin() as session:
+            lifecycle.record(session, self._claim, events)
+
+
+def _needs_fetch(recipe: dict[str, Any]) -> bool:
+    calibration = recipe.get("calibration") or {}
+    local_data = calibration.get("path") is not None or calibration.get("dataset") == "python-stdlib"
+    return recipe["model"].get("id") is not None or not local_data
