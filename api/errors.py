@@ -9,6 +9,8 @@
     ├── Invalid                 422  a body that says something impossible
     ├── IdempotencyMismatch     422  the key was used with another body
     ├── BodyTooLarge            413
+    ├── UnsupportedMediaType    415
+    ├── RangeNotSatisfiable     416
     ├── Unavailable             503  the database does not answer
     └── VaultError              500  a stored secret cannot be opened
 
@@ -17,7 +19,7 @@ Engine errors (`optcore.errors`) keep their own tree; `api.problems` turns both 
 
 
 class ServiceError(Exception):
-    """Base of the tree. Subclasses fix `status`, `code` and `title`; an instance adds the message."""
+    """Base of the tree. Subclasses fix `status`, `code` and `title`; an instance adds message and HTTP headers."""
 
     status = 500
     code = "internal"
@@ -29,6 +31,7 @@ class ServiceError(Exception):
         self.message = message
         self.remedy = remedy
         self.field = field
+        self.headers: dict[str, str] = {}
 
 
 class Unauthorized(ServiceError):
@@ -90,6 +93,22 @@ class BodyTooLarge(ServiceError):
     status = 413
     code = "body_too_large"
     title = "Request body too large"
+
+
+class UnsupportedMediaType(ServiceError):
+    """A body that is no JSON."""
+
+    status = 415
+    code = "unsupported_media_type"
+    title = "Unsupported media type"
+
+
+class RangeNotSatisfiable(ServiceError):
+    """A range that starts behind the end of the file."""
+
+    status = 416
+    code = "range_not_satisfiable"
+    title = "Range not satisfiable"
 
 
 class Unavailable(ServiceError):

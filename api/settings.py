@@ -43,8 +43,10 @@ class Settings(BaseSettings):
     """Least level of the JSON log lines."""
     max_body_bytes: int = 256 * 1024
     """Largest request body."""
-    public_url: str = "https://lathe.example"
-    """Where people reach the service; the `type` of problems lies below it."""
+    host: str = "127.0.0.1"
+    """Address that `python -m api` listens on."""
+    port: int = Field(default=8000, ge=0, le=65535)
+    """Port that `python -m api` listens on."""
 
     @property
     def vault(self) -> Vault:

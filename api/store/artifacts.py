@@ -27,9 +27,12 @@ def add(session: Session, job_id: str, files: Iterable[ArtifactFile]) -> None:
         session.execute(insert(Artifact), rows)
 
 
-def of(session: Session, job_id: str) -> Sequence[Artifact]:
-    """The files of a job, by path."""
-    return session.scalars(select(Artifact).where(Artifact.job_id == job_id).order_by(Artifact.path)).all()
+def page(session: Session, job_id: str, *, limit: int, after: str | None = None) -> Sequence[Artifact]:
+    """The files of a job by path, from behind `after`."""
+    statement = select(Artifact).where(Artifact.job_id == job_id)
+    if after is not None:
+        statement = statement.where(Artifact.path > after)
+    return session.scalars(statement.order_by(Artifact.path).limit(limit)).all()
 
 
 def get(session: Session, job_id: str, path: str) -> Artifact:

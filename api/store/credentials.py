@@ -10,15 +10,13 @@ from api.store.models import Credential
 from api.vault import Vault
 
 
-def put(session: Session, vault: Vault, owner_id: str, name: str, token: str) -> None:
+def put(session: Session, vault: Vault, owner_id: str, name: str, token: str) -> Credential:
     """Store or replace a token."""
     sealed = vault.seal(token, _place(owner_id, name))
     statement = insert(Credential).values(owner_id=owner_id, name=name, sealed_token=sealed)
-    session.execute(
-        statement.on_conflict_do_update(
-            index_elements=["owner_id", "name"], set_={"sealed_token": sealed, "updated_at": func.now()}
-        )
-    )
+    changed = {"sealed_token": sealed, "updated_at": func.now()}
+    upsert = statement.on_conflict_do_update(index_elements=["owner_id", "name"], set_=changed)
+    return session.scalars(upsert.returning(Credential).execution_options(populate_existing=True)).one()
 
 
 def token(session: Session, vault: Vault, owner_id: str, name: str) -> str | None:

@@ -1,7 +1,5 @@
 """Stored answers to POSTs, so that a request sent twice is done once. Kept for a day."""
 
-from typing import Any
-
 from sqlalchemy import delete, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
@@ -13,8 +11,8 @@ from api.store.models import IdempotencyKey
 RETENTION_seconds = 24 * 3600
 
 
-def begin(session: Session, owner_id: str, route: str, key: str, body_sha256: str) -> dict[str, Any] | None:
-    """Reserve the key for this transaction, or return the answer that is stored under it.
+def begin(session: Session, owner_id: str, route: str, key: str, body_sha256: str) -> str | None:
+    """Reserve the key for this transaction, or return the sealed answer that is stored under it.
 
     A second request with the key waits here for the first one's commit. Raises `IdempotencyMismatch` on another body.
     """
@@ -29,10 +27,10 @@ def begin(session: Session, owner_id: str, route: str, key: str, body_sha256: st
             "this Idempotency-Key was used with another body",
             remedy="send a new key, or the first body again",
         )
-    return row.response
+    return row.sealed_answer
 
 
-def store(session: Session, owner_id: str, route: str, key: str, status: int, response: dict[str, Any]) -> None:
+def store(session: Session, owner_id: str, route: str, key: str, sealed_answer: str) -> None:
     """Keep the answer under the key that `begin` reserved."""
     place = (IdempotencyKey.owner_id == owner_id, IdempotencyKey.route == route, IdempotencyKey.key == key)
-    session.execute(update(IdempotencyKey).where(*place).values(status=status, response=response))
+    session.execute(update(IdempotencyKey).where(*place).values(sealed_answer=sealed_answer))

@@ -7,6 +7,7 @@ from sqlalchemy import ColumnElement, exists, insert, select, update
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from api.errors import BadRequest, NotFound
+from api.ids import is_id
 from api.store.clock import in_seconds
 from api.store.models import ACTIVE, Job, OutboxMessage
 
@@ -26,7 +27,8 @@ def get(session: Session, owner_id: str, job_id: str, *, lock: bool = False) -> 
     statement = select(Job).where(Job.id == job_id, Job.owner_id == owner_id)
     if lock:
         statement = statement.with_for_update()
-    job = session.scalars(statement.execution_options(populate_existing=True)).one_or_none()
+    fresh = statement.execution_options(populate_existing=True)
+    job = session.scalars(fresh).one_or_none() if is_id("job", job_id) else None
     if job is None:
         raise NotFound(f"no job {job_id[:64]!r}", remedy="list your jobs with GET /v1/jobs")
     return job
@@ -43,8 +45,7 @@ def page(
     """Newest first, from below `after`; and whether there are more. Raises `BadRequest` for an unknown cursor."""
     statement = select(Job).where(Job.owner_id == owner_id).order_by(Job.id.desc()).limit(limit + 1)
     if after is not None:
-        known = session.scalar(select(exists().where(Job.id == after, Job.owner_id == owner_id)))
-        if not known:
+        if not (is_id("job", after) and _exists(session, owner_id, after)):
             raise BadRequest(
                 "the cursor is no job of yours", remedy="pass the last_id of the page before", field="after"
             )
@@ -53,6 +54,10 @@ def page(
         statement = statement.where(Job.status.in_(statuses))
     rows = session.scalars(statement).all()
     return rows[:limit], len(rows) > limit
+
+
+def _exists(session: Session, owner_id: str, job_id: str) -> bool:
+    return bool(session.scalar(select(exists().where(Job.id == job_id, Job.owner_id == owner_id))))
 
 
 def change(session: Session, job_id: str, *conditions: ColumnElement[bool], **values: Any) -> Job | None:

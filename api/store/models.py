@@ -259,8 +259,8 @@ class IdempotencyKey(Row):
     route: Mapped[str] = mapped_column(primary_key=True)
     key: Mapped[str] = mapped_column(primary_key=True)
     body_sha256: Mapped[str]
-    status: Mapped[int | None]
-    response: Mapped[dict[str, Any] | None]
+    sealed_answer: Mapped[str | None]
+    """Sealed, because the answer to a new webhook endpoint holds its secret."""
     created_at: Mapped[datetime] = _created()
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import any_, delete, func, insert, literal, select, update
 from sqlalchemy.orm import Session
 
-from api.ids import new_id
+from api.ids import is_id, new_id
 from api.store import outbox
 from api.store.clock import in_seconds
 from api.store.models import WebhookDelivery, WebhookEndpoint, WebhookMessage
@@ -53,6 +53,8 @@ def endpoints(session: Session, owner_id: str) -> Sequence[WebhookEndpoint]:
 
 def remove_endpoint(session: Session, owner_id: str, endpoint_id: str) -> bool:
     """Forget a receiver and its messages; False when there is none."""
+    if not is_id("whe", endpoint_id):
+        return False
     statement = delete(WebhookEndpoint).where(WebhookEndpoint.id == endpoint_id, WebhookEndpoint.owner_id == owner_id)
     return session.execute(statement.returning(WebhookEndpoint.id)).first() is not None
 

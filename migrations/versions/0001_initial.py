@@ -32,8 +32,7 @@ CREATE TABLE idempotency_keys (
     route TEXT NOT NULL,
     key TEXT NOT NULL,
     body_sha256 TEXT NOT NULL,
-    status INTEGER,
-    response JSONB,
+    sealed_answer TEXT,
     created_at TIMESTAMPTZ DEFAULT now() NOT NULL,
     CONSTRAINT idempotency_keys_pkey PRIMARY KEY (owner_id, route, key)
 );

@@ -1,0 +1,60 @@
+"""What a valid recipe must also meet here: its local paths lie below the allowed roots, its credential exists."""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from sqlalchemy.orm import Session
+
+from api.errors import Invalid
+from api.settings import Settings
+from api.store import credentials
+from optcore.errors import SourceNotFound
+from optcore.recipe import Recipe
+
+
+def admit(session: Session, settings: Settings, owner_id: str, recipe: Recipe) -> Recipe:
+    """The recipe with local paths made absolute, symbolic links resolved. Raises `Invalid` or `SourceNotFound`."""
+    if recipe.publish and not credentials.known(session, owner_id, recipe.publish.credential):
+        name = recipe.publish.credential
+        raise _refused(
+            "credential_unknown",
+            f"you have no credential {name!r}",
+            f"store a Hub token with PUT /v1/credentials/{name}",
+            "/publish/credential",
+        )
+    model, calibration = recipe.model, recipe.calibration
+    if model.path is not None:
+        model = model.model_copy(update={"path": _local(settings, model.path, "/model/path")})
+    if calibration.path is not None:
+        calibration = calibration.model_copy(update={"path": _local(settings, calibration.path, "/calibration/path")})
+    return recipe.model_copy(update={"model": model, "calibration": calibration})
+
+
+def _local(settings: Settings, path: str, field: str) -> str:
+    if not settings.model_roots:
+        raise _refused("path_not_allowed", "this service reads no local paths", "name a Hub repository instead", field)
+    roots = [root.resolve() for root in settings.model_roots]
+    allowed = [found for found in _meanings(path, roots) if any(found.is_relative_to(root) for root in roots)]
+    if not allowed:
+        raise _refused(
+            "path_not_allowed",
+            f"{path!r} lies outside the folders that this service may read",
+            "use a path below a folder of LATHE_MODEL_ROOTS, or a Hub repository",
+            field,
+        )
+    existing = next((found for found in allowed if os.path.exists(found)), None)
+    if existing is None:
+        raise SourceNotFound(f"no such file or folder: {path}", remedy="check the spelling of the path", field=field)
+    return str(existing)
+
+
+def _meanings(path: str, roots: Iterable[Path]) -> list[Path]:
+    """What a path can mean: relative ones are tried below each root, then below the folder that we run in."""
+    return [Path(os.path.realpath(base / path)) for base in (*roots, Path.cwd())]
+
+
+def _refused(code: str, message: str, remedy: str, field: str) -> Invalid:
+    error = Invalid(message, remedy=remedy, field=field)
+    error.code = code
+    return error

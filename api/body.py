@@ -1,0 +1,72 @@
+"""Request bodies: JSON, bounded, and made of text that a database can store."""
+
+import json
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+from fastapi import Request
+from pydantic import BaseModel, ValidationError
+
+from api.errors import BadRequest, BodyTooLarge, Invalid, UnsupportedMediaType
+
+M = TypeVar("M", bound=BaseModel)
+
+
+async def json_body(request: Request) -> Any:
+    """The body as plain values. Raises the error that says why not."""
+    kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    if kind != "application/json" and not kind.endswith("+json"):
+        raise UnsupportedMediaType(f"the body is {kind[:64]}", remedy="send JSON, as application/json")
+    return _parse(await _read(request, request.app.state.settings.max_body_bytes))
+
+
+def body_of(model: type[M]) -> Callable[[Request], Coroutine[Any, Any, M]]:
+    """A dependency that reads the body as a model."""
+
+    async def read(request: Request) -> M:
+        document = await json_body(request)
+        try:
+            return model.model_validate_json(json.dumps(document))
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = "/".join(str(part) for part in first["loc"])
+            raise Invalid(f"/{where}: {first['msg']}", remedy="correct the body; see /openapi.json") from error
+
+    return read
+
+
+async def _read(request: Request, limit_bytes: int) -> bytes:
+    declared = request.headers.get("content-length", "0")
+    body = bytearray()
+    too_large = declared.isdecimal() and int(declared) > limit_bytes
+    if not too_large:
+        async for chunk in request.stream():
+            body += chunk
+            if too_large := len(body) > limit_bytes:
+                break
+    if too_large:
+        raise BodyTooLarge(f"the body is larger than {limit_bytes} bytes", remedy="a recipe is a few kilobytes")
+    return bytes(body)
+
+
+def _parse(body: bytes) -> Any:
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise BadRequest(f"the body is no JSON: {error}"[:200], remedy="check quotes, commas and brackets") from error
+    if not _storable(document):
+        raise BadRequest("the body has a NUL character or half a surrogate pair in a text", remedy="remove it")
+    return document
+
+
+def _storable(document: Any) -> bool:
+    left = [document]
+    while left:
+        value = left.pop()
+        if isinstance(value, dict):
+            left += [*value.keys(), *value.values()]
+        elif isinstance(value, list):
+            left += value
+        elif isinstance(value, str) and any(c == "\0" or "\ud800" <= c <= "\udfff" for c in value):
+            return False
+    return True

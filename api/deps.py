@@ -1,0 +1,59 @@
+"""What routes ask for, by type."""
+
+from collections.abc import Iterator
+from typing import Annotated
+
+from fastapi import Depends, Header, Query, Request
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from sqlalchemy.orm import Session
+
+from api import auth
+from api.listener import Listener
+from api.settings import Settings
+from api.store.session import Sessions
+
+_bearer = HTTPBearer(auto_error=False, description="An API key, `lk_...`.")
+
+
+def settings(request: Request) -> Settings:
+    """The settings of this application."""
+    value: Settings = request.app.state.settings
+    return value
+
+
+def sessions(request: Request) -> Sessions:
+    """Makes sessions, for routes that must not hold one."""
+    value: Sessions = request.app.state.sessions
+    return value
+
+
+def listener(request: Request) -> Listener:
+    """Tells when a job has news."""
+    value: Listener = request.app.state.listener
+    return value
+
+
+def session(make: Annotated[Sessions, Depends(sessions)]) -> Iterator[Session]:
+    """One transaction: committed when the route returns, before the answer is sent; rolled back when it raises."""
+    with make.begin() as opened:
+        yield opened
+
+
+def caller(
+    make: Annotated[Sessions, Depends(sessions)],
+    credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
+) -> str:
+    """The owner that the request's API key speaks for."""
+    return auth.owner_of(make, credentials.credentials if credentials else None)
+
+
+SettingsDep = Annotated[Settings, Depends(settings)]
+SessionsDep = Annotated[Sessions, Depends(sessions)]
+SessionDep = Annotated[Session, Depends(session, scope="function")]
+ListenerDep = Annotated[Listener, Depends(listener)]
+CallerDep = Annotated[str, Depends(caller)]
+LimitDep = Annotated[int, Query(ge=1, le=100, description="Rows of a page.")]
+AfterDep = Annotated[str | None, Query(max_length=200, description="`last_id` of the page before.")]
+IdempotencyKeyDep = Annotated[
+    str | None, Header(min_length=1, max_length=255, pattern=r"^[\x20-\x7e]+$", description="Kept for 24 hours.")
+]

@@ -1,0 +1,37 @@
+"""`python -m api.keys`: make and revoke API keys."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from api.settings import Settings
+from api.store import keys
+from api.store.session import make_engine, make_sessions
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print a new key, once; or revoke one by its id."""
+    wanted = _parser().parse_args(arguments)
+    settings = Settings()
+    with make_sessions(make_engine(settings.database_url, pool_size=1)).begin() as session:
+        if wanted.command == "create":
+            key_id, key = keys.create(session, wanted.owner)
+            sys.stderr.write(f"{key_id}: keep the key, it is not shown again\n")
+            sys.stdout.write(f"{key}\n")
+        elif not keys.revoke(session, wanted.key_id):
+            sys.stderr.write(f"no key in use has the id {wanted.key_id}\n")
+            return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m api.keys", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    create = commands.add_parser("create", help="print a new key on standard output")
+    create.add_argument("--owner", required=True, help="whom the key speaks for")
+    commands.add_parser("revoke", help="refuse a key from now on").add_argument("key_id")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

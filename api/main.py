@@ -1,0 +1,65 @@
+"""The web service: `uvicorn --factory api.main:create_app`."""
+
+import contextlib
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
+
+from api import logs, openapi, problems
+from api.listener import Listener
+from api.middleware import Around
+from api.routes import artifacts, catalog, credentials, events, health, jobs, webhooks
+from api.settings import Settings
+from api.store.session import make_engine, make_sessions
+from lathe.models import WebhookEndpointCreate
+from optcore.recipe import Recipe
+
+DESCRIPTION = "Optimization-as-a-service for language models: a recipe in, a smaller checkpoint and a report out."
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """The application; settings come from the environment unless given."""
+    settings = settings or Settings()
+    app = Service(
+        title="Lathe",
+        version="1",
+        description=DESCRIPTION,
+        lifespan=_lifespan,
+        generate_unique_id_function=_operation_id,
+        separate_input_output_schemas=False,
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.state.settings = settings
+    app.state.engine = make_engine(settings.database_url, pool_size=10)
+    app.state.sessions = make_sessions(app.state.engine)
+    app.state.listener = Listener(settings.database_url)
+    app.add_middleware(Around)
+    problems.install(app)
+    for room in (jobs, events, artifacts, catalog, webhooks, credentials, health):
+        app.include_router(room.router)
+    return app
+
+
+class Service(FastAPI):
+    """FastAPI, with our OpenAPI document."""
+
+    def openapi(self) -> dict[str, Any]:
+        """Made once, on first use."""
+        if not self.openapi_schema:
+            self.openapi_schema = openapi.document(self, [Recipe, WebhookEndpointCreate, credentials.CredentialPut])
+        return self.openapi_schema
+
+
+@contextlib.asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
+    logs.configure(app.state.settings.log_level)
+    async with app.state.listener.running():
+        yield
+    app.state.engine.dispose()
+
+
+def _operation_id(route: APIRoute) -> str:
+    return route.name

@@ -1,0 +1,79 @@
+"""What happens around every request: an id, safe headers, one log line, and an answer even to a bug of ours."""
+
+import re
+import secrets
+import time
+
+import structlog
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api import problems
+from api.errors import ServiceError
+
+SAFE_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Cache-Control": "no-store",
+}
+"""Set where a route does not set its own."""
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{8,64}")
+_log = structlog.get_logger("lathe.request")
+
+
+class Around:
+    """Pure ASGI, so that it sees streams too and buffers nothing."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        scope["request_id"] = _request_id(Headers(scope=scope))
+        answer = _Answer(send, scope["request_id"])
+        began = time.perf_counter()
+        with structlog.contextvars.bound_contextvars(request_id=scope["request_id"]):
+            try:
+                await self._app(scope, receive, answer.send)
+            except Exception:  # the outermost loop of a request
+                _log.exception("request_crashed", method=scope["method"], path=scope["path"])
+                await answer.crash(scope, receive)
+            finally:
+                took_ms = round(1000 * (time.perf_counter() - began), 1)
+                _log.info("request", method=scope["method"], path=scope["path"], status=answer.status, ms=took_ms)
+
+
+class _Answer:
+    """The response on its way out."""
+
+    def __init__(self, send: Send, request_id: str) -> None:
+        self.status = 0
+        self._send = send
+        self._request_id = request_id
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            headers = MutableHeaders(scope=message)
+            headers["X-Request-Id"] = self._request_id
+            for name, value in SAFE_HEADERS.items():
+                headers.setdefault(name, value)
+        await self._send(message)
+
+    async def crash(self, scope: Scope, receive: Receive) -> None:
+        if self.status:
+            raise ConnectionAbortedError("the answer broke off in the middle")
+        error = ServiceError("something went wrong here", remedy="tell the operator the request_id")
+        await problems.answer(Request(scope), error)(scope, receive, self.send)
+
+
+def _request_id(headers: Headers) -> str:
+    """The caller's, when it is harmless in a log."""
+    given = headers.get("x-request-id", "")
+    return given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(12)

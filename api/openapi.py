@@ -1,0 +1,37 @@
+"""The OpenAPI document: what the framework derives, and the bodies and problems that it cannot see."""
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from lathe.models import Problem
+
+_TEMPLATE = "#/components/schemas/{model}"
+
+
+def takes(model: type[BaseModel]) -> dict[str, Any]:
+    """`openapi_extra` of a route that reads its body itself."""
+    content = {"application/json": {"schema": {"$ref": _TEMPLATE.format(model=model.__name__)}}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def document(app: FastAPI, bodies: list[type[BaseModel]]) -> dict[str, Any]:
+    """The whole document."""
+    made = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+    wanted: list[tuple[Any, Any]] = [(model, "validation") for model in (*bodies, Problem)]
+    _, schemas = models_json_schema(wanted, ref_template=_TEMPLATE)
+    made["components"]["schemas"] |= schemas["$defs"]
+    for path in made["paths"].values():
+        for operation in path.values():
+            operation["responses"]["default"] = _PROBLEM
+    made["components"]["schemas"] = dict(sorted(made["components"]["schemas"].items()))
+    return made
+
+
+_PROBLEM = {
+    "description": "A problem (RFC 9457)",
+    "content": {"application/problem+json": {"schema": {"$ref": _TEMPLATE.format(model="Problem")}}},
+}
