@@ -1,0 +1,36 @@
+"""One job through a real relay, broker and worker."""
+
+import json
+from typing import Any
+
+import pytest
+from standardwebhooks import Webhook
+from worker_service import Service, until
+
+pytestmark = pytest.mark.integration
+
+
+def test_a_job_succeeds_and_its_receiver_is_told(service: Service, receiver: Any) -> None:
+    secret = service.add_receiver(receiver.url)
+    service.start_relay()
+    service.start_worker()
+    job_id = service.submit()
+    job = service.await_status(job_id, "succeeded")
+
+    assert job.attempt == 1
+    assert job.artifact_digest == json.loads((service.output(job_id) / "manifest.json").read_text())["digest"]
+    history = service.events(job_id)
+    assert [event.seq for event in history] == list(range(1, len(history) + 1))
+    assert history[0].type == "job.queued"
+    assert history[-1].type == "job.succeeded"
+    paths = [path for (path,) in service.rows("SELECT path FROM artifacts ORDER BY path")]
+    assert paths == ["config.json", "environment.json", "manifest.json", "sub/a.txt"]
+    stages = service.rows("SELECT name, status FROM stages ORDER BY position")
+    assert [tuple(row) for row in stages] == [(name, "succeeded") for name in ("0-load", "1-ptq", "2-export")]
+
+    until(lambda: service.rows("SELECT 1 FROM webhook_messages WHERE status = 'delivered'"), "the delivery")
+    headers, body = receiver.requests[0]
+    payload = Webhook(secret).verify(body, headers)
+    assert payload["type"] == "job.succeeded"
+    assert payload["data"]["job_id"] == job_id
+    assert len(receiver.requests) == 1
