@@ -54,10 +54,9 @@ def fake_quantize(weight_NK: torch.Tensor, scales: Scales, args: QuantArgs) -> t
     return (grid_of(args).round(blocks(weight_NK, args) / step) * step).reshape(weight_NK.shape)
 
 
-def grid_values(weight_NK: torch.Tensor, scales: Scales, args: QuantArgs) -> torch.Tensor:
-    """The weight in grid units, rounded: what is encoded. float32 [N, K]."""
-    step = scales.step().unsqueeze(-1)
-    return grid_of(args).round(blocks(weight_NK, args) / step).reshape(weight_NK.shape)
+def in_steps(weight_NK: torch.Tensor, scales: Scales, args: QuantArgs) -> torch.Tensor:
+    """The weight in grid units, not rounded yet. float32 [N, K]."""
+    return (blocks(weight_NK, args) / scales.step().unsqueeze(-1)).reshape(weight_NK.shape)
 
 
 def find_scales(

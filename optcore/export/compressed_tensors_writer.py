@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from optcore.algorithms.packing import pack_int32, pack_nibbles
-from optcore.algorithms.rounding import encode_e2m1, round_e4m3
-from optcore.algorithms.scales import Scales, grid_values
+from optcore.algorithms.rounding import encode_e2m1, grid_of, round_e4m3
+from optcore.algorithms.scales import Scales, in_steps
 from optcore.export.compressed_tensors_config import quantization_config
 from optcore.export.compressed_tensors_decoder import decode_weight
 from optcore.errors import ExportMismatch
@@ -38,14 +38,14 @@ def write_checkpoint(run: "Run") -> None:
 
 def pack(weight_NK: torch.Tensor, scales: Scales, args: QuantArgs) -> dict[str, torch.Tensor]:
     """The stored tensors of one linear layer's weight, by their suffix. W is float32 [N, K]."""
-    values = grid_values(weight_NK, scales, args)
+    values = in_steps(weight_NK, scales, args)
     if args.type == "float" and args.bits == 8:
         packed = {"weight": round_e4m3(values)}
     elif args.type == "int" and args.bits == 8:
-        packed = {"weight": values.to(torch.int8)}
+        packed = {"weight": grid_of(args).round(values).to(torch.int8)}
     elif args.type == "int":
         shape = torch.tensor(weight_NK.shape, dtype=torch.int64)
-        packed = {"weight_packed": pack_int32(values, args.bits), "weight_shape": shape}
+        packed = {"weight_packed": pack_int32(grid_of(args).round(values), args.bits), "weight_shape": shape}
     else:
         packed = {"weight_packed": pack_nibbles(encode_e2m1(values))}
     packed["weight_scale"] = scales.scale

@@ -44,6 +44,12 @@ class Ptq(Technique):
         return PRESETS[self.scheme]
 
     @property
+    def summary(self) -> str:
+        """What was done, in one line for people."""
+        kv_cache = f"; {self.kv_cache.upper()} KV cache" if self.kv_cache else ""
+        return f"{self.preset.title}{kv_cache}"
+
+    @property
     def alternatives(self) -> tuple[Self, ...]:
         """One configuration for each fallback; the gate stays, and the last one stops the run when it fails too."""
         rest = [self.fallback[i + 1 :] for i in range(len(self.fallback))]

@@ -1,0 +1,99 @@
+"""The engine as a program: `python -m optcore run recipe.yaml --out DIR`. Events on standard output, a JSON object a line."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from optcore.child import RESULTS
+from optcore.errors import OptError, OutOfMemory
+from optcore.events import AnyEvent, RunFailed
+from optcore.recipe import Recipe, load_recipe
+
+
+def main() -> int:
+    """Exit status 0: done. 1: a typed failure, said in a `run_failed` event."""
+    options = _parser().parse_args()
+    try:
+        options.command(options)
+    except OptError as error:
+        emit(RunFailed(failure=error.failure(getattr(error, "stage", ""))))
+        return 1
+    return 0
+
+
+def emit(event: AnyEvent) -> None:
+    """Print one event at once, so that whoever supervises us sees it now."""
+    sys.stdout.write(event.model_dump_json() + "\n")
+    sys.stdout.flush()
+
+
+def run(options: argparse.Namespace) -> None:
+    """From recipe to artifact."""
+    from optcore.engine import optimize
+
+    optimize(load_recipe(options.recipe), options.out, options.work, emit)
+
+
+def fetch(options: argparse.Namespace) -> None:
+    """Pin and download only; the pinned recipe is in the `recipe_resolved` event."""
+    from optcore.engine import fetch as fetch_sources
+
+    fetch_sources(load_recipe(options.recipe), options.work, emit)
+
+
+def stage(options: argparse.Namespace) -> None:
+    """One stage, told by a task file: what `run` starts for each step."""
+    from optcore.stage import StageTask
+    from optcore.stages import perform
+
+    task = StageTask.model_validate_json(options.task.read_text())
+    try:
+        results = perform(task, emit)
+    except MemoryError as error:
+        raise OutOfMemory(f"stage {task.name} ran out of memory", remedy="use a larger machine") from error
+    except OptError as error:
+        emit(RunFailed(failure=error.failure(task.name)))
+        raise SystemExit(1) from error
+    (options.task.parent / RESULTS).write_text(json.dumps(results))
+
+
+def validate(options: argparse.Namespace) -> None:
+    """Read a recipe and print it with its defaults filled in."""
+    from optcore.plan import check
+
+    recipe = load_recipe(options.recipe)
+    check(recipe)
+    sys.stdout.write(recipe.to_yaml())
+
+
+def schema(options: argparse.Namespace) -> None:
+    """Print the recipe's JSON Schema."""
+    sys.stdout.write(json.dumps(Recipe.model_json_schema(), indent=2) + "\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m optcore", description=__doc__)
+    commands = parser.add_subparsers(required=True)
+    for command in (run, fetch, validate):
+        sub = _command(commands, command)
+        sub.add_argument("recipe", type=Path)
+        if command is not validate:
+            sub.add_argument("--work", type=Path, required=True, help="cache of finished stages; may be shared")
+        if command is run:
+            sub.add_argument("--out", type=Path, required=True, help="folder of the artifact; must not exist")
+    _command(commands, stage).add_argument("task", type=Path)
+    _command(commands, schema)
+    return parser
+
+
+def _command(commands: Any, function: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:
+    sub: argparse.ArgumentParser = commands.add_parser(function.__name__, help=(function.__doc__ or "").splitlines()[0])
+    sub.set_defaults(command=function)
+    return sub
+
+
+if __name__ == "__main__":
+    sys.exit(main())

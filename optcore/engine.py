@@ -1,0 +1,214 @@
+"""A run from recipe to artifact: fetch, then the chain with its gates, export, evaluate, assemble.
+
+This process is the conductor: it imports no torch, starts one process per stage and finds finished stages by key.
+"""
+
+import errno
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from optcore.artifact import Artifact, assemble
+from optcore.child import RESULTS, run_stage
+from optcore.errors import GateFailed, OutOfDisk, RecipeError
+from optcore.evaluate import Fidelity
+from optcore.events import AnyEvent, Notice, RecipeResolved, RunFinished, RunPlanned, StageFinished, StageStarted
+from optcore.plan import check, gate_stage, stage_names, technique_stage
+from optcore.recipe import Recipe
+from optcore.report import StageCost
+from optcore.stage import (
+    AnyWork,
+    EvaluateWork,
+    ExportWork,
+    FetchWork,
+    GateWork,
+    Inputs,
+    StageRecord,
+    StageTask,
+    TechniqueWork,
+)
+from optcore.techniques import Technique
+from optcore.work import WorkFolder
+
+Emit = Callable[[AnyEvent], None]
+
+
+def optimize(recipe: Recipe, out: Path, work: Path, emit: Emit) -> Artifact:
+    """Run a recipe and write its artifact to `out`, which must not exist yet. Raises the errors of `optcore.errors`."""
+    if out.exists():
+        raise RecipeError(f"the output folder {out} exists already", remedy="name a new folder, or remove this one")
+    check(recipe)
+    emit(RunPlanned(stages=stage_names(recipe)))
+    walk = _Walk(WorkFolder(work), emit)
+    try:
+        recipe = walk.fetch(recipe)
+        for number, technique in enumerate(recipe.chain, start=1):
+            walk.apply(number, technique, recipe)
+        walk.export(recipe)
+        walk.evaluate(recipe)
+        artifact = assemble(recipe, walk.inputs, walk.records, walk.costs, walk.notices, out)
+    except OSError as error:
+        raise _disk_full(error) from error
+    emit(RunFinished(digest=artifact.digest))
+    return artifact
+
+
+def fetch(recipe: Recipe, work: Path, emit: Emit) -> Recipe:
+    """Only pin and download: the part of a run that needs the network and perhaps a credential."""
+    check(recipe)
+    emit(RunPlanned(stages=stage_names(recipe)))
+    return _Walk(WorkFolder(work), emit).fetch(recipe)
+
+
+@dataclass
+class _Walk:
+    """Where a run is: the inputs of the next stage, and what the stages so far left."""
+
+    work: WorkFolder
+    emit: Emit
+    inputs: Inputs = field(default_factory=Inputs)
+    records: dict[str, StageRecord] = field(default_factory=dict)
+    costs: list[StageCost] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
+
+    def fetch(self, recipe: Recipe) -> Recipe:
+        """Bring model and data here; returns the recipe with its commits pinned."""
+        self._move(calibration=recipe.calibration, seed=recipe.seed)
+        results = self._stage("0-fetch", FetchWork(recipe=_only_sources(recipe))).results
+        self._move(
+            source=results["source"],
+            source_digest=results["source_digest"],
+            checkpoint=results["source"],
+            checkpoint_digest=results["source_digest"],
+            data_files=tuple(results["data_files"]),
+            data_digest=results["data_digest"],
+        )
+        pinned = _pinned(recipe, results["model_revision"], results["data_revision"])
+        self.emit(RecipeResolved(recipe=pinned.model_dump(mode="json")))
+        return pinned
+
+    def apply(self, number: int, technique: Technique, recipe: Recipe) -> None:
+        """One entry of the chain, with its gate and fallbacks."""
+        for attempt, candidate in enumerate((technique, *technique.alternatives)):
+            name = technique_stage(number, candidate, attempt)
+            self._stage(name, TechniqueWork(technique=candidate))
+            if self._passes(name, candidate, recipe):
+                self._enter_checkpoint(name)
+                return
+
+    def export(self, recipe: Recipe) -> None:
+        """Write the target format."""
+        record = self._stage(f"{len(recipe.chain) + 1}-export", ExportWork(export=recipe.target))
+        self._move(exported=str(self.work.files(record.key)), exported_digest=record.key)
+
+    def evaluate(self, recipe: Recipe) -> None:
+        """Measure before and after."""
+        self._stage(f"{len(recipe.chain) + 2}-evaluate", EvaluateWork(evaluators=recipe.evaluate))
+
+    def _passes(self, name: str, technique: Technique, recipe: Recipe) -> bool:
+        """Whether the technique's result meets its gate; raises `GateFailed` when it must and does not."""
+        gate = technique.gate
+        if gate is None:
+            return True
+        before = self.inputs
+        self._enter_checkpoint(name)
+        try:
+            record = self._stage(gate_stage(name), _gate_work(recipe))
+        finally:
+            self.inputs = before
+        value = record.results[gate.metric]
+        if value <= gate.max:
+            return True
+        said = f"{name}: {gate.metric} is {value:.4g}, the gate allows {gate.max:g}"
+        if gate.on_fail == "stop" or (gate.on_fail == "fallback" and not technique.alternatives):
+            raise GateFailed(said, remedy="choose a higher-precision scheme, or a wider gate", field="/chain")
+        self._notice(name, said)
+        return gate.on_fail == "warn"
+
+    def _stage(self, name: str, work: AnyWork) -> StageRecord:
+        """Find the stage done, or run it in its own process."""
+        task = StageTask(name=name, work=work, inputs=self.inputs)
+        key = task.key
+        self.emit(StageStarted(stage=name, key=key))
+        started = time.monotonic()
+        with self.work.locked(key):
+            record = self.work.record(key) if _is_reusable(task) else None
+            cached = record is not None
+            record = record or self._run(task, key)
+        self.records[name] = record
+        self._account(name, record, cached, time.monotonic() - started)
+        return record
+
+    def _run(self, task: StageTask, key: str) -> StageRecord:
+        part = self.work.begin(key)
+        paths = {"out": str(part / "files"), "scratch": str(part / "scratch"), "cache": str(self.work.sources)}
+        started = time.monotonic()
+        usage = run_stage(task.model_copy(update=paths), part / "task.json", self.emit)
+        record = StageRecord(
+            name=task.name,
+            key=key,
+            seconds=time.monotonic() - started,
+            peak_memory_bytes=usage.peak_memory_bytes,
+            results=json.loads((part / RESULTS).read_text()),
+        )
+        self.work.commit(part, record)
+        return record
+
+    def _account(self, name: str, record: StageRecord, cached: bool, waited_seconds: float) -> None:
+        self.notices += record.results.get("notices", [])
+        self.costs.append(
+            StageCost(name=name, seconds=record.seconds, peak_memory_bytes=record.peak_memory_bytes, cached=cached)
+        )
+        self.emit(
+            StageFinished(
+                stage=name,
+                key=record.key,
+                cached=cached,
+                seconds=waited_seconds,
+                peak_memory_bytes=record.peak_memory_bytes,
+            )
+        )
+
+    def _enter_checkpoint(self, name: str) -> None:
+        key = self.records[name].key
+        self._move(checkpoint=str(self.work.files(key)), checkpoint_digest=key)
+
+    def _move(self, **changed: object) -> None:
+        self.inputs = self.inputs.model_copy(update=changed)
+
+    def _notice(self, stage: str, message: str) -> None:
+        self.notices.append(message)
+        self.emit(Notice(stage=stage, message=message))
+
+
+def _only_sources(recipe: Recipe) -> Recipe:
+    """What fetching depends on; recipes that differ in the rest share the stage."""
+    return Recipe(model=recipe.model, calibration=recipe.calibration, chain=recipe.chain[:1])
+
+
+def _pinned(recipe: Recipe, model_revision: str | None, data_revision: str | None) -> Recipe:
+    model = recipe.model.model_copy(update={"revision": model_revision} if model_revision else {})
+    calibration = recipe.calibration.model_copy(update={"revision": data_revision} if data_revision else {})
+    return recipe.model_copy(update={"model": model, "calibration": calibration})
+
+
+def _is_reusable(task: StageTask) -> bool:
+    """A fetch is looked up again unless its commits are pinned: branches and folders move."""
+    if not isinstance(task.work, FetchWork):
+        return True
+    recipe = task.work.recipe
+    return bool(recipe.model.id) and all(len(ref.revision) == 40 for ref in (recipe.model, recipe.calibration))
+
+
+def _gate_work(recipe: Recipe) -> GateWork:
+    """A gate measures on the windows that the final evaluation uses."""
+    chosen = next((evaluator for evaluator in recipe.evaluate if isinstance(evaluator, Fidelity)), Fidelity())
+    return GateWork(samples=chosen.samples, sequence_length=chosen.sequence_length)
+
+
+def _disk_full(error: OSError) -> Exception:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return OutOfDisk(f"no room left: {error}", remedy="free space, or name another folder with --work and --out")
+    return error

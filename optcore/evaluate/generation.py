@@ -1,0 +1,108 @@
+"""Tokens a second and peak memory of a checkpoint in transformers, each measured in a process of its own."""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from optcore.report import Measurement
+from optcore.sizes import weight_bytes
+
+if TYPE_CHECKING:
+    from optcore.evaluate.throughput import Throughput
+    from optcore.run import Run
+
+_NOTE = "transformers on this machine unpacks compressed weights when it loads them; a serving engine does not"
+_ROOM = 3  # loading needs the file and the unpacked tensors at once
+
+
+def measure_throughput(run: "Run", evaluator: "Throughput") -> list[Measurement]:
+    """Rows for prefill and decode speed and peak memory; none, with a notice, where it cannot be measured."""
+    assert run.export
+    if reason := _cannot(run.source):
+        run.notice(f"throughput not measured: {reason}")
+        return []
+    before = _measured(run.source, evaluator)
+    run.progress("evaluating", 1, 2)
+    after = _measured(run.export, evaluator)
+    run.progress("evaluating", 2, 2)
+
+    def row(name: str, title: str, unit: str, better: Literal["lower", "higher"]) -> Measurement:
+        return Measurement(
+            name=name, title=title, unit=unit, source=before[name], result=after[name], better=better, note=_NOTE
+        )
+
+    return [
+        row("prefill_speed", "Prefill in transformers", "tokens/s", "higher"),
+        row("decode_speed", "Decode in transformers", "tokens/s", "higher"),
+        row("peak_memory_bytes", "Peak memory in transformers", "bytes", "lower"),
+    ]
+
+
+def _cannot(source: Path) -> str:
+    if not find_spec("compressed_tensors"):
+        return "the package compressed-tensors is not installed"
+    available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if weight_bytes(source) * _ROOM > available:
+        return "the model does not fit into this machine's free memory as a whole"
+    return ""
+
+
+def _measured(folder: Path, evaluator: "Throughput") -> dict[str, float]:
+    sizes = [str(evaluator.prompt_tokens), str(evaluator.new_tokens)]
+    command = [sys.executable, "-m", "optcore.evaluate.generation", str(folder), *sizes]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
+    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+@torch.no_grad()
+def _generate(folder: Path, prompt_tokens: int, new_tokens: int) -> dict[str, float]:
+    """One warm-up, then one timed greedy generation with a KV cache."""
+    from transformers import AutoModelForCausalLM, DynamicCache
+
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    if torch.cuda.is_available():
+        model.cuda()
+    ids = torch.arange(prompt_tokens, device=model.device)[None] % model.config.get_text_config().vocab_size
+    model(ids[:, :2])
+    started = time.perf_counter()
+    cache = DynamicCache(config=model.config)
+    token = model(ids, past_key_values=cache).logits[:, -1:].argmax(-1)
+    filled = time.perf_counter()
+    for _ in range(new_tokens):
+        token = model(token, past_key_values=cache).logits[:, -1:].argmax(-1)
+    ended = time.perf_counter()
+    return {
+        "prefill_speed": prompt_tokens / (filled - started),
+        "decode_speed": new_tokens / (ended - filled),
+        "peak_memory_bytes": _peak_memory_bytes(),
+    }
+
+
+def _peak_memory_bytes() -> int:
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def main() -> None:
+    """Print one JSON object."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("prompt_tokens", type=int)
+    parser.add_argument("new_tokens", type=int)
+    options = parser.parse_args()
+    sys.stdout.write(json.dumps(_generate(options.folder, options.prompt_tokens, options.new_tokens)) + "\n")
+
+
+if __name__ == "__main__":
+    main()

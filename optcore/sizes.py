@@ -1,0 +1,60 @@
+"""What a checkpoint weighs, read from the headers of its safetensors files. No tensor is touched, no torch needed."""
+
+import json
+import math
+import struct
+from pathlib import Path
+
+from optcore.errors import BadCheckpoint
+from optcore.report import Measurement
+
+_MAX_HEADER_bytes = 100 * 2**20  # safetensors' own limit
+
+
+def size_measurements(source: Path, result: Path) -> tuple[Measurement, ...]:
+    """Rows for bytes of weights and bits per weight; a weight is one parameter of the source."""
+    parameters = sum(math.prod(shape) for shape in _shapes(source))
+    source_bytes, result_bytes = weight_bytes(source), weight_bytes(result)
+    return (
+        Measurement(
+            name="weight_bytes",
+            title="Weights on disk",
+            unit="bytes",
+            source=source_bytes,
+            result=result_bytes,
+            better="lower",
+        ),
+        Measurement(
+            name="bits_per_weight",
+            title="Bits per weight",
+            source=8 * source_bytes / parameters,
+            result=8 * result_bytes / parameters,
+            better="lower",
+            note=f"{parameters} parameters; embeddings, norms and scales counted in",
+        ),
+    )
+
+
+def weight_bytes(folder: Path) -> int:
+    """Size of the safetensors files of a folder."""
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
+def read_header(path: Path) -> dict[str, dict[str, object]]:
+    """Names, types and shapes of a safetensors file's tensors. Raises `BadCheckpoint` for anything else."""
+    with path.open("rb") as file:
+        start = file.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+        if not 2 <= length <= _MAX_HEADER_bytes:
+            raise BadCheckpoint(f"{path.name} is not a safetensors file", field="/model")
+        try:
+            header: dict[str, dict[str, object]] = json.loads(file.read(length))
+        except ValueError as error:
+            raise BadCheckpoint(f"{path.name} has a damaged header", field="/model") from error
+    header.pop("__metadata__", None)
+    return header
+
+
+def _shapes(folder: Path) -> list[list[int]]:
+    headers = [read_header(path) for path in sorted(folder.glob("*.safetensors"))]
+    return [tensor["shape"] for header in headers for tensor in header.values()]  # type: ignore[misc]

@@ -1,0 +1,109 @@
+"""One resumable step, as documents: what its process is told, and what it leaves behind."""
+
+from typing import Any, Literal
+
+from optcore.evaluate import AnyEvaluator
+from optcore.export import AnyExport
+from optcore.frozen import Frozen, digest_of
+from optcore.recipe import Calibration, Recipe
+from optcore.techniques import AnyTechnique
+from optcore.version import ENGINE_VERSION
+
+
+class FetchWork(Frozen):
+    """Pin and bring here everything that comes from outside."""
+
+    kind: Literal["fetch"] = "fetch"
+    recipe: Recipe
+
+
+class TechniqueWork(Frozen):
+    """Apply a technique."""
+
+    kind: Literal["technique"] = "technique"
+    technique: AnyTechnique
+
+
+class GateWork(Frozen):
+    """Measure whether a technique's result is good enough."""
+
+    kind: Literal["gate"] = "gate"
+    samples: int
+    sequence_length: int
+
+
+class ExportWork(Frozen):
+    """Write the target format."""
+
+    kind: Literal["export"] = "export"
+    export: AnyExport
+
+
+class EvaluateWork(Frozen):
+    """Measure before and after."""
+
+    kind: Literal["evaluate"] = "evaluate"
+    evaluators: tuple[AnyEvaluator, ...]
+
+
+AnyWork = FetchWork | TechniqueWork | GateWork | ExportWork | EvaluateWork
+
+
+class Inputs(Frozen):
+    """Folders and files that a stage reads; paths are this machine's, digests are what keys are made of."""
+
+    source: str = ""
+    source_digest: str = ""
+    checkpoint: str = ""
+    checkpoint_digest: str = ""
+    exported: str = ""
+    exported_digest: str = ""
+    data_files: tuple[str, ...] = ()
+    data_digest: str = ""
+    calibration: Calibration = Calibration()
+    seed: int = 0
+
+
+class StageTask(Frozen):
+    """Everything that a stage process needs to know."""
+
+    name: str
+    work: AnyWork
+    inputs: Inputs
+    out: str = ""
+    scratch: str = ""
+    cache: str = ""
+
+    @property
+    def key(self) -> str:
+        """Content address of the result: equal work on equal inputs, wherever it runs."""
+        inputs = self.inputs
+        measured = {"samples": inputs.calibration.samples, "sequence_length": inputs.calibration.sequence_length}
+        return digest_of(
+            {
+                "engine": ENGINE_VERSION,
+                "work": _without_gates(self.work.model_dump(mode="json")),
+                "source": inputs.source_digest,
+                "checkpoint": inputs.checkpoint_digest,
+                "exported": inputs.exported_digest,
+                "data": {**measured, "digest": inputs.data_digest, "column": inputs.calibration.column},
+                "seed": inputs.seed,
+            }
+        )
+
+
+class StageRecord(Frozen):
+    """What a finished stage leaves beside its files."""
+
+    name: str
+    key: str
+    seconds: float
+    peak_memory_bytes: int
+    results: dict[str, Any] = {}
+
+
+def _without_gates(work: dict[str, Any]) -> dict[str, Any]:
+    """A gate decides what happens next, not what a technique computes."""
+    if technique := work.get("technique"):
+        return {**work, "technique": {k: v for k, v in technique.items() if k not in ("gate", "fallback")}}
+    return work

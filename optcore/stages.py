@@ -1,0 +1,76 @@
+"""Inside a stage process: the task's work, done."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from optcore.events import AnyEvent
+from optcore.recipe import Recipe
+from optcore.run import Run
+from optcore.stage import EvaluateWork, ExportWork, FetchWork, GateWork, StageTask, TechniqueWork
+
+
+def perform(task: StageTask, emit: Callable[[AnyEvent], None]) -> dict[str, Any]:
+    """Do the work of one task; what it returns goes into the stage's record."""
+    run = Run(
+        stage=task.name,
+        checkpoint=Path(task.inputs.checkpoint),
+        source=Path(task.inputs.source),
+        out=Path(task.out),
+        scratch=Path(task.scratch),
+        calibration=task.inputs.calibration,
+        data_files=tuple(Path(file) for file in task.inputs.data_files),
+        emit=emit,
+        seed=task.inputs.seed,
+        export=Path(task.inputs.exported),
+    )
+    match task.work:
+        case FetchWork(recipe=recipe):
+            _fetch(run, recipe, Path(task.cache))
+        case TechniqueWork(technique=technique):
+            technique.apply(run)
+        case GateWork(samples=samples, sequence_length=sequence_length):
+            _measure_gate(run, samples, sequence_length)
+        case ExportWork(export=export):
+            export.write(run)
+        case EvaluateWork():
+            _evaluate(run, task.work)
+    return run.results
+
+
+def _fetch(run: Run, recipe: Recipe, cache: Path) -> None:
+    from optcore.architecture import check_architecture
+    from optcore.sources import fetch_data, fetch_model
+
+    model = fetch_model(recipe.model, cache, run.progress)
+    check_architecture(model.path)
+    data = fetch_data(recipe.calibration, cache, run.progress)
+    run.results.update(
+        source=str(model.path),
+        source_digest=model.digest,
+        model_revision=model.revision,
+        data_files=[str(file) for file in data.files],
+        data_digest=data.digest,
+        data_revision=data.revision,
+    )
+
+
+def _measure_gate(run: Run, samples: int, sequence_length: int) -> None:
+    from optcore.evaluate.fidelity_stream import compare
+
+    found, _ = compare(run, samples, sequence_length)
+    measured = {
+        "kl": found["result"].mean_kl,
+        "ppl_ratio": found["result"].perplexity / found["source"].perplexity,
+    }
+    for name, value in measured.items():
+        run.metric(name, value)
+    run.results.update(measured)
+
+
+def _evaluate(run: Run, work: EvaluateWork) -> None:
+    rows = [row for evaluator in work.evaluators for row in evaluator.measure(run)]
+    for row in rows:
+        if row.result is not None:
+            run.metric(row.name, row.result)
+    run.results["measurements"] = [row.model_dump() for row in rows]

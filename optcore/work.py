@@ -1,0 +1,67 @@
+"""The work folder: finished stages by content key, shared by every run on the machine."""
+
+import fcntl
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from optcore.stage import StageRecord
+
+_RECORD = "record.json"
+
+
+class WorkFolder:
+    """`stages/<key>/` holds a finished stage's `files/` and `record.json`; nothing else is ever read back.
+
+    A stage is written under a temporary name and renamed when it is complete, so a killed process leaves only rubbish
+    that the next holder of the key's lock removes.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.absolute()
+        self.sources = self.root / "sources"
+        self._stages = self.root / "stages"
+        self._stages.mkdir(parents=True, exist_ok=True)
+
+    def files(self, key: str) -> Path:
+        """The folder of a finished stage's files."""
+        return self._stages / key / "files"
+
+    def record(self, key: str) -> StageRecord | None:
+        """What a finished stage left; None when it was not run yet."""
+        path = self._stages / key / _RECORD
+        return StageRecord.model_validate_json(path.read_text()) if path.exists() else None
+
+    @contextmanager
+    def locked(self, key: str) -> Iterator[None]:
+        """Hold a key: a second run that wants the same stage waits, then finds it done."""
+        with (self._stages / f"{key}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def begin(self, key: str) -> Path:
+        """An empty folder to build the stage in, what an earlier process left half done removed."""
+        for left in self._stages.glob(f"{key}.part-*"):
+            shutil.rmtree(left, ignore_errors=True)
+        part = self._stages / f"{key}.part-{uuid.uuid4().hex[:8]}"
+        (part / "files").mkdir(parents=True)
+        (part / "scratch").mkdir()
+        return part
+
+    def commit(self, part: Path, record: StageRecord) -> None:
+        """Make a stage visible: its record last, its bytes on the disk before its name."""
+        shutil.rmtree(part / "scratch", ignore_errors=True)
+        (part / _RECORD).write_text(record.model_dump_json(indent=2) + "\n")
+        _sync(part)
+        part.rename(self._stages / record.key)
+
+
+def _sync(folder: Path) -> None:
+    """Flush every file below a folder, so that a power cut cannot leave a named stage with empty files."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
