@@ -58,7 +58,7 @@ def test(arguments: list[str]) -> int:
 
 
 def check(arguments: list[str]) -> int:
-    """Style, types, import contracts, the house, the docs, the containers: all that is true without running the product."""
+    """Style, types, import contracts, the house, docs, containers: what is true without running the product."""
     if arguments:
         raise SetupError(f"`check` takes no arguments, and got {' '.join(arguments)}.")
     prepare("full")
