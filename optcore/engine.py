@@ -199,7 +199,13 @@ def _is_reusable(task: StageTask) -> bool:
     if not isinstance(task.work, FetchWork):
         return True
     recipe = task.work.recipe
-    return bool(recipe.model.id) and all(len(ref.revision) == 40 for ref in (recipe.model, recipe.calibration))
+    data = recipe.calibration
+    data_is_pinned = not data.path and (data.dataset == "python-stdlib" or _is_commit(data.revision))
+    return bool(recipe.model.id) and _is_commit(recipe.model.revision) and data_is_pinned
+
+
+def _is_commit(revision: str) -> bool:
+    return len(revision) == 40 and set(revision) <= set("0123456789abcdef")
 
 
 def _gate_work(recipe: Recipe) -> GateWork:

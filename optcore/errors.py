@@ -16,16 +16,14 @@
     ├── HubUnavailable          the Hub did not answer; trying again may help
     └── StageCrashed            the stage process died without saying why
 
-A message says what, what was found instead and, in `remedy`, what to do. `retryable` is the only thing a worker looks at.
+A message says what, what was found instead and, in `remedy`, what to do. A worker looks at `retryable` alone.
 """
 
 from typing import Literal
 
 from optcore.frozen import Frozen
 
-Kind = Literal[
-    "user_error", "out_of_memory", "quality_gate", "timeout", "infrastructure", "upstream_hub", "internal"
-]
+Kind = Literal["user_error", "out_of_memory", "quality_gate", "timeout", "infrastructure", "upstream_hub", "internal"]
 
 
 class Failure(Frozen):

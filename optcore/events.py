@@ -17,7 +17,7 @@ class RunPlanned(Frozen):
 
     event: Literal["run_planned"] = "run_planned"
     stages: tuple[str, ...]
-    """Stage names such as `0-fetch`, `1-ptq`, `2-export`, `3-evaluate`: unique in a run, sortable, safe as file names."""
+    """Names such as `0-fetch`, `1-ptq`, `2-export`, `3-evaluate`: unique in a run, sortable, safe as file names."""
 
 
 class RecipeResolved(Frozen):
@@ -92,15 +92,7 @@ class RunFailed(Frozen):
 
 
 AnyEvent = Annotated[
-    RunPlanned
-    | RecipeResolved
-    | StageStarted
-    | Progress
-    | Metric
-    | Notice
-    | StageFinished
-    | RunFinished
-    | RunFailed,
+    RunPlanned | RecipeResolved | StageStarted | Progress | Metric | Notice | StageFinished | RunFinished | RunFailed,
     Discriminator("event"),
 ]
 

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from typing import Any
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict
 
@@ -23,3 +24,24 @@ def canonical_json(value: Any) -> str:
 def digest_of(value: Any) -> str:
     """SHA-256, in hex, of the canonical JSON of a value."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def members(union: Any) -> tuple[type[BaseModel], ...]:
+    """The classes of a closed union such as `Annotated[A | B, Field(discriminator=...)]`."""
+    inner = get_args(union)[0]
+    return get_args(inner) if get_origin(inner) in (Union, UnionType) else (inner,)
+
+
+def tag(member: type[BaseModel]) -> str:
+    """The name by which a member of a closed union is chosen: the value of its one-literal field."""
+    literals = [get_args(field.annotation) for field in member.model_fields.values() if _is_tag(field.annotation)]
+    return str(literals[0][0])
+
+
+def tags(union: Any) -> tuple[str, ...]:
+    """The names of a closed union's members."""
+    return tuple(tag(member) for member in members(union))
+
+
+def _is_tag(annotation: Any) -> bool:
+    return get_origin(annotation) is Literal and len(get_args(annotation)) == 1

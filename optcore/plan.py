@@ -1,6 +1,7 @@
 """What can be known before any work: the stages of a recipe, and whether they fit together."""
 
 from optcore.errors import RecipeError
+from optcore.frozen import tag
 from optcore.recipe import Recipe
 from optcore.techniques import Technique
 
@@ -20,7 +21,7 @@ def stage_names(recipe: Recipe) -> tuple[str, ...]:
 
 def technique_stage(number: int, technique: Technique, attempt: int = 0) -> str:
     """Name of a technique's stage; `attempt` counts the fallbacks."""
-    name = f"{number}-{technique.model_dump()['technique']}"
+    name = f"{number}-{tag(type(technique))}"
     return f"{name}-fallback{attempt}" if attempt else name
 
 

@@ -1,5 +1,6 @@
 """The recipe: model, chain of techniques, target. One definition for YAML, REST, SDK, database and docs."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -9,10 +10,11 @@ from pydantic import Field, StringConstraints, ValidationError, model_validator
 from optcore.errors import RecipeError
 from optcore.evaluate import AnyEvaluator, Fidelity, Throughput
 from optcore.export import AnyExport, CompressedTensors
-from optcore.frozen import Frozen, canonical_json, digest_of
+from optcore.frozen import Frozen, canonical_json, digest_of, tags
 from optcore.techniques import AnyTechnique
 
 MAX_RECIPE_bytes = 256 * 1024
+_TAGS = {name for union in (AnyTechnique, AnyExport, AnyEvaluator) for name in tags(union)}
 
 RepoId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$", max_length=96)]
 Revision = Annotated[str, StringConstraints(pattern=r"^[\w][\w./-]*$", max_length=200)]
@@ -50,7 +52,7 @@ class Calibration(Frozen):
     subset: Annotated[str, StringConstraints(max_length=200)] | None = None
     """Configuration of a Hub data set; the first one that has files when absent."""
     column: Annotated[str, StringConstraints(max_length=200)] | None = None
-    """Text column of a JSON lines, CSV or Parquet file; `text`, `article`, `content` or the only text column when absent."""
+    """Text column of a JSON lines, CSV or Parquet file; when absent `text`, `article`, `content` or the only one."""
     path: LocalPath | None = None
     """File (`.txt`, `.jsonl`, `.csv`, `.parquet`) on the machine that runs the engine, instead of `dataset`."""
     samples: int = Field(default=512, ge=1, le=100_000)
@@ -137,9 +139,13 @@ def recipe_from(document: Any) -> Recipe:
 
 def pointer(location: tuple[int | str, ...]) -> str:
     """JSON Pointer (RFC 6901) of a pydantic error location, without the union tags that pydantic inserts."""
-    tags = {"ptq", "compressed-tensors", "fidelity", "throughput"}
-    kept = [str(part) for part in location if part not in tags]
-    return "".join("/" + part.replace("~", "~0").replace("/", "~1") for part in kept)
+    kept = [part for before, part in pairwise((None, *location)) if not _is_tag(before, part)]
+    return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in kept)
+
+
+def _is_tag(before: int | str | None, part: int | str) -> bool:
+    """Tags follow an index of a list of variants, or the target."""
+    return isinstance(part, str) and (isinstance(before, int) or before == "target") and part in _TAGS
 
 
 def _remedy(error_type: str) -> str:

@@ -2,6 +2,8 @@
 
 from typing import Any, Literal
 
+from pydantic import Field
+
 from optcore.evaluate import AnyEvaluator
 from optcore.export import AnyExport
 from optcore.frozen import Frozen, digest_of
@@ -99,7 +101,7 @@ class StageRecord(Frozen):
     key: str
     seconds: float
     peak_memory_bytes: int
-    results: dict[str, Any] = {}
+    results: dict[str, Any] = Field(default={})
 
 
 def _without_gates(work: dict[str, Any]) -> dict[str, Any]:

@@ -39,8 +39,9 @@ def perform(task: StageTask, emit: Callable[[AnyEvent], None]) -> dict[str, Any]
 
 
 def _fetch(run: Run, recipe: Recipe, cache: Path) -> None:
-    from optcore.architecture import check_architecture
     from optcore.sources import fetch_data, fetch_model
+
+    from optcore.architecture import check_architecture
 
     model = fetch_model(recipe.model, cache, run.progress)
     check_architecture(model.path)

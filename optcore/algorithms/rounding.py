@@ -1,9 +1,10 @@
-"""Rounding to a number format's grid. Everything here works on float32: dividing in bfloat16 moves up to 9 % of the codes.
+"""Rounding to a number format's grid. All of it works on float32: dividing in bfloat16 would move many codes.
 
-Legend: a *grid* is the set of values that a format can hold before it is scaled; a *code* is the integer that stores one.
+Legend: a *grid* is the set of values that a format holds before it is scaled; a *code* is the integer that stores one.
 """
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -34,8 +35,8 @@ def decode_e2m1(codes: torch.Tensor) -> torch.Tensor:
 
 
 def _e2m1_boundaries(device: torch.device) -> torch.Tensor:
-    """Midpoints between magnitudes; where the upper code is even a tie goes up, so that bound is moved down by one ulp."""
-    middles = torch.tensor([(a + b) / 2 for a, b in zip(E2M1_VALUES, E2M1_VALUES[1:], strict=False)], device=device)
+    """Midpoints between magnitudes. Where the upper code is even a tie goes up, so that bound moves down by one ulp."""
+    middles = torch.tensor([(a + b) / 2 for a, b in pairwise(E2M1_VALUES)], device=device)
     upper_is_even = torch.arange(1, len(E2M1_VALUES), device=device) % 2 == 0
     return torch.where(upper_is_even, torch.nextafter(middles, torch.zeros_like(middles)), middles)
 
@@ -52,7 +53,7 @@ class Grid(NamedTuple):
 def grid_of(args: QuantArgs) -> Grid:
     """The grid of a format's elements."""
     if args.type == "int":
-        # Half a step more than the largest code (127.5, 7.5): the full signed range is used, as compressed-tensors does.
+        # Half a step more than the largest code (127.5, 7.5) uses the full signed range, as compressed-tensors does.
         low, high = -(2 ** (args.bits - 1)), 2 ** (args.bits - 1) - 1
         return Grid((high - low) / 2, lambda x: x.round().clamp(low, high))
     if args.bits == 8:

@@ -59,10 +59,8 @@ def in_steps(weight_NK: torch.Tensor, scales: Scales, args: QuantArgs) -> torch.
     return (blocks(weight_NK, args) / scales.step().unsqueeze(-1)).reshape(weight_NK.shape)
 
 
-def find_scales(
-    weights: Sequence[torch.Tensor], args: QuantArgs, method: Method, dtype: torch.dtype
-) -> list[Scales]:
-    """Scales of the weights of one fused group (float32 [N_i, K] each), rounded to the `dtype` in which they are stored.
+def find_scales(weights: Sequence[torch.Tensor], args: QuantArgs, method: Method, dtype: torch.dtype) -> list[Scales]:
+    """Scales of the weights of one fused group (float32 [N_i, K] each), rounded to the `dtype` they are stored in.
 
     Codes are computed from the rounded scale, so every engine that reads it decodes exactly what we simulated.
     """
@@ -73,9 +71,7 @@ def find_scales(
     return [Scales(_per_block(weight, args, method, dtype)) for weight in weights]
 
 
-def _per_tensor(
-    weights: Sequence[torch.Tensor], args: QuantArgs, method: Method, dtype: torch.dtype
-) -> list[Scales]:
+def _per_tensor(weights: Sequence[torch.Tensor], args: QuantArgs, method: Method, dtype: torch.dtype) -> list[Scales]:
     grid = grid_of(args)
     joint = torch.cat([weight.reshape(-1) for weight in weights]).reshape(1, 1, -1)
     plain = _nonzero((joint.abs().amax(-1) / grid.reach).to(dtype))

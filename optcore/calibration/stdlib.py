@@ -15,7 +15,17 @@ Split = Literal["train", "test"]
 
 _TEST_SHARE = 10  # one top-level module in ten is held out
 _NEVER = {"site-packages", "dist-packages", "encodings", "pydoc_data"}  # not the library, or tables rather than prose
-_NOT_EVERYWHERE = {"test", "tests", "idle_test", "idlelib", "lib2to3", "distutils", "tkinter", "turtledemo", "ensurepip"}
+_NOT_EVERYWHERE = {
+    "test",
+    "tests",
+    "idle_test",
+    "idlelib",
+    "lib2to3",
+    "distutils",
+    "tkinter",
+    "turtledemo",
+    "ensurepip",
+}
 
 
 class Document(NamedTuple):

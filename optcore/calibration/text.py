@@ -5,12 +5,12 @@ from itertools import islice
 from pathlib import Path
 
 import torch
+from optcore.sources.datasets import read_texts
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from optcore.calibration import stdlib
 from optcore.errors import BadCheckpoint, DataError
 from optcore.recipe import Calibration
-from optcore.sources.datasets import read_texts
 
 BUILT_IN = "python-stdlib"
 

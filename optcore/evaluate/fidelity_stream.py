@@ -36,7 +36,12 @@ class Divergence(NamedTuple):
 
     def plus(self, other: "Divergence") -> "Divergence":
         """Sums over both."""
-        return Divergence(*(a + b for a, b in zip(self, other, strict=True)))
+        return Divergence(
+            self.tokens + other.tokens,
+            self.negative_log_likelihood + other.negative_log_likelihood,
+            self.kl + other.kl,
+            self.agreements + other.agreements,
+        )
 
     @property
     def perplexity(self) -> float:

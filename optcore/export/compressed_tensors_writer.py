@@ -1,7 +1,6 @@
 """Packs a quantized checkpoint into compressed-tensors files, part by part, and proves what it wrote."""
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -9,9 +8,9 @@ import torch
 from optcore.algorithms.packing import pack_int32, pack_nibbles
 from optcore.algorithms.rounding import encode_e2m1, grid_of, round_e4m3
 from optcore.algorithms.scales import Scales, in_steps
+from optcore.errors import ExportMismatch
 from optcore.export.compressed_tensors_config import quantization_config
 from optcore.export.compressed_tensors_decoder import decode_weight
-from optcore.errors import ExportMismatch
 from optcore.links import link
 from optcore.schemes import QuantArgs
 from optcore.streaming.reader import TensorReader
@@ -21,7 +20,16 @@ from optcore.streaming.writer import TensorWriter
 if TYPE_CHECKING:
     from optcore.run import Run
 
-_EXTRA_FILES = ("tokenizer*", "special_tokens_map.json", "vocab.*", "merges.txt", "*.model", "chat_template*", "generation_config.json", "LICENSE*")
+_EXTRA_FILES = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "vocab.*",
+    "merges.txt",
+    "*.model",
+    "chat_template*",
+    "generation_config.json",
+    "LICENSE*",
+)
 
 
 def write_checkpoint(run: "Run") -> None:

@@ -134,11 +134,14 @@ class Decoder:
     def _parameter(self, name: str, expected: torch.Tensor) -> torch.Tensor:
         stored = self.names.stored_name.get(self._tied(name), self.names.stored_name.get(name))
         if stored is None:
-            raise BadCheckpoint(f"no tensor for parameter {name}", remedy="the checkpoint is not complete", field="/model")
+            raise BadCheckpoint(
+                f"no tensor for parameter {name}", remedy="the checkpoint is not complete", field="/model"
+            )
         tensor = self.reader.tensor(stored)
         if tensor.shape != expected.shape:
             raise BadCheckpoint(
-                f"{stored} has shape {tuple(tensor.shape)}, config.json asks for {tuple(expected.shape)}", field="/model"
+                f"{stored} has shape {tuple(tensor.shape)}, config.json asks for {tuple(expected.shape)}",
+                field="/model",
             )
         return tensor.to(self.device, self.dtype)
 

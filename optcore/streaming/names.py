@@ -38,7 +38,7 @@ class NameMap:
 
 
 def _expert_rules(rule: WeightConverter) -> list[tuple[re.Pattern[str], str]]:
-    """Pattern and replacement per projection, from a rule such as `experts.*.w1, experts.*.w3 -> experts.gate_up_proj`."""
+    """Pattern and replacement per projection of a rule such as `experts.*.w1, experts.*.w3 -> experts.gate_up_proj`."""
     prefix, _, fused = rule.target_patterns[0].rpartition(".")
     projections = _FUSED.get(fused, ())
     sources = [source.removesuffix("$") for source in rule.source_patterns]

@@ -61,5 +61,7 @@ def _open(path: Path) -> safe_open:
         return safe_open(path, framework="pt", device="cpu")
     except (OSError, SafetensorError) as error:
         raise BadCheckpoint(
-            f"cannot read {path.name}: {error}", remedy="download the model again; the file is cut or damaged", field="/model"
+            f"cannot read {path.name}: {error}",
+            remedy="download the model again; the file is cut or damaged",
+            field="/model",
         ) from error

@@ -29,7 +29,7 @@ class Ptq(Technique):
     scheme: SchemeName
     """Number format of weights and activations."""
     scale_search: Literal["max", "mse"] = "mse"
-    """`max`: scales from the largest magnitude. `mse`: scales that minimise the squared rounding error of the weights."""
+    """`max`: scales from the largest magnitude. `mse`: scales with the least squared rounding error of the weights."""
     kv_cache: KvCacheName | None = None
     """Number format of the KV cache; its scales are measured on the calibration text."""
     ignore: tuple[str, ...] = ()
