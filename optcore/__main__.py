@@ -1,4 +1,4 @@
-"""The engine as a program: `python -m optcore run recipe.yaml --work DIR --out DIR`. Events are JSON lines on stdout."""
+"""The engine as a program: `python -m optcore run recipe.yaml --work DIR --out DIR`; events are JSON lines on stdout."""
 
 import argparse
 import json

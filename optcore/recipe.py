@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import Field, StringConstraints, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from optcore.errors import RecipeError
 from optcore.evaluate import AnyEvaluator, Fidelity, Throughput
@@ -129,12 +130,24 @@ def recipe_from(document: Any) -> Recipe:
     try:
         return Recipe.model_validate_json(canonical_json(document))
     except ValidationError as error:
-        first, more = error.errors()[0], error.error_count() - 1
+        causes = root_causes(error)
+        first, more = causes[0], len(causes) - 1
         field = pointer(first["loc"])
-        message = f"{field or '/'}: {first['msg']}" + (f" (and {more} more)" if more else "")
+        message = f"{field or '/'}: {reason(first)}" + (f" (and {more} more)" if more else "")
         raise RecipeError(message, field=field, remedy=_remedy(first["type"])) from error
     except (TypeError, ValueError) as error:
         raise RecipeError(f"not a JSON document: {error}", remedy="use strings, numbers, lists and mappings") from error
+
+
+def root_causes(error: ValidationError) -> list[ErrorDetails]:
+    """A validation's errors, without those that only follow from an error further in (a list short of its bad item)."""
+    found = error.errors()
+    return [e for e in found if not any(e is not o and o["loc"][: len(e["loc"])] == e["loc"] for o in found)]
+
+
+def reason(detail: ErrorDetails) -> str:
+    """What one error says, without pydantic's prefix."""
+    return detail["msg"].removeprefix("Value error, ")
 
 
 def pointer(location: tuple[int | str, ...]) -> str:
