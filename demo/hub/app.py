@@ -9,47 +9,27 @@ from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
-from starlette.convertors import Convertor, register_url_convertor
 
+from demo.hub import pages, routes_commit, routes_files, routes_lfs, routes_repos
 from demo.hub.access import Door, User
 from demo.hub.faults import Faults
-from demo.hub.pages import page_routes
 from demo.hub.refusal import Refusal, answer_refusal
-from demo.hub.routes_files import file_routes
-from demo.hub.routes_repos import repo_routes
-from demo.hub.routes_upload import PART_bytes, upload_routes
 from demo.hub.signature import Signer
 from demo.hub.store import Store
 
-
-class _Repo(Convertor[str]):
-    regex = "[^/]+(?:/[^/]+)?"
-
-    def convert(self, value: str) -> str:
-        return value
-
-    def to_string(self, value: str) -> str:
-        return value
-
-
-class _Kind(_Repo):
-    regex = "models|datasets"
-
-
-register_url_convertor("repo", _Repo())
-register_url_convertor("kind", _Kind())
+PART_bytes = 16 * 1024 * 1024
 
 
 def create_app(root: Path, users: dict[str, User], *, part_bytes: int = PART_bytes) -> FastAPI:
     """The peer over a folder, for the given tokens. `app.state` has its `store` and `faults`."""
     app = FastAPI(title="Local Hub peer", openapi_url=None)
-    door, signer, faults = Door(Store(root), users), Signer(), Faults()
-    app.state.store, app.state.faults = door.store, faults
+    store, faults = Store(root), Faults()
+    app.state.store, app.state.faults = store, faults
+    app.state.door, app.state.signer, app.state.part_bytes = Door(store, users), Signer(), part_bytes
     app.middleware("http")(faults.between)
     app.add_exception_handler(Refusal, answer_refusal)
-    routers = (repo_routes(door), upload_routes(door, signer, part_bytes), file_routes(door), page_routes(door))
-    for router in routers:
-        app.include_router(router)
+    for module in (routes_repos, routes_commit, routes_lfs, routes_files, pages):
+        app.include_router(module.router)
     return app
 
 

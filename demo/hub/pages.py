@@ -6,36 +6,37 @@ from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, Response
 
 from demo.hub.access import Door
+from demo.hub.deps import TheDoor
 from demo.hub.refusal import Refusal
 from demo.hub.repository import MAIN, Repository
 
 _SIGN_IN = {"WWW-Authenticate": 'Basic realm="a token, as the password"'}
-_STYLE = "body{font:15px/1.5 system-ui;max-width:56rem;margin:2rem auto;padding:0 1rem}td{padding:.15rem 1.5rem .15rem 0}"
+_STYLE = "body{font:15px/1.5 system-ui;max-width:56rem;margin:2em auto;padding:0 1em}td{padding:.2em 1em .2em 0}"
 
 
-def page_routes(door: Door) -> APIRouter:
-    """The pages. A private repository asks for a token in place of a password."""
-    router = APIRouter()
+router = APIRouter()
 
-    @router.get("/")
-    def index() -> Response:
-        shown = [repository for repository in door.store.all() if not repository.state["private"]]
-        items = "".join(f'<li><a href="{_address(one)}">{escape(one.id)}</a></li>' for one in shown)
-        return _page("Local Hub peer", f"<ul>{items}</ul>")
 
-    @router.get("/datasets/{id:repo}")
-    def dataset(request: Request, id: str) -> Response:
-        return _show(door, request, "datasets", id)
+@router.get("/")
+def index(door: TheDoor) -> Response:
+    shown = [repository for repository in door.store.all() if not repository.state["private"]]
+    items = "".join(f'<li><a href="{_address(one)}">{escape(one.id)}</a></li>' for one in shown)
+    return _page("Local Hub peer", f"<ul>{items}</ul>")
 
-    @router.get("/{id:repo}/commit/{commit}")
-    def commit(request: Request, id: str, commit: str) -> Response:
-        return _show(door, request, "models", id, commit)
 
-    @router.get("/{id:repo}")
-    def model(request: Request, id: str) -> Response:
-        return _show(door, request, "models", id)
+@router.get("/datasets/{id:repo}")
+def dataset(request: Request, door: TheDoor, id: str) -> Response:
+    return _show(door, request, "datasets", id)
 
-    return router
+
+@router.get("/{id:repo}/commit/{commit}")
+def commit(request: Request, door: TheDoor, id: str, commit: str) -> Response:
+    return _show(door, request, "models", id, commit)
+
+
+@router.get("/{id:repo}")
+def model(request: Request, door: TheDoor, id: str) -> Response:
+    return _show(door, request, "models", id)
 
 
 def _show(door: Door, request: Request, kind: str, id: str, revision: str = MAIN) -> Response:

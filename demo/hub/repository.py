@@ -50,7 +50,7 @@ class Repository:
         state = {"kind": kind, "id": id, "owner": owner, "private": private, "gated": False, "granted": []}
         write_json(folder / "repo.json", {**state, "branches": {}, "tags": {}, "created": now()})
         repository = cls(folder)
-        attributes = "*.safetensors filter=lfs diff=lfs merge=lfs -text\n".encode()
+        attributes = b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n"
         first = repository.put_blob(attributes)
         repository.add_commit(MAIN, None, {".gitattributes": first}, title="initial commit", message="", author=owner)
         return repository
@@ -108,7 +108,13 @@ class Repository:
         self, branch: str, parent: str | None, files: dict[str, Entry], *, title: str, message: str, author: str
     ) -> Commit:
         """Write a commit, then let the branch name it: nobody sees half of it."""
-        document = {"parent": parent, "title": title, "message": message, "author": author, "date": now()}
+        document: dict[str, Any] = {
+            "parent": parent,
+            "title": title,
+            "message": message,
+            "author": author,
+            "date": now(),
+        }
         text = json.dumps([document, files, os.urandom(8).hex()], sort_keys=True)
         commit = Commit(id=hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest(), **document, files=files)
         write_json(self.folder / "commits" / f"{commit.id}.json", commit._asdict())

@@ -4,23 +4,22 @@ from fastapi import APIRouter, Request
 from fastapi.responses import FileResponse, Response
 
 from demo.hub.access import Door
+from demo.hub.deps import TheDoor
 
 BOTH = ["GET", "HEAD"]
 
 
-def file_routes(door: Door) -> APIRouter:
-    """The routes that give content out."""
-    router = APIRouter()
+router = APIRouter()
 
-    @router.api_route("/datasets/{id:repo}/resolve/{rest:path}", methods=BOTH)
-    def resolve_dataset(request: Request, id: str, rest: str) -> Response:
-        return _resolve(door, request, "datasets", id, rest)
 
-    @router.api_route("/{id:repo}/resolve/{rest:path}", methods=BOTH)
-    def resolve_model(request: Request, id: str, rest: str) -> Response:
-        return _resolve(door, request, "models", id, rest)
+@router.api_route("/datasets/{id:repo}/resolve/{rest:path}", methods=BOTH)
+def resolve_dataset(request: Request, door: TheDoor, id: str, rest: str) -> Response:
+    return _resolve(door, request, "datasets", id, rest)
 
-    return router
+
+@router.api_route("/{id:repo}/resolve/{rest:path}", methods=BOTH)
+def resolve_model(request: Request, door: TheDoor, id: str, rest: str) -> Response:
+    return _resolve(door, request, "models", id, rest)
 
 
 def _resolve(door: Door, request: Request, kind: str, id: str, rest: str) -> Response:

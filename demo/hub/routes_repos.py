@@ -9,106 +9,116 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
 from demo.hub.access import Door
+from demo.hub.deps import TheDoor
 from demo.hub.refusal import Refusal
 from demo.hub.repository import MAIN, Commit, Entry, Repository
 
 API = "/api/{kind:kind}/{id:repo}"
 
 
-def repo_routes(door: Door) -> APIRouter:
-    """The routes that read and change repositories as a whole."""
-    router = APIRouter()
-    store = door.store
+router = APIRouter()
 
-    @router.get("/api/whoami-v2")
-    def whoami(request: Request) -> dict[str, Any]:
-        user = door.signed_in(request)
-        token = {"displayName": "peer", "role": user.role}
-        return {"type": "user", "id": user.name, "name": user.name, "orgs": [], "auth": {"accessToken": token}}
 
-    @router.post("/api/repos/create")
-    async def create(request: Request) -> Any:
-        user, body = door.signed_in(request), await request.json()
-        kind, owner = f"{body.get('type', 'model')}s", body.get("organization") or user.name
-        id = f"{owner}/{body['name']}"
-        if user.role != "write" or owner != user.name:
-            raise Refusal(403, f"You don't have the rights to create a {kind[:-1]} under the namespace {owner}")
-        url = str(request.base_url) + ("" if kind == "models" else f"{kind}/") + id
-        if store.find(kind, id):
-            return JSONResponse({"error": f"You already created this {kind[:-1]} repo", "url": url}, 409)
-        private = body.get("visibility") == "private" or body.get("private") is True
-        store.create(kind, id, user.name, private)
-        return {"url": url, "name": id, "id": id}
+@router.get("/api/whoami-v2")
+def whoami(request: Request, door: TheDoor) -> dict[str, Any]:
+    user = door.signed_in(request)
+    token = {"displayName": "peer", "role": user.role}
+    return {"type": "user", "id": user.name, "name": user.name, "orgs": [], "auth": {"accessToken": token}}
 
-    @router.delete("/api/repos/delete")
-    async def delete(request: Request) -> dict[str, bool]:
-        user, body = door.signed_in(request), await request.json()
-        id = f"{body.get('organization') or user.name}/{body['name']}"
-        store.delete(door.to_write(request, f"{body.get('type', 'model')}s", id))
-        return {"success": True}
 
-    @router.put(API + "/settings")
-    async def settings(request: Request, kind: str, id: str) -> dict[str, Any]:
-        repository, body = door.to_write(request, kind, id), await request.json()
-        fields = {key: body[key] for key in ("private", "gated") if key in body}
-        if "visibility" in body:
-            fields["private"] = body["visibility"] == "private"
-        with store.lock:
-            repository.change(**fields)
-        return {key: repository.state[key] for key in ("private", "gated")}
+@router.post("/api/repos/create")
+async def create(request: Request, door: TheDoor) -> Any:
+    user, body = door.signed_in(request), await request.json()
+    kind, owner = f"{body.get('type', 'model')}s", body.get("organization") or user.name
+    id = f"{owner}/{body['name']}"
+    if user.role != "write" or owner != user.name:
+        raise Refusal(403, f"You don't have the rights to create a {kind[:-1]} under the namespace {owner}")
+    url = str(request.base_url) + ("" if kind == "models" else f"{kind}/") + id
+    if door.store.find(kind, id):
+        return JSONResponse({"error": f"You already created this {kind[:-1]} repo", "url": url}, 409)
+    private = body.get("visibility") == "private" or body.get("private") is True
+    door.store.create(kind, id, user.name, private)
+    return {"url": url, "name": id, "id": id}
 
-    @router.get(API + "/refs")
-    def refs(request: Request, kind: str, id: str) -> dict[str, Any]:
-        state = door.to_see(request, kind, id).state
-        branches = [_ref("heads", *item) for item in state["branches"].items()]
-        tags = [_ref("tags", *item) for item in state["tags"].items()]
-        return {"branches": branches, "tags": tags, "converts": [], "pullRequests": []}
 
-    @router.post(API + "/branch/{name:path}")
-    async def add_branch(request: Request, kind: str, id: str, name: str) -> Any:
-        repository, body = door.to_write(request, kind, id), json.loads(await request.body() or b"{}")
-        start = repository.resolve(body.get("startingPoint") or MAIN)
-        return _add_ref(door, repository, "branches", name, start)
+@router.delete("/api/repos/delete")
+async def delete(request: Request, door: TheDoor) -> dict[str, bool]:
+    user, body = door.signed_in(request), await request.json()
+    id = f"{body.get('organization') or user.name}/{body['name']}"
+    door.store.delete(door.to_write(request, f"{body.get('type', 'model')}s", id))
+    return {"success": True}
 
-    @router.delete(API + "/branch/{name:path}")
-    def delete_branch(request: Request, kind: str, id: str, name: str) -> dict[str, bool]:
-        return _delete_ref(door, door.to_write(request, kind, id), "branches", name)
 
-    @router.post(API + "/tag/{revision:path}")
-    async def add_tag(request: Request, kind: str, id: str, revision: str) -> Any:
-        repository, body = door.to_write(request, kind, id), await request.json()
-        return _add_ref(door, repository, "tags", body["tag"], repository.resolve(revision))
+@router.put(API + "/settings")
+async def settings(request: Request, door: TheDoor, kind: str, id: str) -> dict[str, Any]:
+    repository, body = door.to_write(request, kind, id), await request.json()
+    fields = {key: body[key] for key in ("private", "gated") if key in body}
+    if "visibility" in body:
+        fields["private"] = body["visibility"] == "private"
+    with door.store.lock:
+        repository.change(**fields)
+    return {key: repository.state[key] for key in ("private", "gated")}
 
-    @router.delete(API + "/tag/{name:path}")
-    def delete_tag(request: Request, kind: str, id: str, name: str) -> dict[str, bool]:
-        return _delete_ref(door, door.to_write(request, kind, id), "tags", name)
 
-    @router.get(API + "/commits/{revision:path}")
-    def commits(request: Request, kind: str, id: str, revision: str) -> list[dict[str, Any]]:
-        return [_log(commit) for commit in door.to_see(request, kind, id).history(revision)]
+@router.get(API + "/refs")
+def refs(request: Request, door: TheDoor, kind: str, id: str) -> dict[str, Any]:
+    state = door.to_see(request, kind, id).state
+    branches = [_ref("heads", *item) for item in state["branches"].items()]
+    tags = [_ref("tags", *item) for item in state["tags"].items()]
+    return {"branches": branches, "tags": tags, "converts": [], "pullRequests": []}
 
-    @router.get(API + "/revision/{revision:path}")
-    def revision_info(request: Request, kind: str, id: str, revision: str) -> dict[str, Any]:
-        repository = door.to_see(request, kind, id)
-        return _info(repository, repository.resolve(revision))
 
-    @router.get(API + "/tree/{rest:path}")
-    def tree(request: Request, kind: str, id: str, rest: str, recursive: bool = False) -> list[dict[str, Any]]:
-        commit, below = door.to_see(request, kind, id).split(rest)
-        return _list(commit, below, recursive)
+@router.post(API + "/branch/{name:path}")
+async def add_branch(request: Request, door: TheDoor, kind: str, id: str, name: str) -> Any:
+    repository, body = door.to_write(request, kind, id), json.loads(await request.body() or b"{}")
+    start = repository.resolve(body.get("startingPoint") or MAIN)
+    return _add_ref(door, repository, "branches", name, start)
 
-    @router.post(API + "/paths-info/{revision:path}")
-    async def paths_info(request: Request, kind: str, id: str, revision: str) -> list[dict[str, Any]]:
-        commit = door.to_see(request, kind, id).resolve(revision)
-        wanted = parse_qs((await request.body()).decode()).get("paths", [])
-        return [_file(path, commit.files[path]) for path in wanted if path in commit.files]
 
-    @router.get(API)
-    def info(request: Request, kind: str, id: str) -> dict[str, Any]:
-        repository = door.to_see(request, kind, id)
-        return _info(repository, repository.resolve(MAIN))
+@router.delete(API + "/branch/{name:path}")
+def delete_branch(request: Request, door: TheDoor, kind: str, id: str, name: str) -> dict[str, bool]:
+    return _delete_ref(door, door.to_write(request, kind, id), "branches", name)
 
-    return router
+
+@router.post(API + "/tag/{revision:path}")
+async def add_tag(request: Request, door: TheDoor, kind: str, id: str, revision: str) -> Any:
+    repository, body = door.to_write(request, kind, id), await request.json()
+    return _add_ref(door, repository, "tags", body["tag"], repository.resolve(revision))
+
+
+@router.delete(API + "/tag/{name:path}")
+def delete_tag(request: Request, door: TheDoor, kind: str, id: str, name: str) -> dict[str, bool]:
+    return _delete_ref(door, door.to_write(request, kind, id), "tags", name)
+
+
+@router.get(API + "/commits/{revision:path}")
+def commits(request: Request, door: TheDoor, kind: str, id: str, revision: str) -> list[dict[str, Any]]:
+    return [_log(commit) for commit in door.to_see(request, kind, id).history(revision)]
+
+
+@router.get(API + "/revision/{revision:path}")
+def revision_info(request: Request, door: TheDoor, kind: str, id: str, revision: str) -> dict[str, Any]:
+    repository = door.to_see(request, kind, id)
+    return _info(repository, repository.resolve(revision))
+
+
+@router.get(API + "/tree/{rest:path}")
+def tree(request: Request, door: TheDoor, kind: str, id: str, rest: str, recursive: bool = False) -> Any:
+    commit, below = door.to_see(request, kind, id).split(rest)
+    return _list(commit, below, recursive)
+
+
+@router.post(API + "/paths-info/{revision:path}")
+async def paths_info(request: Request, door: TheDoor, kind: str, id: str, revision: str) -> list[dict[str, Any]]:
+    commit = door.to_see(request, kind, id).resolve(revision)
+    wanted = parse_qs((await request.body()).decode()).get("paths", [])
+    return [_file(path, commit.files[path]) for path in wanted if path in commit.files]
+
+
+@router.get(API)
+def info(request: Request, door: TheDoor, kind: str, id: str) -> dict[str, Any]:
+    repository = door.to_see(request, kind, id)
+    return _info(repository, repository.resolve(MAIN))
 
 
 def _ref(namespace: str, name: str, commit: str) -> dict[str, str]:
@@ -187,7 +197,9 @@ def _list(commit: Commit, below: str, recursive: bool) -> list[dict[str, Any]]:
     if below and not inside:
         raise Refusal(404, f"{below} does not exist", code="EntryNotFound")
     folders = {parent for path in inside for parent in _parents(path) if parent.startswith(prefix)}
-    listed = [{"type": "directory", "path": path, "size": 0, "oid": "0" * 40} for path in sorted(folders)]
+    listed: list[dict[str, Any]] = [
+        {"type": "directory", "path": path, "size": 0, "oid": "0" * 40} for path in sorted(folders)
+    ]
     listed += [_file(path, entry) for path, entry in inside.items()]
     return [item for item in listed if recursive or "/" not in item["path"][len(prefix) :]]
 

@@ -31,7 +31,7 @@ class XetStore:
         hashes = self._hashes()
         if sha256 not in hashes:
             return False
-        from hf_xet import XetFileInfo, XetSession
+        from hf_xet import XetFileInfo, XetSession  # type: ignore[import-untyped]
 
         connection = self.connection()
         with XetSession().new_file_download_group(
@@ -41,9 +41,10 @@ class XetStore:
         return target.is_file()
 
     def _hashes(self) -> dict[str, str]:
-        return {
-            sha256: xet for shard in self.folder.rglob("*.mdb") for sha256, xet in read_shard(shard.read_bytes()).items()
-        }
+        found: dict[str, str] = {}
+        for shard in self.folder.rglob("*.mdb"):
+            found |= read_shard(shard.read_bytes())
+        return found
 
 
 def read_shard(shard: bytes) -> dict[str, str]:
