@@ -5,13 +5,13 @@ FROM python:3.11-slim-bookworm AS build
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 RUN python -m venv /opt/lathe
 WORKDIR /src
-COPY pyproject.toml constraints.txt README.md LICENSE ./
+COPY pyproject.toml constraints-cpu.txt README.md LICENSE ./
 COPY optcore ./optcore
 COPY lathe ./lathe
 COPY api ./api
 COPY worker ./worker
 COPY migrations ./migrations
-RUN /opt/lathe/bin/pip install --constraint constraints.txt ".[worker]"
+RUN /opt/lathe/bin/pip install --constraint constraints-cpu.txt ".[worker]"
 
 FROM python:3.11-slim-bookworm
 RUN groupadd --gid 10001 lathe \

@@ -14,14 +14,14 @@ RUN groupadd --gid 10001 lathe \
     && useradd --uid 10001 --gid 10001 --no-log-init --create-home --home-dir /home/lathe lathe \
     && install --directory --owner=lathe --group=lathe --mode=0750 /var/lib/lathe
 WORKDIR /src
-COPY pyproject.toml constraints.txt README.md LICENSE ./
+COPY pyproject.toml constraints-cpu.txt README.md LICENSE ./
 COPY optcore ./optcore
 COPY lathe ./lathe
 COPY api ./api
 COPY worker ./worker
 COPY migrations ./migrations
 # The constraints hold what was tested on a CPU; torch and triton are a pair, and this image brings its own.
-RUN grep -vE '^(torch|triton)==' constraints.txt > /tmp/constraints.txt \
+RUN grep -vE '^(torch|triton)==' constraints-cpu.txt > /tmp/constraints.txt \
     && python -c 'import torch; print(f"torch=={torch.__version__}")' >> /tmp/constraints.txt \
     && python -m pip install --constraint /tmp/constraints.txt ".[worker,engine,data]" \
     && rm /tmp/constraints.txt

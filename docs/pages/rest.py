@@ -1,10 +1,20 @@
 """The REST page, from the OpenAPI document of the service."""
 
+import re
+from pathlib import Path
 from typing import Any
 
-from docs.pages.markdown import one_line, table
-from docs.pages.schema import Schema, fields_table, type_words
+from pydantic import SecretStr
 
+from api.main import create_app
+from api.settings import Settings
+from docs.pages.markdown import anchor, one_line, table
+from docs.pages.schema import Schema, fields_table, type_words
+from optcore.recipe import Recipe
+
+_RECIPE = Recipe.model_json_schema()
+_EXPLAINED = {"Recipe", *_RECIPE["$defs"]}
+_ELSEWHERE = re.compile(r"\]\(#(?=(?:" + "|".join(map(anchor, sorted(_EXPLAINED))) + r")\))")
 _METHODS = ("get", "post", "put", "patch", "delete")
 
 
@@ -17,9 +27,9 @@ def rest_page() -> str:
         for method in _METHODS
         if method in item
     ]
-    schemas = document.get("components", {}).get("schemas", {})
-    objects = [_object(name, schema) for name, schema in schemas.items()]
-    return f"""# REST API
+    schemas = document["components"]["schemas"]
+    objects = [_object(name, schema) for name, schema in schemas.items() if name not in _EXPLAINED]
+    page = f"""# REST API
 
 Authenticate with `Authorization: Bearer lk_...`. Bodies are JSON. Errors are problem details (RFC 9457,
 `application/problem+json`) with a stable `code` and, where there is one, a `remedy`. `GET /openapi.json` is this
@@ -30,13 +40,18 @@ page for programs.
 {"".join(operations)}
 ## Objects
 
+Those that a recipe is made of are in the [recipe reference](recipe.md).
+
 {"".join(objects)}"""
+    return _ELSEWHERE.sub("](recipe.md#", page)
 
 
 def _openapi() -> dict[str, Any]:
-    from api.main import create_app
-
-    return create_app().openapi()
+    """The document of an application that is never started, so its settings lead nowhere."""
+    settings = Settings(
+        database_url="postgresql://docs@127.0.0.1:9/docs", data_dir=Path("/nonexistent"), secret_key=SecretStr("-" * 32)
+    )
+    return create_app(settings).openapi()
 
 
 def _operation(path: str, method: str, operation: Schema) -> str:
@@ -56,11 +71,12 @@ def _parameter(parameter: Schema) -> tuple[str, str, str, str]:
 
 
 def _body(holder: Schema) -> str:
-    content = holder.get("content", {})
-    return "; ".join(
-        type_words(body.get("schema", {})) if kind == "application/json" else f"`{kind}`"
-        for kind, body in content.items()
-    )
+    return "; ".join(_content(kind, body.get("schema", {})) for kind, body in holder.get("content", {}).items())
+
+
+def _content(kind: str, schema: Schema) -> str:
+    """JSON by what is in it, everything else by its media type."""
+    return type_words(schema) if kind.endswith("json") and schema else f"`{kind}`"
 
 
 def _words(described: Schema) -> str:
