@@ -1,0 +1,91 @@
+"""The text to calibrate on: a file of this machine, the standard library's sources, or part of a Hub data set."""
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from optcore.calibration.stdlib import documents
+from optcore.errors import DataError
+from optcore.recipe import Calibration
+from optcore.sources.checkpoint_files import content_digest, hash_files
+from optcore.sources.client import HubRepo
+from optcore.sources.hub import Pinned, Report, download, pin, verify
+from optcore.sources.local import ROOTS_VARIABLE, is_allowed
+from optcore.sources.splits import FORMS, form_of, train_files
+
+STDLIB = "python-stdlib"
+"""The data set that every machine has."""
+
+_BYTES_A_TOKEN = 16
+"""A generous guess: English has four or five; Parquet compresses, and evaluation needs text of its own."""
+
+
+class FetchedData(NamedTuple):
+    """Text files on this machine, for `read_texts`."""
+
+    files: tuple[Path, ...]
+    """Empty for the standard library's sources."""
+    revision: str | None
+    """Commit of a Hub data set."""
+    digest: str
+    """SHA-256 over the content."""
+
+
+def fetch_data(calibration: Calibration, cache: Path, report: Report) -> FetchedData:
+    """Bring calibration text here: of a Hub data set, as many files of its `train` split as the samples can need.
+
+    Raises `DataError`, `SourceNotFound`, `SourceGated`, `HubUnavailable`, `OutOfDisk`.
+    """
+    if calibration.path is not None:
+        return _from_file(Path(calibration.path), report)
+    if calibration.dataset == STDLIB:
+        return FetchedData((), None, _digest_of_stdlib())
+    return _from_hub(calibration, cache, report)
+
+
+def _from_file(path: Path, report: Report) -> FetchedData:
+    field = "/calibration/path"
+    if not is_allowed(path):
+        remedy = f"ask the operator to add its folder to {ROOTS_VARIABLE}"
+        raise DataError(f"{path} is outside the folders that data may come from", remedy=remedy, field=field)
+    if not path.is_file():
+        remedy = "give a file on the machine that runs the engine"
+        raise DataError(f"there is no file {path}", remedy=remedy, field=field)
+    if not form_of(path.name):
+        raise DataError(f"cannot tell how to read {path.name}", remedy=f"give one of: {', '.join(FORMS)}", field=field)
+    hashes = hash_files(path.parent, [path.name], report)
+    return FetchedData((path.absolute(),), None, content_digest(hashes))
+
+
+def _from_hub(calibration: Calibration, cache: Path, report: Report) -> FetchedData:
+    repo = HubRepo(
+        kind="dataset",
+        id=calibration.dataset,
+        revision=calibration.revision,
+        id_field="/calibration/dataset",
+        revision_field="/calibration/revision",
+    )
+    pinned = pin(repo)
+    enough_bytes = calibration.samples * calibration.sequence_length * _BYTES_A_TOKEN
+    chosen = _first_shards(train_files(pinned.files, pinned.card, calibration.subset), pinned, enough_bytes)
+    folder = download(repo, pinned, chosen, cache, report)
+    hashes = hash_files(folder, chosen, report)
+    verify(folder, pinned, hashes)
+    return FetchedData(tuple(folder / path for path in chosen), pinned.commit, content_digest(hashes))
+
+
+def _first_shards(paths: Iterable[str], pinned: Pinned, enough_bytes: int) -> tuple[str, ...]:
+    chosen: list[str] = []
+    for path in paths:
+        if sum(pinned.files[name].size for name in chosen) >= enough_bytes:
+            break
+        chosen.append(path)
+    return tuple(chosen)
+
+
+def _digest_of_stdlib() -> str:
+    digest = hashlib.sha256()
+    for document in (*documents("train"), *documents("test")):
+        digest.update(f"{document.name}\x00{len(document.text)}\x00{document.text}".encode(errors="replace"))
+    return digest.hexdigest()

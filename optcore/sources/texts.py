@@ -1,0 +1,158 @@
+"""Documents out of text, JSON lines, CSV and Parquet files, one at a time."""
+
+import csv
+import gzip
+import json
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+from typing import Any, TextIO, cast
+
+from optcore.errors import DataError
+from optcore.sources.splits import form_of
+
+COLUMNS = ("text", "article", "content")
+"""Names that are tried, in this order, when the recipe gives none."""
+LONGEST_characters = 64 * 1024 * 1024
+"""One document. A longer one is not text for calibration, and would have to fit in memory."""
+
+
+def read_texts(files: Iterable[Path], column: str | None) -> Iterator[str]:
+    """Yield every document that is not blank, in the order of the files.
+
+    Raises `DataError` for a file that is not what its name says, a column that is not there, or no text at all.
+    """
+    files = tuple(files)
+    found = False
+    for file in files:
+        for text in _READERS[_form(file)](file, column):
+            if text.strip():
+                found = True
+                yield text
+    if not found:
+        names = ", ".join(file.name for file in files)
+        raise DataError(f"no text in {names or 'no files'}", remedy="name data that has text", field="/calibration")
+
+
+def _form(file: Path) -> str:
+    form = form_of(file.name)
+    if not form:
+        remedy = "convert it to one of them"
+        raise DataError(f"{file.name} is no .txt, .jsonl, .csv or .parquet file", remedy=remedy, field="/calibration")
+    return form
+
+
+def _txt(file: Path, column: str | None) -> Iterator[str]:
+    with _reading(file) as text:
+        whole = text.read(LONGEST_characters + 1)
+    if len(whole) > LONGEST_characters:
+        remedy = "write one document a line as .jsonl"
+        raise DataError(f"{file.name} is too long for one document", remedy=remedy, field="/calibration")
+    yield whole
+
+
+def _json_lines(file: Path, column: str | None) -> Iterator[str]:
+    with _reading(file) as lines:
+        for number in count(1):
+            line = lines.readline(LONGEST_characters)
+            if not line:
+                return
+            if not line.isspace():
+                record = _record(file, number, line)
+                column = column or choose_column([key for key, value in record.items() if isinstance(value, str)])
+                yield _text(record, column)
+
+
+def _csv(file: Path, column: str | None) -> Iterator[str]:
+    with _reading(file) as lines:
+        rows = csv.DictReader(lines)
+        column = column or choose_column(list(rows.fieldnames or []))
+        for row in rows:
+            yield _text(row, column)
+
+
+def _parquet(file: Path, column: str | None) -> Iterator[str]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        message = f"reading {file.name} needs pyarrow, which is not installed"
+        raise DataError(message, remedy="pip install 'lathe[data]'", field="/calibration") from error
+    try:
+        table = pyarrow.parquet.ParquetFile(file)
+        texts = [field.name for field in table.schema_arrow if field.type in (pyarrow.string(), pyarrow.large_string())]
+        column = column or choose_column(texts)
+        if column not in texts:
+            raise _no_column(column, texts)
+        for batch in table.iter_batches(batch_size=256, columns=[column]):
+            yield from (value for value in batch.column(0).to_pylist() if value)
+    except pyarrow.ArrowException as error:
+        message = f"{file.name} is not Parquet: {error}"
+        raise DataError(message, remedy="download it again", field="/calibration") from error
+
+
+_READERS: dict[str, Callable[[Path, str | None], Iterator[str]]] = {
+    ".txt": _txt,
+    ".csv": _csv,
+    ".parquet": _parquet,
+    ".json": _json_lines,
+    ".jsonl": _json_lines,
+    ".json.gz": _json_lines,
+    ".jsonl.gz": _json_lines,
+}
+
+
+@contextmanager
+def _reading(file: Path) -> Iterator[TextIO]:
+    """A file as UTF-8 text. What turns out wrong with its bytes while it is read is a `DataError`."""
+    try:
+        if file.name.lower().endswith(".gz"):
+            with gzip.open(file, "rt", encoding="utf-8") as unpacked:
+                yield cast(TextIO, unpacked)
+        else:
+            with file.open(encoding="utf-8", newline="") as plain:
+                yield plain
+    except (UnicodeDecodeError, gzip.BadGzipFile, zlib.error, EOFError, csv.Error) as error:
+        remedy = "correct the file, or convert it to UTF-8 JSON lines"
+        raise DataError(f"cannot read {file.name}: {error}", remedy=remedy, field="/calibration") from error
+
+
+def _record(file: Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        record = None
+    if not isinstance(record, dict):
+        message, remedy = f"{file.name}, line {number} is not a JSON object", "write one JSON object a line"
+        raise DataError(message, remedy=remedy, field="/calibration")
+    return record
+
+
+def _text(record: dict[str, Any], column: str) -> str:
+    """A missing value is no text; a missing column is a mistake."""
+    if column not in record:
+        raise _no_column(column, list(record))
+    value = record[column]
+    if value is not None and not isinstance(value, str):
+        message = f"column {column!r} holds {type(value).__name__}, not text"
+        raise DataError(message, remedy="name a column of text", field="/calibration/column")
+    return value or ""
+
+
+def choose_column(texts: Sequence[str]) -> str:
+    """The column to read when the recipe names none. Raises `DataError` when that is not clear."""
+    for name in COLUMNS:
+        if name in texts:
+            return name
+    if len(texts) == 1:
+        return texts[0]
+    found = ", ".join(texts) or "none"
+    message = f"which column holds the text is not clear (text columns: {found})"
+    raise DataError(message, remedy="name one in `column`", field="/calibration/column")
+
+
+def _no_column(column: str, columns: Sequence[str]) -> DataError:
+    found = ", ".join(map(str, columns)) or "none"
+    return DataError(f"no text column {column!r}", remedy=f"columns: {found}", field="/calibration/column")
