@@ -2,7 +2,9 @@
 
 1. A user namespace without a mapping: the server believes that it is nobody, its files stay root's, no mode is changed.
 2. The user `nobody`, when the programs and the data lie where that user can go.
-3. The same with a copy of the programs and the data below `/var/lib/lathe`. No folder above ours is ever opened up.
+3. The same with a copy of the programs, and if need be the data, below `/var/lib/lathe`.
+
+No folder above ours is ever opened up.
 """
 
 import hashlib
@@ -51,12 +53,17 @@ class Berth:
 
 def choose(binaries: Binaries, home: Path, *, root: bool) -> Berth:
     """The first way that works here, settled; raises `ServerFailed` when root has none."""
-    for berth in _root_ways(binaries, home) if root else iter([Berth(binaries, "same", home)]):
-        berth.settle()
-        if berth.works():
-            return berth
+    ways = _root_ways(binaries, home) if root else iter([Berth(binaries, "same", home)])
+    reason = "each way was tried"
+    try:
+        for berth in ways:
+            berth.settle()
+            if berth.works():
+                return berth
+    except OSError as error:
+        reason = str(error)
     raise ServerFailed(
-        f"PostgreSQL could not be run with its files in {home}.",
+        f"PostgreSQL could not be run with its files in {home}: {reason}.",
         remedy="Run as another user than root, or set LATHE_DATABASE_URL.",
     )
 
@@ -64,13 +71,14 @@ def choose(binaries: Binaries, home: Path, *, root: bool) -> Berth:
 def _root_ways(binaries: Binaries, home: Path) -> Iterator[Berth]:
     yield Berth(binaries, "namespace", home)
     yield Berth(binaries, "nobody", home)
+    copy = _copy_out(binaries)
+    yield Berth(copy, "nobody", home)
     if (home / "db").exists():
         raise ServerFailed(
             f"The database in {home} was made where user namespaces were allowed, and they no longer are.",
             remedy="Allow them, or set LATHE_DATABASE_URL.",
         )
-    moved_home = SHARED_STATE / hashlib.sha256(os.fsencode(home)).hexdigest()[:16] / "postgres"
-    yield Berth(_copy_out(binaries), "nobody", moved_home)
+    yield Berth(copy, "nobody", SHARED_STATE / hashlib.sha256(os.fsencode(home)).hexdigest()[:16] / "postgres")
 
 
 def _copy_out(binaries: Binaries) -> Binaries:
@@ -80,6 +88,7 @@ def _copy_out(binaries: Binaries) -> Binaries:
     stamp = f"{binaries.server_path}:{binaries.server_path.stat().st_mtime_ns}"
     target = SHARED_STATE / f"programs-{hashlib.sha256(stamp.encode()).hexdigest()[:16]}"
     if not target.exists():
+        SHARED_STATE.mkdir(parents=True, exist_ok=True)
         draft = target.with_name(f"{target.name}.{os.getpid()}.tmp")
         for source in filter(Path.exists, binaries.bundle):
             shutil.copytree(source, draft / source.name)

@@ -139,6 +139,7 @@ class Stack:
 
     def _programs(self, environment: Mapping[str, str]) -> tuple[Program, ...]:
         (self.data_dir / "data").mkdir(exist_ok=True, mode=0o700)
+
         def program(name: str, *arguments: str, ready_word: str = "", grace_seconds: float = 10.0) -> Program:
             return Program(
                 name,
