@@ -21,6 +21,8 @@ COPY --from=build /opt/lathe /opt/lathe
 ENV PATH=/opt/lathe/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
+    LATHE_HOST=0.0.0.0 \
+    LATHE_PORT=8321 \
     LATHE_DATA_DIR=/var/lib/lathe \
     HF_HOME=/var/lib/lathe/huggingface
 USER 10001:10001
@@ -28,5 +30,4 @@ WORKDIR /home/lathe
 EXPOSE 8321
 HEALTHCHECK --interval=10s --timeout=5s --start-period=20s --retries=3 \
     CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8321/healthz', timeout=4)"]
-# An event stream stays open as long as its reader wants: without a limit a stop would wait for it.
-CMD ["uvicorn", "api.main:create_app", "--factory", "--host", "0.0.0.0", "--port", "8321", "--no-server-header", "--timeout-graceful-shutdown", "2"]
+CMD ["python", "-m", "api"]
