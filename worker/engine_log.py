@@ -4,13 +4,18 @@ import threading
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 TAIL_LINES = 20
 LINE_LIMIT = 8 * 1024  # bytes
 
 
 class EngineLog:
-    """Appends lines to a file up to a limit; what comes after is counted, and its last lines are written at the end."""
+    """Appends lines to a file up to a limit. What comes after is counted, and its last lines are written at the end.
+
+    Use as a context: leaving it closes the file.
+    """
 
     def __init__(self, path: Path, *, limit_bytes: int, secrets: Sequence[str] = ()) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -43,7 +48,12 @@ class EngineLog:
             kept = [line for line in self._tail if line.strip()][-lines:]
         return "\n".join(kept)[-limit_chars:]
 
-    def close(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         """Write what the limit kept out, as a count and its last lines."""
         with self._lock:
             if self._dropped_bytes and not self._file.closed:

@@ -78,10 +78,6 @@ class EngineProcess:
         """End the whole group, ranks and stages included."""
         self._signal(signal.SIGKILL)
 
-    def join(self, timeout_seconds: float) -> None:
-        """Wait for the end of the process and of its pipes."""
-        self._waiter.join(timeout_seconds)
-
     def _signal(self, number: signal.Signals) -> None:
         with self._signalling:
             if not self._gone:

@@ -60,7 +60,7 @@ def _upload(claim: lifecycle.PublishClaim, context: Context) -> hub.PublishedCom
     with context.sessions() as session:
         token = _token(session, claim, context, wanted)
     folder = context.settings.artifacts_dir / claim.job_id / str(claim.artifact_epoch)
-    return hub.publish_folder(folder, wanted, token)
+    return hub.publish_folder(folder, wanted, token, message=f"Add the result of {claim.job_id}")
 
 
 def _token(session: Session, claim: lifecycle.PublishClaim, context: Context, wanted: Publish) -> str:

@@ -77,18 +77,15 @@ class _Attempt:
         recipe = self._claim.resolved or self._claim.recipe
         token = self._hub_token()
         self._make_folders()
-        engine_log = EngineLog(
+        with EngineLog(
             self._folder / "engine.log", limit_bytes=self._settings.log_limit_bytes, secrets=[token or ""]
-        )
-        try:
+        ) as engine_log:
             if _needs_fetch(recipe):
                 ending = self._step("fetch", recipe, fetch_environment(token), engine_log)
                 if not isinstance(ending, Completed):
                     return ending
                 recipe = ending.recipe or recipe
             return self._step("run", recipe, run_environment(), engine_log, "--out", str(self._out))
-        finally:
-            engine_log.close()
 
     def _step(
         self, verb: str, recipe: dict[str, Any], environment: dict[str, str], engine_log: EngineLog, *more: str

@@ -79,7 +79,7 @@ def misbehave(stage: str, wishes: dict) -> None:
         print("CUDA error: an illegal memory access was encountered", file=sys.stderr, flush=True)
         os._exit(int(wishes["crash"]))
     if "fail" in wishes:
-        failure = {"kind": "user_error", "code": "data_unusable", "message": wishes["fail"], "stage": stage}
+        failure = {"kind": "user_error", "code": "data_unusable", "message": wishes["fail"] + "\0", "stage": stage}
         say("run_failed", failure=failure)
         sys.exit(1)
 

@@ -105,9 +105,11 @@ class Service:
         return (self.folder / f"{name}.log").read_text()
 
     def kill(self, name: str) -> None:
-        """Kill -9 of everything that the process started itself, but for the engine, which has a session of its own."""
-        os.killpg(self.processes[name].pid, signal.SIGKILL)
-        self.processes.pop(name).wait()
+        """Kill -9 of the process and its pool; the engine has a session of its own."""
+        process = self.processes.pop(name)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
     def signal(self, name: str, number: signal.Signals) -> None:
         os.killpg(self.processes[name].pid, number)

@@ -1,0 +1,151 @@
+"""The child process and what surrounds it: signals, pipes, the environment, the log, the journal."""
+
+import os
+import queue
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from worker_service import is_running, until
+
+from optcore.events import Metric, Notice, Progress
+from worker import leash
+from worker.engine_environment import fetch_environment, run_environment
+from worker.engine_log import EngineLog
+from worker.engine_process import EngineProcess, Exited, Inbox, Said
+from worker.journal import LIMIT, Journal
+
+
+@pytest.fixture
+def engine_log(tmp_path: Path) -> Iterator[EngineLog]:
+    with EngineLog(tmp_path / "engine.log", limit_bytes=10_000) as log:
+        yield log
+
+
+def _start(script: str, log: EngineLog, inbox: Inbox) -> EngineProcess:
+    return EngineProcess([sys.executable, "-c", script], environment=run_environment(), engine_log=log, inbox=inbox)
+
+
+def _until_exit(inbox: Inbox) -> tuple[list[object], int]:
+    said: list[object] = []
+    while True:
+        match inbox.get(timeout=20):
+            case Said(event):
+                said.append(event)
+            case Exited(returncode):
+                return said, returncode
+
+
+def test_events_come_before_the_end_and_junk_goes_to_the_log(tmp_path: Path, engine_log: EngineLog) -> None:
+    notice = '{"event": "notice", "stage": "s", "message": "m"}'
+    inbox: Inbox = queue.SimpleQueue()
+    _start(f"print('{notice}'); print('hello'); print('[]' * 9); raise SystemExit(3)", engine_log, inbox)
+    said, returncode = _until_exit(inbox)
+    assert said == [Notice(stage="s", message="m")]
+    assert returncode == 3
+    assert "not an event: hello\n" in (tmp_path / "engine.log").read_text()
+
+
+def test_nothing_of_the_group_survives_the_child(tmp_path: Path, engine_log: EngineLog) -> None:
+    """A grandchild that keeps the pipes open neither lives on nor holds the end back."""
+    inbox: Inbox = queue.SimpleQueue()
+    grandchild = "import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])"
+    _start(f"{grandchild}; open({str(tmp_path / 'pid')!r}, 'w').write(str(p.pid))", engine_log, inbox)
+    _, returncode = _until_exit(inbox)
+    assert returncode == 0
+    pid = int((tmp_path / "pid").read_text())
+    until(lambda: not is_running(pid), "the grandchild to die")
+
+
+def test_signals_after_the_end_go_nowhere(engine_log: EngineLog) -> None:
+    inbox: Inbox = queue.SimpleQueue()
+    process = _start("pass", engine_log, inbox)
+    _until_exit(inbox)
+    process.terminate()
+    process.kill()
+    assert not is_running(process.pid)
+
+
+def test_a_leashed_process_dies_with_its_parent(tmp_path: Path) -> None:
+    pid_file = tmp_path / "pid"
+    child = f"import os, time; open({str(pid_file)!r}, 'w').write(str(os.getpid())); time.sleep(600)"
+    tied = f"[sys.executable, '-I', '-S', {leash.__file__!r}, str(os.getpid()), sys.executable, '-c', {child!r}]"
+    parent = f"import os, subprocess, sys, time; subprocess.Popen({tied}); time.sleep(600)"
+    with subprocess.Popen([sys.executable, "-c", parent]) as process:
+        pid = until(lambda: pid_file.exists() and int(pid_file.read_text() or 0), "the child")
+        process.send_signal(signal.SIGKILL)
+    until(lambda: not is_running(pid), "the child to die")
+
+
+def test_an_orphan_does_not_start(tmp_path: Path) -> None:
+    nobody = str(os.getpid() + 1)
+    command = [sys.executable, "-I", "-S", leash.__file__, nobody, "touch", str(tmp_path / "touched")]
+    assert subprocess.run(command, check=False).returncode == 143
+    assert not (tmp_path / "touched").exists()
+
+
+def test_the_environment_is_what_we_allow() -> None:
+    host = {
+        "PATH": "/bin",
+        "CUDA_VISIBLE_DEVICES": "1",
+        "HF_ENDPOINT": "http://hub.example",
+        "HF_TOKEN": "hf_operator",
+        "HUGGING_FACE_HUB_TOKEN": "hf_operator",
+        "LATHE_DATABASE_URL": "postgresql://u:pw@h/d",
+        "PGPASSWORD": "pw",
+        "AWS_SECRET_ACCESS_KEY": "s3",
+        "https_proxy": "http://user:pw@proxy:1",
+    }
+    run = run_environment(host)
+    assert {name: run[name] for name in ("PATH", "CUDA_VISIBLE_DEVICES", "HF_ENDPOINT")}
+    assert not {"HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "LATHE_DATABASE_URL", "PGPASSWORD", "https_proxy"} & set(run)
+    assert "AWS_SECRET_ACCESS_KEY" not in run
+    assert run["HF_TOKEN_PATH"] == os.devnull
+    fetch = fetch_environment("hf_owner", host)
+    assert fetch["HF_TOKEN"] == "hf_owner"
+    assert fetch["https_proxy"] == host["https_proxy"]
+    assert "HF_TOKEN" not in fetch_environment(None, host)
+
+
+def test_the_log_is_bounded_keeps_its_end_and_blanks_secrets(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "engine.log"
+    with EngineLog(path, limit_bytes=1000, secrets=["hf_secret", ""]) as log:
+        for number in range(1000):
+            log.write(b"line %d hf_secret \xff\n" % number)
+    text = path.read_text()
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert len(text) < 3000
+    assert "hf_secret" not in text
+    assert text.startswith("line 0 [secret] \ufffd\n")
+    assert text.endswith("line 999 [secret] \ufffd\n")
+    assert "bytes left out" in text
+    assert log.tail(2).splitlines() == ["line 998 [secret] \ufffd", "line 999 [secret] \ufffd"]
+
+
+def _progress(done: int, phase: str = "loading") -> Progress:
+    return Progress.model_validate({"stage": "s", "phase": phase, "done": done, "total": 9})
+
+
+def test_the_journal_keeps_order_and_only_the_last_progress() -> None:
+    journal = Journal()
+    notice = Notice(stage="s", message="m")
+    for event in (_progress(1), _progress(2), notice, _progress(3), _progress(4), _progress(1, "packing")):
+        journal.add(event)
+    assert journal.batch() == (_progress(2), notice, _progress(4), _progress(1, "packing"))
+    journal.written(2)
+    assert journal.batch() == (_progress(4), _progress(1, "packing"))
+
+
+@pytest.mark.parametrize(("event", "kept"), [(Metric(stage="s", name="loss", value=1.0), False), (_progress(1), False)])
+def test_a_full_journal_lets_numbers_go_and_nothing_else(event: Metric | Progress, kept: bool) -> None:
+    journal = Journal()
+    notice = Notice(stage="s", message="m")
+    for _ in range(LIMIT):
+        journal.add(notice)
+    journal.add(event)
+    assert (len(journal) > LIMIT) is kept
+    journal.add(notice)
+    assert len(journal) == LIMIT + 1
