@@ -1,11 +1,12 @@
-"""The engine as a program: `python -m optcore run recipe.yaml --work DIR --out DIR`; events are JSON lines on stdout."""
+"""The engine as a program: `python -m optcore run recipe.yaml --work DIR --out DIR`; events are JSON lines."""
 
 import argparse
 import json
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from optcore.child import RESULTS
 from optcore.errors import OptError, OutOfMemory
@@ -53,11 +54,21 @@ def stage(options: argparse.Namespace) -> None:
     try:
         results = perform(task, emit)
     except MemoryError as error:
-        raise OutOfMemory(f"stage {task.name} ran out of memory", remedy="use a larger machine") from error
+        _stop(OutOfMemory(f"stage {task.name} ran out of memory", remedy="use a larger machine"), task.name, error)
     except OptError as error:
-        emit(RunFailed(failure=error.failure(task.name)))
-        raise SystemExit(1) from error
+        _stop(error, task.name, error)
+    except Exception as error:
+        traceback.print_exc()
+        said = f"stage {task.name} failed: {type(error).__name__}: {error}"
+        _stop(
+            OptError(said, remedy="this is a fault of ours; please report it with the engine's log"), task.name, error
+        )
     (options.task.parent / RESULTS).write_text(json.dumps(results))
+
+
+def _stop(error: OptError, stage: str, cause: BaseException) -> NoReturn:
+    emit(RunFailed(failure=error.failure(stage)))
+    raise SystemExit(1) from cause
 
 
 def validate(options: argparse.Namespace) -> None:

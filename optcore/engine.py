@@ -122,7 +122,7 @@ class _Walk:
         if value <= gate.max:
             return True
         said = f"{name}: {gate.metric} is {value:.4g}, the gate allows {gate.max:g}"
-        if gate.on_fail == "stop" or (gate.on_fail == "fallback" and not technique.alternatives):
+        if gate.on_fail == "stop":
             raise GateFailed(said, remedy="choose a higher-precision scheme, or a wider gate", field="/chain")
         self._notice(name, said)
         return gate.on_fail == "warn"

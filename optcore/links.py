@@ -1,4 +1,4 @@
-"""Files that a stage takes over unchanged, without copying their bytes where the file system allows it."""
+"""Files that a stage takes over unchanged, weights without copying their bytes where the file system allows it."""
 
 import os
 import shutil
@@ -15,9 +15,18 @@ def link_checkpoint(source: Path, target: Path) -> None:
 
 
 def link(source: Path, target: Path) -> None:
-    """Hard link where possible (a Hub cache's entries are links: their target is taken), else copy."""
+    """Hard link weights where possible (a Hub cache's entries are links: their target is taken), copy all else.
+
+    Small files are what people edit by hand, and an edit must not reach through a link into the source.
+    """
     real = source.resolve()
+    if source.suffix != ".safetensors" or not _linked(real, target):
+        shutil.copyfile(real, target)
+
+
+def _linked(real: Path, target: Path) -> bool:
     try:
         os.link(real, target)
-    except OSError:
-        shutil.copyfile(real, target)
+    except OSError:  # another file system, or one without links
+        return False
+    return True

@@ -102,6 +102,9 @@ class StageRecord(Frozen):
     seconds: float
     peak_memory_bytes: int
     results: dict[str, Any] = Field(default={})
+    files: dict[str, tuple[int, int]] = Field(default={})
+    """Size in bytes and time of change in nanoseconds of each file. Weights may be links to files that others can write
+    to, so a stage whose files changed is run again."""
 
 
 def _without_gates(work: dict[str, Any]) -> dict[str, Any]:

@@ -31,9 +31,12 @@ class WorkFolder:
         return self._stages / key / "files"
 
     def record(self, key: str) -> StageRecord | None:
-        """What a finished stage left; None when it was not run yet."""
+        """What a finished stage left; None when it was not run yet, or when its files are not what it left any more."""
         path = self._stages / key / _RECORD
-        return StageRecord.model_validate_json(path.read_text()) if path.exists() else None
+        if not path.exists():
+            return None
+        record = StageRecord.model_validate_json(path.read_text())
+        return record if record.files == _facts(self.files(key)) else None
 
     @contextmanager
     def locked(self, key: str) -> Iterator[None]:
@@ -54,9 +57,17 @@ class WorkFolder:
     def commit(self, part: Path, record: StageRecord) -> None:
         """Make a stage visible: its record last, its bytes on the disk before its name."""
         shutil.rmtree(part / "scratch", ignore_errors=True)
+        record = record.model_copy(update={"files": _facts(part / "files")})
         (part / _RECORD).write_text(record.model_dump_json(indent=2) + "\n")
         _sync(part)
-        part.rename(self._stages / record.key)
+        stage = self._stages / record.key
+        shutil.rmtree(stage, ignore_errors=True)  # a fetch that is looked up again, or one whose files changed
+        part.rename(stage)
+
+
+def _facts(folder: Path) -> dict[str, tuple[int, int]]:
+    facts = {path.name: path.stat() for path in sorted(folder.iterdir())}
+    return {name: (fact.st_size, fact.st_mtime_ns) for name, fact in facts.items()}
 
 
 def _sync(folder: Path) -> None:

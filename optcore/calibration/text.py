@@ -5,7 +5,7 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from optcore.sources.datasets import read_texts
+from optcore.sources import read_texts
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from optcore.calibration import stdlib

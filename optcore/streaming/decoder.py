@@ -42,7 +42,7 @@ class Decoder:
         self.device = torch.device(device)
         self.dtype = torch.float32 if self.device.type == "cpu" else torch.bfloat16
         self.reader = TensorReader(folder)
-        self.model = _skeleton(folder)
+        self.model = _skeleton(folder, self.dtype)
         unfuse(self.model)
         self.names = NameMap(self.model, self.reader.names)
         self.layers = _decoder_layers(self.model)
@@ -178,11 +178,13 @@ class _Given(nn.Module):
         return self.hidden_BTH
 
 
-def _skeleton(folder: Path) -> PreTrainedModel:
+def _skeleton(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, trust_remote_code=False, attn_implementation="sdpa")
+            return AutoModelForCausalLM.from_config(
+                config, dtype=dtype, trust_remote_code=False, attn_implementation="sdpa"
+            )
     except (ValueError, KeyError, OSError, AttributeError) as error:
         first_line = str(error).splitlines()[0]
         raise UnknownArchitecture(

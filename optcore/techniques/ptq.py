@@ -51,11 +51,13 @@ class Ptq(Technique):
 
     @property
     def alternatives(self) -> tuple[Self, ...]:
-        """One configuration for each fallback; the gate stays, and the last one stops the run when it fails too."""
-        rest = [self.fallback[i + 1 :] for i in range(len(self.fallback))]
+        """One configuration for each fallback; the gate stays, and stops the run when the last one fails it too."""
+        if self.gate is None:
+            return ()
+        gates = [self.gate] * (len(self.fallback) - 1) + [self.gate.model_copy(update={"on_fail": "stop"})]
         return tuple(
-            self.model_copy(update={"scheme": choice.scheme, "fallback": remaining})
-            for choice, remaining in zip(self.fallback, rest, strict=True)
+            self.model_copy(update={"scheme": choice.scheme, "gate": gate, "fallback": self.fallback[place + 1 :]})
+            for place, (choice, gate) in enumerate(zip(self.fallback, gates, strict=False))
         )
 
     def apply(self, run: "Run") -> None:
