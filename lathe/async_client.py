@@ -15,7 +15,7 @@ from lathe._connection import connection, stream_timeout
 from lathe._protocol import Call, Params
 from lathe._retry import RetryPolicy, worth_retrying
 from lathe._stream import Cursor
-from lathe._transfer import BLOCK_bytes, Transfer
+from lathe._transfer import Transfer
 from lathe._waiting import Patience, POLL_seconds, successful
 from lathe.errors import ConnectionFailed, LatheError
 from lathe.models import (
@@ -239,7 +239,7 @@ class AsyncArtifacts:
         call = protocol.get_artifact(job_id, transfer.artifact.path, transfer.offset())
         async with self._wire.stream(call) as response:
             with transfer.receiving(response):
-                async for block in response.aiter_raw(BLOCK_bytes):
+                async for block in response.aiter_raw():
                     transfer.write(block)
                     on_progress(transfer.artifact, transfer.received_bytes)
 

@@ -15,7 +15,7 @@ from lathe._connection import connection, stream_timeout
 from lathe._protocol import Call, Params
 from lathe._retry import RetryPolicy, worth_retrying
 from lathe._stream import Cursor
-from lathe._transfer import BLOCK_bytes, Transfer
+from lathe._transfer import Transfer
 from lathe._waiting import Patience, POLL_seconds, successful
 from lathe.errors import ConnectionFailed, LatheError
 from lathe.models import (
@@ -232,7 +232,7 @@ class Artifacts:
     def _receive(self, job_id: str, transfer: Transfer, on_progress: Callable[[Artifact, int], None]) -> None:
         call = protocol.get_artifact(job_id, transfer.artifact.path, transfer.offset())
         with self._wire.stream(call) as response, transfer.receiving(response):
-            for block in response.iter_raw(BLOCK_bytes):
+            for block in response.iter_raw():
                 transfer.write(block)
                 on_progress(transfer.artifact, transfer.received_bytes)
 

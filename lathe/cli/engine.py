@@ -10,14 +10,17 @@ import typer
 
 from lathe.cli.engine_process import VARIABLE, EngineRun
 from lathe.cli.group import explain
-from lathe.cli.output import console, errors, print_json, print_measurements
+from lathe.cli.output import console, errors, print_json, print_measurements, printable_lines
 from lathe.cli.session import AsJson, home
 from lathe.cli.view import watch
 from lathe.errors import LatheError
+from optcore.plan import check
 from optcore.recipe import Recipe, load_recipe
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe in YAML.")]
 ENGINE_MODULES = ("torch", "transformers", "safetensors")
+OURS = ("internal", "infrastructure")
+"""Kinds of failure that a recipe is not to blame for, so that the engine's log is what helps."""
 
 
 def run(
@@ -28,15 +31,17 @@ def run(
     verbose: Annotated[bool, typer.Option("--verbose", help="Show the engine's own log.")] = False,
 ) -> None:
     """Run a recipe on this machine, without a service. Finished stages are not run again."""
-    load_recipe(recipe)
+    checked = _checked(recipe)
     _need_engine()
-    engine = EngineRun(recipe.absolute(), out.absolute(), (work or home() / "work").absolute(), verbose=verbose)
+    engine = EngineRun(checked, out.absolute(), (work or home() / "work").absolute(), verbose=verbose)
     if as_json:
         for event in engine.events():
             print_json(event)
     else:
         watch((event.event, event.model_dump(mode="json")) for event in engine.events())
     if engine.failure:
+        if engine.failure.kind in OURS and engine.last_words:
+            errors.print(printable_lines(engine.last_words), soft_wrap=True)
         if not as_json:
             explain(engine.failure)
         raise typer.Exit(1)
@@ -47,7 +52,7 @@ def run(
 
 def validate(recipe: RecipePath, as_json: AsJson = False) -> None:
     """Check a recipe and say what it means, without running it."""
-    checked = load_recipe(recipe)
+    checked = _checked(recipe)
     if as_json:
         print_json(checked)
     else:
@@ -57,6 +62,12 @@ def validate(recipe: RecipePath, as_json: AsJson = False) -> None:
 def schema() -> None:
     """Print the JSON schema of a recipe."""
     console.out(json.dumps(Recipe.model_json_schema(), indent=2), highlight=False)
+
+
+def _checked(path: Path) -> Recipe:
+    recipe = load_recipe(path)
+    check(recipe)
+    return recipe
 
 
 def _need_engine() -> None:

@@ -16,7 +16,8 @@ from pydantic import ValidationError
 from lathe.errors import LatheError
 from lathe.local.tether import tethered
 from optcore.errors import Failure
-from optcore.events import AnyEvent, RunFailed, parse_event
+from optcore.events import AnyEvent, RecipeResolved, RunFailed, parse_event
+from optcore.recipe import Recipe, recipe_from
 
 GRACE_seconds = 10.0
 TAIL_bytes = 4000
@@ -32,29 +33,42 @@ def engine_command() -> list[str]:
 class EngineRun:
     """One run. Read `events` to the end; then `failure` says whether it went well."""
 
-    def __init__(self, recipe: Path, out: Path, work: Path, *, verbose: bool) -> None:
+    def __init__(self, recipe: Recipe, out: Path, work: Path, *, verbose: bool) -> None:
         self.failure: Failure | None = None
-        self._recipe, self._out, self._work = str(recipe), str(out), str(work)
+        self.last_words = ""
+        """The end of the engine's log, once it failed."""
+        self._recipe, self._out, self._work = recipe, str(out), str(work)
         self._verbose = verbose
 
     def events(self) -> Iterator[AnyEvent]:
         """What the engine says, as it says it."""
-        yield from self._step(["fetch", self._recipe, "--work", self._work], dict(os.environ))
-        if self.failure is None:
-            without = {name: value for name, value in os.environ.items() if name not in CREDENTIALS}
-            yield from self._step(["run", self._recipe, "--work", self._work, "--out", self._out], without)
+        with tempfile.TemporaryDirectory(prefix="lathe-run-") as folder:
+            yield from self._step("fetch", [], Path(folder), dict(os.environ))
+            if self.failure is None:
+                without = {name: value for name, value in os.environ.items() if name not in CREDENTIALS}
+                yield from self._step("run", ["--out", self._out], Path(folder), without)
 
-    def _step(self, arguments: list[str], environment: dict[str, str]) -> Iterator[AnyEvent]:
+    def _step(self, verb: str, more: list[str], folder: Path, environment: dict[str, str]) -> Iterator[AnyEvent]:
+        path = folder / f"{verb}.yaml"
+        path.write_text(self._recipe.to_yaml(), encoding="utf-8")
+        command = [*engine_command(), verb, str(path), "--work", self._work, *more]
         with tempfile.TemporaryFile() as log:
-            with _started([*engine_command(), *arguments], environment, None if self._verbose else log) as process:
+            with _started(command, environment, None if self._verbose else log) as process:
                 assert process.stdout is not None
                 for line in process.stdout:
                     if event := _event(line):
-                        if isinstance(event, RunFailed):
-                            self.failure = event.failure
+                        self._remember(event)
                         yield event
-            if process.returncode != 0 and self.failure is None:
-                raise _crashed(process.returncode, log)
+            if process.returncode != 0:
+                self.last_words = _end_of(log)
+                if self.failure is None:
+                    raise _crashed(process.returncode, self.last_words)
+
+    def _remember(self, event: AnyEvent) -> None:
+        if isinstance(event, RunFailed):
+            self.failure = event.failure
+        elif isinstance(event, RecipeResolved):  # what was fetched is what is run, also when a branch has moved on
+            self._recipe = recipe_from(event.recipe)
 
 
 @contextmanager
@@ -94,10 +108,13 @@ def _event(line: bytes) -> AnyEvent | None:
         return None
 
 
-def _crashed(returncode: int, log: IO[bytes]) -> LatheError:
+def _end_of(log: IO[bytes]) -> str:
     log.seek(0, os.SEEK_END)
     log.seek(max(0, log.tell() - TAIL_bytes))
-    last_words = log.read().decode(errors="replace").strip()
+    return log.read().decode(errors="replace").strip()
+
+
+def _crashed(returncode: int, last_words: str) -> LatheError:
     how = f"exit code {returncode}" if returncode >= 0 else f"signal {-returncode}"
     return LatheError(
         f"the engine crashed with {how}" + (f":\n{last_words}" if last_words else ""),

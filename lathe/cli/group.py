@@ -6,11 +6,10 @@ import typer
 from rich.text import Text
 from typer.core import TyperGroup
 
-from lathe.cli.output import errors
+from lathe.cli.output import errors, printable_lines
 from lathe.errors import JobFailed, LatheError
 from lathe.local.errors import LocalServerError
 from optcore.errors import Failure, OptError
-from optcore.report.text import printable
 
 
 class Commands(TyperGroup):
@@ -37,6 +36,5 @@ def _say(message: str, field: str, remedy: str, *, stage: str = "") -> None:
     rows = [("error: ", message), ("stage: ", stage), ("field: ", field), ("remedy: ", remedy)]
     for label, value in rows:
         if value:
-            # Text, not markup: a message may quote what somebody else wrote.
-            text = "\n".join(printable(line) for line in value.splitlines())
-            errors.print(Text.assemble((label, "bold red" if label == "error: " else "bold"), text), soft_wrap=True)
+            heading = Text(label, "bold red" if label == "error: " else "bold")
+            errors.print(heading + printable_lines(value), soft_wrap=True)

@@ -36,6 +36,11 @@ def cell(value: object) -> Text:
     return Text(text, style=COLOURS.get(text, ""))
 
 
+def printable_lines(text: str) -> Text:
+    """Several lines from elsewhere."""
+    return Text("\n".join(printable(line) for line in text.splitlines()))
+
+
 def print_json(value: BaseModel | Mapping[str, Any]) -> None:
     """One JSON object on one line, for programs."""
     text = value.model_dump_json() if isinstance(value, BaseModel) else canonical_json(dict(value))

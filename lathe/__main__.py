@@ -1,0 +1,5 @@
+"""`python -m lathe`: the command line."""
+
+from lathe.cli import app
+
+app()
