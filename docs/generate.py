@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from docs.pages.cli import cli_page
 from docs.pages.recipe import recipe_page
 from docs.pages.registries import formats_page, techniques_page
 from docs.pages.rest import rest_page
@@ -18,6 +19,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "formats.md": formats_page,
     "recipe.md": recipe_page,
     "settings.md": settings_page,
+    "cli.md": cli_page,
     "rest.md": rest_page,
 }
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from docs import generate
+from docs.pages import cli
 from docs.pages.markdown import anchor
 from optcore.frozen import Frozen
 from optcore.recipe import load_recipe, parse_recipe
@@ -126,3 +127,8 @@ def test_the_commands_that_people_read_exist() -> None:
     entry = (ROOT / "dev.py").read_text(encoding="utf-8")
     for target in set(re.findall(r"dev\.py (\w+)", prose)):
         assert f"def {target}(" in entry
+    known = {words for words, _ in cli.commands()}
+    for language, text in FENCE.findall(prose):
+        if language == "shell":
+            typed = re.findall(r"^lathe (\w+)(?: (\w+))?", text, re.M)
+            assert [words for words in typed if not {f"lathe {words[0]}", f"lathe {' '.join(words)}"} & known] == []

@@ -56,8 +56,8 @@ def _plain(schema: Schema) -> str:
     """A type that holds nothing else; a free mapping, and anything at all, too."""
     kind = schema.get("type", "anything")
     words = {"object": "mapping", "boolean": "`true` or `false`", "null": "nothing"}
-    form = {"date-time": "time (RFC 3339)", "binary": "bytes"}.get(schema.get("format", ""))
-    return form or words.get(kind, kind)
+    forms = {"date-time": "time (RFC 3339)", "binary": "bytes"}
+    return forms.get(schema.get("format", "")) or words.get(kind, str(kind))
 
 
 def _default(schema: Schema, required: bool) -> str:

@@ -112,6 +112,15 @@ def test_the_card_tells_the_hub_what_it_is() -> None:
     assert "vllm serve me/small" in card
 
 
+def test_the_hubs_own_client_reads_the_card() -> None:
+    from huggingface_hub import ModelCard
+
+    card = ModelCard(render_card(report(HOSTILE, base_model="Qwen/Qwen3-8B", license="apache-2.0")))
+    assert card.data.base_model == "Qwen/Qwen3-8B"
+    assert card.data.license == "apache-2.0"
+    assert card.text.startswith("\n# ")
+
+
 def test_the_card_claims_no_base_model_or_licence_that_it_does_not_know() -> None:
     assert not {"base_model", "base_model_relation", "license"} & set(front_matter(render_card(report())))
 
