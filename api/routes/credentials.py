@@ -3,7 +3,7 @@
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path
-from pydantic import BaseModel, ConfigDict, SecretStr, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from api import wire
 from api.body import body_of
@@ -24,7 +24,7 @@ class CredentialPut(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
-    token: Annotated[SecretStr, StringConstraints(min_length=1, max_length=500, pattern=r"^[\x21-\x7e]+$")]
+    token: Annotated[str, StringConstraints(max_length=500, pattern=r"^[\x21-\x7e]+$")] = Field(repr=False)
 
 
 @router.put("/{name}", openapi_extra=takes(CredentialPut))
@@ -39,7 +39,7 @@ def put_credential(
     stored = credentials.of(session, caller)
     if len(stored) >= MAX_CREDENTIALS and name not in {row.name for row in stored}:
         raise Conflict(f"you have {MAX_CREDENTIALS} credentials already", remedy="remove one first")
-    return wire.credential(credentials.put(session, settings.vault, caller, name, wanted.token.get_secret_value()))
+    return wire.credential(credentials.put(session, settings.vault, caller, name, wanted.token))
 
 
 @router.get("")

@@ -5,6 +5,14 @@ from sqlalchemy.orm import Session, sessionmaker
 
 Sessions = sessionmaker[Session]
 
+_NOTICE_A_DEAD_PEER = {
+    "tcp_user_timeout": 20_000,  # ms
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+}
+"""Without these a lease holder would wait hours for a database host that went away without a word."""
+
 
 def sqlalchemy_url(database_url: str) -> URL:
     """The URL with its driver named. Raises `ValueError` for anything but PostgreSQL."""
@@ -22,7 +30,7 @@ def make_engine(database_url: str, *, pool_size: int = 5) -> Engine:
         max_overflow=pool_size,
         pool_pre_ping=True,
         pool_timeout=10,
-        connect_args={"connect_timeout": 5, "options": "-c timezone=utc"},
+        connect_args={"connect_timeout": 5, "options": "-c timezone=utc", **_NOTICE_A_DEAD_PEER},
     )
 
 

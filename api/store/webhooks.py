@@ -17,6 +17,10 @@ from api.vault import Vault
 
 TOPIC = "deliver_webhook"
 REANNOUNCE_seconds = 300
+SENDING_seconds = 60
+"""Longer than one attempt takes; no second one begins meanwhile."""
+
+_IS_DUE = WebhookMessage.wake_at <= in_seconds(REANNOUNCE_seconds)
 
 
 @dataclass(frozen=True)
@@ -73,11 +77,11 @@ def enqueue(session: Session, owner_id: str, job_id: str, type: str, payload: di
 
 
 def begin_delivery(session: Session, vault: Vault, message_id: str) -> Outgoing | None:
-    """Count an attempt; None when the message is delivered, given up, or its receiver is gone."""
+    """Count an attempt; None when the message is not due, delivered, given up, or its receiver is gone."""
     statement = (
         update(WebhookMessage)
-        .where(WebhookMessage.id == message_id, WebhookMessage.status == "pending")
-        .values(attempts=WebhookMessage.attempts + 1, wake_at=in_seconds(REANNOUNCE_seconds))
+        .where(WebhookMessage.id == message_id, WebhookMessage.status == "pending", _IS_DUE)
+        .values(attempts=WebhookMessage.attempts + 1, wake_at=in_seconds(REANNOUNCE_seconds + SENDING_seconds))
         .returning(WebhookMessage)
         .execution_options(synchronize_session=False, populate_existing=True)
     )

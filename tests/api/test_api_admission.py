@@ -1,0 +1,86 @@
+"""What a recipe may touch on this machine, and which credential it may name."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from api.main import create_app
+from api.settings import Settings
+
+pytestmark = pytest.mark.integration
+
+
+def _post(client: TestClient, document: dict[str, Any], path: str) -> Any:
+    return client.post("/v1/jobs", json=document | {"model": {"path": path}})
+
+
+@pytest.fixture
+def model(tmp_path: Path, settings: Settings) -> Path:
+    folder = tmp_path / "roots" / "tiny"
+    folder.mkdir()
+    return folder
+
+
+def test_a_path_below_a_root_is_kept_absolute(client: TestClient, document: dict[str, Any], model: Path) -> None:
+    for path in (str(model), "tiny", "./tiny/../tiny"):
+        answer = _post(client, document, path)
+        assert answer.status_code == 201
+        assert answer.json()["recipe"]["model"]["path"] == str(model.resolve())
+
+
+def test_an_absent_folder_is_the_engines_own_error(client: TestClient, document: dict[str, Any], model: Path) -> None:
+    for path in ("absent", f"{model}/absent", "x" * 3000):
+        answer = _post(client, document, path)
+        assert (answer.status_code, answer.json()["code"]) == (422, "source_not_found")
+        assert answer.json()["errors"][0]["pointer"] == "/model/path"
+
+
+def test_paths_that_leave_the_roots_are_refused_whether_they_exist_or_not(
+    client: TestClient, document: dict[str, Any], model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "secret").mkdir()
+    os.symlink(tmp_path / "secret", model / "link")
+    os.symlink(model / "loop", model / "loop")
+    for path in (
+        "/etc",
+        "/absent",
+        "../secret",
+        str(model / "link"),
+        "tiny/link/x",
+        "tiny/../../secret",
+        f"{model.parent}-2",
+    ):
+        answer = _post(client, document, path)
+        assert (answer.status_code, answer.json()["code"]) == (422, "path_not_allowed"), path
+        assert answer.json()["remedy"]
+    assert _post(client, document, str(model / "loop")).json()["code"] == "source_not_found"
+
+
+def test_a_calibration_file_is_held_to_the_same(client: TestClient, document: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "roots" / "text.txt").write_text("hello")
+    for path, status in (("text.txt", 201), ("/etc/passwd", 422)):
+        answer = client.post("/v1/jobs", json=document | {"calibration": {"path": path}})
+        assert answer.status_code == status
+    assert answer.json()["errors"][0]["pointer"] == "/calibration/path"
+
+
+def test_without_roots_there_are_no_local_paths(
+    settings: Settings, client: TestClient, document: dict[str, Any], model: Path
+) -> None:
+    with TestClient(create_app(settings.model_copy(update={"model_roots": ()})), headers=client.headers) as closed:
+        assert _post(closed, document, str(model)).json()["code"] == "path_not_allowed"
+
+
+def test_the_credential_must_be_the_owners_own(
+    client: TestClient, stranger: TestClient, document: dict[str, Any]
+) -> None:
+    publish = document | {"publish": {"repo_id": "me/x", "credential": "hub"}}
+    stranger.put("/v1/credentials/hub", json={"token": "hf_theirs"})
+    answer = client.post("/v1/jobs", json=publish)
+    assert (answer.status_code, answer.json()["code"]) == (422, "credential_unknown")
+    assert answer.json()["errors"][0]["pointer"] == "/publish/credential"
+    client.put("/v1/credentials/hub", json={"token": "hf_mine"})
+    assert client.post("/v1/jobs", json=publish).status_code == 201

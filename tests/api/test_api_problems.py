@@ -1,0 +1,127 @@
+"""Every error is one RFC 9457 document, and says what, where and what to do."""
+
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+from sqlalchemy import text
+
+from api.main import create_app
+from api.settings import Settings
+from api.store.session import Sessions
+from lathe.models import Problem
+from optcore.errors import RecipeError
+from optcore.recipe import recipe_from
+
+pytestmark = pytest.mark.integration
+JSON = {"content-type": "application/json"}
+
+
+def _problem(answer: Any, status: int, code: str) -> Problem:
+    assert answer.headers["content-type"] == "application/problem+json"
+    problem = Problem.model_validate_json(answer.content)
+    assert (answer.status_code, problem.status, problem.code) == (status, status, code)
+    assert problem.request_id == answer.headers["x-request-id"]
+    assert problem.detail
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    return problem
+
+
+@pytest.mark.parametrize(
+    ("change", "pointer"),
+    [
+        ({"chain": [{"technique": "ptq", "scheme": "nvfp5"}]}, "/chain/0/scheme"),
+        ({"chain": [{"technique": "ptq", "scheme": "fp8", "kv_cach": "fp8"}]}, "/chain/0/kv_cach"),
+        ({"calibraton": {}}, "/calibraton"),
+        ({"calibration": {"samples": 0}}, "/calibration/samples"),
+        ({"model": {}}, "/model"),
+    ],
+)
+def test_a_wrong_recipe_is_refused_in_the_words_of_the_library(
+    client: TestClient, document: dict[str, Any], change: dict[str, Any], pointer: str
+) -> None:
+    wrong = document | change
+    with pytest.raises(RecipeError) as error:
+        recipe_from(wrong)
+    problem = _problem(client.post("/v1/jobs", json=wrong), 422, "recipe_invalid")
+    assert (problem.detail, problem.remedy) == (error.value.message, error.value.remedy)
+    assert problem.errors[0].pointer == error.value.field == pointer
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "status", "code"),
+    [
+        (b"{", JSON, 400, "bad_request"),
+        (b"[" * 100_000, JSON, 400, "bad_request"),
+        (b"9" * 5000, JSON, 400, "bad_request"),
+        (b'{"name": "a\\u0000b"}', JSON, 400, "bad_request"),
+        (b'{"name": "\\ud800"}', JSON, 400, "bad_request"),
+        (b'{"\\u0000": 1}', JSON, 400, "bad_request"),
+        (b"\xff", JSON, 400, "bad_request"),
+        (b"[]", JSON, 422, "recipe_invalid"),
+        (b'{"seed": NaN}', JSON, 422, "recipe_invalid"),
+        (b"model: {}", {"content-type": "text/yaml"}, 415, "unsupported_media_type"),
+        (b" " * (256 * 1024 + 1), JSON, 413, "body_too_large"),
+        (b"{}", JSON | {"Idempotency-Key": "k" * 256}, 400, "bad_request"),
+    ],
+)
+def test_bodies_that_are_no_recipes(
+    client: TestClient, body: bytes, headers: dict[str, str], status: int, code: str
+) -> None:
+    _problem(client.post("/v1/jobs", content=body, headers=headers), status, code)
+
+
+def test_a_body_that_hides_its_length_is_cut_off(client: TestClient) -> None:
+    chunks = (b" " * 65536 for _ in range(6))
+    _problem(client.post("/v1/jobs", content=chunks, headers=JSON), 413, "body_too_large")
+
+
+@pytest.mark.parametrize("key", [None, "lk_" + "a" * 43, "lk_\xe9", "x" * 10_000, ""])
+def test_without_a_known_key_there_is_nothing(client: TestClient, key: str | None) -> None:
+    headers = {} if key is None else {"Authorization": f"Bearer {key}".encode("latin-1")}
+    answer = TestClient(client.app).get("/v1/jobs", headers=headers)
+    _problem(answer, 401, "unauthorized")
+    assert answer.headers["www-authenticate"] == "Bearer"
+
+
+def test_addresses_and_methods_that_do_not_exist(client: TestClient) -> None:
+    _problem(client.get("/v2/jobs"), 404, "not_found")
+    _problem(client.get("/v1/jobs/job_%00"), 404, "not_found")
+    answer = client.delete("/v1/jobs")
+    _problem(answer, 405, "method_not_allowed")
+    assert answer.headers["allow"] == "GET, POST"
+
+
+def test_parameters_are_named(client: TestClient) -> None:
+    problem = _problem(client.get("/v1/jobs", params={"limit": 101}), 400, "bad_request")
+    assert problem.detail.startswith("query parameter limit:")
+
+
+def test_the_type_leads_to_what_it_means(client: TestClient) -> None:
+    problem = _problem(client.get("/v1/jobs/x"), 404, "not_found")
+    assert "another tenant's" in client.get(problem.type).json()["meaning"]
+    _problem(client.get("/problems/nonsense"), 404, "not_found")
+
+
+def test_a_bug_is_an_answer_too(client: TestClient, sessions: Sessions) -> None:
+    with sessions.begin() as session:
+        session.execute(text("DROP TABLE credentials"))
+    problem = _problem(client.get("/v1/credentials"), 500, "internal")
+    assert "credentials" not in problem.detail
+
+
+def test_a_request_id_is_taken_over_when_it_is_harmless(client: TestClient) -> None:
+    for given, kept in (("build-12345678", True), ('evil"\\n{', False), ("x" * 65, False)):
+        assert (client.get("/healthz", headers={"X-Request-Id": given}).headers["x-request-id"] == given) is kept
+
+
+def test_a_database_that_is_away_is_said_so(settings: Settings) -> None:
+    away = settings.model_copy(update={"database_url": "postgresql://u:hunter22@127.0.0.1:9/none"})
+    with TestClient(create_app(away)) as client:
+        answer = client.get("/v1/jobs", headers={"Authorization": "Bearer lk_x"})
+        assert _problem(answer, 503, "unavailable").retryable
+        assert answer.headers["retry-after"] == "2"
+        assert "hunter22" not in answer.text
+        ready = client.get("/readyz")
+        assert (ready.status_code, ready.json()["status"]) == (503, "degraded")
+        assert client.get("/healthz").json() == {"status": "ok"}
