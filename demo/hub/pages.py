@@ -29,7 +29,8 @@ def dataset(request: Request, door: TheDoor, id: str) -> Response:
     return _show(door, request, "datasets", id)
 
 
-@router.get("/{id:repo}/commit/{commit}")
+@router.get("/{id:repo}/tree/{commit:path}")
+@router.get("/{id:repo}/commit/{commit:path}")
 def commit(request: Request, door: TheDoor, id: str, commit: str) -> Response:
     return _show(door, request, "models", id, commit)
 

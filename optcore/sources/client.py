@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -19,6 +19,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils.tqdm import disable_progress_bars
 from pydantic import Field
 
 from optcore.errors import HubUnavailable, OptError, OutOfDisk, SourceGated, SourceNotFound
@@ -31,7 +32,8 @@ WAITS_seconds = (1.0, 5.0)
 
 # httpx.HTTPError or httpx2.HTTPError, whichever the client was built on: connections refused, timeouts, broken answers.
 TransportError: type[Exception] = next(base for base in HfHubHTTPError.__mro__ if base.__name__ == "HTTPError")
-ClientError = (TransportError, OSError, EntryNotFoundError, HFValidationError)
+# The client's own errors are one of the first two; xet reports what it has no better name for as RuntimeError.
+ClientError = (TransportError, OSError, EntryNotFoundError, HFValidationError, RuntimeError)
 
 _CREDENTIAL = "store a Hub credential that may read it (for the command line: set HF_TOKEN)"
 
@@ -51,6 +53,8 @@ class HubRepo(Frozen):
 
 def hub_api(token: str | None = None) -> HfApi:
     """The client for `HF_ENDPOINT`, as the environment says now, not when the client was imported."""
+    if constants.HF_HUB_DISABLE_PROGRESS_BARS is None:
+        disable_progress_bars()  # what they would be written to is a log
     return HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None, token=token, library_name="lathe")
 
 
