@@ -1,13 +1,11 @@
 """A machine of one's own: no service, no key, no home of the person who runs the tests."""
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import lathe_engine
 import pytest
 import yaml
-
-ENGINE = f"{sys.executable} {Path(__file__).parent / 'lathe_engine.py'}"
 
 
 @pytest.fixture(autouse=True)
@@ -17,7 +15,7 @@ def own_home(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathF
         monkeypatch.delenv(name, raising=False)
     home = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("LATHE_HOME", str(home))
-    monkeypatch.setenv("LATHE_ENGINE_COMMAND", ENGINE)
+    monkeypatch.setenv("LATHE_ENGINE_COMMAND", lathe_engine.COMMAND)
     return home
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import yaml
 
+COMMAND = f"{sys.executable} {Path(__file__).absolute()}"
+"""What LATHE_ENGINE_COMMAND is set to."""
 MEASUREMENTS = [
     {
         "name": "bytes",
