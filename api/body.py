@@ -17,7 +17,7 @@ async def json_body(request: Request) -> Any:
     kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     if kind != "application/json" and not kind.endswith("+json"):
         raise UnsupportedMediaType(f"the body is {kind[:64]}", remedy="send JSON, as application/json")
-    return _parse(await _read(request, request.app.state.settings.max_body_bytes))
+    return _parse(await read_body(request, request.app.state.settings.max_body_bytes))
 
 
 def body_of(model: type[M]) -> Callable[[Request], Coroutine[Any, Any, M]]:
@@ -35,7 +35,8 @@ def body_of(model: type[M]) -> Callable[[Request], Coroutine[Any, Any, M]]:
     return read
 
 
-async def _read(request: Request, limit_bytes: int) -> bytes:
+async def read_body(request: Request, limit_bytes: int) -> bytes:
+    """All of it. Raises `BodyTooLarge` as soon as it is."""
     declared = request.headers.get("content-length", "0")
     body = bytearray()
     too_large = declared.isdecimal() and int(declared) > limit_bytes
@@ -54,12 +55,13 @@ def _parse(body: bytes) -> Any:
         document = json.loads(body)
     except (ValueError, RecursionError) as error:
         raise BadRequest(f"the body is no JSON: {error}"[:200], remedy="check quotes, commas and brackets") from error
-    if not _storable(document):
+    if not storable(document):
         raise BadRequest("the body has a NUL character or half a surrogate pair in a text", remedy="remove it")
     return document
 
 
-def _storable(document: Any) -> bool:
+def storable(document: Any) -> bool:
+    """Whether PostgreSQL takes every text in a plain document."""
     left = [document]
     while left:
         value = left.pop()

@@ -80,11 +80,12 @@ async def follow(history: History, listener: Listener, seq: int) -> AsyncIterato
             if complete:
                 yield format_sse_event(event="end", data_str="{}")
                 return
-            if not has_more and not await _woken(news, PING_seconds if listener.connected else POLL_seconds):
+            if not has_more and not await woken(news, PING_seconds if listener.connected else POLL_seconds):
                 yield KEEPALIVE_COMMENT
 
 
-async def _woken(news: asyncio.Event, seconds: float) -> bool:
+async def woken(news: asyncio.Event, seconds: float) -> bool:
+    """Wait for news; False when none came in time."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             return await news.wait()
