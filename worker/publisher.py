@@ -7,7 +7,7 @@ from sqlalchemy.orm import Session
 from api import lifecycle
 from api.errors import Fenced
 from api.store import credentials
-from optcore.errors import Failure, OptError
+from optcore.errors import Failure, Kind, OptError
 from optcore.recipe import Publish
 from worker import hub
 from worker.context import Context
@@ -23,7 +23,7 @@ class NoCredential(OptError):
     """The recipe names a Hub credential that its owner has not stored."""
 
     code = "credential_missing"
-    kind = "user_error"
+    kind: Kind = "user_error"
 
 
 def publish(job_id: str, context: Context) -> None:

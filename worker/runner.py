@@ -13,18 +13,20 @@ from api.store import credentials
 from optcore.errors import Failure, OptError
 from optcore.events import AnyEvent
 from optcore.recipe import recipe_from
+from worker import drain
 from worker.artifact import FinishedArtifact, collect
 from worker.context import Context
-from worker.drain import DrainWatch
 from worker.engine_environment import fetch_environment, run_environment
 from worker.engine_log import EngineLog
 from worker.engine_process import Inbox
 from worker.heartbeat import UNREACHABLE, Heartbeat, Order
+from worker.lookout import Lookout
 from worker.supervisor import Completed, Ending, Failed, Supervisor
 
 log = logging.getLogger(__name__)
 
 AGAIN_seconds = 1.0
+LOOK_seconds = 0.25
 
 
 def run_job(job_id: str, context: Context) -> None:
@@ -52,8 +54,13 @@ class _Attempt:
 
     def run(self) -> None:
         log.info("attempt %d of %s begins, epoch %d", self._claim.attempt, self._claim.job_id, self._claim.epoch)
-        with self._heartbeat, DrainWatch(self._inbox):
+        with self._heartbeat, Lookout("drain", self._sees_drain, period_seconds=LOOK_seconds):
             self._settle(self._ending())
+
+    def _sees_drain(self) -> bool:
+        if drain.is_on():
+            self._inbox.put(Order.RELEASE)
+        return drain.is_on()
 
     def _ending(self) -> Ending:
         try:

@@ -14,9 +14,12 @@ from worker.engine_log import EngineLog
 from worker.engine_process import EngineProcess, Exited, Inbox, Said
 from worker.heartbeat import UNREACHABLE, Heartbeat, Order
 from worker.journal import Journal
+from worker.lookout import Lookout
 from worker.settings import WorkerSettings
 
 log = logging.getLogger(__name__)
+
+LOOK_seconds = 1.0
 
 Record = Callable[[Sequence[AnyEvent]], None]
 
@@ -59,8 +62,16 @@ class Supervisor:
         if self._order is not None:
             return self._order
         process = EngineProcess(command, environment=environment, engine_log=engine_log, inbox=self._inbox)
+
+        def kill_when_cut_off() -> bool:
+            if self.is_cut_off:
+                process.kill()
+            return self.is_cut_off
+
         try:
-            return self._watch(process, engine_log)
+            # On a thread of its own, because this one may be waiting for a database that hangs.
+            with Lookout("cut-off", kill_when_cut_off, period_seconds=LOOK_seconds):
+                return self._watch(process, engine_log)
         finally:
             process.kill()
 
@@ -134,7 +145,7 @@ class Supervisor:
             self._journal.written(len(batch))
 
     def _ending(self, returncode: int, said: "_Story", engine_log: EngineLog) -> Ending:
-        if self._order is Order.ABANDON:
+        if self._order is Order.ABANDON or self.is_cut_off:
             return Order.ABANDON
         if returncode == 0:
             return Completed(said.digest, said.recipe)

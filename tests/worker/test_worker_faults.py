@@ -211,6 +211,35 @@ def test_a_worker_cut_off_from_the_database_kills_its_engine_and_another_finishe
         _check_invariants(service, job_id)
 
 
+def test_an_engine_is_killed_while_its_worker_waits_for_a_database_that_hangs(service: Service) -> None:
+    hold = Hold.at(service.folder)
+    service.settings |= {"ISOLATE_SECONDS": 1, "PARTITION_KILL_SECONDS": 2}
+    service.start_relay()
+    service.start_worker()
+    job_id = service.submit(wishes={"hold": hold.path})
+    engine = hold.engine_pid()
+    stopped: set[int] = set()
+
+    def engine_is_gone() -> bool:
+        """Looks with every backend stopped, new ones too."""
+        others = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        for (pid,) in service.rows(others):
+            os.kill(pid, signal.SIGSTOP)
+            stopped.add(pid)
+        return not is_running(engine)
+
+    try:
+        until(engine_is_gone, "the engine to be killed")
+    finally:
+        for pid in stopped:
+            os.kill(pid, signal.SIGCONT)
+    until(lambda: "Task run_job" in service.log("worker").split("received", 1)[1], "the attempt to end")
+    service.lose_lease(job_id)
+    hold.release()
+    assert service.finish_soon(job_id).epoch == 2
+    _check_invariants(service, job_id)
+
+
 @contextmanager
 def _on(service: Service, url: str) -> Iterator[None]:
     """Move the service to a database that may be killed."""

@@ -77,6 +77,16 @@ def test_a_failing_receiver_is_tried_again_with_the_same_id(service: Service, re
         assert Webhook(secret).verify(body, headers)["type"] == "job.cancelled"
 
 
+def test_a_doubled_announcement_sends_once(service: Service, receiver: Any, context: Context) -> None:
+    service.add_receiver(receiver.url)
+    receiver.answers = [(500, {}), (204, {})]
+    message_id = _message(service)
+    for _ in range(5):
+        deliver(message_id, context)
+    assert _state(service, message_id) == ("pending", 1, [500])
+    assert len(receiver.requests) == 1
+
+
 def test_retry_after_is_honoured(service: Service, receiver: Any, context: Context) -> None:
     service.add_receiver(receiver.url)
     receiver.answers = [(503, {"Retry-After": "900"})]

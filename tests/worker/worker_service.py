@@ -57,6 +57,7 @@ class Service:
     redis_url: str
     folder: Path
     settings: dict[str, object] = field(default_factory=dict)
+    environ: dict[str, str] = field(default_factory=dict)
     processes: dict[str, "subprocess.Popen[bytes]"] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -76,11 +77,8 @@ class Service:
             **PERIODS,
             **self.settings,
         }
-        return (
-            dict(os.environ)
-            | {f"LATHE_{name}": str(value) for name, value in named.items()}
-            | {"HF_TOKEN": "hf_operator"}
-        )
+        ours = {f"LATHE_{name}": str(value) for name, value in named.items()}
+        return dict(os.environ) | ours | {"HF_TOKEN": "hf_operator"} | self.environ
 
     def start_relay(self, name: str = "relay") -> None:
         self._start(name, ["-m", "worker.relay"])
@@ -159,7 +157,9 @@ class Service:
 
     def lose_lease(self, job_id: str) -> None:
         """Let the lease's time pass."""
-        self.rows("UPDATE jobs SET lease_until = now() - interval '1 second' WHERE id = :id", id=job_id)
+        self.rows(
+            "UPDATE jobs SET lease_until = now() - interval '1 second' WHERE id = :id AND status = 'running'", id=job_id
+        )
 
     def finish_soon(self, job_id: str, *statuses: str) -> Job:
         """The job at its end, every back-off skipped."""
