@@ -17,7 +17,7 @@ from demo.watch import watch
 from lathe import Client
 from lathe.local.stack import Stack
 from lathe.models import Job
-from optcore.recipe import load_recipe
+from optcore.recipe import Publish, load_recipe
 from optcore.report import Report
 from optcore.report.text import render_table
 
@@ -49,10 +49,12 @@ def _run_job(client: Client) -> Job:
     """Submit, watch, and show the before/after table."""
     recipe = load_recipe(RECIPE)
     model = recipe.model.model_copy(update={"path": str(ROOT / str(recipe.model.path))})
-    job = client.jobs.create(recipe.model_copy(update={"model": model}))
+    publish = Publish(repo_id="demo/stdlib-5m-nvfp4", credential=CREDENTIAL)
+    job = client.jobs.create(recipe.model_copy(update={"model": model, "publish": publish}))
     _say(f"submitted {job.id}: {recipe.name}")
-    watch(client, job.id)
-    job = client.jobs.result(job.id)
+    job = watch(client, job.id)
+    if job.status != "succeeded":
+        raise SystemExit(f"the job {job.status}: {job.failure}")
     print("\n" + render_table(Report.model_validate(client.jobs.report(job.id))))
     return job
 

@@ -1,13 +1,17 @@
 """A job's events as lines for a terminal."""
 
 import sys
+import time
 from typing import Any
 
 from lathe import Client
+from lathe.models import Job
 from optcore.report.numbers import format_bytes, format_seconds
 
+_UPLOADING = ("pending", "uploading")
 
-def watch(client: Client, job_id: str) -> None:
+
+def watch(client: Client, job_id: str) -> Job:
     """Follow a job to its end, and its publication; progress rewrites one line where there is a terminal."""
     for event in client.jobs.events(job_id, stream=True):
         if event.type == "progress":
@@ -15,8 +19,9 @@ def watch(client: Client, job_id: str) -> None:
         elif line := _line(event.type, event.data):
             _clear()
             print(f"  {line}", flush=True)
-    client.jobs.wait(job_id)
-    client.jobs.wait_published(job_id)
+    while (job := client.jobs.get(job_id)).publish.status in _UPLOADING:
+        time.sleep(0.2)
+    return job
 
 
 def _line(type_: str, data: dict[str, Any]) -> str:

@@ -5,6 +5,7 @@ import os
 import platform
 import shutil
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from optcore.frozen import Frozen, digest_of
 from optcore.links import link
@@ -13,7 +14,8 @@ from optcore.report import LayerError, Measurement, Report, StageCost
 from optcore.report.card import render_card
 from optcore.report.page import render_page
 from optcore.sizes import size_measurements
-from optcore.stage import Inputs, StageRecord
+from optcore.stage import Inputs
+from optcore.techniques import Technique
 from optcore.version import ENGINE_VERSION, installed
 
 MANIFEST = "manifest.json"
@@ -40,27 +42,30 @@ class Artifact(Frozen):
     """Every file but the manifest itself."""
 
 
-def assemble(
-    recipe: Recipe,
-    inputs: Inputs,
-    records: dict[str, StageRecord],
-    costs: list[StageCost],
-    notices: list[str],
-    out: Path,
-) -> Artifact:
+class Outcome(NamedTuple):
+    """What a finished run knows."""
+
+    recipe: Recipe
+    inputs: Inputs
+    applied: tuple[Technique, ...]
+    evaluated: dict[str, Any]
+    costs: tuple[StageCost, ...]
+    notices: tuple[str, ...]
+
+
+def assemble(outcome: Outcome, out: Path) -> Artifact:
     """Put the artifact together beside `out` and rename it into place."""
     part = out.with_name(f"{out.name}.part-{os.getpid()}")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    for path in sorted(Path(inputs.exported).iterdir()):
+    for path in sorted(Path(outcome.inputs.exported).iterdir()):
         link(path, part / path.name)
-    checkpoint = _hashed(part)
-    digest = digest_of([(file.path, file.sha256) for file in checkpoint])
-    _write_documents(part, _report(recipe, inputs, records, costs, notices, digest))
+    digest = digest_of([(file.path, file.sha256) for file in _hashed(part)])
+    _write_documents(part, _report(outcome, digest))
     artifact = Artifact(
         digest=digest,
-        recipe_digest=recipe.digest,
-        source_digest=inputs.source_digest,
+        recipe_digest=outcome.recipe.digest,
+        source_digest=outcome.inputs.source_digest,
         files=_hashed(part),
     )
     (part / MANIFEST).write_text(artifact.model_dump_json(indent=2) + "\n")
@@ -89,35 +94,35 @@ def _write_documents(folder: Path, report: Report) -> None:
         (folder / name).write_text(text, encoding="utf-8")
 
 
-def _report(
-    recipe: Recipe,
-    inputs: Inputs,
-    records: dict[str, StageRecord],
-    costs: list[StageCost],
-    notices: list[str],
-    digest: str,
-) -> Report:
-    evaluated = list(records.values())[-1].results
-    measured = tuple(Measurement.model_validate(row) for row in evaluated["measurements"])
-    errors = tuple(LayerError(layer=name, relative_error=error) for name, error in evaluated.get("layer_errors", ()))
+def _report(outcome: Outcome, digest: str) -> Report:
+    recipe, source = outcome.recipe, Path(outcome.inputs.source)
+    measured = tuple(Measurement.model_validate(row) for row in outcome.evaluated["measurements"])
+    errors = outcome.evaluated.get("layer_errors", ())
     return Report(
-        model=str(recipe.model) if recipe.model.id else Path(inputs.source).name,
+        model=str(recipe.model) if recipe.model.id else source.name,
         base_model=recipe.model.id or "",
-        source_digest=inputs.source_digest,
+        source_digest=outcome.inputs.source_digest,
         artifact_digest=digest,
-        scheme=_summary(records),
+        scheme="; ".join(technique.summary for technique in outcome.applied),
         target=recipe.target.format,
-        recipe=recipe.model_dump(mode="json"),
-        measurements=(*size_measurements(Path(inputs.source), Path(inputs.exported)), *measured),
-        stages=tuple(costs),
-        layer_errors=errors,
-        notices=tuple(notices),
+        recipe=_public(recipe).model_dump(mode="json"),
+        measurements=(*size_measurements(source, Path(outcome.inputs.exported)), *measured),
+        stages=outcome.costs,
+        layer_errors=tuple(LayerError(layer=name, relative_error=error) for name, error in errors),
+        notices=outcome.notices,
         environment=_environment(),
     )
 
 
-def _summary(records: dict[str, StageRecord]) -> str:
-    return "; ".join(record.results["summary"] for record in records.values() if "summary" in record.results)
+def _public(recipe: Recipe) -> Recipe:
+    """The recipe as it may be published: folders of this machine by their names alone, no bookkeeping of the user's."""
+    model, calibration = (
+        ref.model_copy(update={"path": Path(ref.path).name}) if ref.path else ref
+        for ref in (recipe.model, recipe.calibration)
+    )
+    return recipe.model_copy(
+        update={"model": model, "calibration": calibration, "metadata": {}}
+    )
 
 
 def _environment() -> dict[str, str]:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from optcore.artifact import Artifact, assemble
+from optcore.artifact import Artifact, Outcome, assemble
 from optcore.child import RESULTS, run_stage
 from optcore.errors import GateFailed, OutOfDisk, RecipeError
 from optcore.evaluate import Fidelity
@@ -48,7 +48,7 @@ def optimize(recipe: Recipe, out: Path, work: Path, emit: Emit) -> Artifact:
             walk.apply(number, technique, recipe)
         walk.export(recipe)
         walk.evaluate(recipe)
-        artifact = assemble(recipe, walk.inputs, walk.records, walk.costs, walk.notices, out)
+        artifact = assemble(walk.outcome(recipe), out)
     except OSError as error:
         raise _disk_full(error) from error
     emit(RunFinished(digest=artifact.digest))
@@ -72,6 +72,8 @@ class _Walk:
     records: dict[str, StageRecord] = field(default_factory=dict)
     costs: list[StageCost] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
+    applied: list[Technique] = field(default_factory=list)
+    """The techniques whose results were kept: a fallback instead of what it replaced."""
 
     def fetch(self, recipe: Recipe) -> Recipe:
         """Bring model and data here; returns the recipe with its commits pinned."""
@@ -96,6 +98,7 @@ class _Walk:
             self._stage(name, TechniqueWork(technique=candidate))
             if self._passes(name, candidate, recipe):
                 self._enter_checkpoint(name)
+                self.applied.append(candidate)
                 return
 
     def export(self, recipe: Recipe) -> None:
@@ -106,6 +109,11 @@ class _Walk:
     def evaluate(self, recipe: Recipe) -> None:
         """Measure before and after."""
         self._stage(f"{len(recipe.chain) + 2}-evaluate", EvaluateWork(evaluators=recipe.evaluate))
+
+    def outcome(self, recipe: Recipe) -> Outcome:
+        """What the artifact is made of."""
+        evaluated = list(self.records.values())[-1].results
+        return Outcome(recipe, self.inputs, tuple(self.applied), evaluated, tuple(self.costs), tuple(self.notices))
 
     def _passes(self, name: str, technique: Technique, recipe: Recipe) -> bool:
         """Whether the technique's result meets its gate; raises `GateFailed` when it must and does not."""

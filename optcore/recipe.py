@@ -1,6 +1,5 @@
 """The recipe: model, chain of techniques, target. One definition for YAML, REST, SDK, database and docs."""
 
-from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -152,7 +151,7 @@ def reason(detail: ErrorDetails) -> str:
 
 def pointer(location: tuple[int | str, ...]) -> str:
     """JSON Pointer (RFC 6901) of a pydantic error location, without the union tags that pydantic inserts."""
-    kept = [part for before, part in pairwise((None, *location)) if not _is_tag(before, part)]
+    kept = [part for before, part in zip((None, *location), location, strict=False) if not _is_tag(before, part)]
     return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in kept)
 
 

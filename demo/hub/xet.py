@@ -5,8 +5,11 @@ client leaves beside the data: a header, then one section a file (its hash, a co
 48-byte records in which the optional last one starts with the SHA-256.
 """
 
+import os
+import shutil
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 RECORD_bytes = 48
 HEADER_bytes = 48
@@ -24,7 +27,7 @@ class XetStore:
 
     def connection(self) -> dict[str, str | int]:
         """What a client needs to write here."""
-        return {"casUrl": f"local://{self.folder}", "exp": int(time.time()) + 3600, "accessToken": "local"}
+        return _connection(self.folder)
 
     def restore(self, sha256: str, size: int, target: Path) -> bool:
         """Put a file together again from its chunks; false when no shard knows it."""
@@ -33,11 +36,15 @@ class XetStore:
             return False
         from hf_xet import XetFileInfo, XetSession  # type: ignore[import-untyped]
 
-        connection = self.connection()
-        with XetSession().new_file_download_group(
-            endpoint=connection["casUrl"], token=connection["accessToken"], token_expiry_unix_secs=connection["exp"]
-        ) as group:
-            group.start_download_file(XetFileInfo(hashes[sha256], size), str(target))
+        with TemporaryDirectory(dir=self.folder.parent) as snapshot:
+            # The client that uploads has its database here locked; what it wrote is complete and can be linked.
+            data = Path(snapshot) / self.folder.name
+            shutil.copytree(self.folder, data, copy_function=os.link, ignore=shutil.ignore_patterns("*.redb"))
+            place = _connection(data)
+            with XetSession().new_file_download_group(
+                endpoint=place["casUrl"], token=place["accessToken"], token_expiry_unix_secs=place["exp"]
+            ) as group:
+                group.start_download_file(XetFileInfo(hashes[sha256], size), str(target))
         return target.is_file()
 
     def _hashes(self) -> dict[str, str]:
@@ -45,6 +52,10 @@ class XetStore:
         for shard in self.folder.rglob("*.mdb"):
             found |= read_shard(shard.read_bytes())
         return found
+
+
+def _connection(folder: Path) -> dict[str, str | int]:
+    return {"casUrl": f"local://{folder}", "exp": int(time.time()) + 3600, "accessToken": "local"}
 
 
 def read_shard(shard: bytes) -> dict[str, str]:

@@ -39,7 +39,6 @@ def quantize_checkpoint(run: "Run", technique: "Ptq") -> None:
     link_checkpoint(run.checkpoint, run.out)
     save_file(pass_.tensors, run.out / SCALES)
     pass_.description().save(run.out)
-    run.results["summary"] = technique.summary
 
 
 def _calibration_states(run: "Run", decoder: Decoder, technique: "Ptq") -> HiddenStates | None:

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from optcore.errors import HubUnavailable
+from optcore.events import Phase
 from optcore.sources.client import HubRepo, hub_api, patiently
 
-Report = Callable[[str, int, int], None]
+Report = Callable[[Phase, int, int], None]
 """Called with a phase (`downloading` or `hashing`), bytes done and bytes in all."""
 
 PARALLEL = 4

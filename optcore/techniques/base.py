@@ -40,6 +40,11 @@ class Technique(Frozen):
     """A bound on quality, measured right after the stage."""
 
     @property
+    def summary(self) -> str:
+        """What it does to a model, in one line for people."""
+        return self.title
+
+    @property
     def alternatives(self) -> tuple[Self, ...]:
         """Configurations to try in order when a gate fails with `on_fail: fallback`."""
         return ()

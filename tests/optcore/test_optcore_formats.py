@@ -1,0 +1,140 @@
+"""Every number format from the real model to files and back: our decoder, and transformers with compressed-tensors."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from optcore.evaluate import Fidelity
+from optcore.export import CompressedTensors
+from optcore.export.compressed_tensors_decoder import decode_weight
+from optcore.recipe import Calibration
+from optcore.report import Measurement
+from optcore.run import Run
+from optcore.schemes import PRESETS
+from optcore.streaming.decoder import Decoder
+from optcore.streaming.reader import TensorReader
+from optcore.streaming.simulate import Simulation
+from optcore.techniques import Ptq
+
+CALIBRATION = Calibration(dataset="python-stdlib", samples=8, sequence_length=128)
+KV_CACHE = {"fp8_dynamic": "fp8", "nvfp4_w4a16": "fp8"}  # with and without activations of their own
+
+
+class Quantized(NamedTuple):
+    """The folders of one quantized model."""
+
+    checkpoint: Path
+    export: Path
+
+
+Make = Callable[..., Quantized]
+
+
+@pytest.fixture(scope="module")
+def quantized(tmp_path_factory: pytest.TempPathFactory, stdlib_model: Path) -> Make:
+    made: dict[tuple[str, str], Quantized] = {}
+
+    def make(scheme: str, scale_search: str = "mse") -> Quantized:
+        if (scheme, scale_search) not in made:
+            folder = tmp_path_factory.mktemp(scheme)
+            technique = Ptq(scheme=scheme, scale_search=scale_search, kv_cache=KV_CACHE.get(scheme))  # type: ignore[arg-type]
+            made[scheme, scale_search] = _quantize(technique, stdlib_model, folder)
+        return made[scheme, scale_search]
+
+    return make
+
+
+@pytest.mark.parametrize("scheme", PRESETS)
+def test_transformers_loads_it_and_computes_what_we_simulated(scheme: str, quantized: Make) -> None:
+    """No key missing, none unexpected; the same logits, bit for bit, once its weights are unpacked in float32.
+
+    In bfloat16, as it loads, the logits stay within that type's noise; rounded activations amplify it.
+    """
+    checkpoint, export = quantized(scheme)
+    tokens_BT = torch.randint(0, 2048, (2, 64), generator=torch.Generator().manual_seed(2))
+    model, info = AutoModelForCausalLM.from_pretrained(export, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    assert not info["mismatched_keys"]
+    simulated = _simulated_logits(checkpoint, tokens_BT)
+    with torch.no_grad():
+        in_bfloat16 = model(tokens_BT).logits.float()
+        reader = TensorReader(export)
+        torch.nn.Module.float(model)
+        for name in Simulation(checkpoint).description.modules:
+            model.get_submodule(name).weight = torch.nn.Parameter(decode_weight(export, reader, name))
+        in_float32 = model(tokens_BT).logits
+    assert torch.equal(in_float32, simulated)
+    noise = 0.06 if PRESETS[scheme].activations and PRESETS[scheme].weights.bits == 4 else 0.02
+    assert ((in_bfloat16 - simulated).norm() / simulated.norm()).item() < noise
+
+
+@pytest.mark.parametrize("scheme", ["int4", "nvfp4", "nvfp4_w4a16"])
+def test_scale_search_lowers_kl(scheme: str, quantized: Make, stdlib_model: Path, tmp_path: Path) -> None:
+    """The table of the report: the same format by max scales and by search, against the source."""
+    kl = _measure(quantized(scheme), stdlib_model, tmp_path)["mean_kl"]
+    print(f"{scheme}: KL {kl.baseline:.5f} by max, {kl.result:.5f} by search, ratio {kl.result / kl.baseline:.3f}")
+    assert 0 < kl.result < kl.baseline
+
+
+def test_the_baseline_is_what_max_scales_give(quantized: Make, stdlib_model: Path, tmp_path: Path) -> None:
+    """The report's `max scales` column is a real quantization, not a formula: quantizing with `max` gives its figure."""
+    searched = _measure(quantized("int4"), stdlib_model, tmp_path / "searched")["mean_kl"]
+    plain = _measure(quantized("int4", "max"), stdlib_model, tmp_path / "plain")["mean_kl"]
+    assert plain.baseline is None
+    assert searched.baseline == pytest.approx(plain.result, rel=1e-6)
+
+
+@pytest.mark.parametrize("scheme", ["fp8", "nvfp4"])
+def test_fused_layers_share_their_scales_on_disk(scheme: str, quantized: Make) -> None:
+    reader = TensorReader(quantized(scheme).export)
+    kind = "weight_scale" if scheme == "fp8" else "weight_global_scale"
+    input_kind = "input_scale" if scheme == "fp8" else "input_global_scale"
+    for siblings in (("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), ("mlp.gate_proj", "mlp.up_proj")):
+        for tensor in (kind, input_kind):
+            values = {reader.tensor(f"model.layers.3.{name}.{tensor}").item() for name in siblings}
+            assert len(values) == 1, (siblings, tensor)
+    alone = [reader.tensor(f"model.layers.{i}.self_attn.q_proj.{kind}").item() for i in range(6)]
+    assert len(set(alone)) > 1
+
+
+def test_ignored_layers_stay_as_they_are(stdlib_model: Path, tmp_path: Path) -> None:
+    technique = Ptq(scheme="int8", ignore=("re:.*down_proj", "model.layers.0.self_attn.o_proj"))
+    export = TensorReader(_quantize(technique, stdlib_model, tmp_path).export)
+    source = TensorReader(stdlib_model)
+    for name in ("model.layers.5.mlp.down_proj.weight", "model.layers.0.self_attn.o_proj.weight"):
+        assert torch.equal(export.tensor(name), source.tensor(name))
+        assert f"{name}_scale" not in export
+    assert export.tensor("model.layers.1.self_attn.o_proj.weight").dtype == torch.int8
+
+
+def _quantize(technique: Ptq, model: Path, folder: Path) -> Quantized:
+    made = Quantized(folder / "checkpoint", folder / "export")
+    for part in made:
+        part.mkdir()
+    technique.apply(_run(model, model, made.checkpoint))
+    CompressedTensors().write(_run(model, made.checkpoint, made.export))
+    return made
+
+
+def _measure(made: Quantized, model: Path, scratch: Path) -> dict[str, Measurement]:
+    rows = Fidelity(samples=8, sequence_length=256).measure(_run(model, made.checkpoint, scratch))
+    return {row.name: row for row in rows}
+
+
+def _run(model: Path, checkpoint: Path, out: Path) -> Run:
+    scratch = out.parent / "scratch"
+    return Run("stage", checkpoint, model, out, scratch, CALIBRATION, (), lambda event: None)
+
+
+def _simulated_logits(checkpoint: Path, tokens_BT: torch.Tensor) -> torch.Tensor:
+    decoder, simulation = Decoder(checkpoint), Simulation(checkpoint)
+    state = decoder.embed(tokens_BT)
+    for index in range(len(decoder)):
+        with decoder.layer(index) as layer, simulation.applied(decoder, index, layer):
+            state = decoder.forward(index, layer, state, simulation.cache(index))
+    return decoder.logits(state)
