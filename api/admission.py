@@ -1,4 +1,4 @@
-"""What a valid recipe must also meet here: its local paths lie below the allowed roots, its credential exists."""
+"""What a readable recipe must also meet: its parts fit, its paths are allowed, its credential exists."""
 
 import os
 from collections.abc import Iterable
@@ -10,11 +10,13 @@ from api.errors import Invalid
 from api.settings import Settings
 from api.store import credentials
 from optcore.errors import SourceNotFound
+from optcore.plan import check
 from optcore.recipe import Recipe
 
 
 def admit(session: Session, settings: Settings, owner_id: str, recipe: Recipe) -> Recipe:
-    """The recipe with local paths made absolute, symbolic links resolved. Raises `Invalid` or `SourceNotFound`."""
+    """The recipe with local paths made absolute, symbolic links resolved. Raises `Invalid` or `OptError`."""
+    check(recipe)
     if recipe.publish and not credentials.known(session, owner_id, recipe.publish.credential):
         name = recipe.publish.credential
         raise _refused(

@@ -1,6 +1,7 @@
 """`python -m api.keys`: make and revoke API keys."""
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 
@@ -28,9 +29,15 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m api.keys", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     create = commands.add_parser("create", help="print a new key on standard output")
-    create.add_argument("--owner", required=True, help="whom the key speaks for")
+    create.add_argument("--owner", required=True, type=_owner, help="whom the key speaks for")
     commands.add_parser("revoke", help="refuse a key from now on").add_argument("key_id")
     return parser
+
+
+def _owner(name: str) -> str:
+    if not re.fullmatch(r"[\w.@-]{1,100}", name):
+        raise argparse.ArgumentTypeError("an owner is up to 100 letters, digits and . _ - @")
+    return name
 
 
 if __name__ == "__main__":

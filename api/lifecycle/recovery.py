@@ -34,6 +34,7 @@ def republish_stuck(session: Session) -> int:
     pending = jobs.reannounce(session, "publish", Job.publish_wake_at, Job.publish_status == "pending")
     for job_id in pending:
         outbox.add(session, "publish", {"job_id": job_id})
+    outbox.forget(session)
     return len(queued) + len(pending) + webhooks.reannounce(session)
 
 

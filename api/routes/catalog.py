@@ -1,7 +1,7 @@
 """What a recipe may say: techniques and number formats, read from the engine's registries."""
 
 from collections.abc import Iterable
-from typing import Annotated, Any, get_args, get_origin
+from typing import Any
 
 from fastapi import APIRouter
 
@@ -9,6 +9,7 @@ from api import wire
 from api.deps import CallerDep
 from lathe.models import FormatInfo, Page, TechniqueInfo
 from optcore.export import AnyExport, Export
+from optcore.frozen import members, tag
 from optcore.schemes import KV_CACHE_PRESETS, PRESETS
 from optcore.techniques import AnyTechnique, Technique
 
@@ -18,14 +19,14 @@ router = APIRouter(prefix="/v1", tags=["catalog"])
 @router.get("/techniques")
 def list_techniques(_caller: CallerDep) -> Page[TechniqueInfo]:
     """Techniques that a chain may name, with the schema of each."""
-    data = [_technique(kind) for kind in members(AnyTechnique)]
+    data = [_technique(kind) for kind in members(AnyTechnique) if issubclass(kind, Technique)]
     return wire.page(data, [each.name for each in data])
 
 
 @router.get("/formats")
 def list_formats(_caller: CallerDep) -> Page[FormatInfo]:
     """Number formats, with the targets that hold them and the engines that load those."""
-    exports = members(AnyExport)
+    exports = [kind for kind in members(AnyExport) if issubclass(kind, Export)]
     weights = [
         _format(scheme.name, scheme.title, "weights", (export for export in exports if scheme.name in export.schemes))
         for scheme in PRESETS.values()
@@ -37,15 +38,9 @@ def list_formats(_caller: CallerDep) -> Page[FormatInfo]:
     return wire.page([*weights, *caches], [each.name for each in (*weights, *caches)])
 
 
-def members(union: Any) -> list[Any]:
-    """The classes of a closed union, also of one with a single member."""
-    inner = get_args(union)[0] if get_origin(union) is Annotated else union
-    return list(get_args(inner)) or [inner]
-
-
 def _technique(kind: type[Technique]) -> TechniqueInfo:
     return TechniqueInfo(
-        name=kind.model_fields["technique"].default,
+        name=tag(kind),
         title=kind.title,
         description=kind.__doc__ or "",
         paper=kind.paper,
@@ -56,5 +51,5 @@ def _technique(kind: type[Technique]) -> TechniqueInfo:
 
 
 def _format(name: str, title: str, kind: Any, exports: Iterable[type[Export]]) -> FormatInfo:
-    engines = {export.model_fields["format"].default: export.engines for export in exports}
+    engines = {tag(export): export.engines for export in exports}
     return FormatInfo(name=name, title=title, kind=kind, targets=tuple(engines), engines=engines)

@@ -178,7 +178,10 @@ class OutboxMessage(Row):
     """Something to tell the broker once the transaction is committed. Bodies hold ids only."""
 
     __tablename__ = "outbox"
-    __table_args__ = (Index("outbox_due_idx", "available_at", "id", postgresql_where=text("published_at IS NULL")),)
+    __table_args__ = (
+        Index("outbox_due_idx", "available_at", "id", postgresql_where=text("published_at IS NULL")),
+        Index("outbox_published_idx", "published_at", postgresql_where=text("published_at IS NOT NULL")),
+    )
 
     id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
     topic: Mapped[str]

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.orm import Session
 
 from api.store.clock import in_seconds
@@ -11,6 +11,7 @@ from api.store.models import OutboxMessage
 
 CHANNEL = "outbox"
 """LISTEN here to be woken by an insert."""
+RETENTION_seconds = 24 * 3600
 
 
 def add(session: Session, topic: str, payload: dict[str, Any], *, delay_seconds: float = 0) -> None:
@@ -39,3 +40,9 @@ def mark_published(session: Session, ids: Collection[int]) -> None:
         .values(published_at=func.now())
         .execution_options(synchronize_session=False)
     )
+
+
+def forget(session: Session) -> None:
+    """Delete what was published more than a day ago."""
+    old = select(OutboxMessage.id).where(OutboxMessage.published_at < in_seconds(-RETENTION_seconds)).limit(1000)
+    session.execute(delete(OutboxMessage).where(OutboxMessage.id.in_(old)).execution_options(synchronize_session=False))

@@ -1,9 +1,15 @@
 """Database sessions. The only place that knows SQLAlchemy's form of a database URL."""
 
+import json
+import re
+from typing import Any
+
 from sqlalchemy import URL, Engine, create_engine, make_url
 from sqlalchemy.orm import Session, sessionmaker
 
 Sessions = sessionmaker[Session]
+
+_NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
 
 _NOTICE_A_DEAD_PEER = {
     "tcp_user_timeout": 20_000,  # ms
@@ -30,6 +36,7 @@ def make_engine(database_url: str, *, pool_size: int = 5) -> Engine:
         max_overflow=pool_size,
         pool_pre_ping=True,
         pool_timeout=10,
+        json_serializer=storable_json,
         connect_args={"connect_timeout": 5, "options": "-c timezone=utc", **_NOTICE_A_DEAD_PEER},
     )
 
@@ -37,3 +44,8 @@ def make_engine(database_url: str, *, pool_size: int = 5) -> Engine:
 def make_sessions(engine: Engine) -> Sessions:
     """Sessions for `with sessions.begin() as session`: commit at the end, rollback on an error."""
     return sessionmaker(engine, expire_on_commit=False)
+
+
+def storable_json(value: Any) -> str:
+    """JSON that PostgreSQL takes: it refuses the NUL character, which an engine's message may quote from a file."""
+    return _NUL.sub(r"\1\\ufffd", json.dumps(value))

@@ -85,6 +85,7 @@ CREATE TABLE outbox (
     CONSTRAINT outbox_pkey PRIMARY KEY (id)
 );
 CREATE INDEX outbox_due_idx ON outbox (available_at, id) WHERE published_at IS NULL;
+CREATE INDEX outbox_published_idx ON outbox (published_at) WHERE published_at IS NOT NULL;
 
 CREATE TABLE webhook_endpoints (
     id TEXT NOT NULL,

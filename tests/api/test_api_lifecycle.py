@@ -15,7 +15,7 @@ from api.store import artifacts, events, jobs, outbox, stages
 from api.store.models import Attempt, Job, OutboxMessage
 from api.store.session import Sessions
 from optcore.errors import Failure
-from optcore.events import Progress, RecipeResolved, RunPlanned, StageFinished, StageStarted
+from optcore.events import Notice, Progress, RecipeResolved, RunPlanned, StageFinished, StageStarted
 from optcore.recipe import Recipe
 
 pytestmark = pytest.mark.integration
@@ -283,3 +283,24 @@ def test_two_relays_share_the_outbox_and_wait_for_what_is_not_due(sessions: Sess
         outbox.mark_published(one, [m.id for m in first])
     with sessions.begin() as session:
         assert [m.payload["n"] for m in outbox.take(session)] == [4, 5]
+
+
+def test_published_messages_are_forgotten_after_a_day(sessions: Sessions) -> None:
+    with sessions.begin() as session:
+        for _ in range(3):
+            outbox.add(session, "t", {})
+        old, fresh, _waiting = [message.id for message in outbox.take(session)]
+        outbox.mark_published(session, [old, fresh])
+        past = func.now() - text("interval '25 hours'")
+        session.execute(update(OutboxMessage).where(OutboxMessage.id == old).values(published_at=past))
+        lifecycle.republish_stuck(session)
+        assert old not in session.scalars(select(OutboxMessage.id)).all()
+        assert len(session.scalars(select(OutboxMessage.id)).all()) == 2
+
+
+@pytest.mark.parametrize("said", ["a\0b", "\0\0", "\\\0", "\\u0000", "C:\\\\u0000", "\U0001f600"])
+def test_whatever_the_engine_says_is_stored(sessions: Sessions, held: Claim, said: str) -> None:
+    failure = WRONG.model_copy(update={"message": said})
+    _do(sessions, lifecycle.record, held, [Notice(stage="1-ptq", message=said)])
+    _do(sessions, lifecycle.fail, held, failure)
+    assert _job(sessions, held.job_id).failure["message"] == said.replace("\0", "\ufffd")

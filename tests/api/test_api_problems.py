@@ -48,6 +48,15 @@ def test_a_wrong_recipe_is_refused_in_the_words_of_the_library(
     assert problem.errors[0].pointer == error.value.field == pointer
 
 
+def test_a_chain_that_does_not_fit_is_refused_before_anything_is_queued(
+    client: TestClient, document: dict[str, Any]
+) -> None:
+    twice = document | {"chain": document["chain"] * 2}
+    problem = _problem(client.post("/v1/jobs", json=twice), 422, "recipe_invalid")
+    assert problem.errors[0].pointer == "/chain/1"
+    assert problem.remedy
+
+
 @pytest.mark.parametrize(
     ("body", "headers", "status", "code"),
     [

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
-from sqlalchemy import select, text
+from sqlalchemy import func, select, text, update
 
 from api import lifecycle
 from api.lifecycle import Claim
@@ -119,9 +119,17 @@ def test_a_message_is_tried_until_it_is_delivered_or_given_up(
             webhooks.end_delivery(session, outgoing, seconds=0.1, **outcome)
             return outgoing.attempt
 
+    def wait() -> None:
+        with sessions.begin() as session:
+            session.execute(update(WebhookMessage).values(wake_at=func.now()))
+
     assert attempt(delivered=False, status_code=500, retry_in_seconds=5) == 1
+    assert attempt(delivered=True) is None, "a doubled announcement sends nothing before its time"
+    wait()
     assert attempt(delivered=False, error="timeout", retry_in_seconds=300) == 2
+    wait()
     assert attempt(delivered=True, status_code=204) == 3
+    wait()
     assert attempt(delivered=True) is None
 
 
