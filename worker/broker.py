@@ -12,9 +12,10 @@ from kombu import Connection
 from kombu.exceptions import InconsistencyError, KombuError
 from redis.exceptions import RedisError
 
-from worker.app import QUEUES
+from worker.conf import QUEUES
 
-SOCKET_seconds = 10
+_IMPATIENT = {"socket_timeout": 10, "max_retries": 1, "interval_start": 0, "interval_step": 0}
+"""The relay tries again by itself, and holds its rows locked while it sends."""
 
 
 class BrokerDown(Exception):
@@ -54,6 +55,5 @@ class Broker:
 
     def _open(self) -> Connection:
         if self._connection is None:
-            options = {**self._app.conf.broker_transport_options, "socket_timeout": SOCKET_seconds}
-            self._connection = self._app.connection_for_write(transport_options=options)
+            self._connection = self._app.connection_for_write(transport_options=_IMPATIENT)
         return self._connection

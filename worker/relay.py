@@ -14,8 +14,9 @@ import psycopg
 
 from api.store import outbox
 from api.store.session import Sessions, make_engine, make_sessions
-from worker.app import QUEUES, app
+from worker.app import app
 from worker.broker import Broker, BrokerDown
+from worker.conf import QUEUES
 from worker.context import settings as read_settings
 from worker.heartbeat import UNREACHABLE
 from worker.logs import configure
