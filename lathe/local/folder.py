@@ -34,6 +34,8 @@ class DataFolder:
 
     def wait_for_orphan(self, timeout_seconds: float = 60.0) -> int:
         """Wait until a server that lost its owner has ended; the descriptor that the next server must inherit."""
+        if self._server is not None:
+            return self._server
         lock = _open_lock(self.path / "server.lock")
         deadline = time.monotonic() + timeout_seconds
         while not _try_lock(lock):

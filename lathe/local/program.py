@@ -31,6 +31,8 @@ class Program:
     """What its log says once it can work."""
     grace_seconds: float = 10.0
     """Between asking it to end and killing it."""
+    ends: int = field(default=0, init=False)
+    """How often it was found ended."""
     _process: "subprocess.Popen[bytes] | None" = field(default=None, init=False)
     _log_begin: int = field(default=0, init=False)
     _started_at: float = field(default=0.0, init=False)
@@ -74,6 +76,7 @@ class Program:
         """Start it again if it ended and its pause is over; True when this look found it ended."""
         if self._process is not None and self._process.poll() is not None:
             self._process = None
+            self.ends += 1
             now = time.monotonic()
             steady = now - self._started_at > STEADY_seconds
             self._pause_seconds = FIRST_PAUSE_seconds if steady else min(self._pause_seconds * 2, LAST_PAUSE_seconds)

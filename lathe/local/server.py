@@ -81,6 +81,7 @@ class Server(ABC):
 
     def _start_own(self) -> str:
         try:
+            self.folder.wait_for_orphan()  # first: preparing may change the owner of files that it still writes
             self._prepare()
             return self._launch()
         except (LocalServerError, OSError, subprocess.SubprocessError, KeyboardInterrupt):

@@ -174,7 +174,7 @@ class Stack:
 
     def _give_up_if_dead(self, programs: tuple[Program, ...]) -> None:
         for program in programs:
-            if program.pid is None:
+            if program.ends:
                 raise LatheError(
                     f"{program.name} ended while it started:\n{program.last_words()}", remedy=f"read {program.log}"
                 )
