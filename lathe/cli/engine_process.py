@@ -43,7 +43,8 @@ class EngineRun:
     def events(self) -> Iterator[AnyEvent]:
         """What the engine says, as it says it."""
         with tempfile.TemporaryDirectory(prefix="lathe-run-") as folder:
-            yield from self._step("fetch", [], Path(folder), dict(os.environ))
+            if _needs_the_hub(self._recipe):
+                yield from self._step("fetch", [], Path(folder), dict(os.environ))
             if self.failure is None:
                 without = {name: value for name, value in os.environ.items() if name not in CREDENTIALS}
                 yield from self._step("run", ["--out", self._out], Path(folder), without)
@@ -69,6 +70,12 @@ class EngineRun:
             self.failure = event.failure
         elif isinstance(event, RecipeResolved):  # what was fetched is what is run, also when a branch has moved on
             self._recipe = recipe_from(event.recipe)
+
+
+def _needs_the_hub(recipe: Recipe) -> bool:
+    calibration = recipe.calibration
+    local_data = calibration.path is not None or calibration.dataset == "python-stdlib"
+    return recipe.model.id is not None or not local_data
 
 
 @contextmanager

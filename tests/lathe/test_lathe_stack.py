@@ -24,6 +24,8 @@ from optcore.recipe import load_recipe
 
 pytestmark = [pytest.mark.integration, pytest.mark.e2e]
 
+EMBEDDED = {"LATHE_DATABASE_URL": "", "LATHE_REDIS_URL": "", "LATHE_ENGINE_COMMAND": ENGINE}
+"""Servers of its own, whatever the environment offers to the other tests."""
 PROGRAMS = ("api", "relay", "worker-gpu", "worker-cpu")
 
 
@@ -36,7 +38,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Iterator[Stack]:
-    environment = {"LATHE_ENGINE_COMMAND": ENGINE, "LATHE_MODEL_ROOTS": str(models), "LATHE_RENEW_SECONDS": "1"}
+    environment = {**EMBEDDED, "LATHE_MODEL_ROOTS": str(models), "LATHE_RENEW_SECONDS": "1"}
     with Stack(tmp_path_factory.mktemp("stack"), environment=environment) as running:
         yield running
 
@@ -220,8 +222,18 @@ def test_a_program_that_is_killed_comes_back_and_the_job_goes_on(
     assert client.jobs.get(job.id).status == "succeeded"
 
 
+def test_servers_that_are_killed_come_back_and_jobs_run_again(client: lathe.Client, stack: Stack) -> None:
+    for name in ("postgres", "valkey"):
+        victims = [pid for pid in processes_of(stack.data_dir / "servers") if name.encode() in program_of(pid)]
+        assert victims, name
+        os.kill(min(victims), signal.SIGKILL)
+    until(lambda: submitted(client), seconds=60)
+    job = client.jobs.create(recipe(after="the fall"))
+    assert client.jobs.result(job.id, timeout=90).status == "succeeded"
+
+
 def test_nothing_is_left_running_and_the_next_start_knows_the_old_jobs(tmp_path: Path, models: Path) -> None:
-    environment = {"LATHE_ENGINE_COMMAND": ENGINE, "LATHE_MODEL_ROOTS": str(models)}
+    environment = {**EMBEDDED, "LATHE_MODEL_ROOTS": str(models)}
     with Stack(tmp_path / "data", environment=environment) as stack:
         assert {program.name for program in stack.programs} == set(PROGRAMS)
         assert len(processes_of(tmp_path)) >= 6
@@ -245,12 +257,17 @@ def test_nothing_is_left_running_and_the_next_start_knows_the_old_jobs(tmp_path:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_up_prints_where_and_takes_everything_with_it_however_it_ends(tmp_path: Path, number: signal.Signals) -> None:
-    environment = {**os.environ, "LATHE_HOME": str(tmp_path / "home")}
+    environment = {**os.environ, **EMBEDDED, "LATHE_HOME": str(tmp_path / "home")}
     up = [sys.executable, "-m", "lathe", "up", "--port", "0"]
-    with subprocess.Popen(up, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment) as process:
+    said = tmp_path / "stderr"
+    with (
+        said.open("w") as stderr,
+        subprocess.Popen(up, stdout=subprocess.PIPE, stderr=stderr, text=True, env=environment) as process,
+    ):
         assert process.stdout is not None
-        url = process.stdout.readline().split()[-1]
-        key = process.stdout.readline().split()[-1]
+        lines = [process.stdout.readline(), process.stdout.readline()]
+        assert all(lines), said.read_text()
+        url, key = (line.split()[-1] for line in lines)
         with lathe.Client(url, key) as client:
             assert client.health().database
             assert list(client.jobs.list()) == []
@@ -262,6 +279,17 @@ def test_up_prints_where_and_takes_everything_with_it_however_it_ends(tmp_path: 
     until(lambda: not processes_of(tmp_path), seconds=60)
 
 
+def submitted(client: lathe.Client) -> bool:
+    try:
+        return client.jobs.create(recipe()).status == "queued"
+    except (lathe.ServerError, lathe.ConnectionFailed):
+        return False
+
+
+def program_of(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0]
+
+
 def last_seq(client: lathe.Client, job_id: str) -> int:
     return [event.seq for event in client.jobs.events(job_id)][-1]
 
@@ -271,16 +299,17 @@ def port_of(stack: Stack) -> int:
 
 
 def processes_of(folder: Path) -> list[int]:
-    """Live processes whose command line or environment names the folder, this one left out."""
-    word, found = str(folder).encode(), []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdecimal() and int(entry.name) != os.getpid():
-            try:
-                if word in (entry / "cmdline").read_bytes() or word in (entry / "environ").read_bytes():
-                    found.append(int(entry.name))
-            except OSError:  # it ended while we looked
-                continue
-    return found
+    """Live processes whose command line, environment or working directory names the folder, this one left out."""
+    others = (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal())
+    return [pid for pid in others if pid != os.getpid() and str(folder).encode() in traces_of(pid)]
+
+
+def traces_of(pid: int) -> bytes:
+    entry = Path(f"/proc/{pid}")
+    try:
+        return (entry / "cmdline").read_bytes() + (entry / "environ").read_bytes() + os.readlink(entry / "cwd").encode()
+    except OSError:  # it ended while we looked
+        return b""
 
 
 def until(look: Callable[[], Any], seconds: float = 30.0) -> Any:
