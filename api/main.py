@@ -8,6 +8,7 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
 from api import logs, openapi, problems
+from api.dashboard.mount import mount
 from api.listener import Listener
 from api.middleware import Around
 from api.routes import artifacts, catalog, credentials, events, health, jobs, webhooks
@@ -40,6 +41,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     problems.install(app)
     for room in (jobs, events, artifacts, catalog, webhooks, credentials, health):
         app.include_router(room.router)
+    mount(app)
     return app
 
 

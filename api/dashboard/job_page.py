@@ -1,0 +1,85 @@
+"""The page of one job: its state, live; its result; and the button that ends it."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Request, Response
+from fastapi.responses import RedirectResponse
+from fastapi.sse import EventSourceResponse
+from starlette.concurrency import run_in_threadpool
+
+from api import lifecycle
+from api.dashboard import live
+from api.dashboard.pages import PageRoute, is_partial, page
+from api.dashboard.session import OURS, ViewerDep
+from api.dashboard.snapshot import Watch
+from api.deps import ListenerDep, SessionDep, SessionsDep, SettingsDep
+from api.routes import artifacts
+from api.routes.events import LastEventIdDep, SeqDep
+from api.store import jobs
+from optcore.recipe import recipe_from
+
+router = APIRouter(prefix="/jobs/{job_id}", route_class=PageRoute, include_in_schema=False)
+
+
+@router.get("")
+def show_job(sessions: SessionsDep, settings: SettingsDep, viewer: ViewerDep, job_id: str) -> Response:
+    """The whole page; it follows the job by itself until nothing can change any more."""
+    found = Watch(sessions, settings, viewer, job_id).look()
+    recipe = recipe_from(found.job.resolved) if found.job.resolved else found.job.recipe
+    return page("job.html", viewer=viewer, found=found, job=found.job, recipe=recipe.to_yaml())
+
+
+@router.get("/live")
+async def follow_job(
+    sessions: SessionsDep,
+    settings: SettingsDep,
+    listener: ListenerDep,
+    viewer: ViewerDep,
+    job_id: str,
+    after: SeqDep = 0,
+    last_event_id: LastEventIdDep = None,
+) -> Response:
+    """The page's stream."""
+    watch = Watch(sessions, settings, viewer, job_id)
+    seq = after if last_event_id is None else last_event_id
+    await run_in_threadpool(watch.look, seq)  # an absent job is a 404, not an empty stream
+    return EventSourceResponse(live.follow(watch, listener, seq), headers={"X-Accel-Buffering": "no"})
+
+
+@router.post("/cancel", dependencies=[OURS])
+def cancel_job(request: Request, session: SessionDep, viewer: ViewerDep, job_id: str) -> Response:
+    """Ask for the job's end; the stream tells the rest."""
+    lifecycle.request_cancel(session, viewer, job_id)
+    if is_partial(request):
+        return Response(status_code=204)
+    return RedirectResponse(f"/jobs/{job_id}", status_code=303)
+
+
+@router.get("/recipe.yaml")
+def download_recipe(session: SessionDep, viewer: ViewerDep, job_id: str) -> Response:
+    """The recipe as a file, pinned where that is known."""
+    job = jobs.get(session, viewer, job_id)
+    headers = {"Content-Disposition": f'attachment; filename="{job.id}.yaml"'}
+    text = recipe_from(job.resolved or job.recipe).to_yaml()
+    return Response(text, media_type="application/yaml", headers=headers)
+
+
+@router.get("/report")
+def show_report(
+    request: Request, session: SessionDep, settings: SettingsDep, viewer: ViewerDep, job_id: str
+) -> Response:
+    """The report that the engine wrote, in its own sandbox."""
+    return artifacts.get_report(request, session, settings, viewer, job_id)
+
+
+@router.get("/artifacts/{path:path}")
+def download_file(
+    session: SessionDep,
+    settings: SettingsDep,
+    viewer: ViewerDep,
+    job_id: str,
+    path: str,
+    range: Annotated[str | None, Header()] = None,
+) -> Response:
+    """One file of the result."""
+    return artifacts.download_artifact(session, settings, viewer, job_id, path, range)

@@ -1,0 +1,76 @@
+"""Who looks at the dashboard: a cookie that stands for an API key, sealed with LATHE_SECRET_KEY."""
+
+import hashlib
+import hmac
+import time
+from typing import Annotated
+
+from fastapi import Depends, Request, Response
+
+from api import auth
+from api.deps import SessionsDep, SettingsDep
+from api.errors import ServiceError, Unauthorized, VaultError
+from api.settings import Settings
+
+LIFETIME_seconds = 7 * 24 * 3600
+_PLACE = "dashboard/session"
+
+
+class CrossSite(ServiceError):
+    """A change that another site asked for in the reader's name."""
+
+    status = 403
+    code = "cross_site"
+    title = "Refused: the request came from another site"
+
+
+def cookie_name(settings: Settings) -> str:
+    """One for each service: a browser shares the cookies of a host among all of its ports."""
+    return "lathe_" + hmac.digest(_secret(settings), b"dashboard/cookie", hashlib.sha256).hex()[:8]
+
+
+def start(request: Request, response: Response, settings: Settings, key: str) -> None:
+    """Give the browser a session. The key is tested at each request, so revoking it ends the session too."""
+    sealed = settings.vault.seal(f"{int(time.time()) + LIFETIME_seconds} {key}", _PLACE)
+    secure = request.url.scheme == "https"
+    response.set_cookie(
+        cookie_name(settings), sealed, max_age=LIFETIME_seconds, httponly=True, samesite="strict", secure=secure
+    )
+
+
+def end(response: Response, settings: Settings) -> None:
+    """Have the browser forget the session."""
+    response.delete_cookie(cookie_name(settings), httponly=True, samesite="strict")
+
+
+def viewer(request: Request, settings: SettingsDep, sessions: SessionsDep) -> str:
+    """The owner whose session the browser sent. Raises `Unauthorized`."""
+    try:
+        text = settings.vault.open(request.cookies.get(cookie_name(settings), ""), _PLACE)
+    except VaultError as error:
+        raise Unauthorized("you are not signed in", remedy="sign in with an API key") from error
+    expires, _, key = text.partition(" ")
+    if time.time() > int(expires):
+        raise Unauthorized("the session is over", remedy="sign in again")
+    return auth.owner_of(sessions, key)
+
+
+def same_origin(request: Request) -> None:
+    """Let a change through that our own pages asked for; beside the SameSite cookie. Raises `CrossSite`."""
+    site = request.headers.get("sec-fetch-site")
+    if site is None:  # an old browser, or plain HTTP from another machine
+        origin = request.headers.get("origin", "").partition("://")[2]
+        ours = bool(origin) and origin == request.headers.get("host")
+    else:
+        ours = site == "same-origin"
+    if not ours:
+        raise CrossSite("this page can only be used from the dashboard itself", remedy="open it and try there")
+
+
+def _secret(settings: Settings) -> bytes:
+    return settings.secret_key.get_secret_value().encode()
+
+
+ViewerDep = Annotated[str, Depends(viewer)]
+OURS = Depends(same_origin)
+"""What each route that changes something depends on."""

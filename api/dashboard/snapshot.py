@@ -1,0 +1,114 @@
+"""A job as its page shows it, read in one go."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastapi.responses import FileResponse
+from pydantic import ValidationError
+from sqlalchemy.orm import Session
+
+from api import wire
+from api.dashboard.feed import Line, lines
+from api.dashboard.pages import render
+from api.errors import NotFound
+from api.routes.artifacts import download_artifact
+from api.settings import Settings
+from api.store import artifacts, events, jobs, stages
+from api.store.session import Sessions
+from lathe.models import Artifact, Job
+from optcore.report import Report
+
+MAX_REPORT_bytes = 4_000_000
+MAX_FILES = 200
+FEED_EVENTS = 500
+"""History that a page starts with; the API has all of it."""
+UNSETTLED = ("pending", "uploading")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Something to plot."""
+
+    title: str
+    x: str
+    y: str
+    points: str
+    """JSON: the list of x, then the list of y."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One state of a job, and its history up to there."""
+
+    job: Job
+    seq: int
+    """Number of the last event in it."""
+    lines: list[Line]
+    files: tuple[Artifact, ...]
+    report: Report | None
+
+    @property
+    def settled(self) -> bool:
+        """Nothing will change any more."""
+        return self.job.is_terminal and self.job.publish.status not in UNSETTLED
+
+    @property
+    def curves(self) -> list[Curve]:
+        """What was measured along the way."""
+        return _curves(self.report) if self.report else []
+
+    def state(self) -> str:
+        """The part of the page that changes, without the feed."""
+        return render("job_state.html", job=self.job, files=self.files, report=self.report, curves=self.curves)
+
+    def message(self) -> str:
+        """What a stream sends: the state, and the new lines for the feed."""
+        return self.state() + render("feed_news.html", lines=self.lines)
+
+
+@dataclass(frozen=True)
+class Watch:
+    """One owner's view of one job. Each look is a transaction of its own."""
+
+    sessions: Sessions
+    settings: Settings
+    owner_id: str
+    job_id: str
+
+    def look(self, after: int | None = None) -> Snapshot:
+        """The job now, with the events above `after`, or the latest ones. Raises `NotFound`."""
+        with self.sessions() as session:
+            row = jobs.get(session, self.owner_id, self.job_id)
+            job = wire.job(row, stages.of(session, [row.id]))
+            seq = max(0, row.last_seq - FEED_EVENTS) if after is None else after
+            found = [wire.event(each) for each in events.after(session, row.id, seq, FEED_EVENTS)]
+            files = artifacts.page(session, row.id, limit=MAX_FILES)
+            report = self._report(session, job, [file.path for file in files])
+        shown = tuple(wire.artifact(file) for file in files)
+        return Snapshot(job, found[-1].seq if found else seq, lines(found), shown, report)
+
+    def _report(self, session: Session, job: Job, paths: list[str]) -> Report | None:
+        """The measured before and after, once it is there and when it can be read."""
+        if "report.json" not in paths:
+            return None
+        try:
+            file = download_artifact(session, self.settings, self.owner_id, job.id, "report.json")
+            assert isinstance(file, FileResponse)
+            path = Path(file.path)
+            return Report.model_validate_json(path.read_bytes()) if path.stat().st_size <= MAX_REPORT_bytes else None
+        except (NotFound, ValidationError, OSError):
+            return None
+
+
+def _curves(report: Report) -> list[Curve]:
+    errors = [each.relative_error for each in report.layer_errors]
+    found = [Curve("Error by layer", "layer", "relative error", _points(list(range(len(errors))), errors))]
+    for series in report.series:
+        xs, ys = [x for x, _ in series.points], [y for _, y in series.points]
+        found.append(Curve(series.title, "step", series.unit or series.name, _points(xs, ys)))
+    return [curve for curve in found if curve.points.count(",") > 2]
+
+
+def _points(xs: list[float] | list[int], ys: list[float]) -> str:
+    return json.dumps([xs, ys], allow_nan=False)

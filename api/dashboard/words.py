@@ -1,0 +1,100 @@
+"""How things are called and written on the pages."""
+
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from lathe.models import Job, Stage
+from optcore.report.numbers import format_bytes, format_change, format_seconds, format_value, verdict
+
+DONE = ("succeeded", "cached")
+_EMPTY = "–"  # noqa: RUF001  an en dash: nothing to show
+_SAFE_LINKS = ("https://", "http://")
+
+
+def iso(at: datetime) -> str:
+    """For programs, in UTC."""
+    return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def clock(at: datetime) -> str:
+    """For people whose browser runs no script; the script writes their own time."""
+    return at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def seconds(value: float | None) -> str:
+    """A duration, or a dash."""
+    return _EMPTY if value is None else format_seconds(value)
+
+
+def size(value: float | None) -> str:
+    """A size, or a dash."""
+    return _EMPTY if value is None else format_bytes(value)
+
+
+def title(job: Job) -> str:
+    """What a job is called."""
+    return job.name or str(job.recipe.model)
+
+
+def chain(job: Job) -> str:
+    """The techniques in order, such as `ptq nvfp4`."""
+    steps = [step.model_dump() for step in job.recipe.chain]
+    return " → ".join(" ".join(str(step[k]) for k in ("technique", "scheme") if k in step) for step in steps)
+
+
+def stages_done(job: Job) -> int:
+    """How many stages are over, and well."""
+    return sum(stage.status in DONE for stage in job.stages)
+
+
+def took(job: Job) -> float | None:
+    """Seconds from the first claim to the end; None before."""
+    if job.started_at is None or job.finished_at is None:
+        return None
+    return (job.finished_at - job.started_at).total_seconds()
+
+
+def headline(job: Job) -> str:
+    """The state in one sentence, for eyes and for screen readers."""
+    running = next((stage for stage in job.stages if stage.status == "running"), None)
+    if job.status == "queued":
+        return "Waiting for a worker" + (f", attempt {job.attempt + 1}" if job.attempt else "")
+    if job.status == "running" and running:
+        return f"Stage {job.stages.index(running) + 1} of {len(job.stages)}: {running.name}"
+    sentences: Mapping[str, str] = {
+        "running": "A worker has the job",
+        "cancelling": "Stopping; the worker ends the current stage",
+        "succeeded": "Finished: the checkpoint and its report are ready",
+        "failed": "Failed",
+        "cancelled": "Cancelled",
+    }
+    return sentences[job.status]
+
+
+def share(stage: Stage) -> str:
+    """How far a stage is, in percent; empty when it has not said."""
+    return f"{min(100, 100 * stage.done // stage.total)}%" if stage.total > 0 else ""
+
+
+def link(url: str | None) -> str:
+    """An address that may be an `href`; empty for one that could run something."""
+    return url if url and url.startswith(_SAFE_LINKS) else ""
+
+
+FILTERS: dict[str, Callable[..., Any]] = {
+    "iso": iso,
+    "clock": clock,
+    "seconds": seconds,
+    "size": size,
+    "title_of": title,
+    "chain_of": chain,
+    "done_of": stages_done,
+    "took": took,
+    "headline": headline,
+    "share": share,
+    "link": link,
+    "value": format_value,
+    "change": format_change,
+    "verdict": verdict,
+}
