@@ -7,22 +7,35 @@ from collections.abc import Sequence
 
 from api.settings import Settings
 from api.store import keys
-from api.store.session import make_engine, make_sessions
+from api.store.session import Sessions, make_engine, make_sessions
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print a new key, once; or revoke one by its id."""
     wanted = _parser().parse_args(arguments)
     settings = Settings()
-    with make_sessions(make_engine(settings.database_url, pool_size=1)).begin() as session:
-        if wanted.command == "create":
-            key_id, key = keys.create(session, wanted.owner)
-            sys.stderr.write(f"{key_id}: keep the key, it is not shown again\n")
-            sys.stdout.write(f"{key}\n")
-        elif not keys.revoke(session, wanted.key_id):
-            sys.stderr.write(f"no key in use has the id {wanted.key_id}\n")
-            return 1
+    engine = make_engine(settings.database_url, pool_size=1)
+    try:
+        sessions = make_sessions(engine)
+        return _create(sessions, wanted.owner) if wanted.command == "create" else _revoke(sessions, wanted.key_id)
+    finally:
+        engine.dispose()
+
+
+def _create(sessions: Sessions, owner_id: str) -> int:
+    with sessions.begin() as session:
+        key_id, key = keys.create(session, owner_id)
+    sys.stderr.write(f"{key_id}: keep the key, it is not shown again\n")
+    sys.stdout.write(f"{key}\n")
     return 0
+
+
+def _revoke(sessions: Sessions, key_id: str) -> int:
+    with sessions.begin() as session:
+        known = keys.revoke(session, key_id)
+    if not known:
+        sys.stderr.write(f"no key in use has the id {key_id}\n")
+    return 0 if known else 1
 
 
 def _parser() -> argparse.ArgumentParser:

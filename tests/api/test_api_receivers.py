@@ -8,6 +8,7 @@ from fastapi.testclient import TestClient
 from sqlalchemy import func, select, text, update
 
 from api import lifecycle
+from api.keys import main
 from api.lifecycle import Claim
 from api.settings import Settings
 from api.store import credentials, keys, outbox, webhooks
@@ -185,3 +186,22 @@ def test_keys_are_made_refused_and_revoked(
         assert key not in dump
         assert [keys.revoke(session, key_id) for _ in range(2)] == [True, False]
     assert client.get("/v1/jobs").status_code == 401
+
+
+def test_the_command_makes_a_key_that_works(
+    database_url: str,
+    client_of: Callable[[str], TestClient],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name, value in {"DATABASE_URL": database_url, "DATA_DIR": "/none", "SECRET_KEY": "k" * 40}.items():
+        monkeypatch.setenv(f"LATHE_{name}", value)
+    assert main(["create", "--owner", "acme"]) == 0
+    printed = capsys.readouterr()
+    key, key_id = printed.out.strip(), printed.err.partition(":")[0]
+    client = TestClient(client_of("other").app, headers={"Authorization": f"Bearer {key}"})
+    assert client.get("/v1/jobs").status_code == 200
+    assert [main(["revoke", key_id]) for _ in range(2)] == [0, 1]
+    assert client.get("/v1/jobs").status_code == 401
+    with pytest.raises(SystemExit):
+        main(["create", "--owner", "a\nb"])
