@@ -10,6 +10,7 @@ import shutil
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from uuid import uuid4
 
 RECORD_bytes = 48
 HEADER_bytes = 48
@@ -19,43 +20,59 @@ _END = b"\xff" * 32
 
 
 class XetStore:
-    """The folder that clients write to."""
+    """One folder an upload, since a client locks its own. Emptied on start: commits have moved what matters."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
 
     def connection(self) -> dict[str, str | int]:
         """What a client needs to write here."""
-        return _connection(self.folder)
+        upload = self.folder / uuid4().hex
+        upload.mkdir()
+        return _connection(upload)
 
     def restore(self, sha256: str, size: int, target: Path) -> bool:
         """Put a file together again from its chunks; false when no shard knows it."""
-        hashes = self._hashes()
-        if sha256 not in hashes:
-            return False
-        from hf_xet import XetFileInfo, XetSession  # type: ignore[import-untyped]
+        for upload in self.folder.iterdir():
+            hashes = _hashes(upload)
+            if sha256 in hashes:
+                _rebuild(upload, hashes[sha256], size, target)
+                return True
+        return False
 
-        with TemporaryDirectory(dir=self.folder.parent) as snapshot:
-            # The client that uploads has its database here locked; what it wrote is complete and can be linked.
-            data = Path(snapshot) / self.folder.name
-            shutil.copytree(self.folder, data, copy_function=os.link, ignore=shutil.ignore_patterns("*.redb"))
-            place = _connection(data)
-            with XetSession().new_file_download_group(
-                endpoint=place["casUrl"], token=place["accessToken"], token_expiry_unix_secs=place["exp"]
-            ) as group:
-                group.start_download_file(XetFileInfo(hashes[sha256], size), str(target))
-        return target.is_file()
 
-    def _hashes(self) -> dict[str, str]:
-        found: dict[str, str] = {}
-        for shard in self.folder.rglob("*.mdb"):
-            found |= read_shard(shard.read_bytes())
-        return found
+def _rebuild(upload: Path, xet_hash: str, size: int, target: Path) -> None:
+    from hf_xet import XetFileInfo, XetSession  # type: ignore[import-untyped]
+
+    with TemporaryDirectory(dir=upload.parent.parent) as snapshot:
+        # The client still has its database locked; what it wrote is complete, and can be copied.
+        copy = Path(snapshot) / upload.name
+        shutil.copytree(upload, copy, copy_function=_link_or_copy)
+        place = _connection(copy)
+        with XetSession().new_file_download_group(
+            endpoint=place["casUrl"], token=place["accessToken"], token_expiry_unix_secs=place["exp"]
+        ) as group:
+            group.start_download_file(XetFileInfo(xet_hash, size), str(target))
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    if source.endswith(".redb"):
+        shutil.copyfile(source, target)
+    else:
+        os.link(source, target)
 
 
 def _connection(folder: Path) -> dict[str, str | int]:
     return {"casUrl": f"local://{folder}", "exp": int(time.time()) + 3600, "accessToken": "local"}
+
+
+def _hashes(upload: Path) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for shard in upload.rglob("*.mdb"):
+        found |= read_shard(shard.read_bytes())
+    return found
 
 
 def read_shard(shard: bytes) -> dict[str, str]:
