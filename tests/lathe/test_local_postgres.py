@@ -14,6 +14,7 @@ import pytest
 from lathe.local import identity, postgres, server
 from lathe.local.binaries import Binaries, find_postgres
 from lathe.local.errors import ServerFailed
+from lathe.local.folder import DataFolder
 from lathe.local.identity import Berth
 from lathe.local.postgres import Postgres
 
@@ -52,6 +53,10 @@ def owner(data_dir: Path) -> Iterator[tuple["subprocess.Popen[str]", str]]:
         assert process.stdout is not None
         yield process, process.stdout.readline().strip()
         process.kill()
+        process.wait()
+    orphaned = DataFolder(data_dir)
+    orphaned.wait_for_orphan()  # its server still writes into the folder that is about to be removed
+    orphaned.release()
 
 
 def test_rows_outlive_a_clean_stop(data_dir: Path) -> None:
