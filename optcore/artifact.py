@@ -120,9 +120,7 @@ def _public(recipe: Recipe) -> Recipe:
         ref.model_copy(update={"path": Path(ref.path).name}) if ref.path else ref
         for ref in (recipe.model, recipe.calibration)
     )
-    return recipe.model_copy(
-        update={"model": model, "calibration": calibration, "metadata": {}}
-    )
+    return recipe.model_copy(update={"model": model, "calibration": calibration, "metadata": {}})
 
 
 def _environment() -> dict[str, str]:

@@ -78,7 +78,8 @@ class _Walk:
     def fetch(self, recipe: Recipe) -> Recipe:
         """Bring model and data here; returns the recipe with its commits pinned."""
         self._move(calibration=recipe.calibration, seed=recipe.seed)
-        results = self._stage("0-fetch", FetchWork(recipe=_only_sources(recipe))).results
+        record = self._stage("0-fetch", FetchWork(model=recipe.model, calibration=recipe.calibration))
+        results = record.results
         self._move(
             source=results["source"],
             source_digest=results["source_digest"],
@@ -88,8 +89,18 @@ class _Walk:
             data_digest=results["data_digest"],
         )
         pinned = _pinned(recipe, results["model_revision"], results["data_revision"])
+        self._remember_pinned(pinned, record)
         self.emit(RecipeResolved(recipe=pinned.model_dump(mode="json")))
         return pinned
+
+    def _remember_pinned(self, pinned: Recipe, record: StageRecord) -> None:
+        """A later run of the pinned recipe finds this fetch, and needs neither network nor credential."""
+        work = FetchWork(model=pinned.model, calibration=pinned.calibration)
+        inputs = Inputs(calibration=pinned.calibration, seed=pinned.seed)
+        key = StageTask(name=record.name, work=work, inputs=inputs).key
+        if work.is_pinned and key != record.key:
+            with self.work.locked(key):
+                self.work.commit(self.work.begin(key), record.model_copy(update={"key": key}))
 
     def apply(self, number: int, technique: Technique, recipe: Recipe) -> None:
         """One entry of the chain, with its gate and fallbacks."""
@@ -142,12 +153,19 @@ class _Walk:
         self.emit(StageStarted(stage=name, key=key))
         started = time.monotonic()
         with self.work.locked(key):
-            record = self.work.record(key) if _is_reusable(task) else None
+            record = self._finished(task, key)
             cached = record is not None
             record = record or self._run(task, key)
         self.records[name] = record
         self._account(name, record, cached, time.monotonic() - started)
         return record
+
+    def _finished(self, task: StageTask, key: str) -> StageRecord | None:
+        """A stage that need not run: a fetch only while its commits are pinned and its files still there."""
+        if not isinstance(task.work, FetchWork):
+            return self.work.record(key)
+        record = self.work.record(key) if task.work.is_pinned else None
+        return record if record and Path(record.results["source"]).exists() else None
 
     def _run(self, task: StageTask, key: str) -> StageRecord:
         part = self.work.begin(key)
@@ -191,29 +209,10 @@ class _Walk:
         self.emit(Notice(stage=stage, message=message))
 
 
-def _only_sources(recipe: Recipe) -> Recipe:
-    """What fetching depends on; recipes that differ in the rest share the stage."""
-    return Recipe(model=recipe.model, calibration=recipe.calibration, chain=recipe.chain[:1])
-
-
 def _pinned(recipe: Recipe, model_revision: str | None, data_revision: str | None) -> Recipe:
     model = recipe.model.model_copy(update={"revision": model_revision} if model_revision else {})
     calibration = recipe.calibration.model_copy(update={"revision": data_revision} if data_revision else {})
     return recipe.model_copy(update={"model": model, "calibration": calibration})
-
-
-def _is_reusable(task: StageTask) -> bool:
-    """A fetch is looked up again unless its commits are pinned: branches and folders move."""
-    if not isinstance(task.work, FetchWork):
-        return True
-    recipe = task.work.recipe
-    data = recipe.calibration
-    data_is_pinned = not data.path and (data.dataset == "python-stdlib" or _is_commit(data.revision))
-    return bool(recipe.model.id) and _is_commit(recipe.model.revision) and data_is_pinned
-
-
-def _is_commit(revision: str) -> bool:
-    return len(revision) == 40 and set(revision) <= set("0123456789abcdef")
 
 
 def _gate_work(recipe: Recipe) -> GateWork:

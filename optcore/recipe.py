@@ -16,6 +16,9 @@ from optcore.techniques import AnyTechnique
 MAX_RECIPE_bytes = 256 * 1024
 _TAGS = {name for union in (AnyTechnique, AnyExport, AnyEvaluator) for name in tags(union)}
 
+BUILT_IN = "python-stdlib"
+"""The data set that every machine has."""
+
 RepoId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$", max_length=96)]
 Revision = Annotated[str, StringConstraints(pattern=r"^[\w][\w./-]*$", max_length=200)]
 LocalPath = Annotated[str, StringConstraints(min_length=1, max_length=4096, pattern=r"^[^\x00]+$")]
@@ -126,6 +129,8 @@ def recipe_from(document: Any) -> Recipe:
     """Validate a plain document. Raises `RecipeError` whose `field` is a JSON Pointer to the first problem."""
     if not isinstance(document, dict):
         raise RecipeError(f"a recipe is a mapping, got {type(document).__name__}", remedy="see docs/recipes")
+    if _has_nul(document):
+        raise RecipeError("a recipe is text, and this one holds a NUL character", remedy="remove it")
     try:
         return Recipe.model_validate_json(canonical_json(document))
     except ValidationError as error:
@@ -139,8 +144,11 @@ def recipe_from(document: Any) -> Recipe:
 
 
 def root_causes(error: ValidationError) -> list[ErrorDetails]:
-    """A validation's errors, without those that only follow from an error further in (a list short of its bad item)."""
-    found = error.errors()
+    """A validation's errors, misspelt keys first, without those that only follow from an error further in.
+
+    A misspelt key is also a missing one, and a list with a bad item is also too short.
+    """
+    found = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
     return [e for e in found if not any(e is not o and o["loc"][: len(e["loc"])] == e["loc"] for o in found)]
 
 
@@ -158,6 +166,13 @@ def pointer(location: tuple[int | str, ...]) -> str:
 def _is_tag(before: int | str | None, part: int | str) -> bool:
     """Tags follow an index of a list of variants, or the target."""
     return isinstance(part, str) and (isinstance(before, int) or before == "target") and part in _TAGS
+
+
+def _has_nul(value: Any) -> bool:
+    """PostgreSQL and file systems cannot hold one."""
+    if isinstance(value, dict):
+        return any(map(_has_nul, (*value.keys(), *value.values())))
+    return any(map(_has_nul, value)) if isinstance(value, list) else isinstance(value, str) and "\x00" in value
 
 
 def _remedy(error_type: str) -> str:

@@ -7,7 +7,7 @@ from pydantic import Field
 from optcore.evaluate import AnyEvaluator
 from optcore.export import AnyExport
 from optcore.frozen import Frozen, digest_of
-from optcore.recipe import Calibration, Recipe
+from optcore.recipe import BUILT_IN, Calibration, ModelRef
 from optcore.techniques import AnyTechnique
 from optcore.version import ENGINE_VERSION
 
@@ -16,7 +16,15 @@ class FetchWork(Frozen):
     """Pin and bring here everything that comes from outside."""
 
     kind: Literal["fetch"] = "fetch"
-    recipe: Recipe
+    model: ModelRef
+    calibration: Calibration
+
+    @property
+    def is_pinned(self) -> bool:
+        """Whether doing it again can only give the same: commits do not move, branches and folders do."""
+        data = self.calibration
+        data_is_pinned = not data.path and (data.dataset == BUILT_IN or _is_commit(data.revision))
+        return bool(self.model.id) and _is_commit(self.model.revision) and data_is_pinned
 
 
 class TechniqueWork(Frozen):
@@ -105,6 +113,10 @@ class StageRecord(Frozen):
     files: dict[str, tuple[int, int]] = Field(default={})
     """Size in bytes and time of change in nanoseconds of each file. Weights may be links to files that others can write
     to, so a stage whose files changed is run again."""
+
+
+def _is_commit(revision: str) -> bool:
+    return len(revision) == 40 and set(revision) <= set("0123456789abcdef")
 
 
 def _without_gates(work: dict[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from optcore.events import AnyEvent
-from optcore.recipe import Recipe
 from optcore.run import Run
 from optcore.stage import EvaluateWork, ExportWork, FetchWork, GateWork, StageTask, TechniqueWork
 
@@ -25,8 +24,8 @@ def perform(task: StageTask, emit: Callable[[AnyEvent], None]) -> dict[str, Any]
         export=Path(task.inputs.exported),
     )
     match task.work:
-        case FetchWork(recipe=recipe):
-            _fetch(run, recipe, Path(task.cache))
+        case FetchWork():
+            _fetch(run, task.work, Path(task.cache))
         case TechniqueWork(technique=technique):
             technique.apply(run)
         case GateWork(samples=samples, sequence_length=sequence_length):
@@ -38,14 +37,13 @@ def perform(task: StageTask, emit: Callable[[AnyEvent], None]) -> dict[str, Any]
     return run.results
 
 
-def _fetch(run: Run, recipe: Recipe, cache: Path) -> None:
+def _fetch(run: Run, work: FetchWork, cache: Path) -> None:
+    from optcore.architecture import check_architecture
     from optcore.sources import fetch_data, fetch_model
 
-    from optcore.architecture import check_architecture
-
-    model = fetch_model(recipe.model, cache, run.progress)
+    model = fetch_model(work.model, cache, run.progress)
     check_architecture(model.path)
-    data = fetch_data(recipe.calibration, cache, run.progress)
+    data = fetch_data(work.calibration, cache, run.progress)
     run.results.update(
         source=str(model.path),
         source_digest=model.digest,

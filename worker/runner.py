@@ -12,7 +12,7 @@ from api.errors import Fenced, ServiceError
 from api.store import credentials
 from optcore.errors import Failure, OptError
 from optcore.events import AnyEvent
-from optcore.recipe import recipe_from
+from optcore.recipe import BUILT_IN, recipe_from
 from worker import drain
 from worker.artifact import FinishedArtifact, collect
 from worker.context import Context
@@ -167,5 +167,5 @@ class _Attempt:
 
 def _needs_fetch(recipe: dict[str, Any]) -> bool:
     calibration = recipe.get("calibration") or {}
-    local_data = calibration.get("path") is not None or calibration.get("dataset") == "python-stdlib"
+    local_data = calibration.get("path") is not None or calibration.get("dataset") == BUILT_IN
     return recipe["model"].get("id") is not None or not local_data

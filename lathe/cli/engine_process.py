@@ -17,7 +17,7 @@ from lathe.errors import LatheError
 from lathe.local.tether import tethered
 from optcore.errors import Failure
 from optcore.events import AnyEvent, RecipeResolved, RunFailed, parse_event
-from optcore.recipe import Recipe, recipe_from
+from optcore.recipe import BUILT_IN, Recipe, recipe_from
 
 GRACE_seconds = 10.0
 TAIL_bytes = 4000
@@ -74,7 +74,7 @@ class EngineRun:
 
 def _needs_the_hub(recipe: Recipe) -> bool:
     calibration = recipe.calibration
-    local_data = calibration.path is not None or calibration.dataset == "python-stdlib"
+    local_data = calibration.path is not None or calibration.dataset == BUILT_IN
     return recipe.model.id is not None or not local_data
 
 

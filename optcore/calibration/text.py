@@ -5,14 +5,12 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from optcore.sources import read_texts
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from optcore.calibration import stdlib
 from optcore.errors import BadCheckpoint, DataError
-from optcore.recipe import Calibration
-
-BUILT_IN = "python-stdlib"
+from optcore.recipe import BUILT_IN, Calibration
+from optcore.sources import read_texts
 
 
 class Texts:

@@ -7,14 +7,13 @@ from typing import NamedTuple
 
 from optcore.calibration.stdlib import documents
 from optcore.errors import DataError
-from optcore.recipe import Calibration
+from optcore.recipe import BUILT_IN, Calibration
 from optcore.sources.checkpoint_files import content_digest, hash_files
 from optcore.sources.client import HubRepo
 from optcore.sources.hub import Pinned, Report, download, pin, verify
 from optcore.sources.local import ROOTS_VARIABLE, is_allowed
 from optcore.sources.splits import FORMS, form_of, train_files
 
-STDLIB = "python-stdlib"
 """The data set that every machine has."""
 
 _BYTES_A_TOKEN = 16
@@ -39,7 +38,7 @@ def fetch_data(calibration: Calibration, cache: Path, report: Report) -> Fetched
     """
     if calibration.path is not None:
         return _from_file(Path(calibration.path), report)
-    if calibration.dataset == STDLIB:
+    if calibration.dataset == BUILT_IN:
         return FetchedData((), None, _digest_of_stdlib())
     return _from_hub(calibration, cache, report)
 
