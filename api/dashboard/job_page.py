@@ -25,8 +25,7 @@ router = APIRouter(prefix="/jobs/{job_id}", route_class=PageRoute, include_in_sc
 def show_job(sessions: SessionsDep, settings: SettingsDep, viewer: ViewerDep, job_id: str) -> Response:
     """The whole page; it follows the job by itself until nothing can change any more."""
     found = Watch(sessions, settings, viewer, job_id).look()
-    recipe = recipe_from(found.job.resolved) if found.job.resolved else found.job.recipe
-    return page("job.html", viewer=viewer, found=found, job=found.job, recipe=recipe.to_yaml())
+    return page("job.html", viewer=viewer, found=found, job=found.job)
 
 
 @router.get("/live")

@@ -17,6 +17,7 @@ from api.settings import Settings
 from api.store import artifacts, events, jobs, stages
 from api.store.session import Sessions
 from lathe.models import Artifact, Job
+from optcore.recipe import recipe_from
 from optcore.report import Report
 
 MAX_REPORT_bytes = 4_000_000
@@ -47,6 +48,13 @@ class Snapshot:
     lines: list[Line]
     files: tuple[Artifact, ...]
     report: Report | None
+    newly_pinned: bool
+    """Whether the recipe's sources became known in these events."""
+
+    @property
+    def recipe(self) -> str:
+        """The recipe as YAML; pinned once the worker knows how."""
+        return (recipe_from(self.job.resolved) if self.job.resolved else self.job.recipe).to_yaml()
 
     @property
     def settled(self) -> bool:
@@ -63,8 +71,8 @@ class Snapshot:
         return render("job_state.html", job=self.job, files=self.files, report=self.report, curves=self.curves)
 
     def message(self) -> str:
-        """What a stream sends: the state, and the new lines for the feed."""
-        return self.state() + render("feed_news.html", lines=self.lines)
+        """What a stream sends: the state, and what is new beside it."""
+        return self.state() + render("news.html", lines=self.lines, recipe=self.recipe if self.newly_pinned else None)
 
 
 @dataclass(frozen=True)
@@ -86,7 +94,8 @@ class Watch:
             files = artifacts.page(session, row.id, limit=MAX_FILES)
             report = self._report(session, job, [file.path for file in files])
         shown = tuple(wire.artifact(file) for file in files)
-        return Snapshot(job, found[-1].seq if found else seq, lines(found), shown, report)
+        pinned = any(event.type == "recipe_resolved" for event in found)
+        return Snapshot(job, found[-1].seq if found else seq, lines(found), shown, report, pinned)
 
     def _report(self, session: Session, job: Job, paths: list[str]) -> Report | None:
         """The measured before and after, once it is there and when it can be read."""

@@ -2,6 +2,7 @@
 "use strict";
 (() => {
   const HEIGHT = 200;
+  const WHOLE = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 50000, 100000]; // layers and steps
 
   function draw(element) {
     const points = JSON.parse(element.dataset.points);
@@ -12,7 +13,7 @@
       width: element.clientWidth,
       height: HEIGHT,
       scales: { x: { time: false } },
-      axes: [axis, { ...axis, size: 62 }],
+      axes: [{ ...axis, incrs: WHOLE }, { ...axis, size: 62 }],
       series: [
         { label: element.dataset.x },
         { label: element.dataset.y, stroke: colour("--accent"), width: 2, points: { size: 6 } },
