@@ -30,8 +30,7 @@ class _PlainLoader(yaml.SafeLoader):
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark
-            raise yaml.MarkedYAMLError(problem="aliases are not allowed here", problem_mark=mark)
+            raise yaml.MarkedYAMLError(problem="aliases are not allowed here", problem_mark=self.get_mark())
         return super().compose_node(parent, index)
 
 

@@ -68,25 +68,20 @@ def report_of(recipe: Recipe, text: str = "") -> Report:
         artifact_digest="d" * 64,
         scheme=f"NVFP4 W4A4, blocks of 16 {text}",
         recipe=recipe.model_dump(mode="json"),
-        measurements=(
-            Measurement(
-                name="bytes", title="Weights on disk", unit="bytes", source=9.96e6, result=3.4e6, better="lower"
-            ),
-            Measurement(
-                name="perplexity",
-                title="Perplexity",
-                source=12.31,
-                baseline=13.2,
-                result=12.7,
-                better="lower",
-                note=text,
-            ),
-            Measurement(name="top1", title="Same first choice", unit="share", source=1, result=0.973, better="higher"),
-            Measurement(name="speed", title="Speed", unit="tokens/s", source=182.0, result=240.0, better="higher"),
-            Measurement(name="kl", title="KL to the source", source=None, baseline=0.05, result=0.03, better="lower"),
-        ),
+        measurements=_measurements(text),
         layer_errors=tuple(LayerError(layer=f"layer {i}", relative_error=0.01 + i * i / 2000) for i in range(8)),
         notices=(text,) if text else (),
+    )
+
+
+def _measurements(note: str) -> tuple[Measurement, ...]:
+    smaller = {"source": 9.96e6, "result": 3.4e6}
+    return (
+        Measurement(name="bytes", title="Weights on disk", unit="bytes", **smaller, better="lower"),
+        Measurement(name="ppl", title="Perplexity", source=12.3, baseline=13, result=12.7, better="lower", note=note),
+        Measurement(name="top1", title="Same first choice", unit="share", source=1, result=0.973, better="higher"),
+        Measurement(name="speed", title="Speed", unit="tokens/s", source=182, result=240.0, better="higher"),
+        Measurement(name="kl", title="KL to the source", source=None, baseline=0.05, result=0.03, better="lower"),
     )
 
 

@@ -84,9 +84,10 @@ def test_the_cookie_is_no_key_to_the_api(reader: TestClient, job_id: str) -> Non
     assert reader.post(f"/v1/jobs/{job_id}/cancel", headers=OURS).status_code == 401
 
 
-@pytest.mark.parametrize(
-    "next", ["//evil.example", "https://evil.example", "/\\evil.example", "/jobs/../x", "/v1/jobs"]
-)
+ELSEWHERE = ["//evil.example", "https://evil.example", "/\\evil.example", "/jobs/../x", "/v1/jobs"]
+
+
+@pytest.mark.parametrize("next", ELSEWHERE)
 def test_signing_in_leads_to_our_own_pages_only(anonymous: TestClient, sessions: Sessions, next: str) -> None:
     with sessions.begin() as opened:
         _, key = keys.create(opened, "acme")
@@ -96,7 +97,7 @@ def test_signing_in_leads_to_our_own_pages_only(anonymous: TestClient, sessions:
 def test_a_wrong_key_is_told_so(anonymous: TestClient) -> None:
     answer = anonymous.post("/sign-in", data={"key": "lk_wrong"}, headers=OURS)
     assert answer.status_code == 401
-    assert "The api key is not known" in answer.text
+    assert "The API key is not known" in answer.text
     assert "set-cookie" not in answer.headers
 
 
@@ -235,7 +236,7 @@ BOMB = "a: &a [x, x]\nb: &b [*a, *a]\n"
         (f"seed: {'9' * 5000}", "to correct"),
         ("? [a, b]\n: 1", "to correct"),
         ("model: !!python/object:os.system {}", "not valid YAML"),
-        (LOCAL, "data-line=&#34;1&#34;|outside the folders"),
+        (LOCAL, "outside the folders"),
     ],
 )
 def test_no_text_is_too_strange_to_be_answered(reader: TestClient, text: str, said: str) -> None:
