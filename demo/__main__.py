@@ -36,7 +36,8 @@ def main() -> int:
         with Client(stack.url, stack.api_key) as client:
             client.credentials.put(CREDENTIAL, hub.token)
             job = _run_job(client)
-            result = client.artifacts.download(job.id, folder / "result")
+            result = folder / "result"
+            client.artifacts.download(job.id, result)
         _show_publication(job, hub)
         generate_side_by_side(ROOT / "models" / "stdlib-5m", result)
         _say(f"done in {time.monotonic() - started:.0f} s; the checkpoint is in {result}")

@@ -23,7 +23,14 @@ for _name in (
 ):
     os.environ.pop(_name, None)
 
-pytest_plugins = ["fixtures.servers", "fixtures.browser", "fixtures.hub", "fixtures.tiny_models"]
+pytest_plugins = [
+    "fixtures.servers",
+    "fixtures.browser",
+    "fixtures.hub",
+    "fixtures.receiver",
+    "fixtures.service",
+    "fixtures.tiny_models",
+]
 
 ROOT = Path(__file__).parent.parent
 

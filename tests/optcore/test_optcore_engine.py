@@ -1,0 +1,268 @@
+"""Whole runs of the engine as its users start them: `python -m optcore` on real models."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from fixtures.tiny_models import MakeModel
+from transformers import AutoModelForCausalLM
+
+from optcore.events import AnyEvent, RunFailed, RunFinished, StageFinished, StageStarted, parse_event
+from optcore.recipe import load_recipe
+from optcore.report import Report
+
+pytestmark = pytest.mark.timeout(600)
+Document = dict[str, Any]
+
+
+def recipe(model: Path, **changes: Any) -> Document:
+    document = {
+        "model": {"path": str(model)},
+        "calibration": {"dataset": "python-stdlib", "samples": 4, "sequence_length": 64},
+        "chain": [{"technique": "ptq", "scheme": "nvfp4"}],
+        "evaluate": [{"evaluator": "fidelity", "samples": 2, "sequence_length": 64}],
+    }
+    return {**document, **changes}
+
+
+class Engine:
+    """The program, with one work folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.work = folder / "work"
+        self._runs = 0
+
+    def start(self, document: Document) -> "subprocess.Popen[bytes]":
+        self._runs += 1
+        path = self.folder / f"recipe{self._runs}.yaml"
+        path.write_text(yaml.safe_dump(document))
+        command = [sys.executable, "-m", "optcore", "run", str(path), "--work", str(self.work), "--out", str(self.out)]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True)
+
+    @property
+    def out(self) -> Path:
+        return self.folder / f"out{self._runs}"
+
+    def run(self, document: Document) -> list[AnyEvent]:
+        process = self.start(document)
+        stdout, _ = process.communicate()
+        events = [parse_event(line) for line in stdout.splitlines()]
+        assert process.returncode == (1 if isinstance(events[-1], RunFailed) else 0), events[-1]
+        return events
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Engine:
+    return Engine(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, stdlib_model: Path) -> tuple[Engine, list[AnyEvent]]:
+    """One complete run of the shipped model."""
+    engine = Engine(tmp_path_factory.mktemp("engine"))
+    return engine, engine.run(recipe(stdlib_model))
+
+
+def test_a_run_ends_in_a_complete_artifact(finished: tuple[Engine, list[AnyEvent]], stdlib_model: Path) -> None:
+    engine, events = finished
+    names = {path.name for path in engine.out.iterdir()}
+    assert names >= {"model.safetensors", "config.json", "tokenizer.json", "README.md", "report.json", "report.html"}
+    manifest = json.loads((engine.out / "manifest.json").read_text())
+    assert isinstance(events[-1], RunFinished)
+    assert manifest["digest"] == events[-1].digest
+    assert {file["path"] for file in manifest["files"]} == names - {"manifest.json"}
+    pinned = load_recipe(engine.out / "recipe.yaml")
+    assert pinned.model.path == stdlib_model.name  # a published recipe does not tell the folders of this machine
+
+
+def test_the_report_holds_what_was_measured(finished: tuple[Engine, list[AnyEvent]], stdlib_model: Path) -> None:
+    engine, events = finished
+    report = Report.model_validate_json((engine.out / "report.json").read_text())
+    rows = {row.name: row for row in report.measurements}
+    assert rows["weight_bytes"].source == (stdlib_model / "model.safetensors").stat().st_size
+    assert rows["weight_bytes"].result == (engine.out / "model.safetensors").stat().st_size
+    assert rows["mean_kl"].result and rows["mean_kl"].result > 0
+    assert [stage.name for stage in report.stages] == ["0-fetch", "1-ptq", "2-export", "3-evaluate"]
+    assert all(stage.peak_memory_bytes > 50e6 for stage in report.stages)
+    assert len(report.layer_errors) == 6
+
+
+def test_the_same_recipe_runs_nothing_again(finished: tuple[Engine, list[AnyEvent]], stdlib_model: Path) -> None:
+    engine, first = finished
+    again = engine.run({**recipe(stdlib_model), "name": "another name, the same work"})
+    cached = {event.stage: event.cached for event in again if isinstance(event, StageFinished)}
+    assert cached == {"0-fetch": False, "1-ptq": True, "2-export": True, "3-evaluate": True}
+    assert again[-1] == first[-1]
+
+
+def test_a_damaged_stage_is_run_again(finished: tuple[Engine, list[AnyEvent]], stdlib_model: Path) -> None:
+    engine, first = finished
+    keys = {event.stage: event.key for event in first if isinstance(event, StageFinished)}
+    exported = engine.work / "stages" / keys["2-export"] / "files" / "config.json"
+    exported.write_text("{}")
+    again = engine.run(recipe(stdlib_model))
+    cached = {event.stage: event.cached for event in again if isinstance(event, StageFinished)}
+    assert cached == {"0-fetch": False, "1-ptq": True, "2-export": False, "3-evaluate": True}
+    assert again[-1] == first[-1]
+
+
+def test_kill_in_any_stage_then_run_again(engine: Engine, stdlib_model: Path) -> None:
+    """Kill -9 of the conductor as each stage begins: no stage outlives it, finished ones are kept, bytes are equal."""
+    document = recipe(stdlib_model, chain=[{"technique": "ptq", "scheme": "int4"}])
+    expected = Engine(engine.folder / "undisturbed")
+    expected.folder.mkdir()
+    digest = expected.run(document)[-1]
+    for stage in ("1-ptq", "2-export", "3-evaluate"):
+        process = engine.start(document)
+        with process:
+            for event in _events(process):
+                if isinstance(event, StageStarted) and event.stage == stage:
+                    os.kill(process.pid, signal.SIGKILL)
+                    break
+        assert not engine.out.exists()
+    last = engine.run(document)
+    cached = {event.stage: event.cached for event in last if isinstance(event, StageFinished)}
+    assert cached == {"0-fetch": False, "1-ptq": True, "2-export": True, "3-evaluate": False}
+    assert last[-1] == digest
+
+
+def test_a_missed_gate_falls_back(engine: Engine, stdlib_model: Path) -> None:
+    gate = {"metric": "kl", "max": 1e-9, "on_fail": "fallback"}
+    chain = [{"technique": "ptq", "scheme": "int4", "gate": gate, "fallback": [{"scheme": "int8"}]}]
+    events = engine.run(recipe(stdlib_model, chain=chain))
+    assert isinstance(events[-1], RunFailed)
+    assert events[-1].failure.kind == "quality_gate"
+    assert "1-ptq-fallback1" in events[-1].failure.message
+    chain[0]["gate"] = {**gate, "max": 0.01}
+    chain[0]["scheme"] = "nvfp4"
+    chain[0]["fallback"] = [{"scheme": "int8"}]
+    wide = engine.run(recipe(stdlib_model, chain=[{**chain[0], "gate": {**gate, "max": 100.0}}]))
+    assert isinstance(wide[-1], RunFinished)
+    assert not any("fallback" in event.stage for event in wide if isinstance(event, StageStarted))
+
+
+@pytest.mark.parametrize("family", ["Qwen3", "Mistral", "Mixtral"])
+def test_families_run_from_shards(family: str, engine: Engine, tiny_model: MakeModel) -> None:
+    """Checkpoints in several files; transformers loads what comes out with every key in its place."""
+    model = tiny_model(family, max_shard_size="300KB")
+    assert len(list(model.glob("*.safetensors"))) > 1
+    events = engine.run(recipe(model, chain=[{"technique": "ptq", "scheme": "fp8"}]))
+    assert isinstance(events[-1], RunFinished), events[-1]
+    _, info = AutoModelForCausalLM.from_pretrained(engine.out, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+
+
+Damage = Callable[[Path], None]
+
+
+def _pickle_only(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def _no_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+
+
+def _unknown(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "nosuch"}))
+
+
+def _quantized_already(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "gptq"}}))
+
+
+def _cut(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:9000])
+
+
+def _gone(folder: Path) -> None:
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize(
+    ("damage", "code"),
+    [
+        (_pickle_only, "checkpoint_unsafe"),
+        (_no_tokenizer, "checkpoint_bad"),
+        (_unknown, "architecture_unknown"),
+        (_quantized_already, "checkpoint_bad"),
+        (_cut, "checkpoint_bad"),
+        (_gone, "source_not_found"),
+    ],
+    ids=lambda value: value.__name__.strip("_") if callable(value) else "",
+)
+def test_bad_models_end_in_a_typed_error(damage: Damage, code: str, engine: Engine, tiny_model: MakeModel) -> None:
+    folder = shutil.copytree(tiny_model("Llama"), engine.folder / "model")
+    damage(folder)
+    last = engine.run(recipe(folder))[-1]
+    assert isinstance(last, RunFailed)
+    failure = last.failure
+    assert failure.code == code, failure
+    assert failure.kind == "user_error"
+    assert failure.field.startswith("/model")
+    assert failure.remedy
+    assert failure.stage == "0-fetch"
+    assert not failure.retryable
+
+
+def test_too_little_text_names_the_calibration(engine: Engine, tiny_model: MakeModel) -> None:
+    text = engine.folder / "few.txt"
+    text.write_text("a few words")
+    document = recipe(tiny_model("Llama"), calibration={"path": str(text), "samples": 4, "sequence_length": 64})
+    last = engine.run(document)[-1]
+    assert isinstance(last, RunFailed)
+    assert (last.failure.code, last.failure.field) == ("data_unusable", "/calibration")
+
+
+def test_a_group_that_does_not_divide_names_the_layer(engine: Engine, tiny_model: MakeModel) -> None:
+    folder = shutil.copytree(tiny_model("Llama"), engine.folder / "model")
+    _with_intermediate_size(folder, 192)
+    last = engine.run(recipe(folder, chain=[{"technique": "ptq", "scheme": "int4"}]))[-1]
+    assert isinstance(last, RunFailed)
+    assert last.failure.code == "recipe_invalid"
+    assert "mlp.down_proj has 192 inputs, which groups of 128 do not divide" in last.failure.message
+    assert "ignore" in last.failure.remedy
+
+
+def test_an_existing_output_is_never_overwritten(engine: Engine, stdlib_model: Path) -> None:
+    with engine.start(recipe(stdlib_model)) as process:
+        engine.out.mkdir()
+        events = list(_events(process))
+    assert process.returncode == 1
+    assert isinstance(events[-1], RunFailed)
+    assert "exists already" in events[-1].failure.message
+
+
+def test_a_recipe_with_a_typo_says_where(engine: Engine, stdlib_model: Path) -> None:
+    document = recipe(stdlib_model, chain=[{"technique": "ptq", "scheme": "nvfp4", "scale_serch": "mse"}])
+    last = engine.run(document)[-1]
+    assert isinstance(last, RunFailed)
+    assert last.failure.field == "/chain/0/scale_serch"
+    assert "remove this key" in last.failure.remedy
+
+
+def _events(process: "subprocess.Popen[bytes]") -> Iterator[AnyEvent]:
+    assert process.stdout
+    return (parse_event(line) for line in process.stdout)
+
+
+def _with_intermediate_size(folder: Path, size: int) -> None:
+    import torch
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder)
+    config.intermediate_size = size
+    AutoModelForCausalLM.from_config(config).to(torch.bfloat16).save_pretrained(folder)
