@@ -52,7 +52,7 @@ def took(job: Job) -> float | None:
     """Seconds from the first claim to the end; None before."""
     if job.started_at is None or job.finished_at is None:
         return None
-    return (job.finished_at - job.started_at).total_seconds()
+    return round((job.finished_at - job.started_at).total_seconds(), 2)
 
 
 def headline(job: Job) -> str:
@@ -66,8 +66,8 @@ def headline(job: Job) -> str:
         "running": "A worker has the job",
         "cancelling": "Stopping; the worker ends the current stage",
         "succeeded": "Finished: the checkpoint and its report are ready",
-        "failed": "Failed",
-        "cancelled": "Cancelled",
+        "failed": "Ended without a checkpoint",
+        "cancelled": "Ended because its owner asked",
     }
     return sentences[job.status]
 

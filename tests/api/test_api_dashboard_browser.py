@@ -18,7 +18,7 @@ from optcore.events import Metric, Notice, Progress, RecipeResolved, RunPlanned,
 from optcore.recipe import Recipe, recipe_from
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Dialog, Page
+    from playwright.sync_api import Browser, Dialog, Page, Route
 
 pytestmark = pytest.mark.integration
 
@@ -101,6 +101,19 @@ def test_a_job_goes_from_queued_to_succeeded_before_the_readers_eyes(
         assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_script_that_comes_late_costs_no_news(page: "Page", service: Service, recipe: Recipe) -> None:
+    claim = service.claim(service.submit(OWNER, recipe))
+    held: list[Route] = []
+    page.route("**/hx-sse.min.js", lambda route: held.append(route))
+    page.goto(f"{service.url}/jobs/{claim.job_id}", wait_until="commit")
+    started = "new Promise(done => window.htmx ? setTimeout(() => done(true), 50) : done(false))"
+    page.wait_for_function(started, polling=20)
+    held[0].continue_()
+    page.wait_for_load_state()
+    service.record(claim, RunPlanned(stages=PLAN), StageStarted(stage="0-fetch", key="a"))
+    _expect(page, "[role=status]", "Stage 1 of 4")
+
+
 def test_the_reader_cancels_a_running_job(page: "Page", service: Service, recipe: Recipe) -> None:
     claim = service.claim(service.submit(OWNER, recipe))
     service.record(claim, RunPlanned(stages=PLAN), StageStarted(stage="0-fetch", key="a"))
@@ -123,7 +136,7 @@ def test_the_reader_cancels_a_running_job(page: "Page", service: Service, recipe
     with service.sessions.begin() as session:
         assert lifecycle.renew(session, claim).cancel_requested
         lifecycle.cancelled(session, claim)
-    _expect(page, "[role=status]", "Cancelled")
+    _expect(page, "[role=status]", "Ended because its owner asked")
     assert page.locator("tr.cancelled").count() == len(PLAN)
 
 
