@@ -23,7 +23,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from optcore.calibration import stdlib  # noqa: E402
+from optcore.calibration import stdlib
 
 END_OF_TEXT = "<|endoftext|>"
 VOCABULARY = 2048
@@ -121,7 +121,9 @@ def unigram_perplexity(train: torch.Tensor, test: torch.Tensor) -> float:
     return math.exp(-(counts / counts.sum()).log()[test].mean().item())
 
 
-def train(model: LlamaForCausalLM, stream: torch.Tensor, test: torch.Tensor, steps: int, minutes: float, seed: int) -> int:
+def train(
+    model: LlamaForCausalLM, stream: torch.Tensor, test: torch.Tensor, steps: int, minutes: float, seed: int
+) -> int:
     """Run the loop and return the number of steps taken."""
     generator = torch.Generator().manual_seed(seed)
     both = optimizers(model)
@@ -145,7 +147,9 @@ def train(model: LlamaForCausalLM, stream: torch.Tensor, test: torch.Tensor, ste
         step += 1
         if step % 100 == 0 or step == steps:
             shown = perplexity(model, test, 24)
-            print(f"step {step} loss {loss.item():.3f} held-out ppl {shown:.2f} {time.time() - start:.0f} s", flush=True)
+            print(
+                f"step {step} loss {loss.item():.3f} held-out ppl {shown:.2f} {time.time() - start:.0f} s", flush=True
+            )
         if step == steps:
             return step
 
@@ -164,7 +168,10 @@ def main() -> None:
     tokenizer = train_tokenizer(train_texts)
     train_stream, test_stream = encode(tokenizer, train_texts), encode(tokenizer, test_texts)
     model = build_model()
-    print(f"train tokens {len(train_stream)} test tokens {len(test_stream)} parameters {model.num_parameters()}", flush=True)
+    print(
+        f"train tokens {len(train_stream)} test tokens {len(test_stream)} parameters {model.num_parameters()}",
+        flush=True,
+    )
     steps = train(model, train_stream, test_stream, options.steps, options.minutes, options.seed)
 
     model = model.to(torch.bfloat16)

@@ -12,6 +12,7 @@ from optcore.evaluate import AnyEvaluator, Fidelity, Throughput
 from optcore.export import AnyExport, CompressedTensors
 from optcore.frozen import Frozen, canonical_json, digest_of, tags
 from optcore.techniques import AnyTechnique
+from optcore.yaml_text import read_document
 
 MAX_RECIPE_bytes = 256 * 1024
 _TAGS = {name for union in (AnyTechnique, AnyExport, AnyEvaluator) for name in tags(union)}
@@ -118,11 +119,7 @@ def load_recipe(path: str | Path) -> Recipe:
 
 def parse_recipe(text: str) -> Recipe:
     """Read a recipe from YAML (or JSON, which is YAML). Raises `RecipeError`."""
-    try:
-        document = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"not valid YAML: {error}", remedy="check indentation and quoting") from error
-    return recipe_from(document)
+    return recipe_from(read_document(text))
 
 
 def recipe_from(document: Any) -> Recipe:

@@ -32,7 +32,8 @@ def up(
     try:
         with Stack(data or home(), host=host, port=port, environment=environment, say=_say) as stack:
             try:
-                console.out(f"dashboard  {stack.url}\nAPI key    {stack.api_key}", highlight=False)
+                console.out(f"dashboard  {stack.url}/sign-in#key={stack.api_key}", highlight=False)
+                console.out(f"API        {stack.url}\nAPI key    {stack.api_key}", highlight=False)
                 _say("ready; Ctrl-C stops it")
                 signal.pause()
             finally:

@@ -3,7 +3,6 @@
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
     from optcore.evaluate.throughput import Throughput
     from optcore.run import Run
 
-_NOTE = "transformers on this machine unpacks compressed weights when it loads them; a serving engine does not"
+_NOTE = "in transformers, which unpacks the weights and imitates the format; a serving engine computes in it"
 _ROOM = 3  # loading needs the file and the unpacked tensors at once
 
 
@@ -91,7 +90,9 @@ def _generate(folder: Path, prompt_tokens: int, new_tokens: int) -> dict[str, fl
 def _peak_memory_bytes() -> int:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # Not getrusage: its maximum starts at what the parent had when it started us.
+    status = Path("/proc/self/status").read_text()
+    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:"))
 
 
 def main() -> None:

@@ -14,8 +14,6 @@ from optcore.sources.hub import Pinned, Report, download, pin, verify
 from optcore.sources.local import ROOTS_VARIABLE, is_allowed
 from optcore.sources.splits import FORMS, form_of, train_files
 
-"""The data set that every machine has."""
-
 _BYTES_A_TOKEN = 16
 """A generous guess: English has four or five; Parquet compresses, and evaluation needs text of its own."""
 

@@ -17,7 +17,7 @@ from fixtures.tiny_models import MakeModel
 
 from lathe import JobFailed, LatheError
 
-pytestmark = [pytest.mark.e2e, pytest.mark.integration, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.proof, pytest.mark.integration, pytest.mark.timeout(600)]
 
 CHAIN = [{"technique": "ptq", "scheme": "int8"}]
 DATA = {"dataset": "python-stdlib", "samples": 2, "sequence_length": 64}
@@ -95,13 +95,8 @@ def _lathe_run(recipe: dict[str, Any], folder: Path, lathe: Lathe | None = None)
     """What `lathe run` prints when it fails."""
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe))
-    environment = {
-        **os.environ,
-        **(lathe.hub.environment if lathe else {}),
-        "HF_TOKEN": OTHER_TOKEN,
-        "COLUMNS": "400",
-        "NO_COLOR": "1",
-    }
+    hub = {**lathe.hub.environment, "HF_TOKEN": OTHER_TOKEN} if lathe else {}
+    environment = {**os.environ, **hub, "COLUMNS": "400", "NO_COLOR": "1"}
     command = [sys.executable, "-m", "lathe", "run", str(path), "--out", str(folder / "out")]
     done = subprocess.run(
         [*command, "--work", str(folder / "work")], env=environment, capture_output=True, text=True, check=False

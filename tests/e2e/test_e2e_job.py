@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 
 from lathe.models import Job, JobEvent
 
-pytestmark = [pytest.mark.e2e, pytest.mark.integration, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.e2e, pytest.mark.proof, pytest.mark.integration, pytest.mark.timeout(900)]
 
 SOURCE = "me/stdlib-5m"
 SMALL = {

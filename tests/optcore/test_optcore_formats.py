@@ -48,6 +48,7 @@ def quantized(tmp_path_factory: pytest.TempPathFactory, stdlib_model: Path) -> M
     return make
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize("scheme", PRESETS)
 def test_transformers_loads_it_and_computes_what_we_simulated(scheme: str, quantized: Make) -> None:
     """No key missing, none unexpected; the same logits, bit for bit, once its weights are unpacked in float32.
@@ -73,6 +74,7 @@ def test_transformers_loads_it_and_computes_what_we_simulated(scheme: str, quant
     assert ((in_bfloat16 - simulated).norm() / simulated.norm()).item() < noise
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize("scheme", ["int4", "nvfp4", "nvfp4_w4a16"])
 def test_scale_search_lowers_kl(scheme: str, quantized: Make, stdlib_model: Path, tmp_path: Path) -> None:
     """The table of the report: the same format by max scales and by search, against the source."""
@@ -82,7 +84,7 @@ def test_scale_search_lowers_kl(scheme: str, quantized: Make, stdlib_model: Path
 
 
 def test_the_baseline_is_what_max_scales_give(quantized: Make, stdlib_model: Path, tmp_path: Path) -> None:
-    """The report's `max scales` column is a real quantization, not a formula: quantizing with `max` gives its figure."""
+    """The report's `max scales` column is a real quantization: quantizing with `max` gives its figure."""
     searched = _measure(quantized("int4"), stdlib_model, tmp_path / "searched")["mean_kl"]
     plain = _measure(quantized("int4", "max"), stdlib_model, tmp_path / "plain")["mean_kl"]
     assert plain.baseline is None
