@@ -265,9 +265,10 @@ def test_up_prints_where_and_takes_everything_with_it_however_it_ends(tmp_path: 
         subprocess.Popen(up, stdout=subprocess.PIPE, stderr=stderr, text=True, env=environment) as process,
     ):
         assert process.stdout is not None
-        lines = [process.stdout.readline(), process.stdout.readline()]
+        lines = [process.stdout.readline() for _ in range(3)]
         assert all(lines), said.read_text()
-        url, key = (line.split()[-1] for line in lines)
+        sign_in, url, key = (line.split()[-1] for line in lines)
+        assert sign_in == f"{url}/sign-in#key={key}"
         with lathe.Client(url, key) as client:
             assert client.health().database
             assert list(client.jobs.list()) == []
