@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from optcore.child import RESULTS
-from optcore.errors import OptError, OutOfMemory
+from optcore.errors import OptError, OutOfMemory, folder_error
 from optcore.events import AnyEvent, RunFailed
 from optcore.recipe import Recipe, load_recipe
 
@@ -57,6 +57,9 @@ def stage(options: argparse.Namespace) -> None:
         _stop(OutOfMemory(f"stage {task.name} ran out of memory", remedy="use a larger machine"), task.name, error)
     except OptError as error:
         _stop(error, task.name, error)
+    except OSError as error:
+        traceback.print_exc()
+        _stop(folder_error(error), task.name, error)
     except Exception as error:
         traceback.print_exc()
         said = f"stage {task.name} failed: {type(error).__name__}: {error}"

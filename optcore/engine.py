@@ -3,7 +3,6 @@
 This process is the conductor: it imports no torch, starts one process per stage and finds finished stages by key.
 """
 
-import errno
 import json
 import time
 from collections.abc import Callable
@@ -12,7 +11,7 @@ from pathlib import Path
 
 from optcore.artifact import Artifact, Outcome, assemble
 from optcore.child import RESULTS, run_stage
-from optcore.errors import GateFailed, OutOfDisk, RecipeError
+from optcore.errors import GateFailed, RecipeError, folder_error
 from optcore.evaluate import Fidelity
 from optcore.events import AnyEvent, Notice, RecipeResolved, RunFinished, RunPlanned, StageFinished, StageStarted
 from optcore.plan import check, gate_stage, stage_names, technique_stage
@@ -41,8 +40,8 @@ def optimize(recipe: Recipe, out: Path, work: Path, emit: Emit) -> Artifact:
         raise RecipeError(f"the output folder {out} exists already", remedy="name a new folder, or remove this one")
     check(recipe)
     emit(RunPlanned(stages=stage_names(recipe)))
-    walk = _Walk(WorkFolder(work), emit)
     try:
+        walk = _Walk(WorkFolder(work), emit)
         recipe = walk.fetch(recipe)
         for number, technique in enumerate(recipe.chain, start=1):
             walk.apply(number, technique, recipe)
@@ -50,7 +49,7 @@ def optimize(recipe: Recipe, out: Path, work: Path, emit: Emit) -> Artifact:
         walk.evaluate(recipe)
         artifact = assemble(walk.outcome(recipe), out)
     except OSError as error:
-        raise _disk_full(error) from error
+        raise folder_error(error) from error
     emit(RunFinished(digest=artifact.digest))
     return artifact
 
@@ -59,7 +58,10 @@ def fetch(recipe: Recipe, work: Path, emit: Emit) -> Recipe:
     """Only pin and download: the part of a run that needs the network and perhaps a credential."""
     check(recipe)
     emit(RunPlanned(stages=stage_names(recipe)))
-    return _Walk(WorkFolder(work), emit).fetch(recipe)
+    try:
+        return _Walk(WorkFolder(work), emit).fetch(recipe)
+    except OSError as error:
+        raise folder_error(error) from error
 
 
 @dataclass
@@ -219,9 +221,3 @@ def _gate_work(recipe: Recipe) -> GateWork:
     """A gate measures on the windows that the final evaluation uses."""
     chosen = next((evaluator for evaluator in recipe.evaluate if isinstance(evaluator, Fidelity)), Fidelity())
     return GateWork(samples=chosen.samples, sequence_length=chosen.sequence_length)
-
-
-def _disk_full(error: OSError) -> Exception:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return OutOfDisk(f"no room left: {error}", remedy="free space, or name another folder with --work and --out")
-    return error

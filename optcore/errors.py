@@ -13,12 +13,14 @@
     ├── ExportMismatch          the bytes we wrote do not decode to what we simulated
     ├── OutOfMemory             the machine is too small for the largest layer
     ├── OutOfDisk               the work folder is too small
+    ├── FolderUnusable          the work or output folder cannot be written
     ├── HubUnavailable          the Hub did not answer; trying again may help
     └── StageCrashed            the stage process died without saying why
 
 A message says what, what was found instead and, in `remedy`, what to do. A worker looks at `retryable` alone.
 """
 
+import errno
 from typing import Literal
 
 from optcore.frozen import Frozen
@@ -147,6 +149,20 @@ class OutOfDisk(OptError):
 
     code = "out_of_disk"
     kind: Kind = "infrastructure"
+
+
+class FolderUnusable(OptError):
+    """The work or output folder cannot be written."""
+
+    code = "folder_unusable"
+    kind: Kind = "infrastructure"
+
+
+def folder_error(error: OSError) -> OptError:
+    """The typed error for what the operating system said of our folders."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return OutOfDisk(f"no room left: {error}", remedy="free space, or name another folder with --work and --out")
+    return FolderUnusable(str(error), remedy="check the path and its permissions, or name another folder")
 
 
 class HubUnavailable(OptError):

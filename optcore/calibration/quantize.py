@@ -37,7 +37,7 @@ def quantize_checkpoint(run: "Run", technique: "Ptq") -> None:
             pass_.quantize_layer(index, layer, hidden)
         run.progress("calibrating" if hidden else "searching", index + 1, len(decoder))
     link_checkpoint(run.checkpoint, run.out)
-    save_file(pass_.tensors, run.out / SCALES)
+    save_file({name: tensor.cpu() for name, tensor in pass_.tensors.items()}, run.out / SCALES)
     pass_.description().save(run.out)
 
 

@@ -117,7 +117,7 @@ def compare(run: "Run", samples: int, sequence_length: int) -> tuple[dict[Model,
     decoder = Decoder(run.checkpoint)
     texts = Texts(run.source, run.calibration, run.data_files)
     tokens_ST = texts.evaluation_windows(samples, sequence_length, decoder.longest_sequence)
-    comparison = Comparison(decoder, Simulation(run.checkpoint), tokens_ST, run.scratch)
+    comparison = Comparison(decoder, Simulation(run.checkpoint, decoder.device), tokens_ST, run.scratch)
     errors = []
     for index in range(len(decoder)):
         errors.append((decoder.layer_name(index), comparison.advance(index)))

@@ -36,10 +36,13 @@ class State(NamedTuple):
 
 
 class Decoder:
-    """The streaming model. Computes in float32 on the CPU, where bfloat16 rounding would drown what we measure."""
+    """The streaming model, on the GPU where there is one.
 
-    def __init__(self, folder: Path, device: str = "cpu") -> None:
-        self.device = torch.device(device)
+    It computes in float32 on the CPU, where bfloat16 rounding would drown what we measure, and in bfloat16 on a GPU.
+    """
+
+    def __init__(self, folder: Path, device: torch.device | None = None) -> None:
+        self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.dtype = torch.float32 if self.device.type == "cpu" else torch.bfloat16
         self.reader = TensorReader(folder)
         self.model = _skeleton(folder, self.dtype)

@@ -21,12 +21,12 @@ from optcore.streaming.groups import fused_groups, linears
 class Simulation:
     """A quantized checkpoint's scales, applied to a decoder's layers while they are in memory."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, device: torch.device | None = None) -> None:
         description = load_quantization(folder)
         if description is None:
             raise BadCheckpoint(f"{folder.name} is not a quantized checkpoint")
         self.description: Quantization = description
-        self.tensors = load_file(folder / SCALES)
+        self.tensors = load_file(folder / SCALES, device=str(device or "cpu"))
         self._modules = frozenset(description.modules)
 
     def scales(self, name: str) -> Scales:

@@ -246,6 +246,13 @@ def test_an_existing_output_is_never_overwritten(engine: Engine, stdlib_model: P
     assert "exists already" in events[-1].failure.message
 
 
+def test_a_work_folder_that_is_a_file_is_a_typed_error(engine: Engine, stdlib_model: Path) -> None:
+    engine.work.write_text("")
+    last = engine.run(recipe(stdlib_model))[-1]
+    assert isinstance(last, RunFailed)
+    assert (last.failure.code, last.failure.kind) == ("folder_unusable", "infrastructure")
+
+
 def test_a_recipe_with_a_typo_says_where(engine: Engine, stdlib_model: Path) -> None:
     document = recipe(stdlib_model, chain=[{"technique": "ptq", "scheme": "nvfp4", "scale_serch": "mse"}])
     last = engine.run(document)[-1]
