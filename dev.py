@@ -29,6 +29,7 @@ SETS = {
     "demo": ["engine", "server", "worker", "embedded"],
     "full": ["engine", "data", "server", "worker", "embedded", "dev"],
 }
+TWO_AT_ONCE = ("-n", "2", "--dist", "loadfile")  # much of a test's time is spent waiting for a server
 GPU_PACKAGES = ("torch", "triton", "transformers", "numpy", "safetensors", "tokenizers", "huggingface_hub")
 
 
@@ -54,7 +55,7 @@ def up(arguments: list[str]) -> int:
 def test(arguments: list[str]) -> int:
     """Every test, on real PostgreSQL, Valkey and Chromium."""
     prepare("full")
-    return become(PYTHON, "-m", "pytest", *arguments)
+    return become(PYTHON, "-m", "pytest", *TWO_AT_ONCE, *arguments)
 
 
 def check(arguments: list[str]) -> int:
@@ -70,7 +71,7 @@ def check(arguments: list[str]) -> int:
 def proofs(arguments: list[str]) -> int:
     """The tests that prove claims of the README: slower, marked `proof`."""
     prepare("full")
-    return become(PYTHON, "-m", "pytest", "-m", "proof", *arguments)
+    return become(PYTHON, "-m", "pytest", "-m", "proof", "-rP", *arguments)
 
 
 def bench(arguments: list[str]) -> int:

@@ -52,6 +52,7 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None
     table = Table(*header, box=None, pad_edge=False, header_style="bold")
     for column in table.columns:
         column.overflow = "fold"
+    table.columns[0].no_wrap = True  # what people copy: an id, a name
     for row in rows:
         table.add_row(*map(cell, row))
     console.print(table)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from optcore.calibration.text import Texts
 from optcore.evaluate import Fidelity
 from optcore.export import CompressedTensors
 from optcore.export.compressed_tensors_decoder import decode_weight
@@ -48,30 +49,38 @@ def quantized(tmp_path_factory: pytest.TempPathFactory, stdlib_model: Path) -> M
     return make
 
 
+@pytest.fixture(scope="module")
+def text_BT(stdlib_model: Path) -> torch.Tensor:
+    """Held-out text."""
+    return Texts(stdlib_model, CALIBRATION, ()).evaluation_windows(4, 128, 1024)
+
+
 @pytest.mark.proof
 @pytest.mark.parametrize("scheme", PRESETS)
-def test_transformers_loads_it_and_computes_what_we_simulated(scheme: str, quantized: Make) -> None:
-    """No key missing, none unexpected; the same logits, bit for bit, once its weights are unpacked in float32.
-
-    In bfloat16, as it loads, the logits stay within that type's noise; rounded activations amplify it.
-    """
+def test_transformers_loads_it_and_computes_what_we_simulated(
+    scheme: str, quantized: Make, stdlib_model: Path, text_BT: torch.Tensor
+) -> None:
+    """No key missing, none unexpected; the same logits, bit for bit, once its weights are unpacked in float32."""
     checkpoint, export = quantized(scheme)
-    tokens_BT = torch.randint(0, 2048, (2, 64), generator=torch.Generator().manual_seed(2))
     model, info = AutoModelForCausalLM.from_pretrained(export, output_loading_info=True)
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
     assert not info["mismatched_keys"]
-    simulated = _simulated_logits(checkpoint, tokens_BT)
+    simulated = _simulated_logits(checkpoint, text_BT)
     with torch.no_grad():
-        in_bfloat16 = model(tokens_BT).logits.float()
+        in_bfloat16 = model(text_BT).logits.float()
         reader = TensorReader(export)
         torch.nn.Module.float(model)
         for name in Simulation(checkpoint).description.modules:
             model.get_submodule(name).weight = torch.nn.Parameter(decode_weight(export, reader, name))
-        in_float32 = model(tokens_BT).logits
+        in_float32 = model(text_BT).logits
+        source = AutoModelForCausalLM.from_pretrained(stdlib_model, dtype=torch.float32)(text_BT).logits
     assert torch.equal(in_float32, simulated)
-    noise = 0.06 if PRESETS[scheme].activations and PRESETS[scheme].weights.bits == 4 else 0.02
-    assert ((in_bfloat16 - simulated).norm() / simulated.norm()).item() < noise
+    # As it loads it computes in bfloat16, and divides activations by their scales in it too, which costs about as much
+    # again as the format itself. A serving engine divides in float32.
+    noise, error = (((logits - simulated).norm() / simulated.norm()).item() for logits in (in_bfloat16, source))
+    print(f"{scheme}: float32 logits equal; bfloat16 noise {noise:.4f}, quantization error {error:.4f}")
+    assert noise < error * (1.3 if PRESETS[scheme].activations else 0.3)
 
 
 @pytest.mark.proof
