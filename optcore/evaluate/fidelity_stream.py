@@ -1,6 +1,7 @@
 """Source, result and the plain-scale baseline side by side, layer by layer, over the same windows of text."""
 
 import math
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -11,7 +12,7 @@ from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
 from optcore.calibration.text import Texts
 from optcore.report import Measurement
-from optcore.streaming.decoder import Decoder
+from optcore.streaming.decoder import Decoder, State
 from optcore.streaming.groups import probe_state
 from optcore.streaming.hidden import HiddenStates
 from optcore.streaming.simulate import Simulation
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from optcore.run import Run
 
 Model = Literal["source", "result", "baseline"]
+LOGITS_tokens = 512
 
 
 class Divergence(NamedTuple):
@@ -85,11 +87,12 @@ class Comparison:
         """Every model against the source, after the last layer."""
         sums = dict.fromkeys(self.states, Divergence())
         for batch in zip(*(states.states() for states in self.states.values()), strict=True):
-            rows, _ = batch[0]
-            tokens_BT = self.tokens_ST[rows].to(self.decoder.device)
-            logits = [self.decoder.logits(state) for _, state in batch]
-            for model, own in zip(self.states, logits, strict=True):
-                sums[model] = sums[model].plus(divergence(logits[0], own, tokens_BT))
+            tokens_BT = self.tokens_ST[batch[0][0]].to(self.decoder.device)
+            for part in _parts(tokens_BT):
+                next_BP = tokens_BT[:, part.start + 1 : part.stop + 1]
+                logits = [self.decoder.logits(_only(state, part)) for _, state in batch]
+                for model, own in zip(self.states, logits, strict=True):
+                    sums[model] = sums[model].plus(divergence(logits[0], own, next_BP))
         return sums
 
     def _rounded(self, model: Model, index: int, layer: nn.Module) -> AbstractContextManager[None]:
@@ -100,16 +103,28 @@ class Comparison:
         return nullcontext()
 
 
-def divergence(source_BTV: torch.Tensor, own_BTV: torch.Tensor, tokens_BT: torch.Tensor) -> Divergence:
-    """Compare predictions of the tokens after the first of each window."""
-    source, own = (logits[:, :-1].flatten(0, 1).float() for logits in (source_BTV, own_BTV))
+def divergence(source_BTV: torch.Tensor, own_BTV: torch.Tensor, next_BT: torch.Tensor) -> Divergence:
+    """Compare two models' predictions of the tokens that came next."""
+    source, own = (logits.flatten(0, 1).float() for logits in (source_BTV, own_BTV))
     p, q = log_softmax(source, -1), log_softmax(own, -1)
     return Divergence(
         tokens=len(own),
-        negative_log_likelihood=cross_entropy(own, tokens_BT[:, 1:].flatten(), reduction="sum").item(),
+        negative_log_likelihood=cross_entropy(own, next_BT.flatten(), reduction="sum").item(),
         kl=kl_div(q, p, log_target=True, reduction="sum").item(),
         agreements=int((source.argmax(-1) == own.argmax(-1)).sum()),
     )
+
+
+def _parts(tokens_BT: torch.Tensor) -> Iterator[slice]:
+    """Positions whose next token is known, a few at a time: logits over a large vocabulary outweigh a layer."""
+    windows, length = tokens_BT.shape
+    size = max(1, LOGITS_tokens // windows)
+    for start in range(0, length - 1, size):
+        yield slice(start, min(start + size, length - 1))
+
+
+def _only(state: State, part: slice) -> State:
+    return state._replace(hidden_BTH=state.hidden_BTH[:, part])
 
 
 def compare(run: "Run", samples: int, sequence_length: int) -> tuple[dict[Model, Divergence], list[tuple[str, float]]]:
