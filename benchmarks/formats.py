@@ -13,7 +13,7 @@ import torch
 from optcore.calibration.text import Texts
 from optcore.evaluate import Fidelity
 from optcore.export import CompressedTensors
-from optcore.recipe import Calibration
+from optcore.references import Calibration
 from optcore.run import Run
 from optcore.schemes import PRESETS
 from optcore.sizes import size_measurements

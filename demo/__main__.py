@@ -17,7 +17,8 @@ from demo.watch import watch
 from lathe import Client
 from lathe.local.stack import Stack
 from lathe.models import Job
-from optcore.recipe import Publish, load_recipe
+from optcore.recipe import load_recipe
+from optcore.references import Publish
 from optcore.report import Report
 from optcore.report.text import render_table
 

@@ -15,7 +15,7 @@ from optcore.report.card import render_card
 from optcore.report.page import render_page
 from optcore.sizes import size_measurements
 from optcore.stage import Inputs
-from optcore.techniques import Technique
+from optcore.techniques import Ptq, Technique
 from optcore.version import ENGINE_VERSION, installed
 
 MANIFEST = "manifest.json"
@@ -104,6 +104,7 @@ def _report(outcome: Outcome, digest: str) -> Report:
         source_digest=outcome.inputs.source_digest,
         artifact_digest=digest,
         scheme="; ".join(technique.summary for technique in outcome.applied),
+        schemes=tuple(technique.scheme for technique in outcome.applied if isinstance(technique, Ptq)),
         target=recipe.target.format,
         recipe=_public(recipe).model_dump(mode="json"),
         measurements=(*size_measurements(source, Path(outcome.inputs.exported)), *measured),

@@ -1,79 +1,22 @@
 """The recipe: model, chain of techniques, target. One definition for YAML, REST, SDK, database and docs."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, StringConstraints, ValidationError, model_validator
+from pydantic import Field, StringConstraints, ValidationError
 from pydantic_core import ErrorDetails
 
 from optcore.errors import RecipeError
 from optcore.evaluate import AnyEvaluator, Fidelity, Throughput
 from optcore.export import AnyExport, CompressedTensors
 from optcore.frozen import Frozen, canonical_json, digest_of, tags
+from optcore.references import Calibration, Label, ModelRef, Publish
 from optcore.techniques import AnyTechnique
 from optcore.yaml_text import read_document
 
 MAX_RECIPE_bytes = 256 * 1024
 _TAGS = {name for union in (AnyTechnique, AnyExport, AnyEvaluator) for name in tags(union)}
-
-BUILT_IN = "python-stdlib"
-"""The data set that every machine has."""
-
-RepoId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$", max_length=96)]
-Revision = Annotated[str, StringConstraints(pattern=r"^[\w][\w./-]*$", max_length=200)]
-LocalPath = Annotated[str, StringConstraints(min_length=1, max_length=4096, pattern=r"^[^\x00]+$")]
-Label = Annotated[str, StringConstraints(min_length=1, max_length=200)]
-
-
-class ModelRef(Frozen):
-    """The model to start from: a Hub repository, or a folder on the worker."""
-
-    id: RepoId | None = None
-    """Hub repository, such as `Qwen/Qwen3-8B`."""
-    revision: Revision = "main"
-    """Branch, tag or commit; pinned to the commit when the job starts."""
-    path: LocalPath | None = None
-    """Folder on the machine that runs the engine, instead of `id`."""
-
-    @model_validator(mode="after")
-    def _one_source(self) -> Self:
-        if (self.id is None) == (self.path is None):
-            raise ValueError("give exactly one of `id` (a Hub repository) and `path` (a folder)")
-        return self
-
-    def __str__(self) -> str:
-        return f"{self.id}@{self.revision}" if self.id else str(self.path)
-
-
-class Calibration(Frozen):
-    """Text that activation statistics are measured on, and that evaluation text is held out from."""
-
-    dataset: Annotated[str, StringConstraints(max_length=96)] = "cnn_dailymail"
-    """Hub data set, or `python-stdlib`: the Python standard library's sources, which need no network."""
-    revision: Revision = "main"
-    """Branch, tag or commit of a Hub data set; pinned to the commit when the job starts."""
-    subset: Annotated[str, StringConstraints(max_length=200)] | None = None
-    """Configuration of a Hub data set; the first one that has files when absent."""
-    column: Annotated[str, StringConstraints(max_length=200)] | None = None
-    """Text column of a JSON lines, CSV or Parquet file; when absent `text`, `article`, `content` or the only one."""
-    path: LocalPath | None = None
-    """File (`.txt`, `.jsonl`, `.csv`, `.parquet`) on the machine that runs the engine, instead of `dataset`."""
-    samples: int = Field(default=512, ge=1, le=100_000)
-    """Windows of text."""
-    sequence_length: int = Field(default=2048, ge=2, le=131_072)
-    """Tokens a window; cut to what the model can hold."""
-
-
-class Publish(Frozen):
-    """Where the finished checkpoint goes on the Hub. The engine ignores it: the service publishes."""
-
-    repo_id: RepoId
-    private: bool = True
-    credential: Label = "default"
-    """Name of a stored Hub credential; never the token itself."""
-    revision: Revision = "main"
-    """Branch to publish to; made when absent."""
 
 
 class Recipe(Frozen):

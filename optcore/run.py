@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from optcore.events import AnyEvent, Metric, Notice, Phase, Progress
-from optcore.recipe import Calibration
+from optcore.references import Calibration
 
 
 @dataclass

@@ -7,7 +7,7 @@ from pydantic import Field
 from optcore.evaluate import AnyEvaluator
 from optcore.export import AnyExport
 from optcore.frozen import Frozen, digest_of
-from optcore.recipe import BUILT_IN, Calibration, ModelRef
+from optcore.references import BUILT_IN, Calibration, ModelRef
 from optcore.techniques import AnyTechnique
 from optcore.version import ENGINE_VERSION
 

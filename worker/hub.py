@@ -13,7 +13,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.hf_api import RepoFile
 
 from optcore.errors import HubUnavailable
-from optcore.recipe import Publish
+from optcore.references import Publish
 from optcore.sources.client import ClientError, hub_api
 from worker.hub_errors import PublishConflict, PublishMismatch, PublishRefused, explain
 from worker.hub_files import LocalFile, local_files

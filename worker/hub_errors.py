@@ -3,7 +3,7 @@
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 
 from optcore.errors import HubUnavailable, Kind, OptError
-from optcore.recipe import Publish
+from optcore.references import Publish
 from optcore.sources.client import status_of
 
 _BUSY = (408, 429, 500, 502, 503, 504)

@@ -8,7 +8,7 @@ from api import lifecycle
 from api.errors import Fenced
 from api.store import credentials
 from optcore.errors import Failure, Kind, OptError
-from optcore.recipe import Publish
+from optcore.references import Publish
 from worker import hub
 from worker.context import Context
 from worker.engine_process import Inbox

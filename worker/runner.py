@@ -12,7 +12,8 @@ from api.errors import Fenced, ServiceError
 from api.store import credentials
 from optcore.errors import Failure, OptError
 from optcore.events import AnyEvent
-from optcore.recipe import BUILT_IN, recipe_from
+from optcore.recipe import recipe_from
+from optcore.references import BUILT_IN
 from worker import drain
 from worker.artifact import FinishedArtifact, collect
 from worker.context import Context

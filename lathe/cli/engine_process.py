@@ -17,7 +17,8 @@ from lathe.errors import LatheError
 from lathe.local.tether import tethered
 from optcore.errors import Failure
 from optcore.events import AnyEvent, RecipeResolved, RunFailed, parse_event
-from optcore.recipe import BUILT_IN, Recipe, recipe_from
+from optcore.recipe import Recipe, recipe_from
+from optcore.references import BUILT_IN
 
 GRACE_seconds = 10.0
 TAIL_bytes = 4000

@@ -9,7 +9,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from optcore.calibration import stdlib
 from optcore.errors import BadCheckpoint, DataError
-from optcore.recipe import BUILT_IN, Calibration
+from optcore.references import BUILT_IN, Calibration
 from optcore.sources import read_texts
 
 

@@ -48,15 +48,9 @@ def fenced(language: str, text: str) -> str:
 def _front_matter(report: Report) -> str:
     base = {"base_model": report.base_model, "base_model_relation": "quantized"} if report.base_model else {}
     licence = {"license": report.license} if report.license else {}
-    tags = ["lathe", report.target, *_scheme_names(report)]
+    tags = ["lathe", report.target, *report.schemes]
     fields = {**base, **licence, "library_name": "transformers", "pipeline_tag": "text-generation", "tags": tags}
     return f"---\n{yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)}---"
-
-
-def _scheme_names(report: Report) -> list[str]:
-    chain = report.recipe.get("chain")
-    entries = chain if isinstance(chain, list | tuple) else ()
-    return [str(entry["scheme"]) for entry in entries if isinstance(entry, dict) and entry.get("scheme")]
 
 
 def _title(report: Report) -> str:

@@ -77,6 +77,8 @@ class Report(Frozen):
     """SHA-256 over the result's files."""
     scheme: str
     """What was done in one line, such as `NVFP4 W4A4, blocks of 16; FP8 KV cache`."""
+    schemes: tuple[str, ...] = ()
+    """Names of the number formats that were applied, a fallback's instead of what it replaced."""
     target: str = "compressed-tensors"
     """Name of the export."""
     recipe: dict[str, object]

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from optcore.calibration.stdlib import documents
 from optcore.errors import DataError
-from optcore.recipe import BUILT_IN, Calibration
+from optcore.references import BUILT_IN, Calibration
 from optcore.sources.checkpoint_files import content_digest, hash_files
 from optcore.sources.client import HubRepo
 from optcore.sources.hub import Pinned, Report, download, pin, verify

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from optcore.errors import BadCheckpoint
-from optcore.recipe import ModelRef
+from optcore.references import ModelRef
 from optcore.sources.checkpoint_files import ABOUT, INDEX, MATTERS, SINGLE, content_digest, hash_files, require_files
 from optcore.sources.checkpoint_files import weights_form as form_of
 from optcore.sources.client import HubRepo

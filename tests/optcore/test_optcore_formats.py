@@ -12,7 +12,7 @@ from optcore.calibration.text import Texts
 from optcore.evaluate import Fidelity
 from optcore.export import CompressedTensors
 from optcore.export.compressed_tensors_decoder import decode_weight
-from optcore.recipe import Calibration
+from optcore.references import Calibration
 from optcore.report import Measurement
 from optcore.run import Run
 from optcore.schemes import PRESETS

@@ -98,7 +98,7 @@ def test_the_table_leaves_out_what_nobody_measured() -> None:
 
 def test_the_card_tells_the_hub_what_it_is() -> None:
     recipe = {"chain": [{"technique": "ptq", "scheme": "nvfp4"}], "publish": {"repo_id": "me/small"}}
-    card = render_card(report(base_model="Qwen/Qwen3-8B", license="apache-2.0", recipe=recipe))
+    card = render_card(report(base_model="Qwen/Qwen3-8B", license="apache-2.0", schemes=("nvfp4",), recipe=recipe))
     assert front_matter(card) == {
         "base_model": "Qwen/Qwen3-8B",
         "base_model_relation": "quantized",

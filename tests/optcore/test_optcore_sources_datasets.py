@@ -11,7 +11,7 @@ from fixtures.hub import HubPeer
 
 import optcore.sources.client
 from optcore.errors import DataError, SourceGated, SourceNotFound
-from optcore.recipe import Calibration
+from optcore.references import Calibration
 from optcore.sources import FetchedData, fetch_data, read_texts
 from optcore.sources.splits import train_files
 

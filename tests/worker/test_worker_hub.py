@@ -11,7 +11,7 @@ from fixtures.hub import OTHER_TOKEN, OWNER_TOKEN, READER_TOKEN, HubPeer
 
 import worker.hub
 from optcore.errors import HubUnavailable
-from optcore.recipe import Publish
+from optcore.references import Publish
 from worker.hub import publish_folder
 from worker.hub_errors import PublishConflict, PublishMismatch, PublishRefused
 
@@ -179,7 +179,7 @@ def test_a_hash_that_differs_on_the_hub_is_noticed(hub: HubPeer, folder: Path, m
 PROGRAM = """
 import os, sys
 from pathlib import Path
-from optcore.recipe import Publish
+from optcore.references import Publish
 from worker.hub import publish_folder
 print(publish_folder(Path(sys.argv[1]), Publish(repo_id="me/small"), os.environ["HF_TOKEN"]).commit)
 """
