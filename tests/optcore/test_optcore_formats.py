@@ -1,11 +1,14 @@
 """Every number format from the real model to files and back: our decoder, and transformers with compressed-tensors."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import torch
+from compressed_tensors.compressors.base import BaseCompressor
+from compressed_tensors.quantization import QuantizationConfig
 from transformers import AutoModelForCausalLM
 
 from optcore.calibration.text import Texts
@@ -81,6 +84,31 @@ def test_transformers_loads_it_and_computes_what_we_simulated(
     noise, error = (((logits - simulated).norm() / simulated.norm()).item() for logits in (in_bfloat16, source))
     print(f"{scheme}: float32 logits equal; bfloat16 noise {noise:.4f}, quantization error {error:.4f}")
     assert noise < error * (1.3 if PRESETS[scheme].activations else 0.3)
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize("scheme", PRESETS)
+def test_every_byte_is_what_compressed_tensors_writes(scheme: str, quantized: Make, stdlib_model: Path) -> None:
+    """Its own compressor, fed our max-calibrated scales and the model's weights in float32."""
+    export = quantized(scheme, "max").export
+    written, source = TensorReader(export), TensorReader(stdlib_model)
+    config = QuantizationConfig.model_validate(json.loads((export / "config.json").read_text())["quantization_config"])
+    oracle = BaseCompressor.get_value_from_registry(config.format)
+    modules = [name.removesuffix(".weight_scale") for name in written.names if name.endswith(".weight_scale")]
+    for module in modules:
+        state = {"weight": source.tensor(f"{module}.weight").float()}
+        for scale in ("weight_scale", "weight_global_scale"):
+            if f"{module}.{scale}" in written:
+                state[scale] = written.tensor(f"{module}.{scale}").float()
+        for name, tensor in oracle.compress(state, config.config_groups["group_0"]).items():
+            ours = written.tensor(f"{module}.{name}")
+            if name == "weight_scale":  # given in float32, stored by us in the type that engines read
+                assert torch.equal(ours.float(), tensor.float()), module
+                continue
+            assert ours.dtype == tensor.dtype, (module, name)
+            assert torch.equal(ours.view(torch.uint8), tensor.contiguous().view(torch.uint8)), (module, name)
+    print(f"{scheme}: {len(modules)} layers byte for byte")
+    assert len(modules) == 42
 
 
 @pytest.mark.proof
