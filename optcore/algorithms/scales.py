@@ -24,6 +24,7 @@ _FLOAT_FACTORS = torch.arange(0.70, 1.301, 0.02)
 _CODE_OFFSETS = range(-5, 8)
 # The search may raise a block's scale by up to 1.75, so the largest block must not sit at 448 already.
 _MSE_NORMALISER = 256.0
+_PART_values = 2**24
 
 
 class Scales(NamedTuple):
@@ -134,7 +135,17 @@ def _best(
 
 
 def _squared_error(values: torch.Tensor, step: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """Per block, a part at a time: the temporaries of a large weight would outweigh it several times."""
     step = step.unsqueeze(-1)
+    if values.shape[0] == 1:  # one scale for the whole tensor: its parts add up
+        parts = values.split(_PART_values, dim=-1)
+        return torch.stack([_part_error(part, step, grid) for part in parts]).sum(0)
+    rows = max(1, _PART_values // values[0].numel())
+    pairs = zip(values.split(rows), step.split(rows), strict=True)
+    return torch.cat([_part_error(part, own, grid) for part, own in pairs])
+
+
+def _part_error(values: torch.Tensor, step: torch.Tensor, grid: Grid) -> torch.Tensor:
     return (grid.round(values / step) * step - values).square().sum(-1)
 
 

@@ -62,7 +62,6 @@ class _Pass:
         self.technique = technique
         self.tensors: dict[str, torch.Tensor] = {}
         self._modules: list[str] = []
-        self._ignored: list[str] = []
         self._attentions: list[str] = []
         self._probe = probe_state(decoder)
 
@@ -73,7 +72,7 @@ class _Pass:
             scale_search=self.technique.scale_search,
             kv_cache=self.technique.kv_cache,
             modules=tuple(self._modules),
-            ignored=tuple(self._ignored),
+            ignored=self._left_alone(),
             attentions=tuple(self._attentions),
         )
 
@@ -104,9 +103,13 @@ class _Pass:
 
     def _kept(self, index: int, group: list[str]) -> list[str]:
         """The group without the layers that the recipe ignores."""
-        kept = [path for path in group if not is_matched(self._stored(index, path), self.technique.ignore)]
-        self._ignored += [self._stored(index, path) for path in group if path not in kept]
-        return kept
+        return [path for path in group if not is_matched(self._stored(index, path), self.technique.ignore)]
+
+    def _left_alone(self) -> tuple[str, ...]:
+        """Every matrix that was not quantized, routers and the head included: engines take some of them for linears."""
+        reader, known = self.decoder.reader, {*self._modules, *self.decoder.embeddings}
+        matrices = (name for name in reader.names if name.endswith(".weight") and len(reader.shape(name)) == 2)
+        return tuple(name.removesuffix(".weight") for name in matrices if name.removesuffix(".weight") not in known)
 
     def _quantize_group(self, index: int, layer: nn.Module, group: list[str], observer: InputObserver) -> None:
         if not group:

@@ -27,7 +27,7 @@ def quantization_config(description: Quantization) -> dict[str, Any]:
                 "format": layout,
             }
         },
-        "ignore": ["lm_head", *description.ignored],
+        "ignore": sorted({"lm_head", *description.ignored}),  # a tied head has no tensor of its own
         "kv_cache_scheme": _arguments(kv_cache, activation=True) if kv_cache else None,
     }
 

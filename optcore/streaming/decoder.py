@@ -66,6 +66,12 @@ class Decoder:
         """The type of the checkpoint's weights, in which scales are stored too."""
         return self._stored_dtype
 
+    @property
+    def embeddings(self) -> set[str]:
+        """Names in the checkpoint of the tables that tokens and positions are looked up in."""
+        tables = [name for name, module in self.model.named_modules() if isinstance(module, nn.Embedding)]
+        return {self.names.stored_module(name) for name in tables if f"{name}.weight" in self.names.stored_name}
+
     def layer_name(self, index: int) -> str:
         """Module path of a layer, such as `model.layers.3`."""
         return f"{self._prefix}.{index}"

@@ -9,6 +9,7 @@ import pytest
 import torch
 from compressed_tensors.compressors.base import BaseCompressor
 from compressed_tensors.quantization import QuantizationConfig
+from fixtures.tiny_models import MakeModel
 from transformers import AutoModelForCausalLM
 
 from optcore.calibration.text import Texts
@@ -149,6 +150,13 @@ def test_ignored_layers_stay_as_they_are(stdlib_model: Path, tmp_path: Path) -> 
         assert torch.equal(export.tensor(name), source.tensor(name))
         assert f"{name}_scale" not in export
     assert export.tensor("model.layers.1.self_attn.o_proj.weight").dtype == torch.int8
+
+
+def test_routers_and_the_head_are_named_as_ignored(tiny_model: MakeModel, tmp_path: Path) -> None:
+    """Engines whose router is a linear layer would look for its scales otherwise."""
+    export = _quantize(Ptq(scheme="int8"), tiny_model("Mixtral"), tmp_path).export
+    ignored = json.loads((export / "config.json").read_text())["quantization_config"]["ignore"]
+    assert ignored == ["lm_head", *(f"model.layers.{i}.block_sparse_moe.gate" for i in range(2))]
 
 
 def _quantize(technique: Ptq, model: Path, folder: Path) -> Quantized:

@@ -100,3 +100,13 @@ def _bytes(tensor: torch.Tensor) -> torch.Tensor:
 def test_step_is_scale_over_divisor() -> None:
     scales = Scales(torch.tensor([[2.0]]).to(torch.float8_e4m3fn), torch.tensor([4.0]))
     assert scales.step().item() == 0.5
+
+
+@ALL
+def test_parts_of_a_large_weight_change_nothing(
+    scheme: Scheme, weight_NK: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = find_scales([weight_NK], scheme.weights, "mse", torch.bfloat16)[0]
+    monkeypatch.setattr("optcore.algorithms.scales._PART_values", 1000)
+    in_parts = find_scales([weight_NK], scheme.weights, "mse", torch.bfloat16)[0]
+    assert torch.equal(_bytes(whole.scale), _bytes(in_parts.scale))
