@@ -97,9 +97,16 @@ class _Pass:
             self.tensors[f"{attention}.v_scale"] = static_scale(cache.values_amax, args, self.decoder.stored_dtype)
 
     def _attention_name(self, index: int, layer: nn.Module) -> str:
-        """The attention module's name in the checkpoint: the parent of the key projection."""
-        path = next(name for name in linears(layer) if name.rpartition(".")[2] in ("k_proj", "qkv_proj", "kv_b_proj"))
-        return self._stored(index, path).rpartition(".")[0]
+        """The attention module's name in the checkpoint. transformers gives it the index of its layer's cache."""
+        attention = next((name for name, module in layer.named_modules() if name and hasattr(module, "layer_idx")), "")
+        inside = next((path for path in linears(layer) if attention and path.startswith(f"{attention}.")), None)
+        if inside is None:
+            raise RecipeError(
+                f"layer {index} has no attention whose keys and values could be measured",
+                remedy="leave `kv_cache` out",
+                field="/chain",
+            )
+        return self._stored(index, inside).removesuffix(inside.removeprefix(attention))
 
     def _kept(self, index: int, group: list[str]) -> list[str]:
         """The group without the layers that the recipe ignores."""

@@ -152,6 +152,14 @@ def test_ignored_layers_stay_as_they_are(stdlib_model: Path, tmp_path: Path) -> 
     assert export.tensor("model.layers.1.self_attn.o_proj.weight").dtype == torch.int8
 
 
+@pytest.mark.parametrize("family", ["Phi3", "Mixtral", "Qwen3"])
+def test_kv_scales_lie_where_engines_look(family: str, tiny_model: MakeModel, tmp_path: Path) -> None:
+    export = TensorReader(_quantize(Ptq(scheme="int8", kv_cache="fp8"), tiny_model(family), tmp_path).export)
+    for layer in range(2):
+        for kind in ("k_scale", "v_scale"):
+            assert export.tensor(f"model.layers.{layer}.self_attn.{kind}").item() > 0
+
+
 def test_routers_and_the_head_are_named_as_ignored(tiny_model: MakeModel, tmp_path: Path) -> None:
     """Engines whose router is a linear layer would look for its scales otherwise."""
     export = _quantize(Ptq(scheme="int8"), tiny_model("Mixtral"), tmp_path).export
