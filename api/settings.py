@@ -1,6 +1,7 @@
 """The settings of the service and its workers: every environment variable once, read at the start, frozen after."""
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +21,11 @@ def _names(value: Any) -> Any:
     return [] if value.lower() == "false" else [part.strip() for part in value.split(",") if part.strip()]
 
 
+def _plain_url(value: Any) -> Any:
+    """libpq knows no `+psycopg`, and puts the whole URL into its complaint."""
+    return re.sub(r"^postgres(ql)?(\+\w+)?://", "postgresql://", value) if isinstance(value, str) else value
+
+
 class Settings(BaseSettings):
     """Environment variables with the prefix `LATHE_`."""
 
@@ -27,7 +33,7 @@ class Settings(BaseSettings):
         env_prefix="LATHE_", frozen=True, extra="ignore", use_attribute_docstrings=True, hide_input_in_errors=True
     )
 
-    database_url: str = Field(repr=False)
+    database_url: Annotated[str, BeforeValidator(_plain_url)] = Field(repr=False)
     """`postgresql://user:password@host:port/name`."""
     redis_url: str = Field(default="redis://127.0.0.1:6379/0", repr=False)
     """The broker. Only the worker uses it."""

@@ -11,7 +11,18 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 # Carrier-grade NAT, and ranges that carry an IPv4 address inside: `is_global` alone lets some of them through.
 _REFUSED = tuple(
     ipaddress.ip_network(text)
-    for text in ("100.64.0.0/10", "192.0.0.0/24", "64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32", "::/96")
+    for text in (
+        "100.64.0.0/10",
+        "192.0.0.0/24",
+        "64:ff9b::/96",
+        "64:ff9b:1::/48",
+        "2002::/16",
+        "2001::/32",
+        "::/96",
+        "fec0::/10",
+        "3fff::/20",
+        "192.88.99.0/24",
+    )
 )
 
 

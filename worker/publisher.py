@@ -1,15 +1,18 @@
 """The push of a finished artifact to the Hub: a retryable life of its own after the job's."""
 
 import logging
+from pathlib import Path
 
+from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
 from api import lifecycle
-from api.errors import Fenced
+from api.errors import Fenced, ServiceError
 from api.store import credentials
 from optcore.errors import Failure, Kind, OptError
 from optcore.references import Publish
 from worker import hub
+from worker.artifact import BadArtifact, collect
 from worker.context import Context
 from worker.engine_process import Inbox
 from worker.heartbeat import Heartbeat
@@ -51,6 +54,13 @@ def _push(claim: lifecycle.PublishClaim, context: Context) -> None:
             commit = _upload(claim, context)
         except OptError as error:
             return _fail(claim, context, error.failure())
+        except ServiceError as error:
+            failure = Failure(kind="internal", code=error.code, message=error.message, remedy=error.remedy)
+            return _fail(claim, context, failure)
+        except (OSError, ValidationError) as error:
+            log.exception("push of %s", claim.job_id)
+            said = f"the artifact could not be read: {type(error).__name__}"
+            return _fail(claim, context, Failure(kind="infrastructure", code="publish_broken", message=said))
     with context.sessions.begin() as session:
         lifecycle.publish_succeeded(session, claim, commit.url, commit.commit)
 
@@ -60,7 +70,14 @@ def _upload(claim: lifecycle.PublishClaim, context: Context) -> hub.PublishedCom
     with context.sessions() as session:
         token = _token(session, claim, context, wanted)
     folder = context.settings.artifacts_dir / claim.job_id / str(claim.artifact_epoch)
+    _require_the_artifact(folder, claim)
     return hub.publish_folder(folder, wanted, token, message=f"Add the result of {claim.job_id}")
+
+
+def _require_the_artifact(folder: Path, claim: lifecycle.PublishClaim) -> None:
+    """A folder that is absent or incomplete here must not be published as the new state of a repository."""
+    if collect(folder).digest != claim.artifact_digest:
+        raise BadArtifact("the output folder is not the artifact that the job ended with", remedy="run the job again")
 
 
 def _token(session: Session, claim: lifecycle.PublishClaim, context: Context, wanted: Publish) -> str:

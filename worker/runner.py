@@ -1,6 +1,7 @@
 """One job, from claim to end: claim -> fetch -> run -> collect -> finish, under a lease renewed all the while."""
 
 import logging
+import os
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, assert_never
@@ -50,6 +51,7 @@ class _Attempt:
         self._inbox: Inbox = Inbox()
         self._out = self._settings.artifacts_dir / claim.job_id / str(claim.epoch)
         self._folder = self._settings.attempt_dir(claim.job_id, claim.epoch)
+        self._work = self._settings.work_dir(claim.owner_id)
         self._heartbeat = Heartbeat(self._renew, period_seconds=self._settings.renew_seconds, inbox=self._inbox)
         self._supervisor = Supervisor(self._settings, inbox=self._inbox, heartbeat=self._heartbeat, record=self._record)
 
@@ -89,23 +91,28 @@ class _Attempt:
             self._folder / "engine.log", limit_bytes=self._settings.log_limit_bytes, secrets=[token or ""]
         ) as engine_log:
             if _needs_fetch(recipe):
-                ending = self._step("fetch", recipe, fetch_environment(token), engine_log)
+                ending = self._step("fetch", recipe, self._rooted(fetch_environment(token)), engine_log)
                 if not isinstance(ending, Completed):
                     return ending
                 recipe = ending.recipe or recipe
-            return self._step("run", recipe, run_environment(), engine_log, "--out", str(self._out))
+            return self._step("run", recipe, self._rooted(run_environment()), engine_log, "--out", str(self._out))
 
     def _step(
         self, verb: str, recipe: dict[str, Any], environment: dict[str, str], engine_log: EngineLog, *more: str
     ) -> Ending:
         path = self._folder / f"{verb}.yaml"
         path.write_text(recipe_from(recipe).to_yaml(), encoding="utf-8")
-        words = [*self._settings.engine_command, verb, str(path), "--work", str(self._settings.work_dir), *more]
+        words = [*self._settings.engine_command, verb, str(path), "--work", str(self._work), *more]
         return self._supervisor.run(words, environment, engine_log)
 
     def _make_folders(self) -> None:
-        for folder in (self._settings.work_dir, self._folder, self._out.parent):
+        for folder in (self._work, self._folder, self._out.parent):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    def _rooted(self, environment: dict[str, str]) -> dict[str, str]:
+        """The engine confines local paths once more, when it opens them; without roots it opens none."""
+        roots = os.pathsep.join(str(root) for root in self._settings.model_roots)
+        return {**environment, "LATHE_MODEL_ROOTS": roots}
 
     def _hub_token(self) -> str | None:
         publish = self._claim.recipe.get("publish") or {}

@@ -1,5 +1,6 @@
 """What only a worker needs to know, on top of the service's settings: the engine's command and the periods of time."""
 
+import hashlib
 import json
 import shlex
 import sys
@@ -48,10 +49,12 @@ class WorkerSettings(Settings):
     webhook_timeout_seconds: float = Field(default=20, gt=0)
     """A receiver's time for a complete answer."""
 
-    @property
-    def work_dir(self) -> Path:
-        """The engine's content-addressed cache, shared by all jobs of this host."""
-        return self.data_dir / "work"
+    def work_dir(self, owner_id: str) -> Path:
+        """The engine's content-addressed cache, shared by an owner's jobs on this host.
+
+        Never by two owners: a cached download needs no credential, so it would open one's private models to the other.
+        """
+        return self.data_dir / "work" / hashlib.sha256(owner_id.encode()).hexdigest()[:16]
 
     def attempt_dir(self, job_id: str, epoch: int) -> Path:
         """Where the recipe and the log of one attempt lie."""

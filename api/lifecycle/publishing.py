@@ -15,6 +15,12 @@ from optcore.errors import Failure
 
 PUBLISH_LEASE_seconds = 600
 MAX_PUBLISH_ATTEMPTS = 5
+_LOST = Failure(
+    kind="infrastructure",
+    code="publisher_lost",
+    message="the worker was lost in every push",
+    remedy="look at the worker's log and memory, then publish again",
+)
 
 
 @dataclass(frozen=True)
@@ -94,9 +100,17 @@ def publish_failed(session: Session, claim: PublishClaim, failure: Failure) -> N
 
 
 def give_up_stale_uploads(session: Session) -> None:
-    """Pushes whose worker was lost become pending, still due, so that they are announced again."""
+    """Pushes whose worker was lost become pending, still due, so that they are announced again; five times at most."""
+    overdue = Job.publish_wake_at < in_seconds(0)
     for job_id in jobs.with_stale_upload(session):
-        move_publish(session, job_id, "pending", Job.publish_wake_at < in_seconds(0), data={"reason": "lost"})
+        tried_often = overdue & (Job.publish_epoch >= MAX_PUBLISH_ATTEMPTS)
+        lost = _LOST.model_dump(mode="json")
+        values = {"publish_failure": lost, "publish_wake_at": None}
+        job = move_publish(session, job_id, "failed", tried_often, data={"failure": lost}, **values)
+        if job:
+            announce(session, job, "publish.failed")
+        else:
+            move_publish(session, job_id, "pending", overdue, data={"reason": "lost"})
 
 
 def _fenced(claim: PublishClaim) -> Fenced:

@@ -70,6 +70,8 @@ def enqueue(session: Session, owner_id: str, job_id: str, type: str, payload: di
         WebhookEndpoint.disabled_at.is_(None),
         literal(type) == any_(WebhookEndpoint.events),
     )
+    # Held until the commit: a receiver removed meanwhile must not cost the end of a job.
+    statement = statement.with_for_update(read=True, key_share=True)
     for endpoint_id in session.scalars(statement).all():
         message = {"id": new_id("msg"), "endpoint_id": endpoint_id, "job_id": job_id, "type": type, "payload": payload}
         session.execute(insert(WebhookMessage).values(wake_at=in_seconds(REANNOUNCE_seconds), **message))
