@@ -4,14 +4,27 @@ import os
 import shutil
 from pathlib import Path
 
-_LEFT_BEHIND = {"quantization.json", "scales.safetensors", "README.md", ".gitattributes", "training.json"}
+from optcore.sizes import weight_files
+from optcore.sources.checkpoint_files import INDEX, MATTERS
+
+LICENCES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE")
 
 
 def link_checkpoint(source: Path, target: Path) -> None:
-    """Put every file of a checkpoint folder into another one. Descriptions of an earlier state stay behind."""
-    for path in sorted(source.iterdir()):
-        if path.is_file() and path.name not in _LEFT_BEHIND:
-            link(path, target / path.name)
+    """Put the weights of a checkpoint folder and the files that belong to them into another one."""
+    for path in weight_files(source):
+        link(path, target / path.name)
+    if (index := source / INDEX).exists():
+        link(index, target / INDEX)
+    link_companions(source, target)
+
+
+def link_companions(source: Path, target: Path) -> None:
+    """Configuration, tokenizer and licence: known names only. A licence that is a symbolic link could be any file."""
+    for name in (*MATTERS, *LICENCES):
+        path = source / name
+        if path.is_file() and not (name in LICENCES and path.is_symlink()):
+            link(path, target / name)
 
 
 def link(source: Path, target: Path) -> None:

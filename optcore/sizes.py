@@ -37,7 +37,15 @@ def size_measurements(source: Path, result: Path) -> tuple[Measurement, ...]:
 
 def weight_bytes(folder: Path) -> int:
     """Size of the safetensors files of a folder."""
-    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    return sum(path.stat().st_size for path in weight_files(folder))
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that the index names, or the single one; a folder may hold copies of the weights in other forms."""
+    index = folder / "model.safetensors.index.json"
+    if not index.exists():
+        return [folder / "model.safetensors"]
+    return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
 
 
 def read_header(path: Path) -> dict[str, dict[str, object]]:
@@ -56,5 +64,5 @@ def read_header(path: Path) -> dict[str, dict[str, object]]:
 
 
 def _shapes(folder: Path) -> list[list[int]]:
-    headers = [read_header(path) for path in sorted(folder.glob("*.safetensors"))]
+    headers = [read_header(path) for path in weight_files(folder)]
     return [tensor["shape"] for header in headers for tensor in header.values()]  # type: ignore[misc]

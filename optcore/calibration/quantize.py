@@ -45,6 +45,12 @@ def _calibration_states(run: "Run", decoder: Decoder, technique: "Ptq") -> Hidde
     """The calibration set's hidden states, or nothing when no scale depends on them."""
     if not technique.preset.needs_calibration and not technique.kv_cache:
         return None
+    if technique.kv_cache and getattr(decoder.model.config.get_text_config(), "kv_lora_rank", None):
+        raise RecipeError(
+            "the model caches a latent (MLA), whose scales are not those of keys and values",
+            remedy="leave `kv_cache` out",
+            field="/chain",
+        )
     longest = decoder.longest_sequence
     if run.calibration.sequence_length > longest:
         run.notice(f"calibration.sequence_length cut to {longest}, the most that the model holds")
@@ -86,10 +92,10 @@ class _Pass:
             self._quantize_group(index, layer, self._kept(index, group), observer)
 
     def _observe(self, index: int, layer: nn.Module, hidden: HiddenStates, observer: InputObserver) -> None:
-        cache = ObservingCache()
+        cache = ObservingCache() if self.technique.kv_cache else None
         with observer:
             hidden.advance(index, layer, cache)
-        if self.technique.kv_cache:
+        if cache and self.technique.kv_cache:
             attention = self._attention_name(index, layer)
             args = KV_CACHE_PRESETS[self.technique.kv_cache]
             self._attentions.append(attention)
@@ -110,7 +116,15 @@ class _Pass:
 
     def _kept(self, index: int, group: list[str]) -> list[str]:
         """The group without the layers that the recipe ignores."""
-        return [path for path in group if not is_matched(self._stored(index, path), self.technique.ignore)]
+        kept = [path for path in group if not is_matched(self._stored(index, path), self.technique.ignore)]
+        if 0 < len(kept) < len(group):
+            names = ", ".join(self._stored(index, path) for path in group)
+            raise RecipeError(
+                f"`ignore` takes a part of {names}, which engines fuse into one matrix",
+                remedy="ignore all of them or none",
+                field="/chain",
+            )
+        return kept
 
     def _left_alone(self) -> tuple[str, ...]:
         """Every matrix that was not quantized, routers and the head included: engines take some of them for linears."""

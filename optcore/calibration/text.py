@@ -1,7 +1,7 @@
 """Windows of token ids cut from text, for calibration and for evaluation, which never share a window."""
 
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 
 import torch
@@ -11,6 +11,8 @@ from optcore.calibration import stdlib
 from optcore.errors import BadCheckpoint, DataError
 from optcore.references import BUILT_IN, Calibration
 from optcore.sources import read_texts
+
+BLOCK_tokens = 2048
 
 
 class Texts:
@@ -25,22 +27,34 @@ class Texts:
         """Token ids [samples, T] to measure activations on, T cut to what the model holds (`longest`)."""
         wanted = self.calibration
         length = min(wanted.sequence_length, longest)
-        return self._windows(self._documents("train"), wanted.samples, length, "calibration")
+        return _cut(self._share("calibration"), wanted.samples, length, "calibration")
+
+    def _share(self, use: str) -> Iterator[int]:
+        """One block in four of a data set without a held-out split is for evaluation, whatever its size."""
+        ids = self._token_ids(self._documents("train"))
+        if self._is_built_in:
+            yield from ids
+            return
+        for number in count():
+            block = list(islice(ids, BLOCK_tokens))
+            if not block:
+                return
+            if (number % 4 == 3) == (use == "evaluation"):
+                yield from block
 
     def evaluation_windows(self, samples: int, length: int, longest: int) -> torch.Tensor:
         """Token ids [samples, T] outside the calibration set: the held-out split, or the text after it."""
         length = min(length, longest)
-        if self.calibration.dataset == BUILT_IN and not self.calibration.path:
-            return self._windows(self._documents("test"), samples, length, "evaluation")
-        used = self.calibration.samples * min(self.calibration.sequence_length, longest)
-        ids = islice(self._token_ids(self._documents("train")), used, None)
-        return _cut(ids, samples, length, "evaluation")
+        if self._is_built_in:
+            return _cut(self._token_ids(self._documents("test")), samples, length, "evaluation")
+        return _cut(self._share("evaluation"), samples, length, "evaluation")
 
-    def _windows(self, documents: Iterable[str], samples: int, length: int, use: str) -> torch.Tensor:
-        return _cut(self._token_ids(documents), samples, length, use)
+    @property
+    def _is_built_in(self) -> bool:
+        return self.calibration.dataset == BUILT_IN and not self.calibration.path
 
     def _documents(self, split: stdlib.Split) -> Iterator[str]:
-        if self.calibration.dataset == BUILT_IN and not self.calibration.path:
+        if self._is_built_in:
             return (document.text for document in stdlib.documents(split))
         return read_texts(self.files, self.calibration.column)
 

@@ -11,7 +11,7 @@ from optcore.algorithms.scales import Scales, in_steps
 from optcore.errors import ExportMismatch
 from optcore.export.compressed_tensors_config import quantization_config
 from optcore.export.compressed_tensors_decoder import decode_weight
-from optcore.links import link
+from optcore.links import link_companions
 from optcore.schemes import QuantArgs
 from optcore.streaming.reader import TensorReader
 from optcore.streaming.simulate import Simulation
@@ -20,27 +20,14 @@ from optcore.streaming.writer import TensorWriter
 if TYPE_CHECKING:
     from optcore.run import Run
 
-_EXTRA_FILES = (
-    "tokenizer*",
-    "special_tokens_map.json",
-    "vocab.*",
-    "merges.txt",
-    "*.model",
-    "chat_template*",
-    "generation_config.json",
-    "LICENSE*",
-)
-
 
 def write_checkpoint(run: "Run") -> None:
     """Write `run.checkpoint`, quantized, to `run.out`; raises `ExportMismatch` when a tensor does not decode."""
     simulation = Simulation(run.checkpoint)
     reader = TensorReader(run.checkpoint)
     _write_tensors(run, reader, simulation)
+    link_companions(run.checkpoint, run.out)
     _write_config(run, simulation)
-    for pattern in _EXTRA_FILES:
-        for path in sorted(run.checkpoint.glob(pattern)):
-            link(path, run.out / path.name)
     verify(run, reader, simulation)
 
 

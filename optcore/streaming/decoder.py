@@ -136,6 +136,10 @@ class Decoder:
         if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
             module.to_empty(device=self.device, recurse=False)
             self.model._init_weights(module)  # transformers computes rotary tables here
+            for key, _ in list(module.named_buffers(recurse=False)):
+                stored = self.names.stored_name.get(f"{name}.{key}")
+                if stored:  # such as a router's correction bias
+                    setattr(module, key, self.reader.tensor(stored).to(self.device))
         for key, parameter in module.named_parameters(recurse=False):
             tensor = self._parameter(f"{name}.{key}" if name else key, parameter)
             setattr(module, key, nn.Parameter(tensor, requires_grad=False))

@@ -1,6 +1,9 @@
 """Post-training quantization: a number format for the linear layers, scales measured on text."""
 
-from typing import TYPE_CHECKING, ClassVar, Literal, Self
+import re
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
+
+from pydantic import AfterValidator, Field, StringConstraints
 
 from optcore.frozen import Frozen
 from optcore.schemes import PRESETS, KvCacheName, Scheme, SchemeName
@@ -8,6 +11,17 @@ from optcore.techniques.base import Technique
 
 if TYPE_CHECKING:
     from optcore.run import Run
+
+
+def _compiles(pattern: str) -> str:
+    try:
+        re.compile(pattern.removeprefix("re:"))
+    except re.error as error:
+        raise ValueError(f"{pattern!r} is not a regular expression: {error}") from error
+    return pattern
+
+
+Pattern = Annotated[str, StringConstraints(min_length=1, max_length=200), AfterValidator(_compiles)]
 
 
 class PtqFallback(Frozen):
@@ -32,7 +46,7 @@ class Ptq(Technique):
     """`max`: scales from the largest magnitude. `mse`: scales with the least squared rounding error of the weights."""
     kv_cache: KvCacheName | None = None
     """Number format of the KV cache; its scales are measured on the calibration text."""
-    ignore: tuple[str, ...] = ()
+    ignore: tuple[Pattern, ...] = Field(default=(), max_length=256)
     """Linear layers of the decoder to leave alone: exact module names, or regular expressions after `re:`.
     Embeddings, the head and expert routers are always left."""
     fallback: tuple[PtqFallback, ...] = ()

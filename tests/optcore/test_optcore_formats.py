@@ -1,6 +1,7 @@
 """Every number format from the real model to files and back: our decoder, and transformers with compressed-tensors."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +14,7 @@ from fixtures.tiny_models import MakeModel
 from transformers import AutoModelForCausalLM
 
 from optcore.calibration.text import Texts
+from optcore.errors import RecipeError
 from optcore.evaluate import Fidelity
 from optcore.export import CompressedTensors
 from optcore.export.compressed_tensors_decoder import decode_weight
@@ -160,6 +162,33 @@ def test_kv_scales_lie_where_engines_look(family: str, tiny_model: MakeModel, tm
             assert export.tensor(f"model.layers.{layer}.self_attn.{kind}").item() > 0
 
 
+def test_a_part_of_a_fused_group_cannot_be_ignored(stdlib_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="fuse into one matrix"):
+        _quantize(Ptq(scheme="int8", ignore=("re:.*q_proj",)), stdlib_model, tmp_path)
+
+
+def test_a_linked_licence_is_not_taken_along(stdlib_model: Path, tmp_path: Path) -> None:
+    """It could lead to any file of this machine, and the artifact is published."""
+    model = shutil.copytree(stdlib_model, tmp_path / "model")
+    (model / "LICENSE").symlink_to("/etc/passwd")
+    (model / "tokenizer.notes").symlink_to("/etc/passwd")
+    (model / "NOTICE").write_text("a notice")
+    export = _quantize(Ptq(scheme="int8"), model, tmp_path / "made").export
+    names = {path.name for path in export.iterdir()}
+    assert "NOTICE" in names
+    assert not names & {"LICENSE", "tokenizer.notes"}
+
+
+def test_a_small_text_serves_calibration_and_evaluation(stdlib_model: Path, tmp_path: Path) -> None:
+    """However many samples are asked for, a quarter of a data set without splits stays for the evaluation."""
+    file = tmp_path / "text.txt"
+    file.write_text("def f(x):\n    return x + 1\n\n" * 4000)
+    texts = Texts(stdlib_model, Calibration(path=str(file)), (file,))
+    used, held_out = texts.calibration_windows(128), texts.evaluation_windows(1000, 128, 1024)
+    assert len(held_out) > 10
+    assert abs(len(used) / len(held_out) - 3) < 0.7
+
+
 def test_routers_and_the_head_are_named_as_ignored(tiny_model: MakeModel, tmp_path: Path) -> None:
     """Engines whose router is a linear layer would look for its scales otherwise."""
     export = _quantize(Ptq(scheme="int8"), tiny_model("Mixtral"), tmp_path).export
@@ -170,7 +199,7 @@ def test_routers_and_the_head_are_named_as_ignored(tiny_model: MakeModel, tmp_pa
 def _quantize(technique: Ptq, model: Path, folder: Path) -> Quantized:
     made = Quantized(folder / "checkpoint", folder / "export")
     for part in made:
-        part.mkdir()
+        part.mkdir(parents=True)
     technique.apply(_run(model, model, made.checkpoint))
     CompressedTensors().write(_run(model, made.checkpoint, made.export))
     return made

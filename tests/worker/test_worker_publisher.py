@@ -56,3 +56,19 @@ def test_a_missing_credential_fails_the_push_and_not_the_job(running: Service) -
     assert job.status == "succeeded"
     assert job.publish_failure["code"] == "credential_missing"
     assert job.publish_failure["field"] == "/publish/credential"
+
+
+def test_an_artifact_that_is_gone_changes_nothing_on_the_hub(running: Service, hub: Any) -> None:
+    """An empty folder published as it is would delete the weights that the repository has."""
+    running.add_token(hub.environment["HF_TOKEN"])
+    hub.put("me/kept", {"model.safetensors": b"x" * 100, "config.json": "{}"}, private=True)
+    before = hub.api().model_info("me/kept").sha
+    hub.fail("POST /api/repos/create", 503, times=50)
+    job_id = running.submit(publish={"repo_id": "me/kept"})
+    until(lambda: running.job(job_id).status == "succeeded" and running.job(job_id), "the job to end", 20)
+    for weights in (running.data_dir / "artifacts" / job_id).rglob("*"):
+        if weights.is_file():
+            weights.unlink()
+    job = _publish_status(running, job_id, "failed")
+    assert job.publish_failure["code"] == "artifact_bad"
+    assert hub.api().model_info("me/kept").sha == before

@@ -191,7 +191,7 @@ class Service:
 
     def stage_runs(self) -> list[str]:
         """Stages that an engine of this service really ran."""
-        return (self.data_dir / "work" / "stages" / "runs.log").read_text().split()
+        return next((self.data_dir / "work").glob("*/stages/runs.log")).read_text().split()
 
 
 def recipe(wishes: Mapping[str, object], **more: Any) -> Recipe:
