@@ -173,7 +173,7 @@ def every_form(tmp_path: Path) -> dict[str, Path]:
     files["jsonl"].write_text(records, encoding="utf-8")
     files["json"].write_text(records, encoding="utf-8")
     for form in ("jsonl.gz", "json.gz"):
-        files[form].write_bytes(gzip.compress(records.encode()))
+        files[form].write_bytes(gzip.compress(records.encode(, mtime=0)))
     files["csv"].write_text("id,text\n" + "".join(f'n,"{text}"\n' for text in texts), encoding="utf-8")
     parquet(files["parquet"], id=["n"] * 4, n=[1] * 4, text=[*texts, None])
     return files
@@ -220,7 +220,7 @@ def test_columns_are_chosen_in_order_and_never_guessed(tmp_path: Path) -> None:
         ("x.jsonl", b"[1]\n", "line 1"),
         ("x.txt", b"\xff\xfe\x00", "cannot read x.txt"),
         ("x.jsonl.gz", b"not gzip", "cannot read x.jsonl.gz"),
-        ("x.jsonl.gz", gzip.compress(b'{"text": "a"}' * 100)[:-12], "cannot read x.jsonl.gz"),
+        ("x.jsonl.gz", gzip.compress(b'{"text": "a"}' * 100, mtime=0)[:-12], "cannot read x.jsonl.gz"),
         ("x.csv", b'text\n"' + b"a" * 200_000 + b'"\n', "cannot read x.csv"),
         ("x.parquet", b"PAR1", "x.parquet is not Parquet"),
         ("x.txt", b" \n ", "no text in x.txt"),
