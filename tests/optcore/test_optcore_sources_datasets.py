@@ -173,7 +173,7 @@ def every_form(tmp_path: Path) -> dict[str, Path]:
     files["jsonl"].write_text(records, encoding="utf-8")
     files["json"].write_text(records, encoding="utf-8")
     for form in ("jsonl.gz", "json.gz"):
-        files[form].write_bytes(gzip.compress(records.encode(, mtime=0)))
+        files[form].write_bytes(gzip.compress(records.encode(), mtime=0))
     files["csv"].write_text("id,text\n" + "".join(f'n,"{text}"\n' for text in texts), encoding="utf-8")
     parquet(files["parquet"], id=["n"] * 4, n=[1] * 4, text=[*texts, None])
     return files
