@@ -37,6 +37,9 @@ class Artifact(Frozen):
     """SHA-256 over the checkpoint's files: the same for the same recipe, whatever was interrupted or measured."""
     recipe_digest: str
     source_digest: str
+    """SHA-256 over the source checkpoint's files."""
+    data_digest: str
+    """SHA-256 over the calibration text's files."""
     engine: str = ENGINE_VERSION
     files: tuple[ArtifactFile, ...]
     """Every file but the manifest itself."""
@@ -66,6 +69,7 @@ def assemble(outcome: Outcome, out: Path) -> Artifact:
         digest=digest,
         recipe_digest=outcome.recipe.digest,
         source_digest=outcome.inputs.source_digest,
+        data_digest=outcome.inputs.data_digest,
         files=_hashed(part),
     )
     (part / MANIFEST).write_text(artifact.model_dump_json(indent=2) + "\n")

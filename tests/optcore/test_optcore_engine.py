@@ -79,6 +79,7 @@ def test_a_run_ends_in_a_complete_artifact(finished: tuple[Engine, list[AnyEvent
     manifest = json.loads((engine.out / "manifest.json").read_text())
     assert isinstance(events[-1], RunFinished)
     assert manifest["digest"] == events[-1].digest
+    assert all(len(manifest[name]) == 64 for name in ("recipe_digest", "source_digest", "data_digest"))
     assert {file["path"] for file in manifest["files"]} == names - {"manifest.json"}
     pinned = load_recipe(engine.out / "recipe.yaml")
     assert pinned.model.path == stdlib_model.name  # a published recipe does not tell the folders of this machine
