@@ -1,67 +1,156 @@
-"""Tensors of a checkpoint folder by name, memory-mapped from safetensors."""
+"""Tensors of a checkpoint folder by name, read from safetensors with plain reads.
+
+Files are not memory-mapped: touched pages of a mapping count as this process's memory until it ends, so the peak would
+follow the model's depth; and a file that is cut while we run would kill us with SIGBUS instead of an error.
+"""
 
 import json
+import math
+import os
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from optcore.errors import BadCheckpoint
+from optcore.sizes import read_header
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 
+_TYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E8M0": torch.float8_e8m0fnu,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+class _Place(NamedTuple):
+    """Where a tensor lies."""
+
+    file: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int
+    nbytes: int
+
 
 class TensorReader:
-    """Opens a checkpoint's files; a tensor is read when it is asked for."""
+    """Knows a checkpoint's headers; a tensor's bytes are read when it is asked for."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._file_of = _weight_map(folder)
-        self._open: dict[str, safe_open] = {}
+        self.bytes_read = 0
+        """Bytes of all tensors asked for so far."""
+        self._places = _places(folder)
 
     @property
     def names(self) -> list[str]:
-        """Every tensor's name, in the order in which the files list them."""
-        return list(self._file_of)
+        """Every tensor's name, file by file."""
+        return list(self._places)
 
     @property
     def files(self) -> list[str]:
         """The weight files, sorted."""
-        return sorted(set(self._file_of.values()))
+        return sorted({place.file for place in self._places.values()})
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(place.nbytes for place in self._places.values())
 
     def __contains__(self, name: str) -> bool:
-        return name in self._file_of
+        return name in self._places
 
     def tensor(self, name: str) -> torch.Tensor:
-        """One tensor on the CPU in its stored type. Raises `BadCheckpoint` when it is missing."""
-        if name not in self._file_of:
-            raise BadCheckpoint(f"tensor {name} is not in {self.folder.name}", field="/model")
-        return self._handle(self._file_of[name]).get_tensor(name)
+        """One tensor on the CPU in its stored type, in memory of its own. Raises `BadCheckpoint` when it is missing."""
+        place = self._place(name)
+        raw = torch.empty(place.nbytes, dtype=torch.uint8)
+        _read(self.folder / place.file, place.start, memoryview(raw.numpy()))
+        self.bytes_read += place.nbytes
+        return raw.view(place.dtype).view(place.shape)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """A tensor's shape, from the header alone."""
-        return tuple(self._handle(self._file_of[name]).get_slice(name).get_shape())
+        return self._place(name).shape
 
-    def _handle(self, file: str) -> safe_open:
-        if file not in self._open:
-            self._open[file] = _open(self.folder / file)
-        return self._open[file]
+    def dtype(self, name: str) -> torch.dtype:
+        """A tensor's stored type, from the header alone."""
+        return self._place(name).dtype
+
+    def nbytes(self, name: str) -> int:
+        """A tensor's size, from the header alone."""
+        return self._place(name).nbytes
+
+    def _place(self, name: str) -> _Place:
+        if name not in self._places:
+            raise BadCheckpoint(f"tensor {name} is not in {self.folder.name}", field="/model")
+        return self._places[name]
 
 
-def _weight_map(folder: Path) -> dict[str, str]:
-    if (folder / INDEX).exists():
-        weight_map = json.loads((folder / INDEX).read_text())["weight_map"]
-        return dict(sorted(weight_map.items(), key=lambda item: (item[1], item[0])))
-    return dict.fromkeys(_open(folder / SINGLE).keys(), SINGLE)
+def _places(folder: Path) -> dict[str, _Place]:
+    if not (folder / INDEX).exists():
+        return _places_in(folder / SINGLE)
+    weight_map = json.loads((folder / INDEX).read_text())["weight_map"]
+    found = {file: _places_in(folder / file) for file in sorted(set(weight_map.values()))}
+    missing = [name for name, file in weight_map.items() if name not in found[file]]
+    if missing:
+        raise _unreadable(weight_map[missing[0]], f"it has no tensor {missing[0]}, which {INDEX} places there")
+    return {name: found[file][name] for name, file in sorted(weight_map.items(), key=lambda item: (item[1], item[0]))}
 
 
-def _open(path: Path) -> safe_open:
+def _places_in(path: Path) -> dict[str, _Place]:
     try:
-        return safe_open(path, framework="pt", device="cpu")
-    except (OSError, SafetensorError) as error:
-        raise BadCheckpoint(
-            f"cannot read {path.name}: {error}",
-            remedy="download the model again; the file is cut or damaged",
-            field="/model",
-        ) from error
+        header, size = read_header(path), path.stat().st_size
+        with path.open("rb") as file:
+            begin = 8 + int.from_bytes(file.read(8), "little")
+    except (OSError, BadCheckpoint) as error:
+        raise _unreadable(path.name, str(error)) from error
+    return {name: _checked(path.name, name, facts, begin, size) for name, facts in header.items()}
+
+
+def _checked(file: str, name: str, facts: dict[str, object], begin: int, size: int) -> _Place:
+    """A tensor's place, after checking that header and file agree on it."""
+    try:
+        dtype = _TYPES[str(facts["dtype"])]
+        shape = tuple(int(length) for length in facts["shape"])  # type: ignore[attr-defined]
+        start, end = (int(offset) for offset in facts["data_offsets"])  # type: ignore[attr-defined]
+    except (KeyError, TypeError, ValueError) as error:
+        raise _unreadable(file, f"its header does not describe {name} ({error})") from error
+    nbytes = math.prod(shape) * dtype.itemsize
+    if min(shape, default=0) < 0 or start < 0 or end - start != nbytes or begin + end > size:
+        raise _unreadable(file, f"{name} does not lie where its header says")
+    return _Place(file, dtype, shape, begin + start, nbytes)
+
+
+def _read(path: Path, start: int, into: memoryview) -> None:
+    """Fill a buffer from a file; the system may give less than asked for at a time."""
+    try:
+        file = os.open(path, os.O_RDONLY)
+        try:
+            done = 0
+            while done < len(into):
+                count = os.preadv(file, [into[done:]], start + done)
+                if not count:
+                    raise _unreadable(path.name, "it ends too early")
+                done += count
+        finally:
+            os.close(file)
+    except OSError as error:
+        raise _unreadable(path.name, str(error)) from error
+
+
+def _unreadable(file: str, why: str) -> BadCheckpoint:
+    return BadCheckpoint(
+        f"cannot read {file}: {why}", remedy="download the model again; the file is cut or damaged", field="/model"
+    )
