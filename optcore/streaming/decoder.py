@@ -94,14 +94,12 @@ class Decoder:
         finally:
             layer.to("meta")
 
-    @torch.no_grad()
     def forward(self, index: int, layer: nn.Module, state: State, cache: Any = None) -> State:
         """One layer over the hidden states; `cache` sees keys and values as a KV cache would."""
         arguments = {**state.arguments[index], "past_key_values": cache}
         out = layer(state.hidden_BTH, **arguments)
         return state._replace(hidden_BTH=out[0] if isinstance(out, tuple) else out)
 
-    @torch.no_grad()
     def logits(self, state: State) -> torch.Tensor:
         """Everything after the last layer (norm, head, soft capping), by the model's own forward: [B, T, V]."""
         with self._layers_replaced([_Given(state.hidden_BTH) for _ in self.layers]):

@@ -20,7 +20,7 @@ class HiddenStates:
         first = decoder.embed(tokens_ST[: self.batch_windows])
         self._arguments = {first.hidden_BTH.shape[0]: first.arguments}
         shape = (*tokens_ST.shape, first.hidden_BTH.shape[-1])
-        self.hidden_STH = _allocate(shape, decoder.dtype, scratch)
+        self.hidden_STH = allocate(shape, decoder.dtype, scratch)
         for rows in self._batches():
             self.hidden_STH[rows] = decoder.embed(tokens_ST[rows]).hidden_BTH.cpu()
         last = len(tokens_ST) % self.batch_windows
@@ -43,7 +43,8 @@ class HiddenStates:
             yield slice(start, min(start + self.batch_windows, len(self.hidden_STH)))
 
 
-def _allocate(shape: tuple[int, ...], dtype: torch.dtype, scratch: Path) -> torch.Tensor:
+def allocate(shape: tuple[int, ...], dtype: torch.dtype, scratch: Path) -> torch.Tensor:
+    """An uninitialized tensor, in a file below `scratch` when it is large."""
     count = torch.Size(shape).numel()
     if count * dtype.itemsize <= IN_MEMORY_bytes:
         return torch.empty(shape, dtype=dtype)
