@@ -1,22 +1,110 @@
-"""Codes to bytes and back. Bits are little-endian throughout: element 0 sits in the lowest bits."""
+"""Codes to bytes and back. Bits are little-endian throughout: element 0 sits in the lowest bits.
+
+Layouts are those of compressed-tensors, tensors by their suffix after the module's name; NF4, unknown to it, is alike.
+
+| Elements | Tensors |
+| --- | --- |
+| FP8, MXFP8 | `weight` float8_e4m3fn [N, K], `weight_scale` |
+| INT8 | `weight` int8 [N, K], `weight_scale` |
+| packed integers | `weight_packed` int32 [N, ceil(K b / 32)], `weight_scale`, `weight_zero_point`, `weight_shape` |
+| FP4 | `weight_packed` uint8 [N, K / 2], `weight_scale`, `weight_global_scale` (NVFP4) |
+| NF4 | `weight_packed` uint8 [N, K / 2], `weight_scale`, `weight_scale_second`, `weight_scale_mean` |
+"""
+
+from collections.abc import Mapping
 
 import torch
+from torch.nn.functional import pad
+
+from optcore.algorithms.scales import Scales
+from optcore.schemes import QuantArgs
+
+_SCALE_SUFFIXES = {
+    "weight_global_scale": "global_scale",
+    "weight_scale_second": "second",
+    "weight_scale_mean": "mean",
+}
+
+
+def pack(codes_NK: torch.Tensor, scales: Scales, args: QuantArgs) -> dict[str, torch.Tensor]:
+    """The stored tensors of a weight, by suffix. Integers are stored with 2^(b-1) added, zero points too."""
+    packed = _pack_codes(codes_NK, args) | {"weight_scale": scales.scale}
+    for suffix, field in _SCALE_SUFFIXES.items():
+        if (tensor := getattr(scales, field)) is not None:
+            packed[suffix] = tensor
+    if scales.zero_point is not None:
+        packed["weight_zero_point"] = pack_int32(scales.zero_point.T, args.bits).T.contiguous()
+    return packed
+
+
+def unpack(tensors: Mapping[str, torch.Tensor], args: QuantArgs) -> tuple[torch.Tensor, Scales]:
+    """Codes [N, K] and scales of stored tensors: the inverse of `pack`."""
+    levels = {field: tensors.get(suffix) for suffix, field in _SCALE_SUFFIXES.items()}
+    scales = Scales(tensors["weight_scale"], **levels)
+    if "weight" in tensors:
+        return tensors["weight"], scales
+    packed = tensors["weight_packed"]
+    if "weight_shape" not in tensors:
+        return unpack_bits(packed, 4), scales
+    rows, columns = tensors["weight_shape"].tolist()
+    if "weight_zero_point" in tensors:
+        zeros = unpack_int32(tensors["weight_zero_point"].T.contiguous(), args.bits, rows).T.contiguous()
+        scales = scales._replace(zero_point=zeros)
+    return unpack_int32(packed, args.bits, columns), scales
 
 
 def pack_int32(codes: torch.Tensor, bits: int) -> torch.Tensor:
-    """Signed integer codes [N, K] to int32 words [N, ceil(K / (32 / bits))]; stored with an offset of 2^(bits-1).
+    """Signed integer codes [N, K] to int32 words [N, ceil(K b / 32)], stored with 2^(b-1) added.
 
-    Element k sits at bits `bits * (k mod per_word)` of word `k // per_word`. `bits` divides 32.
+    Element k has the bits from b k on, counted through the words of its row: with 3 bits some lie in two words.
     """
-    per_word = 32 // bits
-    rows, columns = codes.shape
-    unsigned = codes.to(torch.int64) + 2 ** (bits - 1)
-    padded = torch.nn.functional.pad(unsigned, (0, -columns % per_word))
-    shifts = torch.arange(per_word, device=codes.device) * bits
-    words = (padded.view(rows, -1, per_word) << shifts).sum(-1)
-    return words.to(torch.uint32).view(torch.int32)
+    unsigned = (codes.to(torch.int16) + 2 ** (bits - 1)).to(torch.uint8)
+    words = pack_bits(pad(unsigned, (0, -codes.shape[1] % 32)), bits).view(torch.int32)
+    return words[:, : -(-codes.shape[1] * bits // 32)].contiguous()
+
+
+def unpack_int32(words: torch.Tensor, bits: int, columns: int) -> torch.Tensor:
+    """Signed integer codes [N, K] of int32 words, int8."""
+    octets = pad(words, (0, -words.shape[1] % bits)).view(torch.uint8)
+    return (unpack_bits(octets, bits)[:, :columns].to(torch.int16) - 2 ** (bits - 1)).to(torch.int8)
 
 
 def pack_nibbles(codes: torch.Tensor) -> torch.Tensor:
     """4-bit codes [N, K] in uint8 to bytes [N, K / 2]: element 2j in the low half of byte j. K is even."""
     return codes[:, 0::2] | (codes[:, 1::2] << 4)
+
+
+def pack_bits(unsigned: torch.Tensor, bits: int) -> torch.Tensor:
+    """Unsigned b-bit codes [N, K] in uint8 to bytes [N, K b / 8]: 8 codes fill b bytes. 8 divides K."""
+    eights = unsigned.unflatten(1, (-1, 8))
+    octets = unsigned.new_zeros(*eights.shape[:2], bits)
+    for element in range(8):
+        octet, shift = divmod(element * bits, 8)
+        octets[..., octet] |= eights[..., element] << shift
+        if shift + bits > 8:
+            octets[..., octet + 1] |= eights[..., element] >> (8 - shift)
+    return octets.flatten(1)
+
+
+def unpack_bits(octets: torch.Tensor, bits: int) -> torch.Tensor:
+    """Unsigned b-bit codes [N, K] in uint8 of bytes [N, K b / 8]."""
+    if bits == 4:
+        return torch.stack((octets & 15, octets >> 4), -1).flatten(1)
+    groups = octets.unflatten(1, (-1, bits))
+    unsigned = octets.new_empty(*groups.shape[:2], 8)
+    for element in range(8):
+        octet, shift = divmod(element * bits, 8)
+        value = groups[..., octet] >> shift
+        if shift + bits > 8:
+            value = value | (groups[..., octet + 1] << (8 - shift))
+        unsigned[..., element] = value & (2**bits - 1)
+    return unsigned.flatten(1)
+
+
+def _pack_codes(codes_NK: torch.Tensor, args: QuantArgs) -> dict[str, torch.Tensor]:
+    if args.bits == 8 and not args.packed:
+        return {"weight": codes_NK}
+    if args.type == "int":
+        shape = torch.tensor(codes_NK.shape, dtype=torch.int64)
+        return {"weight_packed": pack_int32(codes_NK, args.bits), "weight_shape": shape}
+    return {"weight_packed": pack_nibbles(codes_NK)}

@@ -4,7 +4,9 @@ Legend: a *grid* is the set of values that a format holds before it is scaled; a
 """
 
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
+from math import floor, log2
 from typing import NamedTuple
 
 import torch
@@ -15,11 +17,63 @@ E4M3_MAX = 448.0
 E2M1_MAX = 6.0
 # FP4 E2M1 magnitudes by code (OCP Microscaling Formats 1.0, table 5); bit 3 of a code is the sign.
 E2M1_VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+# NormalFloat4 by code: quantiles of a normal distribution, scaled to [-1, 1] (arXiv:2305.14314, appendix E).
+NF4_VALUES = (
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453,
+    -0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0,
+    0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
+)  # fmt: skip
+
+
+class Grid(NamedTuple):
+    """A format's values before scaling."""
+
+    reach: float
+    """The magnitude that the largest weight is mapped to: the scale by plain maximum is amax / reach."""
+    round: Callable[[torch.Tensor], torch.Tensor]
+    """Nearest grid value, float32 to float32."""
+    encode: Callable[[torch.Tensor], torch.Tensor]
+    """Code of the nearest grid value."""
+    decode: Callable[[torch.Tensor], torch.Tensor]
+    """Values of codes, float32: `decode(encode(x))` equals `round(x)`."""
+
+
+def grid_of(args: QuantArgs) -> Grid:
+    """The grid of a format's elements."""
+    if args.type == "int" and 2 <= args.bits <= 8:
+        low, high = code_range(args.bits)
+        # Half a step more than the largest code (127.5, 7.5) uses the full signed range, as compressed-tensors does.
+        reach = (high - low) / 2
+        return Grid(reach, partial(_round_int, low=low, high=high), partial(_encode_int, low=low, high=high), _float)
+    if args.type == "float" and args.bits == 8:
+        return Grid(E4M3_MAX, lambda x: round_e4m3(x).float(), round_e4m3, _float)
+    if args.type == "float" and args.bits == 4:
+        return Grid(E2M1_MAX, round_e2m1, encode_e2m1, decode_e2m1)
+    if args.type == "nf" and args.bits == 4:
+        return Grid(1.0, lambda x: decode_nf4(encode_nf4(x)), encode_nf4, decode_nf4)
+    raise ValueError(f"no {args.bits}-bit {args.type} grid")
+
+
+def code_range(bits: int) -> tuple[int, int]:
+    """Smallest and largest signed integer code."""
+    return -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
 
 
 def round_e4m3(x: torch.Tensor) -> torch.Tensor:
     """Nearest FP8 E4M3 value, ties to even, saturating at 448. Same shape, float8_e4m3fn."""
     return x.clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)
+
+
+def round_e2m1(x: torch.Tensor) -> torch.Tensor:
+    """Nearest FP4 E2M1 value, ties to the even code, saturating at 6. Same shape, float32.
+
+    The spacing is 0.5 below 2, 1 below 4 and 2 above: halves to even within a spacing are ties to the even code.
+    """
+    magnitude = x.abs()
+    spacing = 0.5 + 0.5 * (magnitude > 2) + (magnitude > 4)
+    rounded = ((magnitude / spacing).round() * spacing).clamp(max=E2M1_MAX)
+    return torch.where(x < 0, -rounded, rounded)
 
 
 def encode_e2m1(x: torch.Tensor) -> torch.Tensor:
@@ -31,7 +85,36 @@ def encode_e2m1(x: torch.Tensor) -> torch.Tensor:
 def decode_e2m1(codes: torch.Tensor) -> torch.Tensor:
     """Values of FP4 E2M1 codes. Same shape, float32."""
     table = torch.tensor((*E2M1_VALUES, *(-value for value in E2M1_VALUES)), device=codes.device)
-    return table[codes.to(torch.int64)]
+    return table[codes.to(torch.int32)]
+
+
+def encode_nf4(x: torch.Tensor) -> torch.Tensor:
+    """Nearest NF4 code, ties to the lower, saturating at 1. Same shape, uint8 in 0..15."""
+    middles = torch.tensor([(a + b) / 2 for a, b in pairwise(NF4_VALUES)], device=x.device)
+    return torch.bucketize(x, middles, out_int32=True).to(torch.uint8)
+
+
+def decode_nf4(codes: torch.Tensor) -> torch.Tensor:
+    """Values of NF4 codes. Same shape, float32."""
+    return torch.tensor(NF4_VALUES, device=codes.device)[codes.to(torch.int32)]
+
+
+def encode_e8m0(amax: torch.Tensor, reach: float) -> torch.Tensor:
+    """Exponent codes (exponent + 127, uint8) of the powers of two that map amax to `reach`, an element's largest value.
+
+    OCP Microscaling Formats 1.0, section 6.3, takes floor(log2(amax)) - floor(log2(reach)). Where the mantissa of amax
+    is 1.75 or more that would clip it (above 448; above 7 in units of FP4), so there the exponent is one larger, as in
+    compressed-tensors and vLLM: the bytes, and what an engine does with activations, are then the same.
+    """
+    largest = floor(log2(reach))  # 8 for E4M3, 2 for E2M1
+    bits = amax.float().contiguous().view(torch.int32) + (1 << 21)  # a quarter of a binade
+    return ((bits >> 23) - largest).clamp(0, 254).to(torch.uint8)
+
+
+def decode_e8m0(codes: torch.Tensor) -> torch.Tensor:
+    """Powers of two of exponent codes. Same shape, float32. Code 0 is 2^-127, below float32's normal numbers."""
+    bits = codes.to(torch.int32)
+    return torch.where(bits == 0, 1 << 22, bits << 23).view(torch.float32)
 
 
 def _e2m1_boundaries(device: torch.device) -> torch.Tensor:
@@ -41,23 +124,14 @@ def _e2m1_boundaries(device: torch.device) -> torch.Tensor:
     return torch.where(upper_is_even, torch.nextafter(middles, torch.zeros_like(middles)), middles)
 
 
-class Grid(NamedTuple):
-    """A format's values before scaling."""
-
-    reach: float
-    """The magnitude that the largest weight is mapped to: the scale by plain maximum is amax / reach."""
-    round: Callable[[torch.Tensor], torch.Tensor]
-    """Nearest grid value, float32 to float32."""
+def _round_int(x: torch.Tensor, low: int, high: int) -> torch.Tensor:
+    # Adding 0.0 turns minus zero, which integers lack, into zero: the bits are those of the decoded code.
+    return x.round().clamp_(low, high).add_(0.0)
 
 
-def grid_of(args: QuantArgs) -> Grid:
-    """The grid of a format's elements."""
-    if args.type == "int":
-        # Half a step more than the largest code (127.5, 7.5) uses the full signed range, as compressed-tensors does.
-        low, high = -(2 ** (args.bits - 1)), 2 ** (args.bits - 1) - 1
-        return Grid((high - low) / 2, lambda x: x.round().clamp(low, high))
-    if args.bits == 8:
-        return Grid(E4M3_MAX, lambda x: round_e4m3(x).float())
-    if args.bits == 4:
-        return Grid(E2M1_MAX, lambda x: decode_e2m1(encode_e2m1(x)))
-    raise ValueError(f"no {args.bits}-bit {args.type} grid")
+def _encode_int(x: torch.Tensor, low: int, high: int) -> torch.Tensor:
+    return _round_int(x, low, high).to(torch.int8)
+
+
+def _float(codes: torch.Tensor) -> torch.Tensor:
+    return codes.float()

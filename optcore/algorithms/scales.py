@@ -1,154 +1,181 @@
-"""Scales of weights: by plain maximum, or by the smallest squared rounding error (MSE search).
+"""Scales of weights.
 
-Shapes: W is [N, K] (outputs, inputs); g values along K share a scale. Scales are stored as
-`tensor` [1], `channel` [N, 1], `group` [N, K/g], `tensor_group` [N, K/g] in E4M3 with one float32 divisor [1].
-Layers that an engine fuses (q/k/v, gate/up) are passed together: what is one number per tensor is then one per group.
+Shapes: W is [N, K] (outputs, inputs); g values along K share a scale. Scales are stored as `tensor` [1],
+`channel` [N, 1], `group` [N, K/g], `tensor_group` (NVFP4) [N, K/g] in E4M3 with one float32 divisor [1],
+`block` [ceil(N/128), ceil(K/128)]. Layers that an engine fuses (q/k/v, gate/up) are passed together: what is one number
+per tensor is then one per group.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from math import floor, log2
 from typing import Literal, NamedTuple
 
 import torch
 
-from optcore.algorithms.rounding import E2M1_MAX, E4M3_MAX, Grid, grid_of, round_e4m3
+from optcore.algorithms.blocks import blocks, importance_blocks
+from optcore.algorithms.rounding import E2M1_MAX, E4M3_MAX, decode_e8m0, grid_of
+from optcore.algorithms.scale_search import Choice, Objective, asymmetric, search
+from optcore.algorithms.storage import Storage, double, double_step, e4m3, e8m0, own_type, second_level
 from optcore.schemes import QuantArgs
 
-Method = Literal["max", "mse"]
+Method = Literal["max", "percentile", "mse", "hessian"]
 
-# Multiples of the max scale that the search tries. Below 1 clips the largest value to refine the rest; above 1 helps
-# floating-point grids, whose error depends on where in a binade the values fall.
-_INT_FACTORS = torch.arange(0.40, 1.061, 0.02)
-_FLOAT_FACTORS = torch.arange(0.70, 1.301, 0.02)
-# E4M3 codes around the max scale's: one octave is 8 codes, so this spans x0.65 to x1.75 and holds the "four over six"
-# choice (x1.5) of arXiv:2512.02010.
-_CODE_OFFSETS = range(-5, 8)
-# The search may raise a block's scale by up to 1.75, so the largest block must not sit at 448 already.
-_MSE_NORMALISER = 256.0
-_PART_values = 2**24
+# A search may raise a block's FP8 scale by up to 1.75, so the largest block must not sit at 448 already.
+_SEARCH_NORMALISER = 256.0
+_CLIPPED = 1e-4  # the share of values that `percentile` gives up at each end
 
 
 class Scales(NamedTuple):
     """The scales of one weight, as they are stored."""
 
     scale: torch.Tensor
+    """In the checkpoint's type; E4M3 for NVFP4; uint8 exponent + 127 for MX; int8 for double quantization."""
     global_scale: torch.Tensor | None = None
     """NVFP4's second level, a divisor: the step is `scale / global_scale`."""
+    zero_point: torch.Tensor | None = None
+    """int8, shaped like `scale`: the code that stands for zero."""
+    second: torch.Tensor | None = None
+    """Double quantization's second level: multipliers of 256 scales in a row, float32 [ceil(N * K/g / 256)]."""
+    mean: torch.Tensor | None = None
+    """What double quantization subtracted from the scales first, float32 [1]."""
 
     def step(self) -> torch.Tensor:
-        """What one grid unit is worth, float32, shaped like `scale`."""
+        """What one grid unit is worth, float32, shaped like `scale`. Never zero; negative where that fits better."""
+        if self.scale.dtype == torch.uint8:
+            return decode_e8m0(self.scale)
+        if self.second is not None and self.mean is not None:
+            return double_step(self.scale, self.second, self.mean)
         step = self.scale.float()
         return step if self.global_scale is None else step / self.global_scale
 
 
-def blocks(weight_NK: torch.Tensor, args: QuantArgs) -> torch.Tensor:
-    """View of W as [rows, groups, values that share a scale]."""
+def find_scales(
+    weights: Sequence[torch.Tensor],
+    args: QuantArgs,
+    method: Method,
+    dtype: torch.dtype,
+    importance_K: torch.Tensor | None = None,
+) -> list[Scales]:
+    """Scales of the weights of one fused group (float32 [N_i, K] each), rounded to the `dtype` they are stored in.
+
+    `max` maps each largest magnitude to the grid's end; `percentile` clips the outermost 0.01 % at either end (none
+    where fewer than 10 000 values share a scale); `mse` and `hessian` search for the least squared error. `hessian`
+    weights it by `importance_K`, the mean square of each input (the diagonal of X^T X / tokens): the error of the
+    layer's output, if inputs were uncorrelated. Inputs that were never anything but zero leave it the plain `mse`.
+    Codes are computed from the rounded scale, so every engine that reads it decodes exactly what we simulated.
+    """
+    if method == "hessian" and importance_K is None:
+        raise ValueError("the scale search by `hessian` needs the importance of inputs")
+    importance = importance_K if method == "hessian" and importance_K is not None and importance_K.any() else None
     if args.strategy == "tensor":
-        return weight_NK.reshape(1, 1, -1)
-    if args.strategy == "channel":
-        return weight_NK.unsqueeze(1)
-    return weight_NK.unflatten(1, (-1, args.group_size or weight_NK.shape[1]))
+        return [_one_level(torch.cat(list(weights)), args, method, own_type(dtype), importance)] * len(weights)
+    if args.strategy == "tensor_group":
+        return _two_level(weights, args, method, importance)
+    if args.scale_type == "double":
+        return [_double(weight, args, method, importance) for weight in weights]
+    storage = e8m0(_reach(args)) if args.scale_type == "e8m0" else own_type(dtype)
+    return [_one_level(weight, args, method, storage, importance) for weight in weights]
+
+
+def _one_level(
+    weight_NK: torch.Tensor, args: QuantArgs, method: Method, storage: Storage, importance_K: torch.Tensor | None
+) -> Scales:
+    choice = _choose(_objective(weight_NK, args, storage, importance_K), method)
+    stored = choice.stored.reshape(1) if args.strategy == "tensor" else choice.stored
+    return Scales(stored, zero_point=choice.zero)
+
+
+def _double(weight_NK: torch.Tensor, args: QuantArgs, method: Method, importance_K: torch.Tensor | None) -> Scales:
+    low, high = _ends(blocks(weight_NK, args), args, method)
+    second, mean = second_level(torch.maximum(-low, high) / _reach(args))
+    choice = _choose(_objective(weight_NK, args, double(second, mean), importance_K), method)
+    return Scales(choice.stored, second=second, mean=mean)
+
+
+def _two_level(
+    weights: Sequence[torch.Tensor], args: QuantArgs, method: Method, importance_K: torch.Tensor | None
+) -> list[Scales]:
+    """NVFP4: one divisor for the group of weights, from its joint largest magnitude."""
+    whole = args.model_copy(update={"strategy": "tensor"})
+    ends = [_ends(blocks(weight, whole), whole, method) for weight in weights]
+    reach = max(max(-low.item(), high.item()) for low, high in ends)
+    plain = _with_normaliser(weights, args, "max", importance_K, E4M3_MAX, reach)
+    if method in ("max", "percentile"):
+        return plain.scales
+    searched = _with_normaliser(weights, args, method, importance_K, _SEARCH_NORMALISER, reach)
+    return searched.scales if searched.error < plain.error else plain.scales
+
+
+class _Judged(NamedTuple):
+    scales: list[Scales]
+    error: float
+
+
+def _with_normaliser(
+    weights: Sequence[torch.Tensor],
+    args: QuantArgs,
+    method: Method,
+    importance_K: torch.Tensor | None,
+    normaliser: float,
+    reach: float,
+) -> _Judged:
+    """Scales and their joint error, when the largest block has `normaliser` as its scale."""
+    largest = torch.finfo(torch.float32).max
+    divisor = torch.tensor([min(normaliser * E2M1_MAX / reach, largest) if reach else 1.0], device=weights[0].device)
+    scales, error = [], 0.0
+    for weight in weights:
+        objective = _objective(weight, args, e4m3(divisor), importance_K)
+        choice = _choose(objective, method)
+        error += objective.error(choice).sum().item()
+        scales.append(Scales(choice.stored.view(torch.float8_e4m3fn), divisor))
+    return _Judged(scales, error)
+
+
+def _objective(
+    weight_NK: torch.Tensor, args: QuantArgs, storage: Storage, importance_K: torch.Tensor | None
+) -> Objective:
+    importance = None if importance_K is None else importance_blocks(importance_K.float(), args)
+    return Objective(blocks(weight_NK, args), importance, storage, args)
+
+
+def _choose(objective: Objective, method: Method) -> Choice:
+    args, storage = objective.args, objective.storage
+    low, high = _ends(objective.values, args, method)
+    if args.symmetric:
+        plain = Choice(storage.store(torch.maximum(-low, high) / _reach(args)))
+    else:
+        plain = asymmetric(storage, args.bits, low, high)
+    return search(objective, plain, low, high) if method in ("mse", "hessian") else plain
+
+
+def _reach(args: QuantArgs) -> float:
+    """What the largest magnitude is divided by: for powers of two one of them, so that the rule sees it unchanged."""
+    reach = grid_of(args).reach
+    return 2.0 ** floor(log2(reach)) if args.scale_type == "e8m0" else reach
+
+
+def _ends(values: torch.Tensor, args: QuantArgs, method: Method) -> tuple[torch.Tensor, torch.Tensor]:
+    """Lowest and highest value per scale, zero included; without the outermost share for `percentile`."""
+    if args.strategy == "tensor":
+        values = values.reshape(1, 1, -1)
+    spare = int(values.shape[-1] * _CLIPPED) if method == "percentile" else 0
+    if spare:
+        high = values.topk(spare + 1).values[..., -1]
+        low = values.topk(spare + 1, largest=False).values[..., -1]
+    else:
+        low, high = values.amin(-1), values.amax(-1)
+    return low.clamp(max=0), high.clamp(min=0)
 
 
 def fake_quantize(weight_NK: torch.Tensor, scales: Scales, args: QuantArgs) -> torch.Tensor:
-    """The weight that the stored codes and scales stand for. float32 [N, K]."""
-    step = scales.step().unsqueeze(-1)
-    return (grid_of(args).round(blocks(weight_NK, args) / step) * step).reshape(weight_NK.shape)
+    """Moved to `codes`."""
+    from optcore.algorithms import codes
+
+    return codes.fake_quantize(weight_NK, scales, args)
 
 
 def in_steps(weight_NK: torch.Tensor, scales: Scales, args: QuantArgs) -> torch.Tensor:
-    """The weight in grid units, not rounded yet. float32 [N, K]."""
-    return (blocks(weight_NK, args) / scales.step().unsqueeze(-1)).reshape(weight_NK.shape)
+    """Superseded by `codes.encode`."""
+    from optcore.algorithms.lattice import lattice
 
-
-def find_scales(weights: Sequence[torch.Tensor], args: QuantArgs, method: Method, dtype: torch.dtype) -> list[Scales]:
-    """Scales of the weights of one fused group (float32 [N_i, K] each), rounded to the `dtype` they are stored in.
-
-    Codes are computed from the rounded scale, so every engine that reads it decodes exactly what we simulated.
-    """
-    if args.strategy == "tensor":
-        return _per_tensor(weights, args, method, dtype)
-    if args.strategy == "tensor_group":
-        return _two_level(weights, args, method)
-    return [Scales(_per_block(weight, args, method, dtype)) for weight in weights]
-
-
-def _per_tensor(weights: Sequence[torch.Tensor], args: QuantArgs, method: Method, dtype: torch.dtype) -> list[Scales]:
-    grid = grid_of(args)
-    joint = torch.cat([weight.reshape(-1) for weight in weights]).reshape(1, 1, -1)
-    plain = _nonzero((joint.abs().amax(-1) / grid.reach).to(dtype))
-    scale = plain if method == "max" else _search(joint, plain, _factors(args), grid)
-    return [Scales(scale.reshape(1)) for _ in weights]
-
-
-def _per_block(weight: torch.Tensor, args: QuantArgs, method: Method, dtype: torch.dtype) -> torch.Tensor:
-    grid, values = grid_of(args), blocks(weight, args)
-    plain = _nonzero((values.abs().amax(-1) / grid.reach).to(dtype))
-    return plain if method == "max" else _search(values, plain, _factors(args), grid)
-
-
-def _factors(args: QuantArgs) -> torch.Tensor:
-    return _INT_FACTORS if args.type == "int" else _FLOAT_FACTORS
-
-
-def _search(values: torch.Tensor, plain: torch.Tensor, factors: torch.Tensor, grid: Grid) -> torch.Tensor:
-    """Best multiple of the plain scales by squared error; ties keep the plain scale. Shapes [R, G, g] and [R, G]."""
-    candidates = (_nonzero((plain.float() * factor).to(plain.dtype)) for factor in factors.tolist())
-    return _best(values, plain, plain.float(), ((c, c.float()) for c in candidates), grid)
-
-
-def _two_level(weights: Sequence[torch.Tensor], args: QuantArgs, method: Method) -> list[Scales]:
-    amax = max(weight.abs().amax().item() for weight in weights)
-    normaliser = E4M3_MAX if method == "max" else _MSE_NORMALISER
-    divisor = torch.tensor([normaliser * E2M1_MAX / amax if amax else 1.0], device=weights[0].device)
-    found = []
-    for weight in weights:
-        values = blocks(weight, args)
-        plain = _nonzero(round_e4m3(values.abs().amax(-1) / E2M1_MAX * divisor))
-        best = plain if method == "max" else _search_codes(values, plain, divisor, grid_of(args))
-        found.append(Scales(best, divisor))
-    return found
-
-
-def _search_codes(values: torch.Tensor, plain: torch.Tensor, divisor: torch.Tensor, grid: Grid) -> torch.Tensor:
-    """Best E4M3 code near the plain one by squared error: neighbouring codes are neighbouring values."""
-    codes = plain.view(torch.uint8).to(torch.int16)
-    largest = torch.tensor(E4M3_MAX).to(torch.float8_e4m3fn).view(torch.uint8).item()
-    shifted = ((codes + offset).clamp(1, largest).to(torch.uint8).view(torch.float8_e4m3fn) for offset in _CODE_OFFSETS)
-    return _best(values, plain, plain.float() / divisor, ((c, c.float() / divisor) for c in shifted), grid)
-
-
-def _best(
-    values: torch.Tensor,
-    plain: torch.Tensor,
-    plain_step: torch.Tensor,
-    candidates: Iterable[tuple[torch.Tensor, torch.Tensor]],
-    grid: Grid,
-) -> torch.Tensor:
-    """Of `(stored, step)` candidates, per block, the stored one with the least squared error."""
-    best, best_error = plain.clone(), _squared_error(values, plain_step, grid)
-    for stored, step in candidates:
-        error = _squared_error(values, step, grid)
-        better = error < best_error
-        best = torch.where(better, stored.float(), best.float()).to(plain.dtype)
-        best_error = torch.where(better, error, best_error)
-    return best
-
-
-def _squared_error(values: torch.Tensor, step: torch.Tensor, grid: Grid) -> torch.Tensor:
-    """Per block, a part at a time: the temporaries of a large weight would outweigh it several times."""
-    step = step.unsqueeze(-1)
-    if values.shape[0] == 1:  # one scale for the whole tensor: its parts add up
-        parts = values.split(_PART_values, dim=-1)
-        return torch.stack([_part_error(part, step, grid) for part in parts]).sum(0)
-    rows = max(1, _PART_values // values[0].numel())
-    pairs = zip(values.split(rows), step.split(rows), strict=True)
-    return torch.cat([_part_error(part, own, grid) for part, own in pairs])
-
-
-def _part_error(values: torch.Tensor, step: torch.Tensor, grid: Grid) -> torch.Tensor:
-    return (grid.round(values / step) * step - values).square().sum(-1)
-
-
-def _nonzero(scale: torch.Tensor) -> torch.Tensor:
-    """Blocks of zeros get the type's epsilon, so that nothing divides by zero (compressed-tensors does the same)."""
-    return torch.where(scale.float() == 0, torch.finfo(scale.dtype).eps, scale.float()).to(scale.dtype)
+    return lattice(scales, args, (weight_NK.shape[0], weight_NK.shape[1])).in_steps(weight_NK)

@@ -1,0 +1,33 @@
+"""Weights to codes and back: the one arithmetic that simulation, files and engines share.
+
+Codes are int8 in [-2^(b-1), 2^(b-1) - 1] for integers, float8_e4m3fn for FP8, uint8 in 0..15 for FP4 and NF4.
+W is float32 [N, K]; a code stands for (value(code) - zero point) * step.
+"""
+
+import torch
+
+from optcore.algorithms.lattice import lattice
+from optcore.algorithms.rounding import grid_of
+from optcore.algorithms.scales import Scales
+from optcore.schemes import QuantArgs
+
+
+def encode(weight_NK: torch.Tensor, scales: Scales, args: QuantArgs) -> torch.Tensor:
+    """Codes [N, K] of the grid values nearest to W."""
+    points = lattice(scales, args, _shape(weight_NK))
+    return points.grid.encode(points.in_steps(weight_NK))
+
+
+def decode(codes_NK: torch.Tensor, scales: Scales, args: QuantArgs) -> torch.Tensor:
+    """The weight that codes stand for, float32 [N, K]."""
+    return lattice(scales, args, _shape(codes_NK)).from_steps(grid_of(args).decode(codes_NK))
+
+
+def fake_quantize(weight_NK: torch.Tensor, scales: Scales, args: QuantArgs) -> torch.Tensor:
+    """The weight as it will be decoded, float32 [N, K]: `decode(encode(W))` bit for bit."""
+    return decode(encode(weight_NK, scales, args), scales, args)
+
+
+def _shape(matrix: torch.Tensor) -> tuple[int, int]:
+    rows, columns = matrix.shape
+    return rows, columns
