@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from optcore.errors import BadCheckpoint, UnknownArchitecture
 
@@ -27,3 +28,18 @@ def check_architecture(folder: Path) -> None:
             remedy="use a decoder-only language model; custom code is not run",
             field="/model",
         )
+
+
+def is_masked_language_model(config: dict[str, Any]) -> bool:
+    """Whether a config describes a BERT-style encoder with its head, rather than a decoder."""
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    )
+
+    model_type, named = config.get("model_type"), config.get("architectures") or ()
+    if model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        return False
+    if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        return True
+    return not config.get("is_decoder") and MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type] not in named

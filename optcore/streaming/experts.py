@@ -1,29 +1,84 @@
-"""Mixture-of-experts layers with one linear per expert and projection, as checkpoints and engines store them.
+"""Mixture-of-experts layers with one linear per expert and projection, as engines store them.
 
-transformers keeps the experts of a layer as two 3-D parameters. Observers, scales and exports need every expert's
-projections as modules of their own, so the skeleton is built with this class in their place; it computes the same sums.
+transformers keeps the experts of a layer as 3-D parameters, and some checkpoints do too. Observers, scales and exports
+need every expert's projections as modules of their own, so the skeleton is built with these classes in their place.
+How a class lays its experts out (transposed, gate and up interleaved, with biases, without a gate) is what it says of
+itself to transformers, and how gate and up are combined is its own function: no architecture is listed here.
 """
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
+GATE, UP, DOWN = "gate_proj", "up_proj", "down_proj"
+
+
+class Layout(NamedTuple):
+    """How a fused parameter holds its experts."""
+
+    is_transposed: bool
+    """Each expert's matrix is [inputs, outputs]."""
+    is_interleaved: bool
+    """Outputs alternate between gate and up instead of following each other."""
+
+
+class Part(NamedTuple):
+    """One expert's projection in a fused tensor whose first dimension counts experts."""
+
+    expert: int
+    projection: str
+    layout: Layout
+
+    def of(self, fused: torch.Tensor, is_halved: bool) -> torch.Tensor:
+        """A view [outputs, inputs] (or [outputs] of a bias) of the fused tensor; `is_halved` when it is gate and up."""
+        own = fused[self.expert]
+        if own.ndim == 2 and self.layout.is_transposed:
+            own = own.T
+        if not is_halved:
+            return own
+        is_up = self.projection == UP
+        if self.layout.is_interleaved:
+            return own[int(is_up) :: 2]
+        half = len(own) // 2
+        return own[half:] if is_up else own[:half]
+
 
 class Expert(nn.Module):
-    """One gated feed-forward network."""
+    """One feed-forward network, gated or not."""
 
-    def __init__(self, hidden_size: int, intermediate_size: int, activation: nn.Module) -> None:
+    def __init__(self, fused: nn.Module) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
-        self.up_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
-        self.down_proj = nn.Linear(intermediate_size, hidden_size, bias=False)
-        self.activation = activation
+        layout = layout_of(fused)
+        hidden, inner = fused.down_proj.shape[-2:]
+        if layout.is_transposed:
+            hidden, inner = inner, hidden
+        bias = bool(fused.has_bias)
+        if fused.has_gate:
+            self.gate_proj = nn.Linear(hidden, inner, bias)
+        self.up_proj = nn.Linear(hidden, inner, bias)
+        self.down_proj = nn.Linear(inner, hidden, bias)
+        self._combine: Callable[[torch.Tensor], torch.Tensor] = fused._apply_gate if fused.has_gate else fused.act_fn
+        self._is_gated = bool(fused.has_gate)
+        self._is_interleaved = layout.is_interleaved
 
     def forward(self, x_TH: torch.Tensor) -> torch.Tensor:
-        return self.down_proj(self.activation(self.gate_proj(x_TH)) * self.up_proj(x_TH))
+        gate = self.gate_proj(x_TH) if self._is_gated else None
+        up = self.up_proj(x_TH)
+        if gate is not None:
+            up = torch.stack((gate, up), -1).flatten(-2) if self._is_interleaved else torch.cat((gate, up), -1)
+        return self.down_proj(self._combine(up))
 
 
 class Experts(nn.ModuleList):
     """All experts of a layer, called as transformers calls its fused ones."""
+
+    def __init__(self, fused: nn.Module) -> None:
+        with torch.device(fused.down_proj.device):
+            super().__init__(Expert(fused) for _ in range(len(fused.down_proj)))
+        self.layout = layout_of(fused)
 
     def forward(
         self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
@@ -38,21 +93,59 @@ class Experts(nn.ModuleList):
         return total_TH
 
 
+class ExpertCounts:
+    """Tokens routed to each expert: an expert that calibration never reached has scales by guess."""
+
+    def __init__(self) -> None:
+        self.tokens: dict[str, list[int]] = {}
+        """By the path of the experts, such as `model.layers.3.mlp.experts`: one count an expert."""
+
+    @contextmanager
+    def counting(self, name: str, layer: nn.Module) -> Iterator[None]:
+        """Count what is routed while `layer`, whose path is `name`, runs. Counts add up over several uses."""
+        found = {path: module for path, module in layer.named_modules() if isinstance(module, Experts)}
+        handles = [
+            module.register_forward_pre_hook(
+                lambda own, given, named, path=f"{name}.{path}": self._note(path, own, given, named), with_kwargs=True
+            )
+            for path, module in found.items()
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def unreached(self) -> list[str]:
+        """Paths of the experts that no token was routed to."""
+        return [f"{path}.{n}" for path, counts in self.tokens.items() for n, count in enumerate(counts) if not count]
+
+    def _note(self, path: str, experts: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+        index = given[1] if len(given) > 1 else named["top_k_index"]
+        assert isinstance(experts, Experts)
+        chosen = index[index < len(experts)].flatten()  # some routers say "none" with a number past the last
+        counts = torch.bincount(chosen, minlength=len(experts)).tolist()
+        before = self.tokens.get(path, [0] * len(experts))
+        self.tokens[path] = [a + b for a, b in zip(before, counts, strict=True)]
+
+
 def unfuse(module: nn.Module) -> None:
     """Replace every fused-experts module below `module` (which may be on the meta device)."""
     for name, child in list(module.named_children()):
-        if _is_fused_experts(child):
-            setattr(module, name, _unfused(child))
+        if is_fused_experts(child):
+            setattr(module, name, Experts(child))
         else:
             unfuse(child)
 
 
-def _is_fused_experts(module: nn.Module) -> bool:
-    shapes = [getattr(getattr(module, name, None), "ndim", 0) for name in ("gate_up_proj", "down_proj")]
-    return shapes == [3, 3] and hasattr(module, "act_fn")
+def is_fused_experts(module: nn.Module) -> bool:
+    """Whether it is a class whose layout transformers knows, with its experts in 3-D parameters."""
+    if not all(hasattr(module, name) for name in ("is_transposed", "is_concatenated", "has_bias", "has_gate")):
+        return False
+    names = ("gate_up_proj" if module.has_gate else UP, DOWN)
+    return all(getattr(getattr(module, name, None), "ndim", 0) == 3 for name in names)
 
 
-def _unfused(fused: nn.Module) -> Experts:
-    number, hidden_size, intermediate_size = fused.down_proj.shape
-    with torch.device(fused.down_proj.device):
-        return Experts(Expert(hidden_size, intermediate_size, fused.act_fn) for _ in range(number))
+def layout_of(fused: nn.Module) -> Layout:
+    """What the class says of its parameters."""
+    return Layout(bool(fused.is_transposed), not fused.is_concatenated)

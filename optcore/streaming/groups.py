@@ -16,15 +16,20 @@ _PROBE_tokens = 8
 
 def linears(layer: nn.Module) -> dict[str, nn.Linear]:
     """The layer's linear modules by their path in it, expert routers left out."""
-    routers = {
-        id(child)
-        for module in layer.modules()
-        if any(isinstance(part, Experts) for part in module.children())
-        for child in module.children()
-        if isinstance(child, nn.Linear)
-    }
+    routers = {id(router) for block in layer.modules() for router in _routers(block)}
     found = {name: module for name, module in layer.named_modules() if isinstance(module, nn.Linear)}
     return {name: module for name, module in found.items() if id(module) not in routers}
+
+
+def _routers(block: nn.Module) -> list[nn.Linear]:
+    """Linears beside a block's experts that decide about them: its own, and what has an output for each expert."""
+    experts = next((child for child in block.children() if isinstance(child, Experts)), None)
+    if experts is None:
+        return []
+    siblings = [child for child in block.children() if child is not experts]
+    own = [child for child in siblings if isinstance(child, nn.Linear)]
+    below = [module for child in siblings for module in child.modules() if isinstance(module, nn.Linear)]
+    return own + [module for module in below if module.out_features == len(experts)]
 
 
 def probe_state(decoder: Decoder) -> State:
@@ -34,7 +39,10 @@ def probe_state(decoder: Decoder) -> State:
 
 
 def fused_groups(decoder: Decoder, index: int, layer: nn.Module, probe: State) -> list[list[str]]:
-    """Paths of the layer's linears, those with a common input together, in the order of the layer."""
+    """Paths of the layer's linears, those with a common input together, in the order of the layer.
+
+    Linears that the layer does not call as modules come last, each alone.
+    """
     seen: dict[int, list[str]] = {}
     kept_alive: list[Any] = []  # so that no address is given out twice while we compare them
 
@@ -47,10 +55,10 @@ def fused_groups(decoder: Decoder, index: int, layer: nn.Module, probe: State) -
         for name, module in linears(layer).items()
     ]
     decoder.forward(index, layer, probe)
-    reached = {name for names in seen.values() for name in names}
     for name, module in layer.named_modules():
-        if isinstance(module, Expert) and f"{name}.gate_proj" not in reached:
-            module(torch.zeros(1, module.gate_proj.in_features, dtype=decoder.dtype, device=decoder.device))
+        if isinstance(module, Expert) and not any(f"{name}.up_proj" in names for names in seen.values()):
+            module(torch.zeros(1, module.up_proj.in_features, dtype=decoder.dtype, device=decoder.device))
     for handle in handles:
         handle.remove()
-    return list(seen.values())
+    reached = {name for names in seen.values() for name in names}
+    return list(seen.values()) + [[name] for name in linears(layer) if name not in reached]
