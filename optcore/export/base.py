@@ -1,11 +1,13 @@
 """What an export is: a target format on disk and its writer."""
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from optcore.frozen import Frozen
 
 if TYPE_CHECKING:
     from optcore.run import Run
+
+EngineName = Literal["vllm", "sglang", "tensorrt-llm", "transformers", "llama.cpp", "onnxruntime-genai"]
 
 
 class Export(Frozen):
@@ -18,6 +20,10 @@ class Export(Frozen):
     """Names of the KV cache formats it can hold."""
     engines: ClassVar[tuple[str, ...]]
     """Engines that load it."""
+
+    engine: EngineName | None = None
+    """An engine that must load the result. A recipe whose number formats it cannot load in this target is refused
+    before any work, with the nearest target that it can."""
 
     def write(self, run: "Run") -> None:
         """Read `run.checkpoint`, write the target's files to `run.out` and prove them by decoding them again."""

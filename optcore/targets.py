@@ -1,0 +1,97 @@
+"""Whether an engine will load what a recipe asks for: answered from the matrix, before any work."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from optcore.engines import ENGINES, KV, MIXED, Family, loading, obstacles, spoken
+from optcore.errors import RecipeError
+from optcore.export import AnyExport
+from optcore.export.base import EngineName, Export
+from optcore.frozen import members, tag
+
+if TYPE_CHECKING:
+    from optcore.recipe import Recipe
+    from optcore.techniques.base import Technique
+
+Formats = tuple[str, ...]
+
+
+def check_target(recipe: "Recipe", family: Family | None = None) -> None:
+    """Refuse number formats that the target cannot hold, or that no engine (or not the one asked for) loads from it.
+
+    The family is known once the model's configuration is here. Raises `RecipeError` with the reason and a way out.
+    """
+    exports = (("/target", recipe.target), *((f"/also/{i}", export) for i, export in enumerate(_more(recipe))))
+    for number, technique in enumerate(recipe.chain):
+        for candidate in (technique, *technique.alternatives):
+            main, *further = checkpoints(candidate)  # a technique that does not quantize names no format
+            for place, export in exports:
+                wanted = (main, *(formats for formats in further if formats[0] in export.schemes))
+                for formats in wanted:
+                    check_export(export, formats, family, place, f"/chain/{number}")
+
+
+def _more(recipe: "Recipe") -> tuple[Export, ...]:
+    more: tuple[Export, ...] = getattr(recipe, "also", ())
+    return more
+
+
+def check_export(
+    target: Export, formats: Formats, family: Family | None = None, place: str = "/target", chain: str = ""
+) -> None:
+    """The same for one checkpoint's formats: schemes, KV cache formats after `kv:`, `mixed`.
+
+    `place` and `chain` are where the recipe names the target and the formats.
+    """
+    format_, way_out = tag(type(target)), _way_out(target.engine, formats, family)
+    for name in formats:
+        if not _holds(type(target), name):
+            field = f"{chain}/{'kv_cache' if name.startswith(KV) else 'scheme'}" if chain else place
+            raise RecipeError(f"{target.title} cannot hold {spoken(name)}", remedy=way_out, field=field)
+    if target.engine:
+        if reasons := obstacles(format_, target.engine, formats, family):
+            raise RecipeError(
+                f"{ENGINES[target.engine]} does not load {' and '.join(reasons)} from {target.title}",
+                remedy=way_out,
+                field=f"{place}/engine",
+            )
+    elif not loading(format_, formats, family):
+        wanted = ", ".join(spoken(name) for name in formats)
+        raise RecipeError(
+            f"no known engine loads {wanted} from {target.title}", remedy=way_out, field=f"{place}/format"
+        )
+
+
+def checkpoints(technique: "Technique") -> Iterator[Formats]:
+    """The formats of each checkpoint that a technique leaves, as the matrix names them; the main one comes first."""
+    schemes: tuple[str, ...] = getattr(technique, "schemes", ())
+    also: tuple[str, ...] = getattr(technique, "also", ())
+    first: str | None = getattr(technique, "scheme", None)
+    cache: str | None = getattr(technique, "kv_cache", None)
+    together = tuple(name for name in schemes if name not in also) or ((first,) if first else ())
+    others = tuple(name for name in together if name != first)
+    for chosen in (together, *((name, *others) for name in also)):
+        mixed = (MIXED,) if len(set(chosen)) > 1 else ()
+        yield (*dict.fromkeys(chosen), *mixed, *((f"{KV}{cache}",) if cache else ()))
+
+
+def _holds(target: type[Export], name: str) -> bool:
+    if name == MIXED:
+        return True  # the matrix knows
+    return name.removeprefix(KV) in target.kv_caches if name.startswith(KV) else name in target.schemes
+
+
+def _way_out(engine: EngineName | None, formats: Formats, family: Family | None) -> str:
+    """The nearest combination that works: another target for the engine, else another engine, else fewer formats."""
+    fitting = [
+        (tag(target), loading(tag(target), formats, family))
+        for target in members(AnyExport)
+        if issubclass(target, Export) and all(_holds(target, name) for name in formats)
+    ]
+    if found := next((name for name, able in fitting if engine in able), None):
+        return f"use `target: {{format: {found}}}`, which {engine} loads"
+    if found := next((f"`target: {{format: {name}}}`, which {able[0]} loads" for name, able in fitting if able), None):
+        return f"use {found}" if engine is None else f"leave `engine` out and use {found}"
+    if any(name.startswith(KV) for name in formats):
+        return "leave `kv_cache` out, or name `fp8`, which most engines load"
+    return "choose one number format for all layers, or others than these"
