@@ -1,0 +1,72 @@
+"""What the rounding error of one input column costs the others: factors of the Hessian of a layer's output.
+
+For D = T - Q, the difference between the target and the rounded weight, the loss is tr(D H D^T). With H = V V^T, V upper
+triangular, it is the sum over columns k of |(D V)_k|^2, and (D V)_k holds no column after k. So rounding the columns
+from first to last, each to the value nearest to t_k + sum over i < k of d_i V_ik / V_kk, is GPTQ (arXiv:2210.17323) as
+Babai's nearest plane (arXiv:2507.18553): one Cholesky factor, K^3 / 3 FLOP, and neither an inverse nor a second factor.
+"""
+
+import torch
+
+# Multiples of the asked damping that are tried before the whole mean diagonal.
+_RUNGS = (1, 5, 10, 50)
+
+
+def dead_columns(gram_EKK: torch.Tensor) -> torch.Tensor:
+    """Inputs that were always zero, bool [..., K]: nothing is known of them, and they tie no other column."""
+    return gram_EKK.diagonal(dim1=-2, dim2=-1) == 0
+
+
+def revived(gram_EKK: torch.Tensor) -> torch.Tensor:
+    """H with the mean of the live diagonal on the dead places (1 where all are dead), so that it can be divided by."""
+    diagonal_EK = gram_EKK.diagonal(dim1=-2, dim2=-1)
+    dead_EK = diagonal_EK == 0
+    mean_E1 = diagonal_EK.sum(-1, keepdim=True) / (~dead_EK).sum(-1, keepdim=True).clamp(min=1)
+    filling_EK = torch.where(mean_E1 > 0, mean_E1, torch.ones_like(mean_E1)) * dead_EK
+    return gram_EKK + torch.diag_embed(filling_EK)
+
+
+def damped(gram_EKK: torch.Tensor, share: float) -> torch.Tensor:
+    """H + share * mean(diag H) * I."""
+    mean_E1 = gram_EKK.diagonal(dim1=-2, dim2=-1).mean(-1, keepdim=True)
+    return gram_EKK + torch.diag_embed((share * mean_E1).expand(gram_EKK.shape[:-1]))
+
+
+def ladder(damping: float) -> list[float]:
+    """Dampings to try, from the asked one to 1."""
+    return [*(damping * rung for rung in _RUNGS if damping * rung < 1), 1.0]
+
+
+def factored(gram_EKK: torch.Tensor, damping: float) -> tuple[torch.Tensor, list[float | None]]:
+    """Feedback [E, K, K] of every H, and the damping that it took; None, and zeros, where none sufficed.
+
+    Feedback is strictly lower triangular: row k holds V_ik / V_kk, the weight of the earlier columns' differences in
+    column k.
+    """
+    taken: list[float | None] = [None] * len(gram_EKK)
+    feedback_EKK = torch.zeros_like(gram_EKK)
+    waiting_E = gram_EKK.isfinite().all(-1).all(-1).nonzero().squeeze(1)
+    for share in ladder(damping):
+        if not len(waiting_E):
+            break
+        # V = J L J for J H J = L L^T, J the reversal of the columns: an upper factor without an inverse.
+        lower_EKK, failure_E = torch.linalg.cholesky_ex(damped(gram_EKK[waiting_E], share).flip(-1, -2))
+        good_E = (failure_E == 0) & lower_EKK.isfinite().all(-1).all(-1)
+        feedback_EKK[waiting_E[good_E]] = _feedback(lower_EKK[good_E])
+        for expert in waiting_E[good_E].tolist():
+            taken[expert] = share
+        waiting_E = waiting_E[~good_E]
+    return feedback_EKK, taken
+
+
+def _feedback(lower_EKK: torch.Tensor) -> torch.Tensor:
+    rows_EKK = lower_EKK.flip(-1, -2).mT.contiguous()  # a strip's matrix-vector products read rows
+    return rows_EKK.div_(rows_EKK.diagonal(dim1=-2, dim2=-1).unsqueeze(-1).clone()).tril_(-1)
+
+
+def coupling(gram_EKK: torch.Tensor) -> torch.Tensor:
+    """Row k holds H_ki / H_kk off the diagonal: with every other column fixed, the best t_k moves by it (a quadratic's
+    minimum along one coordinate)."""
+    rows_EKK = gram_EKK / gram_EKK.diagonal(dim1=-2, dim2=-1).unsqueeze(-1)
+    rows_EKK.diagonal(dim1=-2, dim2=-1).zero_()
+    return rows_EKK

@@ -1,0 +1,182 @@
+"""Rounding a layer's weight so that its output changes least: GPTQ, then coordinate descent and refitted scales.
+
+Shapes: W [N, K] (outputs, inputs), H = X^T X / tokens [K, K] of the inputs X that the rounded layer will see. The loss
+of Q against a target T is tr((T - Q) H (T - Q)^T): the squared change of the output, summed over outputs, per token.
+Inside, matrices are transposed, in rounding order, and of all experts of a batch: [E, K, N].
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from optcore.algorithms.factor import coupling, damped, factored, revived
+from optcore.algorithms.gptq_descent import descend
+from optcore.algorithms.gptq_refit import can_refit, refit
+from optcore.algorithms.lattice import Lattice, lattice
+from optcore.algorithms.scales import Scales
+from optcore.schemes import QuantArgs
+from optcore.techniques.options import Gptq
+
+
+class Rounded(NamedTuple):
+    """A weight on its format's lattice."""
+
+    weight_NK: torch.Tensor
+    """Dequantized, float32: bit for bit what its codes decode to with `scales`."""
+    scales: Scales
+    """As given, or refitted to the codes."""
+    loss: float
+    """tr((T - Q) H (T - Q)^T); NaN where H is not finite."""
+    nearest_loss: float
+    """The same of every weight's nearest value at the scales that were given."""
+    damping: float | None
+    """What was added to H's diagonal, as a share of its mean. None: H could not be used, weights are plainly rounded."""
+
+
+def gptq(
+    weight_NK: torch.Tensor,
+    gram_KK: torch.Tensor,
+    scales: Scales,
+    args: QuantArgs,
+    options: Gptq,
+    cross_KK: torch.Tensor | None = None,
+) -> Rounded:
+    """Round one weight, float32. `cross_KK` = X^T X_original / tokens is needed where `options.asymmetry` is not 0.
+
+    An input that never occurred (a zero on H's diagonal) is plainly rounded. So is a weight whose H cannot be factored
+    at any damping, and every output that would otherwise end worse than plainly rounded.
+    """
+    crosses = None if cross_KK is None else cross_KK.unsqueeze(0)
+    return gptq_batch(weight_NK.unsqueeze(0), gram_KK.unsqueeze(0), [scales], args, options, crosses)[0]
+
+
+def gptq_batch(
+    weight_ENK: torch.Tensor,
+    gram_EKK: torch.Tensor,
+    scales: Sequence[Scales],
+    args: QuantArgs,
+    options: Gptq,
+    cross_EKK: torch.Tensor | None = None,
+) -> list[Rounded]:
+    """Round weights of one shape, each with its own H, together: the experts of a layer."""
+    if options.asymmetry and cross_EKK is None:
+        raise ValueError("an asymmetric target needs the cross Gram matrix of rounded and original inputs")
+    gram_EKK = gram_EKK.float()
+    order_EK = _order(gram_EKK, options)
+    feedback_EKK, damping_E = factored(_permuted(revived(gram_EKK), order_EK), options.damping)
+    problems = [
+        _Problem(weight_ENK[e].float(), gram_EKK[e], order_EK[e], scales[e], args, damping)
+        for e, damping in enumerate(damping_E)
+    ]
+    usable = [e for e, damping in enumerate(damping_E) if damping is not None]
+    rounded_E = [problem.nearest() for problem in problems]
+    if usable:
+        pulls = None if not options.asymmetry or cross_EKK is None else cross_EKK[usable].float()
+        solved = _solve([problems[e] for e in usable], feedback_EKK[usable], options, pulls)
+        for e, rounded in zip(usable, solved, strict=True):
+            rounded_E[e] = rounded
+    return rounded_E
+
+
+class _Problem(NamedTuple):
+    """One weight to be rounded."""
+
+    weight_NK: torch.Tensor
+    gram_KK: torch.Tensor
+    order_K: torch.Tensor
+    scales: Scales
+    args: QuantArgs
+    damping: float | None
+
+    def points(self, scales: Scales) -> Lattice:
+        rows, columns = self.weight_NK.shape
+        return lattice(scales, self.args, (rows, columns))
+
+    def nearest(self) -> Rounded:
+        nearest_NK = self.points(self.scales).nearest(self.weight_NK)
+        loss = float(_losses(self.weight_NK, nearest_NK, self.gram_KK).sum())
+        return Rounded(nearest_NK, self.scales, loss, loss, self.damping)
+
+    def finished(self, target_KN: torch.Tensor, rounded_KN: torch.Tensor, scales: Scales) -> Rounded:
+        """Back in the weight's order; outputs that plain rounding serves better take that, and its scales."""
+        place_K = self.order_K.argsort()
+        target_NK, rounded_NK = target_KN[place_K].mT, rounded_KN[place_K].mT
+        nearest_NK = self.points(self.scales).nearest(self.weight_NK)
+        loss_N = _losses(target_NK, rounded_NK, self.gram_KK)
+        nearest_loss_N = _losses(target_NK, nearest_NK, self.gram_KK)
+        worse_N1 = (loss_N > nearest_loss_N).unsqueeze(1)
+        if scales is not self.scales:
+            scales = scales._replace(scale=torch.where(worse_N1, self.scales.scale, scales.scale))
+        # Once more through the lattice: the bits of decoding, whatever the arithmetic on the way.
+        weight_NK = self.points(scales).nearest(torch.where(worse_N1, nearest_NK, rounded_NK))
+        loss = float(torch.minimum(loss_N, nearest_loss_N).sum())
+        return Rounded(weight_NK, scales, loss, float(nearest_loss_N.sum()), self.damping)
+
+
+def _solve(
+    problems: Sequence[_Problem], feedback_EKK: torch.Tensor, options: Gptq, cross_EKK: torch.Tensor | None
+) -> list[Rounded]:
+    order_EK = torch.stack([problem.order_K for problem in problems])
+    gram_EKK = _permuted(torch.stack([problem.gram_KK for problem in problems]), order_EK)
+    weight_EKN = torch.stack([problem.weight_NK.mT[problem.order_K] for problem in problems])
+    if cross_EKK is None:
+        target_EKN = weight_EKN
+    else:
+        damping_E = [problem.damping or 0.0 for problem in problems]
+        target_EKN = _shifted(weight_EKN, gram_EKK, _permuted(cross_EKK, order_EK), damping_E, options.asymmetry)
+    rounded_EKN = target_EKN.clone()
+    scales = [problem.scales for problem in problems]
+    points = _points(problems, scales)
+    descend(target_EKN, rounded_EKN, feedback_EKK, points, causal=True)
+    coupling_EKK = coupling(revived(gram_EKK)) if options.sweeps else feedback_EKK
+    for _ in range(options.sweeps):
+        if options.refit and can_refit(problems[0].args):
+            parts = zip(target_EKN, rounded_EKN, gram_EKK, problems, scales, strict=True)
+            scales = [refit(t, q, gram, problem.order_K, old) for t, q, gram, problem, old in parts]
+            points = _points(problems, scales)
+        descend(target_EKN, rounded_EKN, coupling_EKK, points, causal=False)
+    parts = zip(problems, target_EKN, rounded_EKN, scales, strict=True)
+    return [problem.finished(target_KN, rounded_KN, fitted) for problem, target_KN, rounded_KN, fitted in parts]
+
+
+def _points(problems: Sequence[_Problem], scales: Sequence[Scales]) -> Lattice:
+    """The lattices of all problems as one, transposed and in rounding order."""
+    each = [problem.points(own).columns(problem.order_K) for problem, own in zip(problems, scales, strict=True)]
+    steps = torch.stack([one.step_NK.mT for one in each])
+    zeros = [one.zero_NK.mT for one in each if one.zero_NK is not None]
+    return Lattice(steps, torch.stack(zeros) if zeros else None, each[0].grid)
+
+
+def _shifted(
+    weight_EKN: torch.Tensor,
+    gram_EKK: torch.Tensor,
+    cross_EKK: torch.Tensor,
+    damping_E: Sequence[float],
+    asymmetry: float,
+) -> torch.Tensor:
+    """T with H T^T = ((1 - a) H + a G) W^T, G = X^T X_original / tokens: the least-squares weight whose output on the
+    rounded model's inputs is nearest to (1 - a) X W^T + a X_original W^T (GPTAQ, arXiv:2504.02692, damped)."""
+    alive = zip(revived(gram_EKK), damping_E, strict=True)
+    firm_EKK = torch.stack([damped(gram_KK, damping) for gram_KK, damping in alive])
+    pull_EKN = asymmetry * (cross_EKK - gram_EKK) @ weight_EKN
+    return weight_EKN + torch.cholesky_solve(pull_EKN, torch.linalg.cholesky(firm_EKK))
+
+
+def _order(gram_EKK: torch.Tensor, options: Gptq) -> torch.Tensor:
+    """Largest diagonal first, where asked: those errors are then spread over the most other columns."""
+    diagonal_EK = gram_EKK.diagonal(dim1=-2, dim2=-1)
+    if options.act_order:
+        return diagonal_EK.argsort(dim=-1, descending=True, stable=True)
+    return torch.arange(diagonal_EK.shape[1], device=diagonal_EK.device).expand_as(diagonal_EK)
+
+
+def _permuted(gram_EKK: torch.Tensor, order_EK: torch.Tensor) -> torch.Tensor:
+    rows_EKK = torch.take_along_dim(gram_EKK, order_EK.unsqueeze(-1), -2)
+    return torch.take_along_dim(rows_EKK, order_EK.unsqueeze(-2), -1)
+
+
+def _losses(target_NK: torch.Tensor, rounded_NK: torch.Tensor, gram_KK: torch.Tensor) -> torch.Tensor:
+    """tr((T - Q) H (T - Q)^T), output by output [N]."""
+    difference_NK = target_NK - rounded_NK
+    return (difference_NK @ gram_KK * difference_NK).sum(1)
