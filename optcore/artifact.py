@@ -4,21 +4,29 @@ import hashlib
 import os
 import platform
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from optcore.coverage import coverage
 from optcore.frozen import Frozen, digest_of
 from optcore.links import link
+from optcore.plan import Result
+from optcore.quantization import load_quantization
 from optcore.recipe import Recipe
-from optcore.report import LayerError, Measurement, Report, StageCost
+from optcore.report import Coverage, LayerError, Measurement, Report, StageCost
 from optcore.report.card import render_card
 from optcore.report.page import render_page
+from optcore.schemes import PRESETS
 from optcore.sizes import size_measurements
 from optcore.stage import Inputs
-from optcore.techniques import Ptq, Technique
+from optcore.techniques import Technique
 from optcore.version import ENGINE_VERSION, installed
 
 MANIFEST = "manifest.json"
+ALSO = "also"
+"""Folder of the results beside the main one."""
+_DOCUMENTS = ("report.json", "report.html", "README.md", "recipe.yaml")
 
 
 class ArtifactFile(Frozen):
@@ -46,8 +54,9 @@ class Artifact(Frozen):
 
 
 class Outcome(NamedTuple):
-    """What a finished run knows."""
+    """What a finished run knows of one of its results."""
 
+    result: Result
     recipe: Recipe
     inputs: Inputs
     applied: tuple[Technique, ...]
@@ -56,45 +65,47 @@ class Outcome(NamedTuple):
     notices: tuple[str, ...]
 
 
-def assemble(outcome: Outcome, out: Path) -> Artifact:
-    """Put the artifact together beside `out` and rename it into place."""
+def assemble(outcomes: Sequence[Outcome], out: Path) -> Artifact:
+    """Put the artifact together beside `out` and rename it into place. The first outcome is the main one."""
     part = out.with_name(f"{out.name}.part-{os.getpid()}")
     shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
+    for outcome in reversed(outcomes):  # the main one's manifest covers the others
+        artifact = _assemble_one(outcome, part / ALSO / outcome.result.name if outcome.result.name else part)
+    part.rename(out)
+    return artifact
+
+
+def _assemble_one(outcome: Outcome, folder: Path) -> Artifact:
+    folder.mkdir(parents=True, exist_ok=True)
     for path in sorted(Path(outcome.inputs.exported).iterdir()):
-        link(path, part / path.name)
-    digest = digest_of([(file.path, file.sha256) for file in _hashed(part)])
-    _write_documents(part, _report(outcome, digest))
+        link(path, folder / path.name)
+    exported = [file for file in _hashed(folder) if Path(file.path).name not in (MANIFEST, *_DOCUMENTS)]
+    digest = digest_of([(file.path, file.sha256) for file in exported])
+    _write_documents(folder, _report(outcome, digest))
     artifact = Artifact(
         digest=digest,
         recipe_digest=outcome.recipe.digest,
         source_digest=outcome.inputs.source_digest,
         data_digest=outcome.inputs.data_digest,
-        files=_hashed(part),
+        files=_hashed(folder),
     )
-    (part / MANIFEST).write_text(artifact.model_dump_json(indent=2) + "\n")
-    part.rename(out)
+    (folder / MANIFEST).write_text(artifact.model_dump_json(indent=2) + "\n")
     return artifact
 
 
 def _hashed(folder: Path) -> tuple[ArtifactFile, ...]:
     files = []
-    for path in sorted(folder.iterdir()):
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         with path.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        files.append(ArtifactFile(path=path.name, bytes=path.stat().st_size, sha256=sha256))
+        files.append(ArtifactFile(path=path.relative_to(folder).as_posix(), bytes=path.stat().st_size, sha256=sha256))
     return tuple(files)
 
 
 def _write_documents(folder: Path, report: Report) -> None:
     recipe = Recipe.model_validate(report.recipe)
-    documents = {
-        "report.json": report.to_json(),
-        "report.html": render_page(report),
-        "README.md": render_card(report),
-        "recipe.yaml": recipe.to_yaml(),
-    }
-    for name, text in documents.items():
+    texts = (report.to_json(), render_page(report), render_card(report), recipe.to_yaml())
+    for name, text in zip(_DOCUMENTS, texts, strict=True):
         (folder / name).write_text(text, encoding="utf-8")
 
 
@@ -107,16 +118,34 @@ def _report(outcome: Outcome, digest: str) -> Report:
         base_model=recipe.model.id or "",
         source_digest=outcome.inputs.source_digest,
         artifact_digest=digest,
-        scheme="; ".join(technique.summary for technique in outcome.applied),
-        schemes=tuple(technique.scheme for technique in outcome.applied if isinstance(technique, Ptq)),
-        target=recipe.target.format,
+        scheme=_scheme_line(outcome),
+        schemes=_schemes(outcome),
+        target=outcome.result.export.format,
         recipe=_public(recipe).model_dump(mode="json"),
         measurements=(*size_measurements(source, Path(outcome.inputs.exported)), *measured),
         stages=outcome.costs,
+        coverage=_coverage(outcome),
         layer_errors=tuple(LayerError(layer=name, relative_error=error) for name, error in errors),
         notices=outcome.notices,
         environment=_environment(),
     )
+
+
+def _scheme_line(outcome: Outcome) -> str:
+    named = PRESETS.get(outcome.result.scheme)
+    said = [technique.summary for technique in outcome.applied]
+    return "; ".join([*said[:-1], named.title] if named else said)
+
+
+def _coverage(outcome: Outcome) -> Coverage | None:
+    checkpoint = Path(outcome.inputs.checkpoint)
+    description = load_quantization(checkpoint)
+    return coverage(description, checkpoint, Path(outcome.inputs.exported)) if description else None
+
+
+def _schemes(outcome: Outcome) -> tuple[str, ...]:
+    description = load_quantization(Path(outcome.inputs.checkpoint))
+    return tuple(scheme.name for scheme in description.schemes) if description else ()
 
 
 def _public(recipe: Recipe) -> Recipe:

@@ -14,7 +14,18 @@ from optcore.child import RESULTS, run_stage
 from optcore.errors import GateFailed, RecipeError, folder_error
 from optcore.evaluate import Fidelity
 from optcore.events import AnyEvent, Notice, RecipeResolved, RunFinished, RunPlanned, StageFinished, StageStarted
-from optcore.plan import check, gate_stage, stage_names, technique_stage
+from optcore.frozen import digest_of
+from optcore.plan import (
+    Result,
+    check,
+    evaluate_stage,
+    export_stage,
+    gate_stage,
+    results,
+    stage_names,
+    technique_stage,
+)
+from optcore.quantization import also_folder
 from optcore.recipe import Recipe
 from optcore.report import StageCost
 from optcore.stage import (
@@ -45,9 +56,7 @@ def optimize(recipe: Recipe, out: Path, work: Path, emit: Emit) -> Artifact:
         recipe = walk.fetch(recipe)
         for number, technique in enumerate(recipe.chain, start=1):
             walk.apply(number, technique, recipe)
-        walk.export(recipe)
-        walk.evaluate(recipe)
-        artifact = assemble(walk.outcome(recipe), out)
+        artifact = assemble([walk.finish(result, recipe) for result in results(recipe)], out)
     except OSError as error:
         raise folder_error(error) from error
     emit(RunFinished(digest=artifact.digest))
@@ -114,19 +123,21 @@ class _Walk:
                 self.applied.append(candidate)
                 return
 
-    def export(self, recipe: Recipe) -> None:
-        """Write the target format."""
-        record = self._stage(f"{len(recipe.chain) + 1}-export", ExportWork(export=recipe.target))
+    def finish(self, result: Result, recipe: Recipe) -> Outcome:
+        """Write one result in its target format, and measure it before and after."""
+        checkpoint = self.inputs
+        if result.scheme:
+            self._move(
+                checkpoint=str(also_folder(Path(checkpoint.checkpoint), result.scheme)),
+                checkpoint_digest=digest_of([checkpoint.checkpoint_digest, result.scheme]),
+            )
+        record = self._stage(export_stage(recipe, result), ExportWork(export=result.export))
         self._move(exported=str(self.work.files(record.key)), exported_digest=record.key)
-
-    def evaluate(self, recipe: Recipe) -> None:
-        """Measure before and after."""
-        self._stage(f"{len(recipe.chain) + 2}-evaluate", EvaluateWork(evaluators=recipe.evaluate))
-
-    def outcome(self, recipe: Recipe) -> Outcome:
-        """What the artifact is made of."""
-        evaluated = list(self.records.values())[-1].results
-        return Outcome(recipe, self.inputs, tuple(self.applied), evaluated, tuple(self.costs), tuple(self.notices))
+        evaluated = self._stage(evaluate_stage(recipe, result), EvaluateWork(evaluators=recipe.evaluate))
+        inputs, self.inputs = self.inputs, checkpoint
+        return Outcome(
+            result, recipe, inputs, tuple(self.applied), evaluated.results, tuple(self.costs), tuple(self.notices)
+        )
 
     def _passes(self, name: str, technique: Technique, recipe: Recipe) -> bool:
         """Whether the technique's result meets its gate; raises `GateFailed` when it must and does not."""
@@ -171,7 +182,8 @@ class _Walk:
 
     def _run(self, task: StageTask, key: str) -> StageRecord:
         part = self.work.begin(key)
-        paths = {"out": str(part / "files"), "scratch": str(part / "scratch"), "cache": str(self.work.sources)}
+        paths = {name: str(part / name) for name in ("scratch", "journal")}
+        paths |= {"out": str(part / "files"), "cache": str(self.work.sources)}
         started = time.monotonic()
         usage = run_stage(task.model_copy(update=paths), part / "task.json", self.emit)
         record = StageRecord(

@@ -1,11 +1,60 @@
-"""What can be known before any work: the stages of a recipe, and whether they fit together."""
+"""What can be known before any work: the stages of a recipe, its results, and whether they fit together."""
+
+from typing import NamedTuple
 
 from optcore.errors import RecipeError
+from optcore.export import AnyExport
 from optcore.frozen import tag
 from optcore.recipe import Recipe
+from optcore.targets import check_target
 from optcore.techniques import Technique
 
 _DENSE = frozenset({"dense"})
+
+
+class Result(NamedTuple):
+    """One checkpoint that a recipe asks for."""
+
+    name: str
+    """Its folder below `also/`; empty for the main one."""
+    scheme: str
+    """Empty for the format that the last technique's gate settled on."""
+    export: AnyExport
+
+
+def results(recipe: Recipe) -> tuple[Result, ...]:
+    """The main result, then every further format and target that go together."""
+    main = Result("", "", recipe.target)
+    more = [(scheme, export) for scheme in ("", *_also(recipe)) for export in (recipe.target, *recipe.also)]
+    last = getattr(recipe.chain[-1], "scheme", "mixed")
+    return (
+        main,
+        *(
+            Result(f"{scheme or last}-{tag(type(export))}", scheme, export)
+            for scheme, export in more[1:]
+            if not scheme or scheme in export.schemes
+        ),
+    )
+
+
+def _also(recipe: Recipe) -> tuple[str, ...]:
+    """Further formats of the last technique."""
+    also: tuple[str, ...] = getattr(recipe.chain[-1], "also", ())
+    return also
+
+
+def export_stage(recipe: Recipe, result: Result) -> str:
+    """Name of the stage that writes a result."""
+    return _result_stage(f"{len(recipe.chain) + 1}-export", result)
+
+
+def evaluate_stage(recipe: Recipe, result: Result) -> str:
+    """Name of the stage that measures a result."""
+    return _result_stage(f"{len(recipe.chain) + 2}-evaluate", result)
+
+
+def _result_stage(stage: str, result: Result) -> str:
+    return f"{stage}-{result.name}" if result.name else stage
 
 
 def stage_names(recipe: Recipe) -> tuple[str, ...]:
@@ -15,8 +64,9 @@ def stage_names(recipe: Recipe) -> tuple[str, ...]:
         names.append(technique_stage(number, technique))
         if technique.gate:
             names.append(gate_stage(names[-1]))
-    last = len(recipe.chain)
-    return (*names, f"{last + 1}-export", f"{last + 2}-evaluate")
+    for result in results(recipe):
+        names += [export_stage(recipe, result), evaluate_stage(recipe, result)]
+    return tuple(names)
 
 
 def technique_stage(number: int, technique: Technique, attempt: int = 0) -> str:
@@ -44,17 +94,22 @@ def check(recipe: Recipe) -> None:
         properties = (properties | technique.leaves) - technique.removes
     if "quantized" not in properties:
         raise RecipeError("nothing in the chain quantizes", remedy="add a `ptq` entry", field="/chain")
-    _check_target(recipe)
+    _check_also(recipe)
+    check_target(recipe)
 
 
-def _check_target(recipe: Recipe) -> None:
-    for number, technique in enumerate(recipe.chain):
-        for candidate in (technique, *technique.alternatives):
-            for field, held in (("scheme", recipe.target.schemes), ("kv_cache", recipe.target.kv_caches)):
-                wanted = getattr(candidate, field, None)
-                if wanted is not None and wanted not in held:
-                    raise RecipeError(
-                        f"{recipe.target.title} cannot hold {wanted}",
-                        remedy=f"it holds {', '.join(sorted(held))}",
-                        field=f"/chain/{number}/{field}",
-                    )
+def _check_also(recipe: Recipe) -> None:
+    for number, technique in enumerate(recipe.chain[:-1]):
+        if getattr(technique, "also", ()):
+            raise RecipeError(
+                "`also` makes several results, and a technique follows that goes on with one",
+                remedy="leave `also` to the last entry of the chain",
+                field=f"/chain/{number}/also",
+            )
+    for scheme in _also(recipe):
+        if not any(result.scheme == scheme for result in results(recipe)):
+            raise RecipeError(
+                f"no target of the recipe can hold {scheme}",
+                remedy="add a target that can to the recipe's `also`",
+                field=f"/chain/{len(recipe.chain) - 1}/also",
+            )

@@ -32,6 +32,8 @@ class Recipe(Frozen):
     """Techniques in the order in which they are applied."""
     target: AnyExport = CompressedTensors()
     """The format to write."""
+    also: tuple[AnyExport, ...] = Field(default=(), max_length=8)
+    """More formats, written from the same quantized checkpoint. Each lands in `also/<scheme>-<format>/`."""
     evaluate: tuple[AnyEvaluator, ...] = (Fidelity(), Throughput())
     """What to measure before and after."""
     publish: Publish | None = None

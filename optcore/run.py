@@ -20,11 +20,13 @@ class Run:
     out: Path
     """The folder that this stage writes; it becomes visible only when the stage ends well."""
     scratch: Path
-    """A folder for what does not fit into memory; removed afterwards."""
+    """A folder for what does not fit into memory; emptied whenever the stage starts, removed afterwards."""
     calibration: Calibration
     data_files: tuple[Path, ...]
     """The data set's files, already on this machine."""
     emit: Callable[[AnyEvent], None]
+    journal: Path = Path()
+    """A folder for what a later process must know to go on with this stage; removed when it has ended well."""
     seed: int = 0
     export: Path | None = None
     """The exported checkpoint, for stages after the export."""

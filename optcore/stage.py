@@ -1,5 +1,8 @@
 """One resumable step, as documents: what its process is told, and what it leaves behind."""
 
+import os
+import platform
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
@@ -9,7 +12,7 @@ from optcore.export import AnyExport
 from optcore.frozen import Frozen, digest_of
 from optcore.references import BUILT_IN, Calibration, ModelRef
 from optcore.techniques import AnyTechnique
-from optcore.version import ENGINE_VERSION
+from optcore.version import ENGINE_VERSION, installed
 
 
 class FetchWork(Frozen):
@@ -82,6 +85,7 @@ class StageTask(Frozen):
     inputs: Inputs
     out: str = ""
     scratch: str = ""
+    journal: str = ""
     cache: str = ""
 
     @property
@@ -92,6 +96,7 @@ class StageTask(Frozen):
         return digest_of(
             {
                 "engine": ENGINE_VERSION,
+                "environment": environment(self.work),
                 "work": _without_gates(self.work.model_dump(mode="json")),
                 "source": inputs.source_digest,
                 "checkpoint": inputs.checkpoint_digest,
@@ -100,6 +105,16 @@ class StageTask(Frozen):
                 "seed": inputs.seed,
             }
         )
+
+
+def environment(work: AnyWork) -> dict[str, str]:
+    """What the same work depends on beyond its inputs: the libraries that compute, on what, and for timings where."""
+    if isinstance(work, FetchWork):
+        return {}
+    libraries = {name: installed(name) for name in ("torch", "transformers")}
+    device = "cuda" if Path("/dev/nvidia0").exists() and os.environ.get("CUDA_VISIBLE_DEVICES") != "" else "cpu"
+    machine = {"machine": platform.node()} if isinstance(work, EvaluateWork) else {}
+    return {**libraries, "device": device, **machine}
 
 
 class StageRecord(Frozen):

@@ -17,6 +17,7 @@ def perform(task: StageTask, emit: Callable[[AnyEvent], None]) -> dict[str, Any]
         source=Path(task.inputs.source),
         out=Path(task.out),
         scratch=Path(task.scratch),
+        journal=Path(task.journal),
         calibration=task.inputs.calibration,
         data_files=tuple(Path(file) for file in task.inputs.data_files),
         emit=emit,

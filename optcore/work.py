@@ -3,7 +3,6 @@
 import fcntl
 import os
 import shutil
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,13 +10,15 @@ from pathlib import Path
 from optcore.stage import StageRecord
 
 _RECORD = "record.json"
+JOURNAL = "journal"
+"""Below a stage's folder: what it has finished, for the process that goes on after a kill."""
 
 
 class WorkFolder:
     """`stages/<key>/` holds a finished stage's `files/` and `record.json`; nothing else is ever read back.
 
-    A stage is written under a temporary name and renamed when it is complete, so a killed process leaves only rubbish
-    that the next holder of the key's lock removes.
+    A stage is written under a temporary name and renamed when it is complete. What a killed process leaves is only ever
+    seen by the next holder of the key's lock.
     """
 
     def __init__(self, root: Path) -> None:
@@ -46,17 +47,19 @@ class WorkFolder:
             yield
 
     def begin(self, key: str) -> Path:
-        """An empty folder to build the stage in, what an earlier process left half done removed."""
-        for left in self._stages.glob(f"{key}.part-*"):
-            shutil.rmtree(left, ignore_errors=True)
-        part = self._stages / f"{key}.part-{uuid.uuid4().hex[:8]}"
-        (part / "files").mkdir(parents=True)
-        (part / "scratch").mkdir()
+        """A folder to build the stage in. What a killed process left is kept where it kept a journal, else removed."""
+        part = self._stages / f"{key}.part"
+        if not any((part / JOURNAL).glob("**/*.json")):
+            shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(part / "scratch", ignore_errors=True)
+        for name in ("files", "scratch", JOURNAL):
+            (part / name).mkdir(parents=True, exist_ok=True)
         return part
 
     def commit(self, part: Path, record: StageRecord) -> None:
         """Make a stage visible: its record last, its bytes on the disk before its name."""
-        shutil.rmtree(part / "scratch", ignore_errors=True)
+        for name in ("scratch", JOURNAL):
+            shutil.rmtree(part / name, ignore_errors=True)
         record = record.model_copy(update={"files": _facts(part / "files")})
         (part / _RECORD).write_text(record.model_dump_json(indent=2) + "\n")
         _sync(part)
@@ -66,7 +69,7 @@ class WorkFolder:
 
 
 def _facts(folder: Path) -> dict[str, tuple[int, int]]:
-    facts = {path.name: path.stat() for path in sorted(folder.iterdir())}
+    facts = {str(path.relative_to(folder)): path.stat() for path in sorted(folder.rglob("*")) if path.is_file()}
     return {name: (fact.st_size, fact.st_mtime_ns) for name, fact in facts.items()}
 
 

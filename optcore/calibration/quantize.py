@@ -1,178 +1,203 @@
-"""Post-training quantization in one pass over the decoder layers: measure inputs, find scales, go on."""
+"""Post-training quantization in one pass over the decoder layers: measure inputs, quantize, write, go on."""
 
-from collections.abc import Iterable
-from pathlib import Path
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
 
-from optcore.algorithms.activations import static_scale
-from optcore.algorithms.scales import Scales, find_scales
-from optcore.calibration.observers import InputObserver
-from optcore.calibration.text import Texts
-from optcore.errors import BadCheckpoint, RecipeError
+from optcore.calibration.assignment import Assignment
+from optcore.calibration.journal import Journal
+from optcore.calibration.kv import attention_name, check_kv_cache, named
+from optcore.calibration.layer import LayerQuantizer, Quantized
+from optcore.calibration.propagate import Propagation, calibrated
+from optcore.errors import OutOfDisk
 from optcore.links import link_checkpoint
-from optcore.quantization import SCALES, Quantization
+from optcore.quantization import Quantization, QuantizedLayer, also_folder, layer_file
 from optcore.schemes import KV_CACHE_PRESETS
+from optcore.sizes import weight_bytes
 from optcore.streaming.cache import ObservingCache
 from optcore.streaming.decoder import Decoder
-from optcore.streaming.groups import fused_groups, linears, probe_state
-from optcore.streaming.hidden import HiddenStates
-from optcore.streaming.match import is_matched
+from optcore.streaming.groups import fused_groups, probe_state
+from optcore.streaming.quantized import QuantizedCheckpoint
+from optcore.streaming.simulate import changed_parameters, module_paths, rounded, rounded_linear
+from optcore.streaming.structure import folds
 
 if TYPE_CHECKING:
     from optcore.run import Run
     from optcore.techniques.ptq import Ptq
 
 
-def quantize_checkpoint(run: "Run", technique: "Ptq") -> None:
-    """Write the quantized checkpoint of `run.checkpoint` to `run.out`; weights stay as they are, scales are added."""
+@torch.no_grad()
+def quantize_checkpoint(run: "Run", technique: "Ptq", chosen: Mapping[str, str | None] | None = None) -> None:
+    """Write the quantized checkpoint of `run.checkpoint` to `run.out`, and one more below it for each of `also`.
+
+    `chosen` gives single modules another format than the technique's scheme (None: leave it alone).
+    """
     decoder = Decoder(run.checkpoint)
-    pass_ = _Pass(decoder, technique)
-    hidden = _calibration_states(run, decoder, technique)
-    for index in range(len(decoder)):
-        with decoder.layer(index) as layer:
-            pass_.quantize_layer(index, layer, hidden)
-        run.progress("calibrating" if hidden else "searching", index + 1, len(decoder))
-    link_checkpoint(run.checkpoint, run.out)
-    save_file({name: tensor.cpu() for name, tensor in pass_.tensors.items()}, run.out / SCALES)
-    pass_.description().save(run.out)
+    _Pass(run, technique, decoder, chosen).walk()
 
 
-def _calibration_states(run: "Run", decoder: Decoder, technique: "Ptq") -> HiddenStates | None:
-    """The calibration set's hidden states, or nothing when no scale depends on them."""
-    if not technique.preset.needs_calibration and not technique.kv_cache:
-        return None
-    if technique.kv_cache and getattr(decoder.model.config.get_text_config(), "kv_lora_rank", None):
-        raise RecipeError(
-            "the model caches a latent (MLA), whose scales are not those of keys and values",
-            remedy="leave `kv_cache` out",
-            field="/chain",
-        )
-    longest = decoder.longest_sequence
-    if run.calibration.sequence_length > longest:
-        run.notice(f"calibration.sequence_length cut to {longest}, the most that the model holds")
-    windows_ST = Texts(run.source, run.calibration, run.data_files).calibration_windows(longest)
-    if len(windows_ST) < run.calibration.samples:
-        run.notice(f"the data set has {len(windows_ST)} windows, not {run.calibration.samples}")
-    return HiddenStates(decoder, windows_ST, run.scratch)
+class _Variant:
+    """One format of the pass: which modules get it, and where its checkpoint goes."""
+
+    def __init__(self, run: "Run", technique: "Ptq", scheme: str, chosen: Mapping[str, str | None] | None) -> None:
+        is_first = scheme == technique.scheme
+        self.scheme = scheme
+        self.assignment = Assignment(scheme, technique, chosen)
+        self.out = run.out if is_first else also_folder(run.out, scheme)
+        self.journal = Journal(self.out, run.journal / scheme)
 
 
 class _Pass:
-    """Collects scales layer by layer."""
+    """Walks through the layers once, whatever the number of formats."""
 
-    def __init__(self, decoder: Decoder, technique: "Ptq") -> None:
-        self.decoder = decoder
+    def __init__(self, run: "Run", technique: "Ptq", decoder: Decoder, chosen: Mapping[str, str | None] | None) -> None:
+        self.run = run
         self.technique = technique
-        self.tensors: dict[str, torch.Tensor] = {}
-        self._modules: list[str] = []
-        self._attentions: list[str] = []
+        self.decoder = decoder
+        self.variants = [_Variant(run, technique, scheme, chosen) for scheme in (technique.scheme, *technique.also)]
         self._probe = probe_state(decoder)
 
-    def description(self) -> Quantization:
-        """What was done, for the checkpoint."""
-        return Quantization(
-            scheme=self.technique.scheme,
-            scale_search=self.technique.scale_search,
-            kv_cache=self.technique.kv_cache,
-            modules=tuple(self._modules),
-            ignored=self._left_alone(),
-            attentions=tuple(self._attentions),
-        )
+    def walk(self) -> None:
+        """Check, go through the layers, write what is outside them, describe the result."""
+        self._check()
+        states = calibrated(self.run, self.decoder, self.technique) if self._needs_text() else None
+        for index in range(len(self.decoder)):
+            with self.decoder.layer(index, keep_stored=True) as layer:
+                if self._is_finished(index):
+                    self._skip(index, layer, states)
+                else:
+                    self._quantize(index, layer, states)
+            self.run.progress("calibrating" if states else "searching", index + 1, len(self.decoder))
+        self._finish()
 
-    def quantize_layer(self, index: int, layer: nn.Module, hidden: HiddenStates | None) -> None:
-        """Measure the layer's inputs, then find scales group by group."""
-        observer = InputObserver(linears(layer))
+    def _check(self) -> None:
+        if self.technique.kv_cache:
+            check_kv_cache(self.decoder)
+        names = [name for index in range(len(self.decoder)) for name in self._paths(index).values()]
+        for variant in self.variants:
+            variant.assignment.check([], names)
+        _check_disk(self.run, len(self.variants))
+
+    def _needs_text(self) -> bool:
+        schemes = [variant.assignment[name] for variant in self.variants for name in self._paths(0).values()]
+        static = any(scheme.needs_calibration for scheme in schemes if scheme)
+        technique = self.technique
+        return static or technique.measures_gram or technique.kv_cache is not None
+
+    def _paths(self, index: int) -> dict[str, str]:
+        return module_paths(self.decoder, index, self.decoder.layers[index])
+
+    def _is_finished(self, index: int) -> bool:
+        return all(variant.journal.layer(index) is not None for variant in self.variants)
+
+    def _skip(self, index: int, layer: nn.Module, states: Propagation | None) -> None:
+        """Bring the hidden states past a layer that an earlier process finished."""
+        if states is None:
+            return
+        variant = self.variants[0]
+        record = variant.journal.layer(index)
+        assert record is not None
+        checkpoint = QuantizedCheckpoint(variant.out, Quantization(layers=(record,), ignored=()))
+        names = {name: path for path, name in self._paths(index).items()}
+        chosen = {
+            names[name]: rounded_linear(checkpoint, name, search=self.technique.activation_search)
+            for name in record.linears
+        }
+        changed = changed_parameters(checkpoint, self.decoder, index, record)
+        states.skip(index, layer, rounded(layer, chosen, changed))
+
+    def _quantize(self, index: int, layer: nn.Module, states: Propagation | None) -> None:
+        paths = module_paths(self.decoder, index, layer)
         groups = fused_groups(self.decoder, index, layer, self._probe)
-        if hidden:
-            self._observe(index, layer, hidden, observer)
-        for group in groups:
-            self._quantize_group(index, layer, self._kept(index, group), observer)
-
-    def _observe(self, index: int, layer: nn.Module, hidden: HiddenStates, observer: InputObserver) -> None:
+        for variant in self.variants:
+            variant.assignment.check([[paths[path] for path in group] for group in groups], [])
         cache = ObservingCache() if self.technique.kv_cache else None
-        with observer:
-            hidden.advance(index, layer, cache)
-        if cache and self.technique.kv_cache:
-            attention = self._attention_name(index, layer)
-            args = KV_CACHE_PRESETS[self.technique.kv_cache]
-            self._attentions.append(attention)
-            self.tensors[f"{attention}.k_scale"] = static_scale(cache.keys_amax, args, self.decoder.stored_dtype)
-            self.tensors[f"{attention}.v_scale"] = static_scale(cache.values_amax, args, self.decoder.stored_dtype)
+        gram = self.technique.measures_gram
+        statistics = states.measure(index, layer, groups, gram=gram, cache=cache) if states else {}
+        keys_and_values = self._kv_tensors(index, layer, cache)
+        smooth = folds(self.decoder, index, layer, self._probe) if self.technique.smoothing != "none" else []
+        for variant in self.variants:
+            quantizer = LayerQuantizer(layer, paths, self.technique, self.decoder.stored_dtype)
+            with _put_back(layer, needed=bool(smooth)):
+                done = quantizer.quantize(groups, statistics, variant.assignment, smooth)
+                self._write(variant, index, layer, done, keys_and_values)
+                if states and variant is self.variants[0]:
+                    states.advance(index, layer, rounded(layer, done.simulated, {}))
 
-    def _attention_name(self, index: int, layer: nn.Module) -> str:
-        """The attention module's name in the checkpoint. transformers gives it the index of its layer's cache."""
-        attention = next((name for name, module in layer.named_modules() if name and hasattr(module, "layer_idx")), "")
-        inside = next((path for path in linears(layer) if attention and path.startswith(f"{attention}.")), None)
-        if inside is None:
-            raise RecipeError(
-                f"layer {index} has no attention whose keys and values could be measured",
-                remedy="leave `kv_cache` out",
-                field="/chain",
+    def _kv_tensors(self, index: int, layer: nn.Module, cache: ObservingCache | None) -> dict[str, torch.Tensor]:
+        if cache is None or self.technique.kv_cache is None:
+            return {}
+        args = KV_CACHE_PRESETS[self.technique.kv_cache]
+        return named(attention_name(self.decoder, index, layer), cache.tensors(args, self.decoder.stored_dtype))
+
+    def _write(
+        self, variant: _Variant, index: int, layer: nn.Module, done: Quantized, keys_and_values: dict[str, torch.Tensor]
+    ) -> None:
+        """Everything that the layer has in the quantized model, under the checkpoint's names."""
+        prefix = f"{self.decoder.layer_name(index)}."
+        tensors, changed = {}, []
+        for stored, raw in self.decoder.stored_tensors(index, list(done.linears)).items():
+            path = self.decoder.names.parameter_name(stored).removeprefix(prefix)
+            if path in done.changed:
+                changed.append(stored)
+                tensors[stored] = layer.get_parameter(path).data.to(raw.dtype)
+            else:
+                tensors[stored] = raw
+        tensors |= done.tensors | keys_and_values
+        attention = next((name.rpartition(".")[0] for name in keys_and_values), "")
+        if self.technique.kv_cache and not attention:
+            attention = attention_name(self.decoder, index, layer)
+        record = QuantizedLayer(
+            file=layer_file(index), linears=done.linears, changed=tuple(changed), attention=attention
+        )
+        variant.journal.write(index, tensors, record)
+
+    def _finish(self) -> None:
+        outside = dict(self.decoder.outside_tensors())
+        for variant in self.variants:
+            variant.journal.write_outside(outside)
+            link_checkpoint(self.run.checkpoint, variant.out)
+            layers = [variant.journal.layer(index) for index in range(len(self.decoder))]
+            description = Quantization(
+                layers=tuple(layer for layer in layers if layer),
+                ignored=self._left_alone(layers),
+                kv_cache=self.technique.kv_cache,
+                kv_rotate=self.technique.kv_rotate,
+                activation_search=self.technique.activation_search,
+                searched=self.technique.is_searched,
             )
-        return self._stored(index, inside).removesuffix(inside.removeprefix(attention))
+            description.save(variant.out)
+        self.run.results["bytes_read"] = self.decoder.reader.bytes_read
 
-    def _kept(self, index: int, group: list[str]) -> list[str]:
-        """The group without the layers that the recipe ignores."""
-        kept = [path for path in group if not is_matched(self._stored(index, path), self.technique.ignore)]
-        if 0 < len(kept) < len(group):
-            names = ", ".join(self._stored(index, path) for path in group)
-            raise RecipeError(
-                f"`ignore` takes a part of {names}, which engines fuse into one matrix",
-                remedy="ignore all of them or none",
-                field="/chain",
-            )
-        return kept
-
-    def _left_alone(self) -> tuple[str, ...]:
+    def _left_alone(self, layers: list[QuantizedLayer | None]) -> tuple[str, ...]:
         """Every matrix that was not quantized, routers and the head included: engines take some of them for linears."""
-        reader, known = self.decoder.reader, {*self._modules, *self.decoder.embeddings}
+        quantized = {name for layer in layers if layer for name in layer.linears}
+        reader, known = self.decoder.reader, {*quantized, *self.decoder.embeddings}
         matrices = (name for name in reader.names if name.endswith(".weight") and len(reader.shape(name)) == 2)
         return tuple(name.removesuffix(".weight") for name in matrices if name.removesuffix(".weight") not in known)
 
-    def _quantize_group(self, index: int, layer: nn.Module, group: list[str], observer: InputObserver) -> None:
-        if not group:
-            return
-        weights = [layer.get_submodule(path).weight.float() for path in group]
-        names = [self._stored(index, path) for path in group]
-        self._check(names, weights)
-        method, dtype = self.technique.scale_search, self.decoder.stored_dtype
-        found = find_scales(weights, self.technique.preset.weights, method, dtype)
-        for path, name, scales in zip(group, names, found, strict=True):
-            self._modules.append(name)
-            self._add_weight_scales(name, scales)
-            self._add_input_scale(name, observer.amax(path))
 
-    def _add_weight_scales(self, name: str, scales: Scales) -> None:
-        self.tensors[f"{name}.weight_scale"] = scales.scale.clone()  # siblings share it; files cannot
-        if scales.global_scale is not None:
-            self.tensors[f"{name}.weight_global_scale"] = scales.global_scale.clone()
-
-    def _add_input_scale(self, name: str, amax: float) -> None:
-        args = self.technique.preset.activations
-        if args is None or not self.technique.preset.needs_calibration:
-            return
-        kind = "input_global_scale" if args.strategy == "tensor_group" else "input_scale"
-        self.tensors[f"{name}.{kind}"] = static_scale(amax, args, self.decoder.stored_dtype)
-
-    def _check(self, names: Iterable[str], weights: Iterable[torch.Tensor]) -> None:
-        size = self.technique.preset.weights.group_size
-        for name, weight in zip(names, weights, strict=True):
-            if size and weight.shape[1] % size:
-                raise RecipeError(
-                    f"{name} has {weight.shape[1]} inputs, which groups of {size} do not divide",
-                    remedy=f"add it to `ignore`, or choose another scheme than {self.technique.scheme}",
-                    field="/chain",
-                )
-            if not weight.isfinite().all():
-                raise BadCheckpoint(f"{name} holds values that are not finite", field="/model")
-
-    def _stored(self, index: int, path: str) -> str:
-        return self.decoder.names.stored_module(f"{self.decoder.layer_name(index)}.{path}")
+@contextmanager
+def _put_back(layer: nn.Module, *, needed: bool) -> Iterator[None]:
+    """Undo what smoothing does to the layer's parameters."""
+    kept = {name: parameter.data.clone() for name, parameter in layer.named_parameters()} if needed else {}
+    try:
+        yield
+    finally:
+        for name, tensor in kept.items():
+            layer.get_parameter(name).data = tensor
 
 
-def read_scales(folder: Path) -> dict[str, torch.Tensor]:
-    """Scales of a quantized checkpoint by name."""
-    return load_file(folder / SCALES)
+def _check_disk(run: "Run", copies: int) -> None:
+    """A result is at most as large as what it is made of; one that does not fit is refused before hours are spent."""
+    needed = copies * weight_bytes(run.checkpoint)
+    free = shutil.disk_usage(run.out).free
+    if free < needed:
+        raise OutOfDisk(
+            f"{needed / 2**20:.0f} MiB may be needed for the result, {free / 2**20:.0f} MiB are free",
+            remedy="free space in the work folder, or point it at a larger disk",
+        )

@@ -1,5 +1,6 @@
 """Source, result and the plain-scale baseline side by side, layer by layer, over the same windows of text."""
 
+import filecmp
 import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -12,6 +13,7 @@ from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
 from optcore.calibration.text import Texts
 from optcore.report import Measurement
+from optcore.sizes import weight_files
 from optcore.streaming.decoder import Decoder, State
 from optcore.streaming.groups import probe_state
 from optcore.streaming.hidden import HiddenStates
@@ -62,26 +64,43 @@ class Divergence(NamedTuple):
 
 
 class Comparison:
-    """Models that share a decoder's layers while each layer is in memory once."""
+    """Models that share a decoder's layers while each layer is in memory once.
 
-    def __init__(self, decoder: Decoder, simulation: Simulation, tokens_ST: torch.Tensor, scratch: Path) -> None:
+    Where the chain changed the dense weights before they were quantized, the source has a decoder of its own.
+    """
+
+    def __init__(
+        self, decoder: Decoder, source: Decoder, simulation: Simulation, tokens_ST: torch.Tensor, scratch: Path
+    ) -> None:
         self.decoder = decoder
+        self.source = source
         self.simulation = simulation
         self.tokens_ST = tokens_ST
-        searched = simulation.description.scale_search != "max"
-        models: tuple[Model, ...] = ("source", "result", "baseline") if searched else ("source", "result")
-        self.states: dict[Model, HiddenStates] = {model: HiddenStates(decoder, tokens_ST, scratch) for model in models}
+        models: tuple[Model, ...] = ("source", "result", "baseline")
+        if not simulation.description.searched:
+            models = ("source", "result")
+        self.states: dict[Model, HiddenStates] = {
+            model: HiddenStates(self._decoder_of(model), tokens_ST, scratch) for model in models
+        }
         self._probe = probe_state(decoder)
 
-    def advance(self, index: int) -> float:
-        """Run one layer of every model; the relative error of the result's hidden states."""
+    def advance(self, index: int) -> float | None:
+        """Run one layer of every model; the relative error of the result's hidden states, where they compare."""
         cache = self.simulation.cache(index)
         with self.decoder.layer(index) as layer:
             for model, states in self.states.items():
-                with self._rounded(model, index, layer):
-                    states.advance(index, layer, None if model == "source" else cache)
+                if self._decoder_of(model) is self.decoder:
+                    with self._rounded(model, index, layer):
+                        states.advance(index, layer, None if model == "source" else cache)
+        if self.source is not self.decoder:
+            with self.source.layer(index) as layer:
+                self.states["source"].advance(index, layer)
+            return None  # a rotated model's states are another basis of the same space
         source, result = self.states["source"].hidden_STH, self.states["result"].hidden_STH
         return float((result - source).norm() / source.norm())
+
+    def _decoder_of(self, model: Model) -> Decoder:
+        return self.source if model == "source" else self.decoder
 
     def divergences(self) -> dict[Model, Divergence]:
         """Every model against the source, after the last layer."""
@@ -90,7 +109,10 @@ class Comparison:
             tokens_BT = self.tokens_ST[batch[0][0]].to(self.decoder.device)
             for part in _parts(tokens_BT):
                 next_BP = tokens_BT[:, part.start + 1 : part.stop + 1]
-                logits = [self.decoder.logits(_only(state, part)) for _, state in batch]
+                logits = [
+                    self._decoder_of(model).logits(_only(state, part))
+                    for model, (_, state) in zip(self.states, batch, strict=True)
+                ]
                 for model, own in zip(self.states, logits, strict=True):
                     sums[model] = sums[model].plus(divergence(logits[0], own, next_BP))
         return sums
@@ -130,14 +152,29 @@ def _only(state: State, part: slice) -> State:
 def compare(run: "Run", samples: int, sequence_length: int) -> tuple[dict[Model, Divergence], list[tuple[str, float]]]:
     """Divergences of the quantized `run.checkpoint`, and the relative error after each layer."""
     decoder = Decoder(run.checkpoint)
+    source = decoder if _same_weights(run.source, run.checkpoint) else Decoder(run.source)
     texts = Texts(run.source, run.calibration, run.data_files)
     tokens_ST = texts.evaluation_windows(samples, sequence_length, decoder.longest_sequence)
-    comparison = Comparison(decoder, Simulation(run.checkpoint, decoder.device), tokens_ST, run.scratch)
+    comparison = Comparison(decoder, source, Simulation(run.checkpoint), tokens_ST, run.scratch)
     errors = []
     for index in range(len(decoder)):
-        errors.append((decoder.layer_name(index), comparison.advance(index)))
+        error = comparison.advance(index)
+        errors += [] if error is None else [(decoder.layer_name(index), error)]
         run.progress("evaluating", index + 1, len(decoder))
     return comparison.divergences(), errors
+
+
+def _same_weights(source: Path, checkpoint: Path) -> bool:
+    """Whether the checkpoint's dense weights are the source's own files: a quantizing stage links them."""
+    ours, theirs = weight_files(checkpoint), weight_files(source)
+    return len(ours) == len(theirs) and all(
+        a.samefile(b) or _equal_bytes(a, b) for a, b in zip(ours, theirs, strict=True)
+    )
+
+
+def _equal_bytes(a: Path, b: Path) -> bool:
+    """Where a file system knows no links, weights were copied."""
+    return a.stat().st_size == b.stat().st_size and filecmp.cmp(a, b, shallow=False)
 
 
 def measure_fidelity(run: "Run", evaluator: "Fidelity") -> list[Measurement]:

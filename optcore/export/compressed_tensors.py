@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from optcore.export.base import Export
-from optcore.schemes import KV_CACHE_PRESETS, PRESETS
+from optcore.schemes import PRESETS
 
 if TYPE_CHECKING:
     from optcore.run import Run
@@ -13,14 +13,14 @@ class CompressedTensors(Export):
     """Packed weights and scales in safetensors, described by `quantization_config` in `config.json`."""
 
     title: ClassVar[str] = "compressed-tensors"
-    schemes: ClassVar[frozenset[str]] = frozenset(PRESETS)
-    kv_caches: ClassVar[frozenset[str]] = frozenset(KV_CACHE_PRESETS)
+    schemes: ClassVar[frozenset[str]] = frozenset(PRESETS) - {"llm_int8", "nf4"}
+    kv_caches: ClassVar[frozenset[str]] = frozenset({"fp8", "fp8_head"})
     engines: ClassVar[tuple[str, ...]] = ("vllm", "sglang", "transformers")
 
     format: Literal["compressed-tensors"] = "compressed-tensors"
 
     def write(self, run: "Run") -> None:
-        """Pack shard by shard, then decode every packed tensor and compare it with the simulated weight."""
+        """Link the quantized files, then decode every packed tensor and compare it with the simulated weight."""
         from optcore.export.compressed_tensors_writer import write_checkpoint
 
         write_checkpoint(run)

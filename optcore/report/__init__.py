@@ -3,6 +3,24 @@
 `optcore.report.text`, `.card` and `.page` draw it for a terminal, the Hub and a browser. No part of this needs torch.
 """
 
-from optcore.report.model import Environment, LayerError, Measurement, Report, Series, StageCost
+from optcore.report.model import (
+    Coverage,
+    Environment,
+    LayerError,
+    Measurement,
+    Report,
+    Series,
+    StageCost,
+    TensorClass,
+)
 
-__all__ = ["Environment", "LayerError", "Measurement", "Report", "Series", "StageCost"]
+__all__ = [
+    "Coverage",
+    "Environment",
+    "LayerError",
+    "Measurement",
+    "Report",
+    "Series",
+    "StageCost",
+    "TensorClass",
+]

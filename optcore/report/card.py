@@ -20,6 +20,7 @@ def render_card(report: Report) -> str:
         f"{escape(report.model)} as **{escape(report.scheme)}** in the `{code(report.target)}` format, "
         "made and measured by Lathe.",
         _measurements(report),
+        _coverage(report),
         _loading(report),
         _stages(report),
         _provenance(report),
@@ -84,6 +85,21 @@ def _measurement_cells(row: Measurement, baseline: bool) -> list[str]:
 
 def _table_line(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
+
+
+def _coverage(report: Report) -> str:
+    found = report.coverage
+    if found is None:
+        return ""
+    lines = [_table_line(["Tensors", "Format", "Source", "Result"]), _table_line([":--", ":--", "--:", "--:"])]
+    for row in found.classes:
+        formats = ", ".join(row.schemes) or "as it was"
+        cells = [f"`{code(row.name)}`", escape(formats), format_bytes(row.source_bytes), format_bytes(row.result_bytes)]
+        lines.append(_table_line(cells))
+    fallbacks = "".join(f"\n- `{code(name)}`: {escape(reason)}" for name, reason in found.fallbacks.items())
+    said = f"\n\nLayers that fell back to a weaker method:\n{fallbacks}" if fallbacks else ""
+    share = format_value(found.quantized_share, "share")
+    return f"## What was quantized\n\n{share} of the parameters.\n\n" + "\n".join(lines) + said
 
 
 def _loading(report: Report) -> str:

@@ -50,6 +50,37 @@ class LayerError(Frozen):
     """Norm of the difference of the hidden states over the norm of the source's."""
 
 
+class TensorClass(Frozen):
+    """The tensors that have one place in every layer, such as `model.layers.*.mlp.down_proj`."""
+
+    name: str
+    tensors: int
+    """Modules of this class."""
+    parameters: int
+    """Parameters in the source."""
+    quantized: int
+    """How many of them are stored in a number format now."""
+    schemes: tuple[str, ...] = ()
+    """The formats."""
+    source_bytes: int
+    result_bytes: int
+    """Codes, scales and biases."""
+
+
+class Coverage(Frozen):
+    """What was really quantized."""
+
+    classes: tuple[TensorClass, ...]
+    quantized_share: float = Field(ge=0, le=1)
+    """Quantized parameters over all."""
+    expert_tokens: tuple[int, int] | None = None
+    """Calibration tokens that the least and the most visited expert saw; None for a dense model."""
+    experts_without_tokens: int = 0
+    """Expert projections that no token reached: their weights were rounded without a measurement."""
+    fallbacks: dict[str, str] = Field(default={})
+    """Linear layers for which a weaker method was used than asked for, and why."""
+
+
 class Series(Frozen):
     """A curve to plot."""
 
@@ -85,6 +116,7 @@ class Report(Frozen):
     """The recipe with commits and data digests pinned."""
     measurements: tuple[Measurement, ...] = ()
     stages: tuple[StageCost, ...] = ()
+    coverage: Coverage | None = None
     layer_errors: tuple[LayerError, ...] = ()
     """In the order of the layers."""
     series: tuple[Series, ...] = ()

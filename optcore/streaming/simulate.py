@@ -1,104 +1,153 @@
 """A decoder layer that computes what the quantized one will: rounded weights, rounded inputs, a rounded KV cache."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
+from torch.nn.functional import linear
 
-from optcore.algorithms.activations import fake_quantize_activation
-from optcore.algorithms.scales import Scales, fake_quantize, find_scales
-from optcore.errors import BadCheckpoint
-from optcore.quantization import SCALES, Quantization, load_quantization
+from optcore.algorithms.activations import fake_quantize_activation, outlier_columns, static_scale
+from optcore.algorithms.codes import fake_quantize
+from optcore.algorithms.scales import find_scales
+from optcore.quantization import QuantizedLayer
+from optcore.schemes import QuantArgs
 from optcore.streaming.cache import RoundingCache
 from optcore.streaming.decoder import Decoder, State
 from optcore.streaming.groups import fused_groups, linears
+from optcore.streaming.quantized import QuantizedCheckpoint
+
+
+class RoundedLinear(NamedTuple):
+    """What a quantized linear layer computes with."""
+
+    weight_NK: torch.Tensor
+    activations: QuantArgs | None = None
+    input_scale: torch.Tensor | None = None
+    activation_search: bool = False
+
+
+@contextmanager
+def rounded(
+    layer: nn.Module, chosen: Mapping[str, RoundedLinear], changed: Mapping[str, torch.Tensor]
+) -> Iterator[None]:
+    """The layer with some linears rounded and some parameters replaced, by path; put back afterwards."""
+    parameters = {f"{path}.weight": one.weight_NK for path, one in chosen.items()} | dict(changed)
+    originals = {name: layer.get_parameter(name).data for name in parameters}
+    handles = [
+        _round_input(layer.get_submodule(path), one, originals[f"{path}.weight"])
+        for path, one in chosen.items()
+        if one.activations
+    ]
+    for name, tensor in parameters.items():
+        parameter = layer.get_parameter(name)
+        parameter.data = tensor.to(parameter.device, parameter.dtype)
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for name, tensor in originals.items():
+            layer.get_parameter(name).data = tensor
+
+
+def _round_input(module: nn.Module, one: RoundedLinear, dense_NK: torch.Tensor) -> Any:
+    args = one.activations
+    assert args is not None
+    if args.outliers is None:
+        return module.register_forward_pre_hook(
+            lambda _, given: (
+                fake_quantize_activation(given[0], args, one.input_scale, one.activation_search),
+                *given[1:],
+            )
+        )
+    # LLM.int8: columns with outliers are multiplied in high precision, with the dense weight's columns.
+    return module.register_forward_hook(lambda own, given, _: _with_outliers(own, given[0], args, dense_NK))
+
+
+def _with_outliers(module: nn.Module, x: torch.Tensor, args: QuantArgs, dense_NK: torch.Tensor) -> torch.Tensor:
+    outliers_K = outlier_columns(x, args)
+    regular = fake_quantize_activation(x * ~outliers_K, args, None)
+    exact = linear((x * outliers_K), dense_NK)
+    return linear(regular, module.weight * ~outliers_K, module.bias) + exact
 
 
 class Simulation:
-    """A quantized checkpoint's scales, applied to a decoder's layers while they are in memory."""
+    """A quantized checkpoint applied to a decoder's layers while they are in memory."""
 
-    def __init__(self, folder: Path, device: torch.device | None = None) -> None:
-        description = load_quantization(folder)
-        if description is None:
-            raise BadCheckpoint(f"{folder.name} is not a quantized checkpoint")
-        self.description: Quantization = description
-        self.tensors = load_file(folder / SCALES, device=str(device or "cpu"))
-        self._modules = frozenset(description.modules)
-
-    def scales(self, name: str) -> Scales:
-        """The stored weight scales of a linear layer."""
-        return Scales(self.tensors[f"{name}.weight_scale"], self.tensors.get(f"{name}.weight_global_scale"))
-
-    def input_scale(self, name: str) -> torch.Tensor | None:
-        """The stored activation scale of a linear layer, if its format has one."""
-        return self.tensors.get(f"{name}.input_global_scale", self.tensors.get(f"{name}.input_scale"))
-
-    def weight(self, name: str, weight_NK: torch.Tensor) -> torch.Tensor:
-        """What a weight decodes to after export, float32."""
-        return fake_quantize(weight_NK.float(), self.scales(name), self.description.preset.weights)
+    def __init__(self, folder: Path) -> None:
+        self.checkpoint = QuantizedCheckpoint(folder)
+        self.description = self.checkpoint.description
 
     def cache(self, index: int) -> RoundingCache | None:
         """The layer's KV cache, or None where it is left alone."""
-        args = self.description.kv_preset
-        if args is None or not self.description.attentions:
+        args, attention = self.description.kv_preset, self.description.layers[index].attention
+        if args is None or not attention:
             return None
-        attention = self.description.attentions[index]
-        return RoundingCache(args, self.tensors[f"{attention}.k_scale"], self.tensors[f"{attention}.v_scale"])
+        return RoundingCache(args, self.checkpoint.kv_tensors(attention), rotate=self.description.kv_rotate)
 
     @contextmanager
     def applied(self, decoder: Decoder, index: int, layer: nn.Module) -> Iterator[None]:
-        """The layer with its quantized linears rounded; put back afterwards."""
-        chosen = self._chosen(decoder, index, layer)
-        rounded = {path: self.weight(name, layer.get_submodule(path).weight) for path, name in chosen.items()}
-        with self._rounded(layer, chosen, rounded):
+        """The layer as the quantized one computes it; put back afterwards."""
+        record = self.description.layers[index]
+        paths = module_paths(decoder, index, layer)
+        search = self.description.activation_search
+        chosen = {
+            path: rounded_linear(self.checkpoint, name, search=search)
+            for path, name in paths.items()
+            if name in record.linears
+        }
+        with rounded(layer, chosen, changed_parameters(self.checkpoint, decoder, index, record)):
             yield
 
     @contextmanager
     def plain(self, decoder: Decoder, index: int, layer: nn.Module, probe: State) -> Iterator[None]:
-        """The same format with plain max scales for the weights: what the scale search is compared with."""
-        chosen = self._chosen(decoder, index, layer)
-        rounded: dict[str, torch.Tensor] = {}
+        """The same formats with plain max scales and rounding to nearest: what the search is compared with."""
+        record, paths = self.description.layers[index], module_paths(decoder, index, layer)
+        chosen: dict[str, RoundedLinear] = {}
         for group in fused_groups(decoder, index, layer, probe):
-            kept = [path for path in group if path in chosen]
-            rounded |= self._plainly_rounded(layer, kept, decoder.stored_dtype) if kept else {}
-        with self._rounded(layer, chosen, rounded):
+            kept = {path: paths[path] for path in group if paths[path] in record.linears}
+            chosen |= self._plainly_rounded(layer, kept, decoder.stored_dtype) if kept else {}
+        with rounded(layer, chosen, {}):
             yield
 
-    @contextmanager
-    def _rounded(self, layer: nn.Module, chosen: dict[str, str], rounded: dict[str, torch.Tensor]) -> Iterator[None]:
-        modules = {path: layer.get_submodule(path) for path in chosen}
-        originals = {path: module.weight.data for path, module in modules.items()}
-        handles = [self._round_inputs(modules[path], name) for path, name in chosen.items()]
-        for path, module in modules.items():
-            module.weight.data = rounded[path].to(originals[path].dtype)
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-            for path, module in modules.items():
-                module.weight.data = originals[path]
+    def _plainly_rounded(
+        self, layer: nn.Module, kept: Mapping[str, str], dtype: torch.dtype
+    ) -> dict[str, RoundedLinear]:
+        scheme = self.checkpoint.scheme(next(iter(kept.values())))
+        weights = [layer.get_submodule(path).weight.float() for path in kept]
+        found = find_scales(weights, scheme.weights, "max", dtype)
+        return {
+            path: RoundedLinear(
+                fake_quantize(weight, scales, scheme.weights), scheme.activations, self._plain_scale(name, dtype)
+            )
+            for (path, name), weight, scales in zip(kept.items(), weights, found, strict=True)
+        }
 
-    def _plainly_rounded(self, layer: nn.Module, paths: list[str], dtype: torch.dtype) -> dict[str, torch.Tensor]:
-        args = self.description.preset.weights
-        weights = [layer.get_submodule(path).weight.float() for path in paths]
-        found = find_scales(weights, args, "max", dtype)
-        return {p: fake_quantize(w, scales, args) for p, w, scales in zip(paths, weights, found, strict=True)}
+    def _plain_scale(self, name: str, dtype: torch.dtype) -> torch.Tensor | None:
+        """The input's scale in a model whose channels were not smoothed."""
+        args, amax = self.checkpoint.scheme(name).activations, self.description.linears[name].input_amax
+        return static_scale(amax, args, dtype) if args and amax is not None else None
 
-    def _chosen(self, decoder: Decoder, index: int, layer: nn.Module) -> dict[str, str]:
-        """The layer's quantized linears: path in the layer to name in the checkpoint."""
-        prefix = decoder.layer_name(index)
-        names = {path: decoder.names.stored_module(f"{prefix}.{path}") for path in linears(layer)}
-        return {path: name for path, name in names.items() if name in self._modules}
 
-    def _round_inputs(self, module: nn.Module, name: str) -> Any:
-        args, scale = self.description.preset.activations, self.input_scale(name)
-        if args is None:
-            return module.register_forward_pre_hook(lambda *_: None)
-        return module.register_forward_pre_hook(
-            lambda _, given: (fake_quantize_activation(given[0], args, scale), *given[1:])
-        )
+def rounded_linear(checkpoint: QuantizedCheckpoint, name: str, *, search: bool) -> RoundedLinear:
+    """What a linear layer of a quantized checkpoint computes with."""
+    activations = checkpoint.scheme(name).activations
+    return RoundedLinear(checkpoint.weight(name), activations, checkpoint.input_scale(name), search)
+
+
+def module_paths(decoder: Decoder, index: int, layer: nn.Module) -> dict[str, str]:
+    """The layer's linears: path in the layer to module name in the checkpoint."""
+    prefix = decoder.layer_name(index)
+    return {path: decoder.names.stored_module(f"{prefix}.{path}") for path in linears(layer)}
+
+
+def changed_parameters(
+    checkpoint: QuantizedCheckpoint, decoder: Decoder, index: int, record: QuantizedLayer
+) -> dict[str, torch.Tensor]:
+    """Parameters that are not quantized but differ from the dense layer's, by their path in the layer."""
+    prefix = f"{decoder.layer_name(index)}."
+    names = {decoder.names.parameter_name(stored).removeprefix(prefix): stored for stored in record.changed}
+    return {path: checkpoint.tensor(stored) for path, stored in names.items()}

@@ -1,13 +1,14 @@
-"""Post-training quantization: a number format for the linear layers, scales measured on text."""
+"""Post-training quantization: a number format for the linear layers, measured on text, in one pass over the model."""
 
 import re
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, Field, StringConstraints
+from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from optcore.frozen import Frozen
 from optcore.schemes import PRESETS, KvCacheName, Scheme, SchemeName
 from optcore.techniques.base import Technique
+from optcore.techniques.options import Gptq
 
 if TYPE_CHECKING:
     from optcore.run import Run
@@ -30,25 +31,83 @@ class PtqFallback(Frozen):
     scheme: SchemeName
 
 
-class Ptq(Technique):
-    """Quantize the linear layers of the decoder, streaming one layer at a time."""
+class Override(Frozen):
+    """Another number format for some of the linear layers."""
 
-    title: ClassVar[str] = "Post-training quantization"
-    paper: ClassVar[str] = "https://arxiv.org/abs/2004.09602"
+    modules: Pattern
+    """An exact module name, or a regular expression after `re:`. The first entry that matches holds."""
+    scheme: SchemeName | None
+    """The format; null leaves them in high precision."""
+
+
+class Quantizing(Technique):
+    """What every technique that quantizes after training can be told."""
+
     needs: ClassVar[frozenset[str]] = frozenset({"dense"})
     leaves: ClassVar[frozenset[str]] = frozenset({"quantized"})
     removes: ClassVar[frozenset[str]] = frozenset({"dense"})
 
-    technique: Literal["ptq"] = "ptq"
-    scheme: SchemeName
-    """Number format of weights and activations."""
-    scale_search: Literal["max", "mse"] = "mse"
-    """`max`: scales from the largest magnitude. `mse`: scales with the least squared rounding error of the weights."""
+    rounding: Literal["nearest", "gptq"] = "gptq"
+    """`nearest`: each weight to the nearest value of the format. `gptq`: with error feedback measured on the text."""
+    gptq: Gptq = Gptq()
+    """Settings of `rounding: gptq`."""
+    scale_search: Literal["max", "percentile", "mse", "hessian"] = "hessian"
+    """How weight scales are found. `max`: from the largest magnitude. `percentile`: from the 99.99th percentile. `mse`:
+    least squared rounding error. `hessian`: the same, each input channel weighted by its mean square on the text."""
+    smoothing: Literal["none", "smoothquant", "awq"] = "awq"
+    """Channel scales moved from a layer's input into its weights, and folded into the norm or layer before it.
+    `smoothquant`: from magnitudes, by `smoothing_alpha`. `awq`: searched for the least error of the layer's output,
+    and used only where it helps."""
+    smoothing_alpha: Literal["auto"] | Annotated[float, Field(ge=0, le=1)] = "auto"
+    """SmoothQuant's migration strength: 0 leaves outliers in the input, 1 moves them into the weights. `auto` searches
+    for the least error."""
+    propagate: Literal["original", "quantized"] = "quantized"
+    """What later layers are measured on: the original model's hidden states (one forward in all), or those of the
+    layers quantized so far (one more)."""
+    activation_search: bool = False
+    """Choose NVFP4 and MX activation scales by least squared error instead of the maximum. Only an engine that does so
+    at run time computes the figures of the report."""
     kv_cache: KvCacheName | None = None
-    """Number format of the KV cache; its scales are measured on the calibration text."""
+    """Number format of the KV cache; static scales are measured on the calibration text."""
+    kv_rotate: bool = False
+    """Rotate queries and keys by a Hadamard matrix before keys are rounded, for the 4-bit formats."""
     ignore: tuple[Pattern, ...] = Field(default=(), max_length=256)
     """Linear layers of the decoder to leave alone: exact module names, or regular expressions after `re:`.
     Embeddings, the head and expert routers are always left."""
+
+    @property
+    def measures_gram(self) -> bool:
+        """Whether any choice depends on second moments of the inputs."""
+        return self.rounding == "gptq" or self.scale_search == "hessian" or self.smoothing != "none"
+
+    @property
+    def is_searched(self) -> bool:
+        """Whether it does more than plain maximum scales and rounding to nearest."""
+        return self.rounding != "nearest" or self.scale_search != "max" or self.smoothing != "none"
+
+    @model_validator(mode="after")
+    def _settings_agree(self) -> Self:
+        if self.gptq.asymmetry and self.propagate != "quantized":
+            raise ValueError("gptq.asymmetry needs `propagate: quantized`: both models' inputs are compared")
+        if self.kv_rotate and self.kv_cache is None:
+            raise ValueError("kv_rotate does nothing without `kv_cache`; name a format, such as int4")
+        return self
+
+
+class Ptq(Quantizing):
+    """Quantize the linear layers of the decoder, streaming one layer at a time."""
+
+    title: ClassVar[str] = "Post-training quantization"
+    paper: ClassVar[str] = "https://arxiv.org/abs/2210.17323"
+
+    technique: Literal["ptq"] = "ptq"
+    scheme: SchemeName
+    """Number format of weights and activations."""
+    also: tuple[SchemeName, ...] = Field(default=(), max_length=16)
+    """More formats from the same pass, each a checkpoint of its own. They share one measurement of the original
+    model, so they need `propagate: original`."""
+    overrides: tuple[Override, ...] = Field(default=(), max_length=256)
+    """Mixed precision by hand: other formats for some layers."""
     fallback: tuple[PtqFallback, ...] = ()
     """Formats to try in order when the gate fails."""
 
@@ -58,10 +117,17 @@ class Ptq(Technique):
         return PRESETS[self.scheme]
 
     @property
+    def schemes(self) -> tuple[str, ...]:
+        """Every format that a result may hold."""
+        chosen = (override.scheme for override in self.overrides)
+        return tuple(dict.fromkeys((self.scheme, *self.also, *(name for name in chosen if name))))
+
+    @property
     def summary(self) -> str:
         """What was done, in one line for people."""
+        mixed = ", mixed precision" if self.overrides else ""
         kv_cache = f"; {self.kv_cache.upper()} KV cache" if self.kv_cache else ""
-        return f"{self.preset.title}{kv_cache}"
+        return f"{self.preset.title}{mixed}{kv_cache}"
 
     @property
     def alternatives(self) -> tuple[Self, ...]:
@@ -74,8 +140,16 @@ class Ptq(Technique):
             for place, (choice, gate) in enumerate(zip(self.fallback, gates, strict=False))
         )
 
+    @model_validator(mode="after")
+    def _formats_agree(self) -> Self:
+        if self.also and self.propagate != "original":
+            raise ValueError("`also` shares one measurement among formats; set `propagate: original`")
+        if self.scheme in self.also or len(set(self.also)) < len(self.also):
+            raise ValueError("a format is named twice in `scheme` and `also`")
+        return self
+
     def apply(self, run: "Run") -> None:
-        """Write the checkpoint with its scales; the weights stay in high precision for what comes after."""
+        """Write the checkpoint with its codes and scales beside the dense weights."""
         from optcore.calibration.quantize import quantize_checkpoint
 
         quantize_checkpoint(run, self)

@@ -1,0 +1,73 @@
+"""Which linear layer gets which number format, decided and checked before any work."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from optcore.errors import RecipeError
+from optcore.schemes import PRESETS, Scheme
+from optcore.streaming.match import is_matched, unmatched
+
+if TYPE_CHECKING:
+    from optcore.techniques.ptq import Ptq
+
+_EXPERT = re.compile(r"\.experts\.\d+\.")
+
+
+def all_experts(name: str) -> str:
+    """A module's name with an expert's number replaced by a star: what all experts of a layer have in common."""
+    return _EXPERT.sub(".experts.*.", name)
+
+
+class Assignment:
+    """One format for each module name; None leaves it in high precision."""
+
+    def __init__(self, scheme: str, technique: "Ptq", chosen: Mapping[str, str | None] | None = None) -> None:
+        self.scheme = scheme
+        self._technique = technique
+        self._chosen = chosen or {}
+
+    def __getitem__(self, name: str) -> Scheme | None:
+        """`ignore` first, then what was chosen for this very module, then the first override, then the scheme."""
+        if is_matched(name, self._technique.ignore):
+            return None
+        found: str | None = self.scheme
+        if name in self._chosen:
+            found = self._chosen[name]
+        else:
+            for override in self._technique.overrides:
+                if is_matched(name, [override.modules]):
+                    found = override.scheme
+                    break
+        return PRESETS[found] if found else None
+
+    def check(self, groups: Iterable[Sequence[str]], names: Iterable[str]) -> None:
+        """Refuse patterns without a match, and formats that differ inside what engines fuse into one matrix."""
+        patterns = [*self._technique.ignore, *(override.modules for override in self._technique.overrides)]
+        if lost := unmatched(patterns, list(names)):
+            raise RecipeError(
+                f"{lost[0]!r} matches no linear layer of the decoder",
+                remedy="write a module's name as it is in the checkpoint, or a regular expression after `re:`",
+                field="/chain",
+            )
+        for group in groups:
+            self._check_one_format(group, "engines fuse into one matrix")
+        self._check_experts(names)
+
+    def _check_experts(self, names: Iterable[str]) -> None:
+        together: dict[str, list[str]] = {}
+        for name in names:
+            if (key := all_experts(name)) != name:
+                together.setdefault(key.rpartition(".")[0], []).append(name)
+        for experts in together.values():
+            self._check_one_format(experts, "engines run as one kernel")
+
+    def _check_one_format(self, names: Sequence[str], why: str) -> None:
+        formats = {scheme.name if scheme else "none" for scheme in (self[name] for name in names)}
+        if len(formats) > 1:
+            shown = ", ".join(names[:4]) + (" ..." if len(names) > 4 else "")
+            raise RecipeError(
+                f"{shown} would get different formats ({', '.join(sorted(formats))}), but {why}",
+                remedy="let `ignore` and `overrides` take all of them or none",
+                field="/chain",
+            )

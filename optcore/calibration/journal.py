@@ -1,0 +1,51 @@
+"""What a pass has finished, on the disk: a killed process goes on behind the last layer whose record is there."""
+
+import os
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from optcore.quantization import OUTSIDE, QuantizedLayer, layer_file
+
+
+class Journal:
+    """Layer files in the checkpoint folder, and beside them, in a folder that is dropped at the end, their records."""
+
+    def __init__(self, out: Path, records: Path) -> None:
+        self.out = out
+        self._records = records
+        out.mkdir(parents=True, exist_ok=True)
+        records.mkdir(parents=True, exist_ok=True)
+
+    def layer(self, index: int) -> QuantizedLayer | None:
+        """The record of a finished layer."""
+        path = self._record(index)
+        return QuantizedLayer.model_validate_json(path.read_text()) if path.exists() else None
+
+    def write(self, index: int, tensors: dict[str, torch.Tensor], layer: QuantizedLayer) -> None:
+        """Make a layer durable: its bytes first, then the record that says they are whole."""
+        self._save(tensors, layer_file(index))
+        part = self._record(index).with_suffix(".part")
+        part.write_text(layer.model_dump_json())
+        _settle(part, self._record(index))
+
+    def write_outside(self, tensors: dict[str, torch.Tensor]) -> None:
+        """The file of everything outside the decoder layers."""
+        self._save(tensors, OUTSIDE)
+
+    def _record(self, index: int) -> Path:
+        return self._records / f"{index:05d}.json"
+
+    def _save(self, tensors: dict[str, torch.Tensor], name: str) -> None:
+        part = self.out / f"{name}.part"
+        save_file({key: tensor.contiguous().cpu() for key, tensor in tensors.items()}, part, metadata={"format": "pt"})
+        part.chmod(0o644)
+        _settle(part, self.out / name)
+
+
+def _settle(part: Path, path: Path) -> None:
+    """Rename once the bytes are on the disk: a name never stands for a half-written file, power cuts included."""
+    with part.open("rb") as file:
+        os.fsync(file.fileno())
+    part.rename(path)

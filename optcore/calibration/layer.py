@@ -1,0 +1,193 @@
+"""One decoder layer quantized, from its weights and the statistics of its inputs alone.
+
+    smooth the channels (fold into what comes before)  ->  for each fused group: scales  ->  rounding  ->  codes
+
+Nothing here runs the layer, so the cost does not grow with the number of calibration tokens.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import nn
+
+from optcore.algorithms.activations import static_scale
+from optcore.algorithms.awq import awq_scales
+from optcore.algorithms.codes import encode, fake_quantize
+from optcore.algorithms.gptq import gptq
+from optcore.algorithms.packing import pack
+from optcore.algorithms.scales import Scales, find_scales
+from optcore.algorithms.smoothing import Consumer, smoothquant_scales, smoothquant_search
+from optcore.calibration.assignment import Assignment, all_experts
+from optcore.calibration.digest import weight_digest
+from optcore.calibration.statistics import InputStatistics
+from optcore.errors import BadCheckpoint, RecipeError
+from optcore.quantization import QuantizedLinear
+from optcore.schemes import QuantArgs, Scheme
+from optcore.streaming.simulate import RoundedLinear
+from optcore.streaming.structure import Fold
+
+if TYPE_CHECKING:
+    from optcore.techniques.ptq import Quantizing
+
+Statistics = Mapping[tuple[str, ...], InputStatistics]
+
+
+class Rounding(NamedTuple):
+    """A weight after rounding, and how it went."""
+
+    weight_NK: torch.Tensor
+    scales: Scales
+    loss: float | None = None
+    fallback: str = ""
+
+
+@dataclass
+class Quantized:
+    """What became of a layer."""
+
+    tensors: dict[str, torch.Tensor] = field(default_factory=dict)
+    """Packed weights and scales, by name in the checkpoint."""
+    linears: dict[str, QuantizedLinear] = field(default_factory=dict)
+    simulated: dict[str, RoundedLinear] = field(default_factory=dict)
+    """By path in the layer."""
+    changed: set[str] = field(default_factory=set)
+    """Paths of parameters that took a scale and were not quantized."""
+
+
+class LayerQuantizer:
+    """Quantizes a layer in memory; its smoothed parameters stay changed, its weights are not rounded in place."""
+
+    def __init__(self, layer: nn.Module, names: Mapping[str, str], technique: "Quantizing", dtype: torch.dtype) -> None:
+        self._layer = layer
+        self._names = names
+        self._technique = technique
+        self._dtype = dtype
+        self._calibrated = False
+
+    def quantize(
+        self, groups: Sequence[Sequence[str]], statistics: Statistics, assignment: Assignment, folds: Sequence[Fold]
+    ) -> Quantized:
+        """Fold, then quantize every group that has a format. Groups are fused siblings, by path."""
+        done = Quantized()
+        self._calibrated = bool(statistics)
+        found = {tuple(group): statistics.get(tuple(group), InputStatistics()) for group in groups}
+        smoothed = dict(found)
+        for fold in folds:
+            self._smooth(fold, smoothed, assignment, done)
+        amax, plain_amax = _input_amax(smoothed), _input_amax(found)
+        for group in found:
+            scheme = assignment[self._names[group[0]]]
+            if scheme is not None:
+                self._quantize_group(group, scheme, smoothed[group], (amax[group], plain_amax[group]), done)
+        done.changed -= {f"{path}.weight" for path in done.simulated}
+        for path in done.changed:  # what is computed with from here on is what will be stored
+            parameter = self._layer.get_parameter(path)
+            parameter.data = parameter.data.to(self._dtype).to(parameter.dtype)
+        return done
+
+    def _smooth(
+        self, fold: Fold, statistics: dict[tuple[str, ...], InputStatistics], assignment: Assignment, done: Quantized
+    ) -> None:
+        scheme = next((found for path in fold.consumers if (found := assignment[self._names[path]])), None)
+        consumers = [Consumer(self._weights(group), statistics[group]) for group in fold.groups]
+        if scheme is None or not any(consumer.found.tokens for consumer in consumers):
+            return
+        scale_K = self._smoothing_scale(fold, scheme, consumers)
+        if bool((scale_K == 1).all()):
+            return
+        scale_K = fold.apply(self._layer, scale_K, self._dtype)
+        for group in fold.groups:
+            statistics[group] = statistics[group].scaled(scale_K)
+        done.changed |= {*fold.changed, *(f"{path}.weight" for path in fold.consumers)}
+
+    def _smoothing_scale(self, fold: Fold, scheme: Scheme, consumers: list[Consumer]) -> torch.Tensor:
+        technique = self._technique
+        if technique.smoothing == "awq":
+            return awq_scales(consumers, scheme, self._dtype, fold.tie).scale_K
+        if technique.smoothing_alpha == "auto":
+            return smoothquant_search(consumers, scheme, self._dtype, fold.tie).scale_K
+        return fold.tie(smoothquant_scales(consumers, technique.smoothing_alpha))
+
+    def _quantize_group(
+        self, group: tuple[str, ...], scheme: Scheme, found: InputStatistics, amax: tuple[float, float], done: Quantized
+    ) -> None:
+        weights = self._weights(group)
+        for path, weight in zip(group, weights, strict=True):
+            _check(self._names[path], weight, scheme)
+        method, importance_K = self._technique.scale_search, found.importance_K
+        fallback = ""
+        if method == "hessian" and importance_K is None:
+            method, fallback = "mse", "no calibration token reached it: scales by plain squared error"
+        scales = find_scales(weights, scheme.weights, method, self._dtype, importance_K)
+        for path, weight, own in zip(group, weights, scales, strict=True):
+            rounding = self._round(weight, own, scheme.weights, found, fallback)
+            self._add(path, scheme, rounding, found.tokens, amax, done)
+
+    def _round(
+        self, weight_NK: torch.Tensor, scales: Scales, args: QuantArgs, found: InputStatistics, fallback: str
+    ) -> Rounding:
+        if self._technique.rounding == "nearest":
+            return Rounding(fake_quantize(weight_NK, scales, args), scales)
+        if found.gram_KK is None:
+            return Rounding(fake_quantize(weight_NK, scales, args), scales, None, fallback or "no calibration token")
+        result = gptq(weight_NK, found.gram_KK, scales, args, self._technique.gptq, found.cross_KK)
+        energy = float((weight_NK @ found.gram_KK * weight_NK).sum())
+        share = float(result.loss) / energy if energy > 0 else 0.0
+        said = "" if result.damping is not None else "the Hessian has no Cholesky factor: rounded to nearest"
+        return Rounding(result.weight_NK, result.scales, share, said)
+
+    def _add(
+        self, path: str, scheme: Scheme, rounding: Rounding, tokens: int, amax: tuple[float, float], done: Quantized
+    ) -> None:
+        """`amax` is the largest magnitude of the input, smoothed and as it was in the original model."""
+        name = self._names[path]
+        codes = encode(rounding.weight_NK, rounding.scales, scheme.weights)
+        packed = pack(codes, rounding.scales, scheme.weights)
+        done.tensors |= {f"{name}.{suffix}": tensor.clone() for suffix, tensor in packed.items()}
+        input_scale = self._input_scale(name, scheme, amax[0], done)
+        done.simulated[path] = RoundedLinear(
+            rounding.weight_NK, scheme.activations, input_scale, self._technique.activation_search
+        )
+        done.linears[name] = QuantizedLinear(
+            scheme=scheme.name,
+            digest=weight_digest(rounding.weight_NK),
+            loss=rounding.loss,
+            tokens=tokens if self._calibrated else None,
+            input_amax=amax[1] if self._calibrated else None,
+            fallback=rounding.fallback,
+        )
+
+    def _input_scale(self, name: str, scheme: Scheme, amax: float, done: Quantized) -> torch.Tensor | None:
+        args = scheme.activations
+        if args is None or not scheme.needs_calibration:
+            return None
+        kind = "input_global_scale" if args.strategy == "tensor_group" else "input_scale"
+        scale = static_scale(amax, args, self._dtype)
+        done.tensors[f"{name}.{kind}"] = scale
+        return scale
+
+    def _weights(self, group: Sequence[str]) -> list[torch.Tensor]:
+        return [self._layer.get_submodule(path).weight.float() for path in group]
+
+
+def _input_amax(statistics: Statistics) -> dict[tuple[str, ...], float]:
+    """Largest magnitude of each input. All experts of a layer share one, whoever got the tokens: engines keep one."""
+    together: dict[str, float] = {}
+    for group, found in statistics.items():
+        key = all_experts(group[0])
+        together[key] = max(together.get(key, 0.0), found.amax)
+    return {group: together[all_experts(group[0])] for group in statistics}
+
+
+def _check(name: str, weight_NK: torch.Tensor, scheme: Scheme) -> None:
+    size = scheme.weights.group_size
+    if size and weight_NK.shape[1] % size:
+        raise RecipeError(
+            f"{name} has {weight_NK.shape[1]} inputs, which groups of {size} do not divide",
+            remedy=f"add it to `ignore`, or choose another scheme than {scheme.name}",
+            field="/chain",
+        )
+    if not weight_NK.isfinite().all():
+        raise BadCheckpoint(f"{name} holds values that are not finite", field="/model")

@@ -1,0 +1,116 @@
+"""What is measured of a linear layer's input while calibration text runs through: all that the algorithms ever see.
+
+Legend: T tokens, K input channels. A fused group (q/k/v, gate/up) has one input, so it is measured once.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from optcore.algorithms.gram import accumulate, accumulate_cross, symmetric
+
+
+@dataclass
+class InputStatistics:
+    """Moments of one input over the calibration set."""
+
+    tokens: int = 0
+    channel_amax_K: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    """Largest magnitude of each channel."""
+    gram_KK: torch.Tensor | None = None
+    """X^T X / tokens, float32; None where no algorithm wants it."""
+    cross_KK: torch.Tensor | None = None
+    """X^T Z / tokens, where Z is the same input in the original model."""
+
+    @property
+    def amax(self) -> float:
+        """Largest magnitude; 0 where no token came by."""
+        return float(self.channel_amax_K.amax()) if self.tokens else 0.0
+
+    @property
+    def importance_K(self) -> torch.Tensor | None:
+        """Mean square of each channel, the diagonal of the Gram matrix."""
+        return None if self.gram_KK is None else self.gram_KK.diagonal()
+
+    def scaled(self, divisor_K: torch.Tensor) -> "InputStatistics":
+        """The statistics of x / divisor."""
+        pairs = divisor_K[:, None] * divisor_K[None, :]
+        return InputStatistics(
+            self.tokens,
+            self.channel_amax_K / divisor_K if self.tokens else self.channel_amax_K,
+            None if self.gram_KK is None else self.gram_KK / pairs,
+            None if self.cross_KK is None else self.cross_KK / pairs,
+        )
+
+
+class Observer:
+    """Measures the input of each group's first linear layer while its layer runs."""
+
+    def __init__(self, layer: nn.Module, groups: Iterable[Sequence[str]], *, gram: bool, cross: bool = False) -> None:
+        self._modules = {tuple(group): layer.get_submodule(group[0]) for group in groups}
+        self._gram = gram
+        self._cross = cross
+        self._found = {group: InputStatistics() for group in self._modules}
+        self._original: dict[tuple[str, ...], torch.Tensor] = {}
+
+    def finished(self) -> dict[tuple[str, ...], InputStatistics]:
+        """Means over all tokens seen, by group."""
+        for found in self._found.values():
+            if found.gram_KK is not None:
+                found.gram_KK = symmetric(found.gram_KK).div_(found.tokens)
+            if found.cross_KK is not None:
+                found.cross_KK = found.cross_KK.div_(found.tokens)
+        return self._found
+
+    @contextmanager
+    def measuring(self) -> Iterator[None]:
+        """Add every input to the statistics."""
+        with self._hooked(self._measure):
+            yield
+
+    @contextmanager
+    def remembering(self) -> Iterator[None]:
+        """Keep the inputs of the original model, to be set against those measured next."""
+        self._original = {}
+        with self._hooked(self._remember):
+            yield
+
+    @contextmanager
+    def _hooked(self, see: Any) -> Iterator[None]:
+        handles = [
+            module.register_forward_pre_hook(lambda _, given, group=group: see(group, given[0]))
+            for group, module in self._modules.items()
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _remember(self, group: tuple[str, ...], x: torch.Tensor) -> None:
+        self._original[group] = x.reshape(-1, x.shape[-1])
+
+    def _measure(self, group: tuple[str, ...], x: torch.Tensor) -> None:
+        x_TK = x.reshape(-1, x.shape[-1])
+        if not len(x_TK):
+            return
+        found = self._found[group]
+        amax_K = x_TK.abs().amax(0).float()
+        found.channel_amax_K = torch.maximum(found.channel_amax_K, amax_K) if found.tokens else amax_K
+        found.tokens += len(x_TK)
+        if self._gram:
+            found.gram_KK = accumulate(_zeros_if_none(found.gram_KK, x_TK), x_TK)
+        original_TK = self._original.get(group)
+        # An expert may be given other tokens in the original model; there is then nothing to set against each other.
+        if self._cross and original_TK is not None and original_TK.shape == x_TK.shape:
+            found.cross_KK = accumulate_cross(_zeros_if_none(found.cross_KK, x_TK), x_TK, original_TK)
+
+
+def _zeros_if_none(matrix_KK: torch.Tensor | None, x_TK: torch.Tensor) -> torch.Tensor:
+    if matrix_KK is not None:
+        return matrix_KK
+    return torch.zeros(x_TK.shape[1], x_TK.shape[1], device=x_TK.device)
