@@ -55,6 +55,12 @@ def grid_of(args: QuantArgs) -> Grid:
     raise ValueError(f"no {args.bits}-bit {args.type} grid")
 
 
+def scale_reach(args: QuantArgs) -> float:
+    """What the largest magnitude is divided by: for powers of two one of them, so that their rule sees it unchanged."""
+    reach = grid_of(args).reach
+    return 2.0 ** floor(log2(reach)) if args.scale_type == "e8m0" else reach
+
+
 def code_range(bits: int) -> tuple[int, int]:
     """Smallest and largest signed integer code."""
     return -(2 ** (bits - 1)), 2 ** (bits - 1) - 1

@@ -7,13 +7,12 @@ per tensor is then one per group.
 """
 
 from collections.abc import Sequence
-from math import floor, log2
 from typing import Literal, NamedTuple
 
 import torch
 
 from optcore.algorithms.blocks import blocks, importance_blocks
-from optcore.algorithms.rounding import E2M1_MAX, E4M3_MAX, decode_e8m0, grid_of
+from optcore.algorithms.rounding import E2M1_MAX, E4M3_MAX, decode_e8m0, scale_reach
 from optcore.algorithms.scale_search import Choice, Objective, asymmetric, search
 from optcore.algorithms.storage import Storage, double, double_step, e4m3, e8m0, own_type, second_level
 from optcore.schemes import QuantArgs
@@ -73,7 +72,7 @@ def find_scales(
         return _two_level(weights, args, method, importance)
     if args.scale_type == "double":
         return [_double(weight, args, method, importance) for weight in weights]
-    storage = e8m0(_reach(args)) if args.scale_type == "e8m0" else own_type(dtype)
+    storage = e8m0(scale_reach(args)) if args.scale_type == "e8m0" else own_type(dtype)
     return [_one_level(weight, args, method, storage, importance) for weight in weights]
 
 
@@ -87,7 +86,7 @@ def _one_level(
 
 def _double(weight_NK: torch.Tensor, args: QuantArgs, method: Method, importance_K: torch.Tensor | None) -> Scales:
     low, high = _ends(blocks(weight_NK, args), args, method)
-    second, mean = second_level(torch.maximum(-low, high) / _reach(args))
+    second, mean = second_level(torch.maximum(-low, high) / scale_reach(args))
     choice = _choose(_objective(weight_NK, args, double(second, mean), importance_K), method)
     return Scales(choice.stored, second=second, mean=mean)
 
@@ -142,16 +141,10 @@ def _choose(objective: Objective, method: Method) -> Choice:
     args, storage = objective.args, objective.storage
     low, high = _ends(objective.values, args, method)
     if args.symmetric:
-        plain = Choice(storage.store(torch.maximum(-low, high) / _reach(args)))
+        plain = Choice(storage.store(torch.maximum(-low, high) / scale_reach(args)))
     else:
         plain = asymmetric(storage, args.bits, low, high)
     return search(objective, plain, low, high) if method in ("mse", "hessian") else plain
-
-
-def _reach(args: QuantArgs) -> float:
-    """What the largest magnitude is divided by: for powers of two one of them, so that the rule sees it unchanged."""
-    reach = grid_of(args).reach
-    return 2.0 ** floor(log2(reach)) if args.scale_type == "e8m0" else reach
 
 
 def _ends(values: torch.Tensor, args: QuantArgs, method: Method) -> tuple[torch.Tensor, torch.Tensor]:

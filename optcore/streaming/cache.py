@@ -1,36 +1,95 @@
 """Stand-ins for a KV cache: attention hands them keys and values, after rotary embedding, as it would a real one."""
 
+from collections.abc import Mapping
+
 import torch
 
-from optcore.algorithms.activations import fake_quantize_activation
+from optcore.algorithms.kv_cache import fake_quantize_states, measured_tensors, rotated
 from optcore.schemes import QuantArgs
 
 KeysAndValues = tuple[torch.Tensor, torch.Tensor]
 
 
-class ObservingCache:
-    """Remembers the largest magnitudes of keys and values."""
+class EmptyCache:
+    """What models ask a cache besides `update`: this one has seen nothing, and keeps nothing between forwards.
 
-    def __init__(self) -> None:
-        self.keys_amax = 0.0
-        self.values_amax = 0.0
+    Layers with convolutions or recurrent states (hybrid models) get back what they hand over, as in a prefill.
+    """
+
+    is_compileable = False
+
+    def get_seq_length(self, layer: int = 0) -> int:
+        """Tokens before this forward."""
+        return 0
+
+    def get_max_length(self, layer: int | None = None) -> int:
+        """No bound."""
+        return -1
+
+    def get_mask_sizes(self, query_length: int, layer: int) -> tuple[int, int]:
+        """How many keys a mask covers, and how many lie before them."""
+        return query_length, 0
+
+    def has_previous_state(self, *_: int, **__: int) -> bool:
+        """Whether a recurrent layer goes on from a state."""
+        return False
+
+    def update_conv_state(self, states: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
+        """Inputs of a convolution."""
+        return states
+
+    update_recurrent_state = update_conv_state
+    update_indexer = update_conv_state
+
+
+class ObservingCache(EmptyCache):
+    """Remembers the range of every channel of keys and values; of keys as `rotate` would have them stored."""
+
+    def __init__(self, *, rotate: bool = False) -> None:
+        self.rotate = rotate
+        self._ranges: dict[str, KeysAndValues] = {}
 
     def update(self, keys: torch.Tensor, values: torch.Tensor, layer: int, *_: object, **__: object) -> KeysAndValues:
         """What attention calls; returns its input."""
-        self.keys_amax = max(self.keys_amax, keys.abs().amax().item())
-        self.values_amax = max(self.values_amax, values.abs().amax().item())
+        self._observe("k", rotated(keys) if self.rotate else keys)
+        self._observe("v", values)
         return keys, values
 
+    def tensors(self, args: QuantArgs, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        """What the format stores for the layer: `k_scale` or `k_global_scale`, `k_bias`, and the same of values."""
+        return {
+            f"{kind}_{name}": tensor
+            for kind, (low_HD, high_HD) in self._ranges.items()
+            for name, tensor in measured_tensors(low_HD, high_HD, args, dtype).items()
+        }
 
-class RoundingCache:
-    """Rounds keys and values to the cache's number format."""
+    def _observe(self, kind: str, states_BHTD: torch.Tensor) -> None:
+        low_HD, high_HD = (end.float().cpu() for end in states_BHTD.aminmax(dim=2))
+        low_HD, high_HD = low_HD.amin(0), high_HD.amax(0)
+        if kind in self._ranges:
+            low_HD = torch.minimum(low_HD, self._ranges[kind][0])
+            high_HD = torch.maximum(high_HD, self._ranges[kind][1])
+        self._ranges[kind] = low_HD, high_HD
 
-    def __init__(self, args: QuantArgs, k_scale: torch.Tensor, v_scale: torch.Tensor) -> None:
+
+class RoundingCache(EmptyCache):
+    """Rounds keys and values to the cache's number format.
+
+    With `rotate` keys are rotated, rounded and rotated back, which gives the products that an engine gets by rotating
+    queries too.
+    """
+
+    def __init__(self, args: QuantArgs, tensors: Mapping[str, torch.Tensor], *, rotate: bool = False) -> None:
         self.args = args
-        self.k_scale = k_scale
-        self.v_scale = v_scale
+        self.tensors = tensors
+        self.rotate = rotate
 
     def update(self, keys: torch.Tensor, values: torch.Tensor, layer: int, *_: object, **__: object) -> KeysAndValues:
         """What attention calls; returns what it would read back."""
-        rounded_keys = fake_quantize_activation(keys, self.args, self.k_scale)
-        return rounded_keys, fake_quantize_activation(values, self.args, self.v_scale)
+        if not self.rotate:
+            return self._round("k", keys), self._round("v", values)
+        return rotated(self._round("k", rotated(keys))).to(keys.dtype), self._round("v", values)
+
+    def _round(self, kind: str, states: torch.Tensor) -> torch.Tensor:
+        scale = self.tensors.get(f"{kind}_scale", self.tensors.get(f"{kind}_global_scale"))
+        return fake_quantize_states(states, self.args, scale, self.tensors.get(f"{kind}_bias"))

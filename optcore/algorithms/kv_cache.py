@@ -1,0 +1,77 @@
+"""Keys and values as a quantized cache gives them back.
+
+Legend: states are [B, H, T, D]: batch, key-value heads, tokens, head dimension.
+| Format | What is stored |
+| --- | --- |
+| fp8, fp8_head | one scale a tensor [1] or a head [H], measured |
+| nvfp4 | an E4M3 scale for 16 of D, made at run time; one float32 divisor [1] of these, measured |
+| nvfp4_affine | the same of the states less a bias [1, H, 1, D], the middle of each channel's measured range |
+| int8 | a scale a token and head, made at run time |
+| int4 | a scale and a zero point for 32 of D, made at run time |
+"""
+
+import torch
+
+from optcore.algorithms.activations import fake_quantize_activation, static_scale
+from optcore.schemes import QuantArgs
+
+
+def measured_tensors(
+    low_HD: torch.Tensor, high_HD: torch.Tensor, args: QuantArgs, dtype: torch.dtype
+) -> dict[str, torch.Tensor]:
+    """What a format needs from measured ranges of channels, to be stored: `scale` (`global_scale` where it is NVFP4's divisor),
+    `bias`, or nothing."""
+    if args.dynamic and args.strategy != "tensor_group":
+        return {}
+    tensors = {}
+    if not args.symmetric:
+        bias = ((low_HD + high_HD) / 2).to(dtype)
+        tensors["bias"] = bias[None, :, None, :]
+        low_HD, high_HD = low_HD - bias.float(), high_HD - bias.float()
+    amax_H = torch.maximum(-low_HD, high_HD).amax(1).clamp(min=0)
+    if args.strategy == "tensor_group":
+        tensors["global_scale"] = static_scale(amax_H.amax().item(), args, dtype)
+    elif args.strategy == "head":
+        tensors["scale"] = torch.cat([static_scale(amax.item(), args, dtype) for amax in amax_H])
+    else:
+        tensors["scale"] = static_scale(amax_H.amax().item(), args, dtype)
+    return tensors
+
+
+def fake_quantize_states(
+    states_BHTD: torch.Tensor, args: QuantArgs, scale: torch.Tensor | None = None, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Round keys or values to what the cache's number format holds. Same shape and type."""
+    values = states_BHTD.float()
+    if bias is not None:
+        values = values - bias.float().to(values.device)
+        args = args.model_copy(update={"symmetric": True})  # the bias is the zero point
+    if args.strategy == "head":
+        assert scale is not None
+        per_tensor = args.model_copy(update={"strategy": "tensor"})
+        rounded = fake_quantize_activation(values, per_tensor, scale.view(-1, 1, 1, 1))
+    else:
+        rounded = fake_quantize_activation(values, args, scale)
+    if bias is not None:
+        rounded = rounded + bias.float().to(values.device)
+    return rounded.to(states_BHTD.dtype)
+
+
+def rotated(states: torch.Tensor) -> torch.Tensor:
+    """Channels [..., D] times an orthonormal Hadamard matrix, which is its own inverse.
+
+    Applied to queries and keys after rotary embedding it leaves their products as they are and spreads the outlier
+    channels of keys over all (QuaRot, arXiv:2404.00456). Where D is no power of two, blocks of the largest power of two
+    that divides it are rotated each for itself.
+    """
+    size = states.shape[-1] & -states.shape[-1]
+    matrix = _hadamard(size).to(states.device)
+    return (states.float().unflatten(-1, (-1, size)) @ matrix).flatten(-2)
+
+
+def _hadamard(size: int) -> torch.Tensor:
+    """Sylvester's construction, divided by the square root of its size."""
+    matrix = torch.ones(1, 1)
+    while len(matrix) < size:
+        matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
+    return matrix / size**0.5
