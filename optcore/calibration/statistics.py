@@ -94,6 +94,7 @@ class Observer:
     def _remember(self, group: tuple[str, ...], x: torch.Tensor) -> None:
         self._original[group] = x.reshape(-1, x.shape[-1])
 
+    @torch.no_grad()
     def _measure(self, group: tuple[str, ...], x: torch.Tensor) -> None:
         x_TK = x.reshape(-1, x.shape[-1])
         if not len(x_TK):
