@@ -15,6 +15,7 @@ from optcore.schemes import QuantArgs
 # Multiples of the max scale that the search tries. Below 1 clips the largest value to refine the rest; above 1 helps
 # floating-point grids, whose error depends on where in a binade the values fall.
 _INT_FACTORS = tuple(0.40 + 0.02 * i for i in range(34))
+_INT8_FACTORS = tuple(0.80 + 0.0075 * i for i in range(27))
 _FLOAT_FACTORS = tuple(0.70 + 0.02 * i for i in range(31))
 # Shrinking of the two ends of an asymmetric range, alone and together.
 _ENDS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
@@ -106,7 +107,9 @@ def _candidates(objective: Objective, plain: Choice, low: torch.Tensor, high: to
 
 
 def _factors(args: QuantArgs) -> Iterable[float]:
-    return _INT_FACTORS if args.type == "int" else _FLOAT_FACTORS
+    if args.type == "int":
+        return _INT_FACTORS if args.bits < 8 else _INT8_FACTORS
+    return _FLOAT_FACTORS
 
 
 def _sign(args: QuantArgs, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor | float:
