@@ -1,33 +1,43 @@
 """Whether the installed transformers can build a model at all, asked before anything is computed."""
 
 import json
+import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from optcore.errors import BadCheckpoint, UnknownArchitecture
+from optcore.sizes import read_header, weight_files
+
+_LAYERS = re.compile(r"^(num|n)_(\w+_)?(layers?|blocks)$")
+_EXPERTS = re.compile(r"^(moe_)?(num|n)_(\w+_)?experts$")
+_MOST_experts = 2**17
+"""In all layers together; five times those of the largest published models."""
+_MOST = 2**25
+"""Of any number but a rotary base: three times the longest positions that a published model reaches. Tables of
+positions and frequencies are computed while a skeleton is built, before weights can contradict the config."""
+
+
+class _Contents(NamedTuple):
+    """What the weight files' headers say."""
+
+    tensors: int
+    numbered: int
+    """One more than the largest number in a tensor's name, such as an expert's."""
+    stacked: int
+    """The largest first dimension of a 3-D tensor, which may stand for experts."""
 
 
 def check_architecture(folder: Path) -> None:
-    """Raises `UnknownArchitecture` for a config that names no causal language model, `BadCheckpoint` for no config."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
-    try:
-        config = json.loads((folder / "config.json").read_text())
-        model_type = config["model_type"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise BadCheckpoint(
-            "config.json is not a model's configuration", remedy="it must be JSON with a `model_type`", field="/model"
-        ) from error
+    """Raises `UnknownArchitecture` for a config that names no language model that can be streamed, `BadCheckpoint`
+    for no config, or for one that describes a model of another size than the weights."""
+    config = _config(folder)
     if "quantization_config" in config:
         raise BadCheckpoint(
             "the model is quantized already", remedy="start from its high-precision original", field="/model"
         )
-    if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        raise UnknownArchitecture(
-            f"model_type {model_type!r} is not a causal language model that the installed transformers knows",
-            remedy="use a decoder-only language model; custom code is not run",
-            field="/model",
-        )
+    _check_known(config)
+    _check_numbers(dict(_integers(config)), _contents(folder))
 
 
 def is_masked_language_model(config: dict[str, Any]) -> bool:
@@ -43,3 +53,80 @@ def is_masked_language_model(config: dict[str, Any]) -> bool:
     if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         return True
     return not config.get("is_decoder") and MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type] not in named
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    try:
+        config: dict[str, Any] = json.loads((folder / "config.json").read_text())
+        if isinstance(config["model_type"], str):
+            return config
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise _no_config() from error
+    raise _no_config()
+
+
+def _no_config() -> BadCheckpoint:
+    return BadCheckpoint(
+        "config.json is not a model's configuration", remedy="it must be JSON with a `model_type`", field="/model"
+    )
+
+
+def _check_known(config: dict[str, Any]) -> None:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    model_type = config["model_type"]
+    if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not is_masked_language_model(config):
+        raise UnknownArchitecture(
+            f"model_type {model_type!r} is neither a causal nor a masked language model that the installed"
+            " transformers knows",
+            remedy="use a decoder-only language model or a BERT-style encoder; custom code is not run",
+            field="/model",
+        )
+    if config.get("is_encoder_decoder"):
+        raise UnknownArchitecture(
+            f"{model_type} is an encoder with a decoder",
+            remedy="use a decoder-only language model or a BERT-style encoder",
+            field="/model",
+        )
+
+
+def _contents(folder: Path) -> _Contents:
+    tensors, numbered, stacked = 0, 0, 0
+    for path in weight_files(folder):
+        for name, facts in read_header(path).items():
+            shape = facts.get("shape")
+            tensors += 1
+            numbered = max([numbered, *(int(part) + 1 for part in name.split(".") if part.isdigit() and len(part) < 9)])
+            if isinstance(shape, list) and len(shape) == 3 and all(isinstance(n, int) and n > 0 for n in shape):
+                stacked = max(stacked, shape[0])
+    return _Contents(tensors, numbered, stacked)
+
+
+def _integers(config: dict[str, Any]) -> Iterator[tuple[str, int]]:
+    """Names and values of all integers, those of nested configurations included."""
+    for name, value in config.items():
+        if isinstance(value, dict):
+            yield from _integers(value)
+        elif isinstance(value, int) and not isinstance(value, bool):
+            yield name, value
+
+
+def _check_numbers(numbers: dict[str, int], contents: _Contents) -> None:
+    """Refuse numbers that the weights contradict: a skeleton of a million layers would take all memory and hours."""
+    layers = max((value for name, value in numbers.items() if _LAYERS.search(name)), default=1)
+    for name, value in numbers.items():
+        if _LAYERS.search(name):
+            _check_bound(name, value, contents.tensors)
+        elif _EXPERTS.search(name):
+            _check_bound(name, value, min(max(contents.numbered, contents.stacked), _MOST_experts // max(layers, 1)))
+        elif "theta" not in name:
+            _check_bound(name, value, _MOST)
+
+
+def _check_bound(name: str, value: int, most: int) -> None:
+    if value > most:
+        raise BadCheckpoint(
+            f"config.json has {name} = {value}, but {most} is the most that these weights allow",
+            remedy="weights and config.json must be of the same model",
+            field="/model",
+        )

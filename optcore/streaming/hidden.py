@@ -1,10 +1,15 @@
 """Hidden states of a whole calibration set between two layers, on disk when they are large."""
 
+import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from optcore.errors import OutOfDisk, UnknownArchitecture, folder_error
 from optcore.streaming.decoder import Decoder, State
 
 IN_MEMORY_bytes = 2 * 2**30
@@ -12,20 +17,24 @@ BATCH_tokens = 4096
 
 
 class HiddenStates:
-    """The states of all windows [S, T, H], advanced layer by layer in place."""
+    """The states of all windows [S, T, H], advanced layer by layer in place.
 
-    def __init__(self, decoder: Decoder, tokens_ST: torch.Tensor, scratch: Path) -> None:
+    More than `in_memory_bytes` go to a file below `scratch`. Raises `OutOfDisk` when it does not fit there, at once.
+    """
+
+    def __init__(
+        self, decoder: Decoder, tokens_ST: torch.Tensor, scratch: Path, in_memory_bytes: int = IN_MEMORY_bytes
+    ) -> None:
         self.decoder = decoder
         self.batch_windows = max(1, BATCH_tokens // tokens_ST.shape[1])
-        first = decoder.embed(tokens_ST[: self.batch_windows])
-        self._arguments = {first.hidden_BTH.shape[0]: first.arguments}
+        self._arguments: dict[int, tuple[dict[str, Any], ...]] = {}
+        first = decoder.embed(tokens_ST[:1])
         shape = (*tokens_ST.shape, first.hidden_BTH.shape[-1])
-        self.hidden_STH = allocate(shape, decoder.dtype, scratch)
+        self.hidden_STH = allocate(shape, decoder.dtype, scratch, in_memory_bytes)
         for rows in self._batches():
-            self.hidden_STH[rows] = decoder.embed(tokens_ST[rows]).hidden_BTH.cpu()
-        last = len(tokens_ST) % self.batch_windows
-        if last:
-            self._arguments[last] = decoder.embed(tokens_ST[-last:]).arguments
+            state = decoder.embed(tokens_ST[rows])
+            self._remember(state)
+            self.hidden_STH[rows] = state.hidden_BTH.cpu()
 
     def states(self) -> Iterator[tuple[slice, State]]:
         """Batches as states to call a layer with."""
@@ -42,12 +51,58 @@ class HiddenStates:
         for start in range(0, len(self.hidden_STH), self.batch_windows):
             yield slice(start, min(start + self.batch_windows, len(self.hidden_STH)))
 
+    def _remember(self, state: State) -> None:
+        """Keep what layers are called with, once for all batches of a size: it must not depend on the tokens."""
+        known = self._arguments.setdefault(state.hidden_BTH.shape[0], state.arguments)
+        compared: set[tuple[int, int]] = set()  # all layers are given the same few tensors
+        for before, now in zip(known, state.arguments, strict=True):
+            for name, value in now.items():
+                pair = (id(before.get(name)), id(value))
+                if pair not in compared and not _is_same(before.get(name), value):
+                    raise self._depends_on_tokens(name)
+                compared.add(pair)
 
-def allocate(shape: tuple[int, ...], dtype: torch.dtype, scratch: Path) -> torch.Tensor:
-    """An uninitialized tensor, in a file below `scratch` when it is large."""
+    def _depends_on_tokens(self, name: str) -> UnknownArchitecture:
+        return UnknownArchitecture(
+            f"layers of {type(self.decoder.model).__name__} are given `{name}`, which depends on the tokens",
+            remedy="use a model whose layers see the text through their hidden states alone",
+            field="/model",
+        )
+
+
+def allocate(shape: tuple[int, ...], dtype: torch.dtype, scratch: Path, in_memory_bytes: int) -> torch.Tensor:
+    """An uninitialised tensor in memory, or in a nameless file that goes when the tensor, or this process, does."""
     count = torch.Size(shape).numel()
-    if count * dtype.itemsize <= IN_MEMORY_bytes:
+    nbytes = count * dtype.itemsize
+    if nbytes <= in_memory_bytes:
         return torch.empty(shape, dtype=dtype)
     scratch.mkdir(parents=True, exist_ok=True)
-    path = scratch / f"hidden-{len(list(scratch.iterdir()))}.bin"
-    return torch.from_file(str(path), shared=True, size=count, dtype=dtype).view(shape)
+    free = shutil.disk_usage(scratch).free
+    if nbytes > free:
+        raise OutOfDisk(
+            f"the hidden states take {nbytes / 2**30:.1f} GiB, {free / 2**30:.1f} are free in the work folder",
+            remedy="free space, name another folder with --work, or use fewer or shorter calibration samples",
+        )
+    return _mapped(count, nbytes, dtype, scratch).view(shape)
+
+
+def _mapped(count: int, nbytes: int, dtype: torch.dtype, scratch: Path) -> torch.Tensor:
+    """A file's blocks are reserved before it is mapped: writing to a mapping of a full disk would be a SIGBUS."""
+    try:
+        file, name = tempfile.mkstemp(prefix="hidden-", suffix=".bin", dir=scratch)
+        try:
+            os.posix_fallocate(file, 0, nbytes)
+            return torch.from_file(name, shared=True, size=count, dtype=dtype)
+        finally:
+            os.close(file)
+            Path(name).unlink()
+    except OSError as error:
+        raise folder_error(error) from error
+
+
+def _is_same(before: object, now: object) -> bool:
+    if isinstance(now, torch.Tensor):
+        return isinstance(before, torch.Tensor) and torch.equal(before, now)
+    if isinstance(now, tuple | list):
+        return isinstance(before, tuple | list) and len(before) == len(now) and all(map(_is_same, before, now))
+    return True

@@ -10,3 +10,9 @@ def is_matched(name: str, patterns: Iterable[str]) -> bool:
         re.match(pattern.removeprefix("re:"), name) if pattern.startswith("re:") else pattern == name
         for pattern in patterns
     )
+
+
+def unmatched(patterns: Iterable[str], names: Iterable[str]) -> list[str]:
+    """The patterns that match none of the names, in their order: most often a spelling mistake."""
+    known = list(names)
+    return [pattern for pattern in patterns if not any(is_matched(name, [pattern]) for name in known)]
