@@ -18,7 +18,7 @@ _RATIOS = tuple(step / 20 for step in range(1, 21))
 
 
 def awq_scales(
-    consumers: Sequence[Consumer], scheme: Scheme, dtype: torch.dtype, tie: Tie, method: Method = "max"
+    consumers: Sequence[Consumer], scheme: Scheme, dtype: torch.dtype, tie: Tie, method: Method = "hessian"
 ) -> Smoothing:
     """The best of 20 ratios with and without weight magnitudes; ones where none helps.
 

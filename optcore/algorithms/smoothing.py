@@ -69,9 +69,12 @@ def smoothquant_scales(consumers: Sequence[Consumer], alpha: float) -> torch.Ten
     return balance(inputs_K, weights_K, alpha, 1 - alpha)
 
 
-def smoothquant_search(consumers: Sequence[Consumer], scheme: Scheme, dtype: torch.dtype, tie: Tie) -> Smoothing:
+def smoothquant_search(
+    consumers: Sequence[Consumer], scheme: Scheme, dtype: torch.dtype, tie: Tie, method: Method = "hessian"
+) -> Smoothing:
     """SmoothQuant with the alpha of 0, 0.05 .. 1 that has the least expected output error (`alpha: auto`)."""
-    return search((smoothquant_scales(consumers, alpha) for alpha in _ALPHAS), consumers, scheme, dtype, tie)
+    candidates = (smoothquant_scales(consumers, alpha) for alpha in _ALPHAS)
+    return search(candidates, consumers, scheme, dtype, tie, method)
 
 
 def balance(inputs_K: torch.Tensor, weights_K: torch.Tensor, alpha: float, beta: float) -> torch.Tensor:
@@ -87,12 +90,13 @@ def search(
     scheme: Scheme,
     dtype: torch.dtype,
     tie: Tie,
-    method: Method = "max",
+    method: Method = "hessian",
 ) -> Smoothing:
     """The candidate with the least expected error, tied; ones unless it beats them on the whole weights.
 
     Candidates are compared on about 512 rows of each consumer (rows only meet in the scale of a tensor or tile), so a
-    search costs 2 * 512 * K^2 operations a candidate.
+    search costs 2 * 512 * K^2 operations a candidate. `method` must be how the weight scales will be found afterwards:
+    what is best for plain maxima can be worse than nothing for searched scales.
     """
     plain_K = _ones(consumers)
     seen = [consumer for consumer in consumers if consumer.found.tokens and consumer.found.gram_KK is not None]
@@ -109,7 +113,7 @@ def search(
 
 
 def output_error(
-    consumers: Sequence[Consumer], scale_K: torch.Tensor, scheme: Scheme, dtype: torch.dtype, method: Method = "max"
+    consumers: Sequence[Consumer], scale_K: torch.Tensor, scheme: Scheme, dtype: torch.dtype, method: Method = "hessian"
 ) -> float:
     """Expected squared error of the outputs a token, when inputs are divided and weights multiplied by s.
 

@@ -44,7 +44,7 @@ def test_dead_channels_are_left_alone() -> None:
     consumer = _consumer(x_TK, weights)
     for scale_K in (
         smoothquant_scales([consumer], 0.5),
-        awq_scales([consumer], PRESETS["int4_g32"], torch.bfloat16, _free).scale_K,
+        awq_scales([consumer], PRESETS["int4_g32"], torch.bfloat16, _free, "max").scale_K,
     ):
         assert scale_K.isfinite().all()
         assert (scale_K > 0).all()
@@ -57,7 +57,7 @@ def test_an_input_that_no_token_reached_changes_nothing() -> None:
     _, weights = _outliers()
     consumer = Consumer(weights, InputStatistics())
     assert smoothquant_scales([consumer], 0.5).equal(torch.ones(128))
-    assert awq_scales([consumer], PRESETS["int4_g32"], torch.bfloat16, _free) == Smoothing(ANY, 0.0, 0.0)
+    assert awq_scales([consumer], PRESETS["int4_g32"], torch.bfloat16, _free, "max") == Smoothing(ANY, 0.0, 0.0)
 
 
 def test_all_consumers_of_a_norm_share_the_scales() -> None:
@@ -66,7 +66,7 @@ def test_all_consumers_of_a_norm_share_the_scales() -> None:
     unseen = Consumer(weights, InputStatistics())
     scale_K = smoothquant_scales([few, many, unseen], 0.5)
     torch.testing.assert_close(scale_K, smoothquant_scales([_consumer(x_TK, weights)], 0.5))
-    found = awq_scales([few, many, unseen], PRESETS["int4_g32"], torch.bfloat16, _free)
+    found = awq_scales([few, many, unseen], PRESETS["int4_g32"], torch.bfloat16, _free, "max")
     assert found.loss < found.plain_loss
 
 
@@ -76,7 +76,7 @@ def test_the_weight_error_is_that_of_the_outputs(scheme: str) -> None:
     x_TK, weights = _outliers()
     chosen, scale_K = PRESETS[scheme], 0.5 + torch.rand(128, generator=torch.Generator().manual_seed(1))
     measured = _measured_error(x_TK, weights, scale_K, chosen)
-    modelled = output_error([_consumer(x_TK, weights)], scale_K, chosen, torch.bfloat16)
+    modelled = output_error([_consumer(x_TK, weights)], scale_K, chosen, torch.bfloat16, "max")
     assert modelled == pytest.approx(measured, rel=1e-3)
 
 
@@ -86,7 +86,7 @@ def test_the_error_with_rounded_inputs_is_near_the_measured_one(scheme: str, out
     x_TK, weights = _outliers(32.0 if outliers else 1.0)
     chosen, ones_K = PRESETS[scheme], torch.ones(128)
     measured = _measured_error(x_TK, weights, ones_K, chosen)
-    modelled = output_error([_consumer(x_TK, weights)], ones_K, chosen, torch.bfloat16)
+    modelled = output_error([_consumer(x_TK, weights)], ones_K, chosen, torch.bfloat16, "max")
     print(f"{scheme}, outliers {outliers}: modelled {modelled:.5g}, measured {measured:.5g}")
     assert 0.6 < modelled / measured < 1.6
 
@@ -111,11 +111,23 @@ def test_awq_is_never_worse_than_nothing(scheme: str) -> None:
     for largest in (1.0, 8.0, 32.0):
         x_TK, weights = _outliers(largest)
         consumer = _consumer(x_TK, weights)
-        found = awq_scales([consumer], PRESETS[scheme], torch.bfloat16, _free)
+        found = awq_scales([consumer], PRESETS[scheme], torch.bfloat16, _free, "max")
         print(f"{scheme}, outliers x{largest:.0f}: {found.plain_loss:.5g} -> {found.loss:.5g}")
         assert found.loss <= found.plain_loss
-        again = output_error([consumer], found.scale_K, PRESETS[scheme], torch.bfloat16)
+        again = output_error([consumer], found.scale_K, PRESETS[scheme], torch.bfloat16, "max")
         assert again == pytest.approx(found.loss)
+
+
+@pytest.mark.parametrize("scheme", ["int4_g32", "nvfp4_w4a16"])
+def test_scales_are_judged_as_they_will_be_found(scheme: str) -> None:
+    """With searched weight scales afterwards, smoothing that was chosen for them is the better one."""
+    consumer, chosen = _consumer(*_outliers(32.0)), PRESETS[scheme]
+    plainly = awq_scales([consumer], chosen, torch.bfloat16, _free, "max").scale_K
+    found = awq_scales([consumer], chosen, torch.bfloat16, _free)
+    loss = output_error([consumer], plainly, chosen, torch.bfloat16)
+    print(f"{scheme}: none {found.plain_loss:.4g}, chosen by maxima {loss:.4g}, as searched {found.loss:.4g}")
+    assert found.loss < loss
+    assert found.loss < found.plain_loss
 
 
 @pytest.mark.parametrize("scheme", ["int8", "int8_static", "nvfp4"])
@@ -124,7 +136,7 @@ def test_a_searched_alpha_lowers_the_measured_error_of_outliers(scheme: str) -> 
     consumer, chosen = _consumer(x_TK, weights), PRESETS[scheme]
     ones_K = torch.ones(128)
     plain = _measured_error(x_TK, weights, ones_K, chosen)
-    auto = smoothquant_search([consumer], chosen, torch.bfloat16, _free)
+    auto = smoothquant_search([consumer], chosen, torch.bfloat16, _free, "max")
     smooth = _measured_error(x_TK, weights, auto.scale_K, chosen)
     half = _measured_error(x_TK, weights, smoothquant_scales([consumer], 0.5), chosen)
     print(f"{scheme}: plain {plain:.4g}, alpha 0.5 {half:.4g}, searched {smooth:.4g}")
@@ -135,7 +147,7 @@ def test_a_searched_alpha_lowers_the_measured_error_of_outliers(scheme: str) -> 
 def test_awq_lowers_the_measured_error_of_outliers() -> None:
     x_TK, weights = _outliers(32.0)
     chosen = PRESETS["int4_g32"]
-    found = awq_scales([_consumer(x_TK, weights)], chosen, torch.bfloat16, _free)
+    found = awq_scales([_consumer(x_TK, weights)], chosen, torch.bfloat16, _free, "max")
     plain = _measured_error(x_TK, weights, torch.ones(128), chosen)
     smooth = _measured_error(x_TK, weights, found.scale_K, chosen)
     print(f"int4_g32: plain {plain:.4g}, AWQ {smooth:.4g}")
