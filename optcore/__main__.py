@@ -6,10 +6,10 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from optcore.child import RESULTS
-from optcore.errors import OptError, OutOfMemory, folder_error
+from optcore.errors import OptError, typed_error
 from optcore.events import AnyEvent, RunFailed
 from optcore.recipe import Recipe, load_recipe
 
@@ -53,25 +53,12 @@ def stage(options: argparse.Namespace) -> None:
     task = StageTask.model_validate_json(options.task.read_text())
     try:
         results = perform(task, emit)
-    except MemoryError as error:
-        _stop(OutOfMemory(f"stage {task.name} ran out of memory", remedy="use a larger machine"), task.name, error)
-    except OptError as error:
-        _stop(error, task.name, error)
-    except OSError as error:
-        traceback.print_exc()
-        _stop(folder_error(error), task.name, error)
     except Exception as error:
-        traceback.print_exc()
-        said = f"stage {task.name} failed: {type(error).__name__}: {error}"
-        _stop(
-            OptError(said, remedy="this is a fault of ours; please report it with the engine's log"), task.name, error
-        )
+        if not isinstance(error, OptError):
+            traceback.print_exc()
+        emit(RunFailed(failure=typed_error(error, task.name).failure(task.name)))
+        raise SystemExit(1) from error
     (options.task.parent / RESULTS).write_text(json.dumps(results))
-
-
-def _stop(error: OptError, stage: str, cause: BaseException) -> NoReturn:
-    emit(RunFailed(failure=error.failure(stage)))
-    raise SystemExit(1) from cause
 
 
 def validate(options: argparse.Namespace) -> None:

@@ -21,6 +21,7 @@ A message says what, what was found instead and, in `remedy`, what to do. A work
 """
 
 import errno
+import re
 from typing import Literal
 
 from optcore.frozen import Frozen
@@ -144,6 +145,18 @@ class OutOfMemory(OptError):
     kind: Kind = "out_of_memory"
 
 
+_NO_MEMORY = re.compile(
+    r"not enough memory|can't allocate memory|cannot allocate memory|out of memory|ALLOC_FAILED", re.IGNORECASE
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether it says that memory ran out, of the machine or its accelerator; torch says so in several ways."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError | OSError) and bool(_NO_MEMORY.search(str(error)))
+
+
 class OutOfDisk(OptError):
     """The work folder is too small."""
 
@@ -163,6 +176,19 @@ def folder_error(error: OSError) -> OptError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return OutOfDisk(f"no room left: {error}", remedy="free space, or name another folder with --work and --out")
     return FolderUnusable(str(error), remedy="check the path and its permissions, or name another folder")
+
+
+def typed_error(error: Exception, stage: str) -> OptError:
+    """Whatever ended a stage, as an error of the tree: ours as it is, memory, our folders, or a fault of ours."""
+    if isinstance(error, OptError):
+        return error
+    if is_out_of_memory(error):
+        said = f"stage {stage} ran out of memory"
+        return OutOfMemory(said, remedy="use a larger machine, or fewer or shorter calibration samples")
+    if isinstance(error, OSError):
+        return folder_error(error)
+    said = f"stage {stage} failed: {type(error).__name__}: {error}"
+    return OptError(said, remedy="this is a fault of ours; please report it with the engine's log")
 
 
 class HubUnavailable(OptError):

@@ -8,7 +8,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
 
 from optcore.architecture import is_masked_language_model
-from optcore.errors import UnknownArchitecture
+from optcore.errors import UnknownArchitecture, is_out_of_memory
 from optcore.streaming.experts import unfuse
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -21,6 +21,8 @@ def skeleton(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
         with torch.device("meta"):
             model = _model(config, dtype)
     except (ValueError, KeyError, OSError, AttributeError, TypeError, ImportError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
         first_line = next(iter(str(error).splitlines()), type(error).__name__)
         raise UnknownArchitecture(
             f"transformers cannot build this model: {first_line}",
