@@ -70,7 +70,7 @@ def _prime_of(core: int) -> tuple[int, bool] | None:
 def _paley(core: int) -> torch.Tensor:
     """A Hadamard matrix of order `core`, float32.
 
-    With Q the quadratic residue characters of i - j mod q, and S = [[0, 1], [+-1, Q]]: I + S for q = 3 mod 4, where S is
+    With Q the quadratic residue characters of i - j mod q and S = [[0, 1], [+-1, Q]]: I + S for q = 3 mod 4, where S is
     skew; for q = 1 mod 4 each entry of S times [[1, 1], [1, -1]], plus each of I times [[1, -1], [-1, -1]].
     """
     found = _prime_of(core)
