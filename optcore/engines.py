@@ -184,8 +184,8 @@ _AWQ = [
 ]
 
 _GPTQ = [
-    *_rows("gptq", "vllm", ((*_INT4, "int8_w8a16", MIXED), "yes")),
-    *_rows("gptq", "sglang", ((*_INT4, "int8_w8a16", MIXED), "yes")),
+    *_rows("gptq", "vllm", ((*_INT4, "int8_w8a16"), "yes")),
+    *_rows("gptq", "sglang", ((*_INT4, "int8_w8a16"), "yes")),
     *_rows("gptq", "transformers", ((*_INT4, "int8_w8a16"), "conditional", f"{_GPTQMODEL} and optimum")),
     *_rows("gptq", "onnxruntime-genai", (_INT4, "yes", _RUN | {"families": ("dense",)})),
 ]

@@ -4,10 +4,13 @@ from typing import Annotated
 
 from pydantic import Field
 
+from optcore.export.awq import Awq
 from optcore.export.base import Export
 from optcore.export.compressed_tensors import CompressedTensors
+from optcore.export.dense import Dense
 from optcore.export.fp8_block import Fp8Block
+from optcore.export.gptq import GptqFormat
 
-AnyExport = Annotated[CompressedTensors | Fp8Block, Field(discriminator="format")]
+AnyExport = Annotated[CompressedTensors | Fp8Block | Awq | GptqFormat | Dense, Field(discriminator="format")]
 
-__all__ = ["AnyExport", "CompressedTensors", "Export", "Fp8Block"]
+__all__ = ["AnyExport", "Awq", "CompressedTensors", "Dense", "Export", "Fp8Block", "GptqFormat"]
