@@ -19,7 +19,7 @@ from optcore.schemes import QuantArgs
 def measured_tensors(
     low_HD: torch.Tensor, high_HD: torch.Tensor, args: QuantArgs, dtype: torch.dtype
 ) -> dict[str, torch.Tensor]:
-    """What a format stores, from measured ranges of channels: `scale`, or NVFP4's divisor `global_scale`, and `bias`."""
+    """What a format stores, from measured ranges of channels: `scale` or (NVFP4's divisor) `global_scale`; `bias`."""
     if args.dynamic and args.strategy != "tensor_group":
         return {}
     tensors = {}

@@ -23,7 +23,7 @@ _PAIRS = (
     *((low, high) for low in _ENDS for high in _ENDS if abs(low - high) < 0.35),
     *((both, both) for both in (0.95, 0.85, 0.75, 0.65, 0.55, 0.45)),
 )
-_PART_values = 2**20
+_PART_values = 2**18
 
 
 class Choice(NamedTuple):
