@@ -1,18 +1,32 @@
-"""Windows of token ids cut from text, for calibration and for evaluation, which never share a window."""
+"""Windows of token ids cut from text, for calibration and for evaluation, which never share a window.
 
+A window is what the model would be given: it begins with the tokens that the tokenizer itself puts before a text (BOS
+for Llama 3, Gemma and Mistral, [CLS] for BERT; nothing for many others) and ends with an encoder's separator.
+"""
+
+import json
 from collections.abc import Iterable, Iterator
 from itertools import count, islice
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from optcore.calibration import stdlib
-from optcore.errors import BadCheckpoint, DataError
+from optcore.errors import BadCheckpoint, DataError, is_out_of_memory
 from optcore.references import BUILT_IN, Calibration
 from optcore.sources import read_texts
 
 BLOCK_tokens = 2048
+_LOOKED_AT_windows = 8
+
+
+class Frame(NamedTuple):
+    """Token ids around every window."""
+
+    before: tuple[int, ...] = ()
+    after: tuple[int, ...] = ()
 
 
 class Texts:
@@ -22,12 +36,31 @@ class Texts:
         self.calibration = calibration
         self.files = files
         self.tokenizer = _tokenizer(model)
+        self.frame = frame_of(self.tokenizer)
+        self._vocabulary = _vocabulary(model)
 
     def calibration_windows(self, longest: int) -> torch.Tensor:
         """Token ids [samples, T] to measure activations on, T cut to what the model holds (`longest`)."""
-        wanted = self.calibration
-        length = min(wanted.sequence_length, longest)
-        return _cut(self._share("calibration"), wanted.samples, length, "calibration")
+        return self._calibration(self.calibration.samples, longest)
+
+    def evaluation_windows(self, samples: int, length: int, longest: int) -> torch.Tensor:
+        """Token ids [samples, T] outside the calibration set: the held-out split, or the text after it."""
+        length = min(length, longest)
+        ids = self._token_ids(self._documents("test")) if self._is_built_in else self._share("evaluation")
+        return self._cut(ids, samples, length, "evaluation")
+
+    def check(self, longest: int, evaluations: Iterable[int] = ()) -> None:
+        """Cut a few windows of calibration and of evaluations (lengths), so that what is wrong is said before any work.
+
+        Raises `DataError` for too little text, `BadCheckpoint` for a tokenizer that does not match the model.
+        """
+        self._calibration(_LOOKED_AT_windows, longest)
+        for length in evaluations:
+            self.evaluation_windows(_LOOKED_AT_windows, length, longest)
+
+    def _calibration(self, samples: int, longest: int) -> torch.Tensor:
+        length = min(self.calibration.sequence_length, longest)
+        return self._cut(self._share("calibration"), samples, length, "calibration")
 
     def _share(self, use: str) -> Iterator[int]:
         """One block in four of a data set without a held-out split is for evaluation, whatever its size."""
@@ -41,13 +74,6 @@ class Texts:
                 return
             if (number % 4 == 3) == (use == "evaluation"):
                 yield from block
-
-    def evaluation_windows(self, samples: int, length: int, longest: int) -> torch.Tensor:
-        """Token ids [samples, T] outside the calibration set: the held-out split, or the text after it."""
-        length = min(length, longest)
-        if self._is_built_in:
-            return _cut(self._token_ids(self._documents("test")), samples, length, "evaluation")
-        return _cut(self._share("evaluation"), samples, length, "evaluation")
 
     @property
     def _is_built_in(self) -> bool:
@@ -66,25 +92,71 @@ class Texts:
             if end is not None:
                 yield end
 
+    def _cut(self, ids: Iterator[int], samples: int, length: int, use: str) -> torch.Tensor:
+        """Windows that share no token of the text, each in its frame."""
+        before, after = (torch.tensor(part, dtype=torch.long) for part in self.frame)
+        inside = max(1, length - len(before) - len(after))
+        flat = list(islice(ids, samples * inside))
+        whole = len(flat) // inside
+        if not whole:
+            raise DataError(
+                f"the data set has {len(flat)} tokens left for {use}, less than one window of {length}",
+                remedy="use a larger data set, fewer samples or a shorter sequence_length",
+                field="/calibration",
+            )
+        text_ST = torch.tensor(flat[: whole * inside]).view(whole, inside)
+        windows_ST = torch.cat((before.expand(whole, -1), text_ST, after.expand(whole, -1)), 1)
+        self._check_ids(int(windows_ST.max()))
+        return windows_ST
 
-def _cut(ids: Iterator[int], samples: int, length: int, use: str) -> torch.Tensor:
-    flat = list(islice(ids, samples * length))
-    whole = len(flat) // length
-    if not whole:
-        raise DataError(
-            f"the data set has {len(flat)} tokens left for {use}, less than one window of {length}",
-            remedy="use a larger data set, fewer samples or a shorter sequence_length",
-            field="/calibration",
-        )
-    return torch.tensor(flat[: whole * length]).view(whole, length)
+    def _check_ids(self, largest: int) -> None:
+        if self._vocabulary and largest >= self._vocabulary:
+            raise BadCheckpoint(
+                f"the tokenizer gives token {largest}, but the model has embeddings for {self._vocabulary} tokens only",
+                remedy="put the tokenizer that belongs to the model into its folder",
+                field="/model",
+            )
+
+
+def check_texts(
+    model: Path, calibration: Calibration, files: tuple[Path, ...], longest: int, evaluations: Iterable[int] = ()
+) -> None:
+    """Whether text and tokenizer will do, before any hour is spent; `evaluations` are lengths of evaluation windows.
+
+    Raises `DataError` for too little text, `BadCheckpoint` for a tokenizer that does not match the model.
+    """
+    Texts(model, calibration, files).check(longest, evaluations)
+
+
+def frame_of(tokenizer: PreTrainedTokenizerBase) -> Frame:
+    """What the tokenizer puts around a text of its own accord; at the end only an encoder's separator counts.
+
+    A chat model's end-of-text there would tell a decoder that the window is over.
+    """
+    text = tokenizer("a", add_special_tokens=False)["input_ids"]
+    framed = tokenizer("a")["input_ids"]
+    start = next((i for i in range(len(framed)) if framed[i : i + len(text)] == text), 0)
+    after = tuple(framed[start + len(text) :])
+    is_encoder = bool(after) and set(after) == {tokenizer.sep_token_id} and tokenizer.cls_token_id is not None
+    return Frame(tuple(framed[:start]), after if is_encoder else ())
+
+
+def _vocabulary(model: Path) -> int | None:
+    """Rows of the embedding, by the config; the decoder checks that the weights agree."""
+    config = json.loads((model / "config.json").read_text())
+    found = config.get("vocab_size") or (config.get("text_config") or {}).get("vocab_size")
+    return int(found) if found else None
 
 
 def _tokenizer(model: Path) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(model, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # tokenizers raises nothing more special for a damaged file
+        if is_out_of_memory(error):
+            raise
+        first_line = next(iter(str(error).splitlines()), type(error).__name__)
         raise BadCheckpoint(
-            f"cannot load the tokenizer: {str(error).splitlines()[0]}",
+            f"cannot load the tokenizer: {first_line}",
             remedy="the model folder needs tokenizer.json (or the files of its tokenizer)",
             field="/model",
         ) from error
