@@ -1,16 +1,17 @@
 """How much the model's prediction moves with the output of each linear layer, measured in the memory of one layer.
 
 For small changes of a linear layer's outputs y, the KL divergence of the changed model from the original is half a
-quadratic form in the change, whose matrix is the Fisher information: the mean of g g^T, where g is the gradient with
-respect to y of -log p(label), and labels are drawn from the model's own prediction (Amari, "Natural gradient works
-efficiently in learning", 1998; Martens, arXiv:1412.1193, section 5). We keep its diagonal, E[g_n^2] by output channel n.
+quadratic form in the change. Its matrix is the Fisher information: the mean of g g^T, where g is the gradient with
+respect to y of -log p(label), for labels drawn from the model's own prediction (Amari, "Natural gradient works
+efficiently in learning", 1998; Martens, arXiv:1412.1193, section 5). We keep its diagonal, E[g_n^2] by output channel.
 
 Any random gradient of the logits with the covariance diag(p) - p p^T gives the same mean as drawn labels. We take
-sqrt(p) * e - p * sum(sqrt(p) * e) with random signs e: where the model is sure of the next word, a drawn label is nearly
-always that word and says nothing, while this says the same of every token. Measured in `docs/performance.md`.
+sqrt(p) * e - p * sum(sqrt(p) * e) with random signs e, which spreads less from one seed to the next: where the model is
+sure of the next word, a drawn label is nearly always that word and says nothing. The text's own next words, which other
+tools take, overestimate the divergence by the model's own error; they rank layers alike.
 
 The forward pass streams the layers and keeps the hidden states between them, on disk when they are large. The backward
-pass visits the layers in reverse: load one, run it again on its saved input, and go back from the gradient of its output.
+pass visits the layers in reverse: load one, run it again on its saved input, go back from the gradient of its output.
 """
 
 from pathlib import Path
@@ -20,7 +21,7 @@ from torch import nn
 
 from optcore.streaming.decoder import Decoder
 from optcore.streaming.groups import linears
-from optcore.streaming.hidden import HiddenStates, allocate
+from optcore.streaming.hidden import HiddenStates, IN_MEMORY_bytes, allocate
 
 _LOGITS_tokens = 1024
 
@@ -41,7 +42,7 @@ class OutputGradient:
         self._sum_N = sum_N if self._sum_N is None else self._sum_N + sum_N
 
     def mean_square(self) -> torch.Tensor | None:
-        """E[g_n^2] over its tokens, float32 [N], for -log p summed over the tokens of a window. None without a token."""
+        """E[g_n^2] over its tokens, float32 [N], of -log p summed over a window's tokens; None without a token."""
         return None if self._sum_N is None else self._sum_N / self.tokens
 
 
@@ -54,14 +55,22 @@ class BackwardPass:
             gradients = passed.step(index, layer)
     """
 
-    def __init__(self, decoder: Decoder, tokens_ST: torch.Tensor, scratch: Path, seed: int) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        tokens_ST: torch.Tensor,
+        scratch: Path,
+        seed: int,
+        in_memory_bytes: int = IN_MEMORY_bytes,
+    ) -> None:
         self.decoder = decoder
         self.tokens = tokens_ST.numel()
-        self._states = HiddenStates(decoder, tokens_ST, scratch)
+        self._states = HiddenStates(decoder, tokens_ST, scratch, in_memory_bytes)
         first_STH = self._states.hidden_STH
         # The input of each layer, and the output of the last. A step needs its input once and then writes the gradient
         # of that input over it, where the layer below finds it.
-        self._slots_LSTH = allocate((len(decoder) + 1, *first_STH.shape), first_STH.dtype, scratch)
+        shape = (len(decoder) + 1, *first_STH.shape)
+        self._slots_LSTH = allocate(shape, first_STH.dtype, scratch, in_memory_bytes)
         self._forward()
         self._head(torch.Generator(decoder.device).manual_seed(seed))
 

@@ -4,9 +4,10 @@ from typing import Annotated
 
 from pydantic import Field
 
+from optcore.techniques.auto_quantize import AutoQuantize
 from optcore.techniques.base import Gate, Technique
 from optcore.techniques.ptq import Ptq
 
-AnyTechnique = Annotated[Ptq, Field(discriminator="technique")]
+AnyTechnique = Annotated[Ptq | AutoQuantize, Field(discriminator="technique")]
 
-__all__ = ["AnyTechnique", "Gate", "Ptq", "Technique"]
+__all__ = ["AnyTechnique", "AutoQuantize", "Gate", "Ptq", "Technique"]
