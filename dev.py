@@ -80,13 +80,26 @@ def bench(arguments: list[str]) -> int:
     return become(PYTHON, "-m", "benchmarks", *arguments)
 
 
+def proofs_ptq(arguments: list[str]) -> int:
+    """The engine's proofs alone: formats, algorithms, memory and exports of post-training quantization."""
+    return proofs(["tests/optcore", *arguments])
+
+
+def bench_ptq(arguments: list[str]) -> int:
+    """Ours beside installed peers, each in an environment below .lathe/peers that the first run makes."""
+    return bench(["ptq", *arguments])
+
+
 def docs(arguments: list[str]) -> int:
     """Write the generated pages again."""
     prepare("full")
     return become(PYTHON, "-m", "docs.generate", *arguments)
 
 
-TARGETS = {target.__name__: target for target in (demo, test, check, up, proofs, bench, docs)}
+TARGETS = {
+    target.__name__.replace("_", "-"): target
+    for target in (demo, test, check, up, proofs, proofs_ptq, bench, bench_ptq, docs)
+}
 
 
 def checks() -> list[tuple[str, list[str]]]:
@@ -312,7 +325,7 @@ def say(text: str) -> None:
 
 def usage() -> str:
     """The targets and their first lines."""
-    lines = [f"  {name:8}{(target.__doc__ or '').splitlines()[0]}" for name, target in TARGETS.items()]
+    lines = [f"  {name:12}{(target.__doc__ or '').splitlines()[0]}" for name, target in TARGETS.items()]
     return "\n".join(["usage: python3 dev.py TARGET [ARGUMENT...]", *lines])
 
 

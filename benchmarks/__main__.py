@@ -1,13 +1,28 @@
-"""`python -m benchmarks`: every benchmark, each printing the table that `docs/performance.md` holds."""
+"""`python -m benchmarks [formats | ptq]`: every benchmark prints the table that `docs/performance.md` holds."""
 
 import argparse
 from pathlib import Path
 
 from benchmarks.formats import compare_formats
+from benchmarks.ptq import compare_quantizers
 
 ROOT = Path(__file__).resolve().parents[1]
 
-if __name__ == "__main__":
+
+def main() -> None:
+    """Run the benchmark that was named."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("which", nargs="?", choices=("formats", "ptq"), default="formats")
     parser.add_argument("--model", type=Path, default=ROOT / "models" / "stdlib-5m")
-    compare_formats(parser.parse_args().model)
+    parser.add_argument("--only", nargs="+", default=(), help="ptq: formats or quantizers, such as nvfp4 ours")
+    parser.add_argument("--again", action="store_true", help="ptq: measure anew what an earlier run has kept")
+    parser.add_argument("--print", action="store_true", help="ptq: print what is kept and run nothing")
+    given = parser.parse_args()
+    if given.which == "formats":
+        compare_formats(given.model)
+    else:
+        compare_quantizers(given.model, given.only, again=given.again, run=not given.print)
+
+
+if __name__ == "__main__":
+    main()
