@@ -1,9 +1,9 @@
 """What the rounding error of one input column costs the others: factors of the Hessian of a layer's output.
 
-For D = T - Q, the difference between the target and the rounded weight, the loss is tr(D H D^T). With H = V V^T, V upper
-triangular, it is the sum over columns k of |(D V)_k|^2, and (D V)_k holds no column after k. So rounding the columns
-from first to last, each to the value nearest to t_k + sum over i < k of d_i V_ik / V_kk, is GPTQ (arXiv:2210.17323) as
-Babai's nearest plane (arXiv:2507.18553): one Cholesky factor, K^3 / 3 FLOP, and neither an inverse nor a second factor.
+For D = T - Q, the difference between the target and the rounded weight, the loss is tr(D H D^T). With H = V V^T, V
+upper triangular, it is the sum over columns k of |(D V)_k|^2, and (D V)_k holds no column after k. So rounding the
+columns from first to last, each to the value nearest to t_k + sum over i < k of d_i V_ik / V_kk, is GPTQ
+(arXiv:2210.17323), here as Babai's nearest plane (arXiv:2507.18553): one Cholesky factor, K^3 / 3 FLOP, no inverse.
 """
 
 import torch

@@ -31,7 +31,7 @@ class Rounded(NamedTuple):
     nearest_loss: float
     """The same of every weight's nearest value at the scales that were given."""
     damping: float | None
-    """What was added to H's diagonal, as a share of its mean. None: H could not be used, weights are plainly rounded."""
+    """Added to H's diagonal, as a share of its mean. None: H could not be used, the weight is plainly rounded."""
 
 
 def gptq(
@@ -132,8 +132,10 @@ def _solve(
     coupling_EKK = coupling(revived(gram_EKK)) if options.sweeps else feedback_EKK
     for _ in range(options.sweeps):
         if options.refit and can_refit(problems[0].args):
-            parts = zip(target_EKN, rounded_EKN, gram_EKK, problems, scales, strict=True)
-            scales = [refit(t, q, gram, problem.order_K, old) for t, q, gram, problem, old in parts]
+            scales = [
+                refit(target_EKN[e], rounded_EKN[e], gram_EKK[e], problem.order_K, scales[e])
+                for e, problem in enumerate(problems)
+            ]
             points = _points(problems, scales)
         descend(target_EKN, rounded_EKN, coupling_EKK, points, causal=False)
     parts = zip(problems, target_EKN, rounded_EKN, scales, strict=True)

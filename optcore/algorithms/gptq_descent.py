@@ -1,18 +1,21 @@
 """Rounding column after column, each aware of what rounding the others cost: one pass, in blocks.
 
 Everything is transposed, [K, N]: a column of the weight is a contiguous row, and the N outputs are independent. Column
-k becomes the lattice value nearest to `t_k + sum over i of C_ki d_i`, d = t - q. With C = V_ik / V_kk below the diagonal
-the pass is GPTQ; with C = H_ki / H_kk off the diagonal it is a sweep of coordinate descent (CDQuant, arXiv:2406.17542).
+k becomes the lattice value nearest to t_k + sum over i of C_ki d_i, where d = t - q. With C_ki = V_ik / V_kk below the
+diagonal the pass is GPTQ; with C_ki = H_ki / H_kk off it, a sweep of coordinate descent (CDQuant, arXiv:2406.17542).
 
-The sum is taken late and at two levels: one matrix product brings in all that was known before a block of `BLOCK`
-columns, one what changed in the block before a strip of `STRIP`; only in a strip is there a product per column.
+The sum is taken late and at two levels: one matrix product brings in all that was known before a block of columns, one
+what changed in the block before a strip of it; only within a strip is there a product per column.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import repeat
+from typing import NamedTuple
 
 import torch
 
 from optcore.algorithms.lattice import Lattice
+from optcore.algorithms.rounding import Grid
 
 BLOCK_columns = 128
 STRIP_columns = 16
@@ -25,77 +28,95 @@ def descend(
 
     `causal`: a column hears of earlier ones only; C is strictly lower and `rounded_KN` is the target at first.
     """
-    if target_KN.ndim == 3 and len(target_KN) == 1:
-        points = Lattice(*(part[0] if isinstance(part, torch.Tensor) else part for part in lattice_KN))
+    if target_KN.ndim == 3 and len(target_KN) == 1:  # the plain products of one matrix start faster
+        step_EKN, zero_EKN, grid = lattice_KN
+        points = Lattice(step_EKN[0], None if zero_EKN is None else zero_EKN[0], grid)
         return descend(target_KN[0], rounded_KN[0], weights_KK[0], points, causal)
     columns = target_KN.shape[-2]
-    difference_KN = target_KN - rounded_KN
+    difference_KN = torch.empty_like(target_KN) if causal else target_KN - rounded_KN
     for block in _spans(0, columns, BLOCK_columns):
         heard = slice(0, block.start if causal else columns)
         asked_KN = _plus(target_KN[..., block, :], weights_KK[..., block, heard], difference_KN[..., heard, :])
-        before_KN, lattice_block = rounded_KN[..., block, :], _rows(lattice_KN, block)
-        change_KN = _round_block(asked_KN, before_KN, weights_KK[..., block, block], lattice_block)
-        # A difference of two lattice values is rounded; the value itself is exact.
-        torch.sub(before_KN, change_KN, out=asked_KN)
-        before_KN.copy_(lattice_block.nearest(asked_KN))
-        torch.sub(target_KN[..., block, :], before_KN, out=difference_KN[..., block, :])
-
-
-def _round_block(
-    asked_KN: torch.Tensor, before_KN: torch.Tensor, weights_KK: torch.Tensor, lattice_KN: Lattice
-) -> torch.Tensor:
-    """What rounding adds to the differences of a block's columns: the value before less the value after."""
-    change_KN = torch.zeros_like(asked_KN)
-    for strip in _spans(0, asked_KN.shape[-2], STRIP_columns):
-        earlier_KN = change_KN[..., : strip.start, :]
-        _round_strip(
-            _plus(asked_KN[..., strip, :], weights_KK[..., strip, : strip.start], earlier_KN),
-            before_KN[..., strip, :],
-            weights_KK[..., strip, strip].tril(-1),
-            _rows(lattice_KN, strip),
-            change_KN[..., strip, :],
+        own_KN = difference_KN[..., block, :]
+        change_KN = own_KN.zero_() if causal else torch.zeros_like(own_KN)
+        _round_block(
+            _Part(asked_KN, rounded_KN[..., block, :], change_KN, *_rows(lattice_KN, block)),
+            weights_KK[..., block, block],
+            lattice_KN.grid,
         )
-    return change_KN
+        if not causal:
+            own_KN += change_KN
 
 
-def _round_strip(
-    asked_KN: torch.Tensor,
-    before_KN: torch.Tensor,
-    weights_KK: torch.Tensor,
-    lattice_KN: Lattice,
-    change_KN: torch.Tensor,
-) -> None:
-    """`weights_KK` is strictly lower and `change_KN` zero, so a product with all of it is one with what is done."""
-    absorb = _absorb if asked_KN.ndim == 2 else _absorb_experts
-    each = (tensor.unbind(-2) for tensor in (asked_KN, before_KN, weights_KK, change_KN))
-    for (asked_N, before_N, weights_K, change_N), lattice_N in zip(zip(*each), _each_row(lattice_KN)):
-        absorb(asked_N, weights_K, change_KN)
-        torch.sub(before_N, lattice_N.nearest(asked_N), out=change_N)
+class _Part(NamedTuple):
+    """Rows in rounding: a block, a strip of it, or one column."""
+
+    asked: torch.Tensor
+    """What the column would best be; used up."""
+    rounded: torch.Tensor
+    """What it was, then what it is rounded to."""
+    change: torch.Tensor
+    """The one less the other, which is what rounding adds to the difference. Zero before."""
+    step: torch.Tensor
+    zero: torch.Tensor | None
+
+    def rows(self, rows: slice) -> "_Part":
+        return _Part(*(None if matrix is None else matrix[..., rows, :] for matrix in self))
+
+    def columns(self) -> "Iterator[_Part]":
+        each = (repeat(None) if matrix is None else matrix.unbind(-2) for matrix in self)
+        return map(_Part, *each)
 
 
-def _absorb(asked_N: torch.Tensor, weights_K: torch.Tensor, change_KN: torch.Tensor) -> None:
-    asked_N.addmv_(change_KN.t(), weights_K)
+def _round_block(block: _Part, weights_KK: torch.Tensor, grid: Grid) -> None:
+    for rows in _spans(0, block.asked.shape[-2], STRIP_columns):
+        strip, earlier = block.rows(rows), slice(0, rows.start)
+        _add_product(strip.asked, weights_KK[..., rows, earlier], block.change[..., earlier, :])
+        _round_strip(strip, weights_KK[..., rows, rows].tril(-1), grid)
 
 
-def _absorb_experts(asked_EN: torch.Tensor, weights_EK: torch.Tensor, change_EKN: torch.Tensor) -> None:
-    asked_EN += (weights_EK.unsqueeze(-2) @ change_EKN).squeeze(-2)
+def _round_strip(strip: _Part, weights_KK: torch.Tensor, grid: Grid) -> None:
+    """`weights_KK` is strictly lower and changes to come are zero: a product with all of them is one with the done."""
+    absorb = _absorb if strip.asked.ndim == 2 else _absorb_experts
+    in_grid, changes_NK = _rounding(grid), strip.change.mT
+    for column, weights_K in zip(strip.columns(), weights_KK.unbind(-2), strict=True):
+        asked_N, rounded_N, change_N, step_N, zero_N = column
+        absorb(asked_N, changes_NK, weights_K)
+        asked_N /= step_N
+        values_N = in_grid(asked_N) if zero_N is None else in_grid(asked_N.add_(zero_N)).sub_(zero_N)
+        torch.addcmul(rounded_N, values_N, step_N, value=-1, out=change_N)
+        torch.mul(values_N, step_N, out=rounded_N)
+
+
+def _rounding(grid: Grid) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The grid's rounding, in place where the grid allows: most of the time goes into starting small operations."""
+    if grid.range is None:
+        return grid.round
+    low, high = grid.range
+    return lambda values: values.round_().clamp_(low, high)
+
+
+def _absorb(asked_N: torch.Tensor, changes_NK: torch.Tensor, weights_K: torch.Tensor) -> None:
+    asked_N.addmv_(changes_NK, weights_K)
+
+
+def _absorb_experts(asked_EN: torch.Tensor, changes_ENK: torch.Tensor, weights_EK: torch.Tensor) -> None:
+    asked_EN += (changes_ENK @ weights_EK.unsqueeze(-1)).squeeze(-1)
 
 
 def _plus(base: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     return torch.addmm(base, left, right) if base.ndim == 2 else torch.baddbmm(base, left, right)
 
 
+def _add_product(base: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
+    if left.shape[-1]:
+        base.addmm_(left, right) if base.ndim == 2 else base.baddbmm_(left, right)
+
+
 def _spans(start: int, stop: int, size: int) -> Iterator[slice]:
     return (slice(at, min(at + size, stop)) for at in range(start, stop, size))
 
 
-def _rows(lattice_KN: Lattice, rows: slice) -> Lattice:
-    zero = lattice_KN.zero_NK
-    cut = None if zero is None else zero[..., rows, :]
-    return lattice_KN._replace(step_NK=lattice_KN.step_NK[..., rows, :], zero_NK=cut)
-
-
-def _each_row(lattice_KN: Lattice) -> Iterator[Lattice]:
-    steps, zero = lattice_KN.step_NK.unbind(-2), lattice_KN.zero_NK
-    zeros = [None] * len(steps) if zero is None else zero.unbind(-2)
-    return (lattice_KN._replace(step_NK=step_N, zero_NK=zero_N) for step_N, zero_N in zip(steps, zeros, strict=True))
+def _rows(lattice_KN: Lattice, rows: slice) -> tuple[torch.Tensor, torch.Tensor | None]:
+    step_KN, zero_KN, _ = lattice_KN
+    return step_KN[..., rows, :], None if zero_KN is None else zero_KN[..., rows, :]
