@@ -150,6 +150,12 @@ _SCHEMES = (
         weights=_args(4, "int", "group", group_size=128),
         activations=_FP8_TOKEN,
     ),
+    Scheme(
+        name="int4_fp8_static",
+        title="W4A8: INT4 weights in groups of 128, FP8 activations per tensor",
+        weights=_args(4, "int", "group", group_size=128),
+        activations=_FP8_TENSOR,
+    ),
     Scheme(name="nvfp4", title="NVFP4 W4A4, blocks of 16", weights=_NVFP4, activations=_dynamic(_NVFP4)),
     Scheme(name="nvfp4_w4a16", title="NVFP4 W4A16, blocks of 16", weights=_NVFP4),
     Scheme(name="mxfp4", title="MXFP4 W4A4, blocks of 32", weights=_MXFP4, activations=_dynamic(_MXFP4)),

@@ -30,6 +30,7 @@ pytest_plugins = [
     "fixtures.receiver",
     "fixtures.service",
     "fixtures.tiny_models",
+    "fixtures.exporting",
 ]
 
 ROOT = Path(__file__).parent.parent

@@ -44,7 +44,8 @@ class Assignment:
     def check(self, groups: Iterable[Sequence[str]], names: Iterable[str]) -> None:
         """Refuse patterns without a match, and formats that differ inside what engines fuse into one matrix."""
         patterns = [*self._technique.ignore, *(override.modules for override in self._technique.overrides)]
-        if lost := unmatched(patterns, list(names)):
+        names = list(names)
+        if names and (lost := unmatched(patterns, names)):
             raise RecipeError(
                 f"{lost[0]!r} matches no linear layer of the decoder",
                 remedy="write a module's name as it is in the checkpoint, or a regular expression after `re:`",

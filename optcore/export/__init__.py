@@ -10,7 +10,8 @@ from optcore.export.compressed_tensors import CompressedTensors
 from optcore.export.dense import Dense
 from optcore.export.fp8_block import Fp8Block
 from optcore.export.gptq import GptqFormat
+from optcore.export.modelopt import Modelopt
 
-AnyExport = Annotated[CompressedTensors | Fp8Block | Awq | GptqFormat | Dense, Field(discriminator="format")]
+AnyExport = Annotated[CompressedTensors | Fp8Block | Modelopt | Awq | GptqFormat | Dense, Field(discriminator="format")]
 
-__all__ = ["AnyExport", "Awq", "CompressedTensors", "Dense", "Export", "Fp8Block", "GptqFormat"]
+__all__ = ["AnyExport", "Awq", "CompressedTensors", "Dense", "Export", "Fp8Block", "GptqFormat", "Modelopt"]

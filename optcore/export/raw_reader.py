@@ -31,6 +31,7 @@ class RawFiles:
     """The tensors of a checkpoint folder, by name."""
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self._where: dict[str, tuple[Path, int, dict[str, Any]]] = {}
         for path in sorted(folder.glob("*.safetensors")):
             with path.open("rb") as file:

@@ -2,12 +2,12 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from fixtures.exporting import CALIBRATION, Quantize, export, plain, run_of
 from fixtures.tiny_models import MakeModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
@@ -23,54 +23,15 @@ from optcore.export.gptq_writer import GptqLayout
 from optcore.export.half_scale_writer import pack_words
 from optcore.export.layout_writer import EXACT, Bound, compare
 from optcore.export.raw_reader import RawFiles, e2m1, e4m3
-from optcore.references import Calibration
-from optcore.run import Run
 from optcore.schemes import PRESETS
 from optcore.streaming.quantized import QuantizedCheckpoint
-from optcore.techniques import Ptq
 
-CALIBRATION = Calibration(dataset="python-stdlib", samples=2, sequence_length=64)
 CASES: list[tuple[Export, str]] = [
     (Fp8Block(), "fp8_block"),
     *((Awq(), scheme) for scheme in sorted(Awq.schemes)),
     *((GptqFormat(), scheme) for scheme in sorted(GptqFormat.schemes)),
     *((Dense(), scheme) for scheme in ("nf4", "llm_int8", "int2_asym_g16", "nvfp4", "mxfp8")),
 ]
-
-Quantize = Callable[..., Path]
-
-
-@pytest.fixture(scope="module")
-def quantized(tmp_path_factory: pytest.TempPathFactory, stdlib_model: Path) -> Quantize:
-    """`quantized("int4")` is the folder of a quantized checkpoint of the shipped model."""
-    made: dict[str, Path] = {}
-
-    def make(scheme: str) -> Path:
-        if scheme not in made:
-            made[scheme] = tmp_path_factory.mktemp(scheme)
-            plain(scheme).apply(run_of(stdlib_model, stdlib_model, made[scheme]))
-        return made[scheme]
-
-    return make
-
-
-def plain(scheme: str, **more: object) -> Ptq:
-    """The quickest settings: what is tested here is bytes, not accuracy."""
-    return Ptq.model_validate(
-        {"scheme": scheme, "rounding": "nearest", "smoothing": "none", "scale_search": "max", **more}
-    )
-
-
-def run_of(model: Path, checkpoint: Path, out: Path, events: list[AnyEvent] | None = None) -> Run:
-    out.mkdir(parents=True, exist_ok=True)
-    emit = (lambda event: None) if events is None else events.append
-    scratch, journal = (out.with_name(f"{out.name}-{kind}") for kind in ("scratch", "journal"))
-    return Run("stage", checkpoint, model, out, scratch, CALIBRATION, (), emit, journal)
-
-
-def export(target: Export, checkpoint: Path, out: Path, model: Path) -> RawFiles:
-    target.write(run_of(model, checkpoint, out))
-    return RawFiles(out)
 
 
 @pytest.mark.proof

@@ -1,0 +1,33 @@
+"""The Hugging Face checkpoint of NVIDIA's Model Optimizer, which TensorRT-LLM, vLLM and SGLang load."""
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from optcore.export.base import Export
+
+if TYPE_CHECKING:
+    from optcore.run import Run
+
+
+class Modelopt(Export):
+    """Model Optimizer's layout, with the same facts in `config.json` and `hf_quant_config.json`.
+
+    Its scales multiply where those of compressed-tensors divide. Smoothing is folded already, so `pre_quant_scale`
+    holds ones. W4A8_AWQ kernels round the decoded INT4 weights to FP8 once more, which is not simulated.
+    """
+
+    title: ClassVar[str] = "Model Optimizer"
+    schemes: ClassVar[frozenset[str]] = frozenset(
+        {"fp8", "fp8_dynamic", "fp8_block", "nvfp4", "nvfp4_w4a16", "int4", "int4_fp8_static"}
+    )
+    kv_caches: ClassVar[frozenset[str]] = frozenset({"fp8", "nvfp4", "nvfp4_affine"})
+    engines: ClassVar[tuple[str, ...]] = ("tensorrt-llm", "vllm", "sglang", "llama.cpp", "onnxruntime-genai")
+
+    format: Literal["modelopt"] = "modelopt"
+
+    def write(self, run: "Run") -> None:
+        """Write the tensors and both descriptions, then decode every weight and compare it with the simulated one."""
+        from optcore.export.layout_writer import write_layout
+        from optcore.export.modelopt_writer import ModeloptLayout
+        from optcore.streaming.quantized import QuantizedCheckpoint
+
+        write_layout(run, ModeloptLayout(QuantizedCheckpoint(run.checkpoint)))

@@ -1,0 +1,133 @@
+"""Tensors of a Model Optimizer checkpoint."""
+
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import torch
+
+from optcore.algorithms.packing import pack_nibbles
+from optcore.algorithms.scales import Scales
+from optcore.errors import ExportMismatch, RecipeError
+from optcore.export.layout_writer import EXACT, Bound, Config, Layout
+from optcore.export.modelopt_config import hf_quant_config, quantization_config
+from optcore.export.modelopt_decoder import ModeloptDecoder
+from optcore.export.raw_reader import Array, RawFiles
+
+if TYPE_CHECKING:
+    from optcore.streaming.quantized import QuantizedCheckpoint
+
+Tensors = dict[str, torch.Tensor]
+_E4M3_MAX, _E2M1_MAX = 448.0, 6.0
+_NVFP4_BOUND = Bound(2.0**-21, 2.0**-140)  # 1 / divisor and two products are rounded, where we divided once
+
+
+class ModeloptLayout(Layout):
+    """Float32 multipliers beside the codes; each scheme has its own tensors."""
+
+    def __init__(self, state: "QuantizedCheckpoint") -> None:
+        super().__init__(state)
+        self._decoder: ModeloptDecoder | None = None
+        self._joint_amax = lru_cache(maxsize=1)(self._amax_below)
+
+    def linear(self, name: str) -> Mapping[str, torch.Tensor]:
+        """The weight, its scales and its input's."""
+        codes, scales = self.state.codes(name)
+        scheme = self.state.scheme(name).name
+        if scheme.startswith("int4"):
+            return self._int4(name, codes, scales) | (self._w4a8(name) if scheme != "int4" else {})
+        if scheme.startswith("nvfp4"):
+            return self._nvfp4(codes, scales) | self._input(name)
+        shape: tuple[int, ...] = {"fp8": (), "fp8_dynamic": (-1,)}.get(scheme) or ()
+        if scheme == "fp8_block":
+            return {"weight": codes, "weight_scale": _tiles(name, codes, scales.scale)}
+        return {"weight": codes, "weight_scale": scales.scale.float().reshape(shape), **self._input(name)}
+
+    def attention(self, name: str) -> Mapping[str, torch.Tensor]:
+        """Scales and biases of keys and values, below the projections that make them."""
+        tensors = {}
+        for suffix, tensor in self.state.kv_tensors(name).items():
+            kind, _, what = suffix.partition("_")
+            place = self._projection(name, kind)
+            if what == "bias":
+                tensors[f"{place}.{kind}_bias"] = tensor
+            else:  # Model Optimizer writes amax / 448, for NVFP4 too
+                scale = _E2M1_MAX / tensor.float() if what == "global_scale" else tensor.float()
+                tensors[f"{place}.{kind}_scale"] = scale.reshape(())
+        return tensors
+
+    def decode(self, files: RawFiles, name: str) -> Array:
+        """The weight as an engine decodes it."""
+        if self._decoder is None or self._decoder.files is not files:
+            self._decoder = ModeloptDecoder(files)
+        return self._decoder.weight(name)
+
+    def config(self, config: Config) -> Config:
+        """`quantization_config` with `quant_method: modelopt`."""
+        return config | {"quantization_config": quantization_config(self.state.description)}
+
+    def companions(self) -> Mapping[str, Config]:
+        """The same facts in Model Optimizer's own file."""
+        return {"hf_quant_config.json": hf_quant_config(self.state.description)}
+
+    def bound(self, name: str) -> Bound:
+        """Bit for bit, but for NVFP4, whose divisor becomes a multiplier."""
+        return _NVFP4_BOUND if self.state.scheme(name).name.startswith("nvfp4") else EXACT
+
+    def _input(self, name: str) -> Tensors:
+        scale = self.state.input_scale(name)
+        if scale is None:
+            return {}
+        is_divisor = self.state.scheme(name).weights.strategy == "tensor_group"
+        return {"input_scale": (1 / scale.float() if is_divisor else scale.float()).reshape(())}
+
+    def _nvfp4(self, codes_NK: torch.Tensor, scales: Scales) -> Tensors:
+        assert scales.global_scale is not None
+        multiplier = (1 / scales.global_scale.float()).reshape(())
+        return {"weight": pack_nibbles(codes_NK), "weight_scale": scales.scale, "weight_scale_2": multiplier}
+
+    def _int4(self, name: str, codes_NK: torch.Tensor, scales: Scales) -> Tensors:
+        """Two rows share a byte, in two's complement. Readers ask every layer that is not fused for pre_quant_scale."""
+        if codes_NK.shape[0] % 2:
+            raise RecipeError(
+                f"{name} has {codes_NK.shape[0]} outputs, and this target packs two of them into a byte",
+                remedy="`ignore` this layer, or choose `compressed-tensors`",
+                field="/target/format",
+            )
+        nibbles = codes_NK.view(torch.uint8) & 15
+        # Engines assert that it has the model's type, which is that of the stored scales.
+        ones = torch.ones(codes_NK.shape[1], dtype=scales.scale.dtype)
+        packed = nibbles[0::2] | (nibbles[1::2] << 4)
+        return {"weight": packed, "weight_scale": scales.scale.float(), "pre_quant_scale": ones}
+
+    def _w4a8(self, name: str) -> Tensors:
+        """The FP8 range of the decoded weight. Readers assert that fused layers share it, so all siblings do."""
+        parent = name.rpartition(".")[0]
+        second = torch.tensor(self._joint_amax(parent) / _E4M3_MAX, dtype=torch.float32)
+        given = self._input(name)
+        if not given:
+            raise ExportMismatch(f"{name} has no calibrated input scale, which W4A8_AWQ needs")
+        return {"weight_scale_2": second, **given}
+
+    def _amax_below(self, parent: str) -> float:
+        names = [name for name in self.state.description.modules if name.rpartition(".")[0] == parent]
+        return max(float(self.state.weight(name).abs().max()) for name in names) or 1.0
+
+    def _projection(self, attention: str, kind: str) -> str:
+        """The module below which readers look for a key's or value's scale."""
+        candidates = (f"{attention}.{kind}_proj", f"{attention}.qkv_proj")
+        known = set(self.state.names)
+        kept = (c for c in candidates if any(f"{c}.{s}" in known for s in ("weight", "weight_packed")))
+        return next(kept, attention)
+
+
+def _tiles(name: str, codes_NK: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Block scales as Model Optimizer stores them, [N/128, 1, K/128, 1]; its readers know no partial blocks."""
+    rows, columns = codes_NK.shape
+    if rows % 128 or columns % 128:
+        raise RecipeError(
+            f"{name} is {rows} x {columns}, and this target knows whole blocks of 128 x 128 only",
+            remedy="`ignore` this layer, or choose the target `fp8`",
+            field="/target/format",
+        )
+    return scale.float()[:, None, :, None]
