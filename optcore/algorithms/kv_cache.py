@@ -13,6 +13,7 @@ Legend: states are [B, H, T, D]: batch, key-value heads, tokens, head dimension.
 import torch
 
 from optcore.algorithms.activations import fake_quantize_activation, static_scale
+from optcore.algorithms.hadamard import hadamard
 from optcore.schemes import QuantArgs
 
 
@@ -57,20 +58,11 @@ def fake_quantize_states(
 
 
 def rotated(states: torch.Tensor) -> torch.Tensor:
-    """Channels [..., D] times an orthonormal Hadamard matrix, which is its own inverse.
+    """Channels [..., D] times an orthonormal Hadamard matrix that is its own inverse. float32.
 
     Applied to queries and keys after rotary embedding it leaves their products as they are and spreads the outlier
     channels of keys over all (QuaRot, arXiv:2404.00456). Where D is no power of two, blocks of the largest power of two
     that divides it are rotated each for itself.
     """
     size = states.shape[-1] & -states.shape[-1]
-    matrix = _hadamard(size).to(states.device)
-    return (states.float().unflatten(-1, (-1, size)) @ matrix).flatten(-2)
-
-
-def _hadamard(size: int) -> torch.Tensor:
-    """Sylvester's construction, divided by the square root of its size."""
-    matrix = torch.ones(1, 1)
-    while len(matrix) < size:
-        matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
-    return matrix / size**0.5
+    return hadamard(states.float(), size)
