@@ -28,10 +28,11 @@ def hadamard(x: torch.Tensor, block: int) -> torch.Tensor:
 def largest_block(size: int, limit: int | None = None) -> int:
     """The largest order up to `limit` that divides `size` and has a transform here; 1 for odd sizes."""
     divisors = {part for low in range(1, isqrt(size) + 1) if size % low == 0 for part in (low, size // low)}
-    return max(order for order in divisors if (limit is None or order <= limit) and _is_order(order))
+    return max(order for order in divisors if (limit is None or order <= limit) and is_order(order))
 
 
-def _is_order(order: int) -> bool:
+def is_order(order: int) -> bool:
+    """Whether there is a transform of this order here."""
     return order in (1, 2) or _core_of(order) is not None
 
 

@@ -6,8 +6,9 @@ their consumer one by one: v -> o, through attention and repeated KV heads, and 
 after random scales left the output of the smallest module around it as it was.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -117,7 +118,7 @@ def _norm_folds(recording: Recording, groups: list[list[str]]) -> Iterator[Fold]
     """Norms whose output is what some linears are given, with everything that has a matrix and is given it too."""
     layer, calls = recording.layer, recording.calls
     for path, module in layer.named_modules():
-        offset = _offset(recording, path, module)
+        offset = norm_offset(module, partial(recording.replay, path)) if path in calls else None
         if offset is None:
             continue
         out = calls[path].output
@@ -145,16 +146,19 @@ def _reads(recording: Recording, path: str, module: nn.Module, source: torch.Ten
 
 
 @torch.no_grad()
-def _offset(recording: Recording, path: str, module: nn.Module) -> float | None:
-    """For a norm: what it adds to its weight, which is how far below zero the weight is when only the bias is left."""
-    weight = getattr(module, "weight", None)
-    if path not in recording.calls or not isinstance(weight, torch.Tensor) or weight.ndim != 1:
+def norm_offset(module: nn.Module, call: Callable[[], torch.Tensor]) -> float | None:
+    """For a norm: what it adds to its weight, which is how far below zero the weight is when only the bias is left.
+
+    None for a module whose output a weight of its own does not silence. `call` gives the module's output.
+    """
+    weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
+    if not isinstance(weight, torch.Tensor) or weight.ndim != 1:
         return None
-    kept, bias = weight.data, getattr(module, "bias", None)
+    kept = weight.data
     try:
         for offset in _OFFSETS:
             weight.data = torch.full_like(kept, -offset)
-            silent = recording.replay(path)
+            silent = call()
             if torch.equal(silent, (torch.zeros_like(silent) if bias is None else bias.expand_as(silent))):
                 return offset
     finally:

@@ -7,7 +7,8 @@ from pydantic import Field
 from optcore.techniques.auto_quantize import AutoQuantize
 from optcore.techniques.base import Gate, Technique
 from optcore.techniques.ptq import Ptq
+from optcore.techniques.rotate import Rotate
 
-AnyTechnique = Annotated[Ptq | AutoQuantize, Field(discriminator="technique")]
+AnyTechnique = Annotated[Ptq | AutoQuantize | Rotate, Field(discriminator="technique")]
 
-__all__ = ["AnyTechnique", "AutoQuantize", "Gate", "Ptq", "Technique"]
+__all__ = ["AnyTechnique", "AutoQuantize", "Gate", "Ptq", "Rotate", "Technique"]
