@@ -1,6 +1,7 @@
 """Ours and installed peers side by side: the same model, tokens and evaluator, each in a process of its own."""
 
 import hashlib
+import os
 import shutil
 import sys
 import tempfile
@@ -81,12 +82,15 @@ def _bench(model: Path) -> Bench:
     }
     tokens = PEERS / "inputs" / model.name / "tokens.safetensors"
     tokens.parent.mkdir(parents=True, exist_ok=True)
-    save_file({name: ids.to(torch.int32) for name, ids in windows.items()}, tokens)
+    fresh = tokens.with_name(f"{os.getpid()}.safetensors")  # another run may be reading the old one
+    save_file({name: ids.to(torch.int32) for name, ids in windows.items()}, fresh)
+    fresh.replace(tokens)
     bench = Bench(model, tokens, _digest(model / "model.safetensors") + _digest(tokens))
     stamp = tokens.with_name("digest")
     if not stamp.is_file() or stamp.read_text() != bench.digest:
         logits = source_logits(load(model), windows["evaluation"])
-        save_file({"logits": logits}, tokens.with_name("logits.safetensors"))
+        save_file({"logits": logits}, fresh)
+        fresh.replace(tokens.with_name("logits.safetensors"))
         stamp.write_text(bench.digest)
     return bench
 

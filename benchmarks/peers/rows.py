@@ -50,7 +50,8 @@ class Row:
 def _rows(format_: str, **recipes: str | tuple[str, ...]) -> Iterator[Row]:
     """Ours with every format, then the peers'; a peer's name is written with underscores."""
     yield Row(format_, "ours", f"default {format_}", "default")
-    yield Row(format_, "ours", f"nearest {format_}", "nearest")
+    if not format_.startswith(("kv_", "auto_")):
+        yield Row(format_, "ours", f"nearest {format_}", "nearest")
     for peer, several in recipes.items():
         for recipe in (several,) if isinstance(several, str) else several:
             yield Row(format_, peer.replace("_", "-"), recipe)
@@ -124,12 +125,7 @@ ROWS = (
     *_rows("kv_fp8", modelopt="kv FP8_KV_CFG", llm_compressor="kv fp8"),
     *_rows("kv_nvfp4", modelopt="kv NVFP4_KV_CFG"),
     *_rows("kv_nvfp4_affine", modelopt="kv NVFP4_AFFINE_KV_CFG"),
-    *(
-        row
-        for bits in ("4.8", "5", "6")
-        for row in _rows(f"auto_{bits}", modelopt=f"auto {bits}")
-        if row.role != "nearest"
-    ),
+    *(row for bits in ("4.8", "5", "6") for row in _rows(f"auto_{bits}", modelopt=f"auto {bits}")),
 )
 
 

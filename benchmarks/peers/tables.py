@@ -49,6 +49,7 @@ def _full(results: Results) -> Iterator[str]:
             continue
         note = [STAND_IN] if row.has_stand_in else []
         note += [f"{found['bits']:.2f} bits a weight"] if "bits" in found else []
+        note += [f"simulated {found['simulated_kl']:.5f}"] if "simulated_kl" in found else []
         yield (
             f"| {row.format} | {row.name} | {found['kl']:.5f} | {found['kl_se']:.5f} | {found['perplexity']:.3f} "
             f"| {found['agreement']:.4f} | {found['seconds']:.1f} | {found['peak_rss_mb']:.0f} "

@@ -1,32 +1,78 @@
-"""Ours: the `ptq` technique as a recipe runs it, exported and loaded back by transformers where its target can."""
+"""Ours, as a recipe runs it: `default` or `nearest` and a scheme, `kv_` and a cache format, or `auto_` and a budget.
+
+What the compressed-tensors format can hold is scored as transformers loads it back, and the simulated model's KL is
+noted beside; the rest is scored as simulated.
+"""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from benchmarks.peers.job import Job
-from benchmarks.peers.score import load
+from benchmarks.peers.score import load, score
+
+
+class Simulated:
+    """The quantized checkpoint as our evaluation computes it, called like a model of transformers."""
+
+    def __init__(self, checkpoint: Path) -> None:
+        from optcore.streaming.decoder import Decoder
+        from optcore.streaming.simulate import Simulation
+
+        self.decoder, self.simulation = Decoder(checkpoint), Simulation(checkpoint)
+
+    def __call__(self, tokens_BT: Any) -> SimpleNamespace:
+        """Logits [B, T, V]."""
+        state = self.decoder.embed(tokens_BT)
+        for index in range(len(self.decoder)):
+            with self.decoder.layer(index) as layer, self.simulation.applied(self.decoder, index, layer):
+                state = self.decoder.forward(index, layer, state, self.simulation.cache(index))
+        return SimpleNamespace(logits=self.decoder.logits(state))
 
 
 def quantize(job: Job) -> Any:
-    """Our compressed-tensors export, as transformers loads it. The time holds reading and writing the checkpoint."""
+    """The optimize step holds reading and writing the checkpoint, which the peers' does not."""
+    checkpoint = job.scratch / "checkpoint"
+    checkpoint.mkdir()
+    technique = _technique(job.recipe)
+    run = _run(job, job.model, checkpoint)
+    with job.timed():
+        technique.apply(run)
+    if "allocation" in run.results:
+        job.measured["bits"] = run.results["allocation"]["bits"]
+    simulated = Simulated(checkpoint)
+    if technique.kv_cache or not _can_be_exported(technique):
+        return simulated
+    job.measured["simulated_kl"] = score(job.source_logits(), simulated, job.windows("evaluation"))["kl"]
+    return _loaded_back(job, checkpoint)
+
+
+def _loaded_back(job: Job, checkpoint: Path) -> Any:
     from optcore.export import CompressedTensors
 
-    checkpoint, export = job.scratch / "checkpoint", job.scratch / "export"
-    checkpoint.mkdir()
+    export = job.scratch / "export"
     export.mkdir()
-    technique = _technique(job.recipe)
-    with job.timed():
-        technique.apply(_run(job, job.model, checkpoint))
     CompressedTensors().write(_run(job, checkpoint, export))
     job.written(export)
     return load(export)
 
 
+def _can_be_exported(technique: Any) -> bool:
+    from optcore.export import CompressedTensors
+
+    return set(technique.schemes) <= CompressedTensors.schemes
+
+
 def _technique(recipe: str) -> Any:
-    from optcore.techniques import Ptq
+    from optcore.techniques import AutoQuantize, Ptq
 
     role, _, name = recipe.partition(" ")
-    plain = {"scale_search": "max"} if role == "nearest" else {}
+    kind, _, rest = name.partition("_")
+    plain = {"rounding": "nearest", "scale_search": "max", "smoothing": "none"} if role == "nearest" else {}
+    if kind == "kv":
+        return Ptq(scheme="fp8", kv_cache=rest, ignore=("re:.*",), rounding="nearest", smoothing="none")
+    if kind == "auto":
+        return AutoQuantize(candidates=("nvfp4", "fp8", "none"), effective_bits=float(rest), **plain)
     return Ptq(scheme=name, **plain)
 
 
