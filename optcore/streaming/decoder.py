@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from optcore.errors import RecipeError, UnknownArchitecture
+from optcore.errors import RecipeError, UnknownArchitecture, is_out_of_memory
 from optcore.streaming.names import NameMap
 from optcore.streaming.reader import TensorReader
 from optcore.streaming.skeleton import layers_of, skeleton
@@ -167,7 +167,9 @@ class Decoder:
         setattr(parent, name, nn.ModuleList(stand_ins))
         try:
             yield
-        except (TypeError, AttributeError, IndexError, NotImplementedError) as error:
+        except (TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                raise
             raise UnknownArchitecture(
                 f"{type(self.model).__name__} cannot be streamed layer by layer: {error}",
                 remedy="use another model; please report it with the engine's log",

@@ -47,6 +47,8 @@ class NameMap:
         self._experts = [pair for rule in rules if isinstance(rule, WeightConverter) for pair in _expert_rules(rule)]
         self._unknown = [rule for rule in rules if isinstance(rule, WeightConverter) and not _expert_rules(rule)]
         self._fused = {name: module for name, module in model.named_modules() if isinstance(module, Experts)}
+        self._parameters = {name for name, _ in model.named_parameters()} | {name for name, _ in model.named_buffers()}
+        self._base = f"{model.base_model_prefix}."
         self.sources: dict[str, Source] = {}
         """Where each parameter is read."""
         self.stored_name: dict[str, str] = {}
@@ -66,7 +68,7 @@ class NameMap:
     def _add(self, stored: str) -> None:
         if any(rule.rename_source_key(stored)[1] for rule in self._unknown):
             return  # its values would have to be rearranged in a way that we do not know
-        name = self._converted(stored)
+        name = self._placed(self._converted(stored))
         container, _, leaf = name.rpartition(".")
         experts = self._fused.get(container)
         if experts is None:
@@ -74,6 +76,14 @@ class NameMap:
             return
         for parameter, own_name, source in _slices(stored, container, leaf, experts):
             self.stored_name[parameter], self.sources[parameter] = own_name, source
+
+    def _placed(self, name: str) -> str:
+        """The name below the base model where a checkpoint was saved without its head, or the other way round."""
+        other = name.removeprefix(self._base) if name.startswith(self._base) else self._base + name
+        return other if self._is_known(other) and not self._is_known(name) else name
+
+    def _is_known(self, name: str) -> bool:
+        return name in self._parameters or name.rpartition(".")[0] in self._fused
 
     def _converted(self, stored: str) -> str:
         name = stored

@@ -34,10 +34,11 @@ def skeleton(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def layers_of(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
-    """The path and the list of the repeated layers, known by its length, wherever in the model it lies."""
+    """The path and the list of the repeated layers, known by its length, wherever in the language model it lies."""
     count = model.config.get_text_config().num_hidden_layers
-    for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == count and _are_alike(module):
+    language_model = model.get_decoder() or model  # vision towers are lists of layers too
+    for name, module in [*_lists(model, language_model), *_lists(model, model)]:
+        if len(module) == count and _are_alike(module):
             _check(model, module)
             return name, module
     raise UnknownArchitecture(
@@ -45,6 +46,12 @@ def layers_of(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
         remedy="use a decoder-only language model, or a BERT-style encoder",
         field="/model",
     )
+
+
+def _lists(model: PreTrainedModel, part: nn.Module) -> list[tuple[str, nn.ModuleList]]:
+    """Lists of modules in a part of the model, by their path in the whole."""
+    inside = {id(module) for module in part.modules()}
+    return [(n, m) for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and id(m) in inside]
 
 
 def _model(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:

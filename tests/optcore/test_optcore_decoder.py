@@ -45,6 +45,26 @@ def test_fused_groups_are_found_from_structure(family: str, expected: list[list[
     assert [[path.rpartition(".")[2] for path in group] for group in _groups(tiny_model(family))] == expected
 
 
+@pytest.mark.parametrize("family", EXTRAS)
+def test_every_linear_is_in_one_group(family: str, tiny_model: MakeModel) -> None:
+    decoder = Decoder(tiny_model(family))
+    for index in range(len(decoder)):
+        with decoder.layer(index) as layer:
+            groups = fused_groups(decoder, index, layer, probe_state(decoder))
+            assert sorted(path for group in groups for path in group) == sorted(linears(layer))
+            for group in groups:
+                assert len({layer.get_submodule(path).in_features for path in group}) == 1
+
+
+def test_a_checkpoint_of_the_base_model_is_read(tiny_model: MakeModel, tmp_path: Path) -> None:
+    folder = _copy(tiny_model("Qwen2"), tmp_path)
+    tensors = load_file(folder / "model.safetensors")
+    save_file({name.removeprefix("model."): tensor for name, tensor in tensors.items()}, folder / "model.safetensors")
+    tokens_BT = torch.arange(12)[None]
+    assert torch.equal(stream(Decoder(folder), tokens_BT), stream(Decoder(tiny_model("Qwen2")), tokens_BT))
+    assert Decoder(folder).names.stored_module("model.layers.1.mlp.up_proj") == "layers.1.mlp.up_proj"
+
+
 def test_every_expert_is_a_group_and_the_router_is_in_none(tiny_model: MakeModel) -> None:
     groups = _groups(tiny_model("Mixtral"))
     for expert in range(4):
