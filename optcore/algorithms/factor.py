@@ -12,13 +12,9 @@ import torch
 _RUNGS = (1, 5, 10, 50)
 
 
-def dead_columns(gram_EKK: torch.Tensor) -> torch.Tensor:
-    """Inputs that were always zero, bool [..., K]: nothing is known of them, and they tie no other column."""
-    return gram_EKK.diagonal(dim1=-2, dim2=-1) == 0
-
-
 def revived(gram_EKK: torch.Tensor) -> torch.Tensor:
-    """H with the mean of the live diagonal on the dead places (1 where all are dead), so that it can be divided by."""
+    """H with the mean of the live diagonal in place of zeros (1 where all are zero): an input that never occurred ties
+    no other column, and can now be divided by."""
     diagonal_EK = gram_EKK.diagonal(dim1=-2, dim2=-1)
     dead_EK = diagonal_EK == 0
     mean_E1 = diagonal_EK.sum(-1, keepdim=True) / (~dead_EK).sum(-1, keepdim=True).clamp(min=1)
@@ -38,14 +34,15 @@ def ladder(damping: float) -> list[float]:
 
 
 def factored(gram_EKK: torch.Tensor, damping: float) -> tuple[torch.Tensor, list[float | None]]:
-    """Feedback [E, K, K] of every H, and the damping that it took; None, and zeros, where none sufficed.
+    """Feedback [E, K, K] of every H, and the damping that it took; None, and zeros, where none made it a Gram matrix.
 
     Feedback is strictly lower triangular: row k holds V_ik / V_kk, the weight of the earlier columns' differences in
     column k.
     """
     taken: list[float | None] = [None] * len(gram_EKK)
     feedback_EKK = torch.zeros_like(gram_EKK)
-    waiting_E = gram_EKK.isfinite().all(-1).all(-1).nonzero().squeeze(1)
+    diagonal_EK = gram_EKK.diagonal(dim1=-2, dim2=-1)
+    waiting_E = (gram_EKK.isfinite().all(-1).all(-1) & (diagonal_EK >= 0).all(-1)).nonzero().squeeze(1)
     for share in ladder(damping):
         if not len(waiting_E):
             break
