@@ -10,6 +10,13 @@ from optcore.frozen import Frozen
 from optcore.schemes import KV_CACHE_PRESETS, PRESETS, QuantArgs, Scheme
 from optcore.techniques import AnyTechnique
 
+_SCALES = {
+    "stored": "",
+    "e4m3": " in FP8, one more per tensor",
+    "e8m0": ", a power of two",
+    "double": " in 8 bits, one more per 256 of these",
+}
+
 
 def techniques_page() -> str:
     """What a recipe's `chain` and `evaluate` may hold."""
@@ -44,9 +51,10 @@ def formats_page() -> str:
 
 ## Number formats
 
-Values of `scheme` in a recipe's chain. *Calibration*: whether scales of activations are measured on text.
+Values of `scheme` in a recipe's chain. *Bits*: stored per weight of a 4096 x 4096 layer, with 16-bit scales where they
+have no type of their own. *Calibration*: whether scales of activations are measured on text.
 
-{table(("Name", "Format", "Weights", "Activations", "Calibration"), schemes)}
+{table(("Name", "Format", "Bits", "Weights", "Activations", "Calibration"), schemes)}
 
 ## KV cache formats
 
@@ -78,9 +86,18 @@ def numbers(args: QuantArgs | None) -> str:
     """How one kind of tensor is stored, in words."""
     if args is None:
         return "unchanged"
-    group = f" of {args.group_size}" if args.group_size else ""
-    when = ", scaled at run time" if args.dynamic else ""
-    return f"{args.bits} bit {args.type}, per {args.strategy.replace('_', ' ')}{group}{when}"
+    size = args.group_size or ("x".join(map(str, args.block)) if args.block else None)
+    kind = {"nf": "NormalFloat"}.get(args.type, args.type)
+    shared = "group" if args.strategy == "tensor_group" else args.strategy
+    details = [
+        f"{args.bits} bit {kind}",
+        f"a scale per {shared}{f' of {size}' if size else ''}{_SCALES[args.scale_type]}",
+    ]
+    if not args.symmetric:
+        details.append("a bias per channel" if args.type == "float" else "zero points")
+    if args.outliers:
+        details.append(f"columns with a magnitude above {args.outliers:g} unchanged")
+    return ", ".join(details) + (", scaled at run time" if args.dynamic else "")
 
 
 def _technique(member: Any) -> str:
@@ -99,7 +116,8 @@ def _section(member: Any, tag: str, facts: str = "") -> str:
 
 def _scheme(scheme: Scheme) -> tuple[str, ...]:
     stored = numbers(scheme.weights), numbers(scheme.activations)
-    return f"`{scheme.name}`", scheme.title, *stored, "yes" if scheme.needs_calibration else "no"
+    bits = f"{scheme.bits_per_weight((4096, 4096)):.3f}"
+    return f"`{scheme.name}`", scheme.title, bits, *stored, "yes" if scheme.needs_calibration else "no"
 
 
 def _in_order(names: frozenset[str], registry: dict[str, Any]) -> list[str]:

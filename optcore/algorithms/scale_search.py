@@ -47,17 +47,13 @@ class Objective(NamedTuple):
         grid, step = grid_of(self.args), self.storage.step(choice.stored).unsqueeze(-1)
         zero = None if choice.zero is None else choice.zero.float().unsqueeze(-1)
         rows = max(1, _PART_values // max(1, self.values[0].numel()))
-        errors = [
-            self._part(self.values[start : start + rows], _rows(step, start, rows), _rows(zero, start, rows), grid)
-            for start in range(0, len(self.values), rows)
-        ]
-        joined = torch.cat(errors)
+        parts = [slice(start, start + rows) for start in range(0, len(self.values), rows)]
+        joined = torch.cat(
+            [self._part(self.values[p], _rows(step, p), None if zero is None else _rows(zero, p), grid) for p in parts]
+        )
         return joined.sum().reshape(1, 1) if self.args.strategy == "tensor" else joined
 
-    def _part(
-        self, values: torch.Tensor, step: torch.Tensor | None, zero: torch.Tensor | None, grid: Grid
-    ) -> torch.Tensor:
-        assert step is not None
+    def _part(self, values: torch.Tensor, step: torch.Tensor, zero: torch.Tensor | None, grid: Grid) -> torch.Tensor:
         scaled = values / step
         if zero is None:
             error = (grid.round(scaled) * step).sub_(values).square_()
@@ -120,5 +116,6 @@ def _sign(args: QuantArgs, low: torch.Tensor, high: torch.Tensor) -> torch.Tenso
     return torch.where(high > -low, -1.0, 1.0)
 
 
-def _rows(per_scale: torch.Tensor | None, start: int, rows: int) -> torch.Tensor | None:
-    return per_scale if per_scale is None or len(per_scale) == 1 else per_scale[start : start + rows]
+def _rows(per_scale: torch.Tensor, part: slice) -> torch.Tensor:
+    """The scales of some rows; one for the whole tensor is everyone's."""
+    return per_scale if len(per_scale) == 1 else per_scale[part]

@@ -158,17 +158,3 @@ def _ends(values: torch.Tensor, args: QuantArgs, method: Method) -> tuple[torch.
     else:
         low, high = values.amin(-1), values.amax(-1)
     return low.clamp(max=0), high.clamp(min=0)
-
-
-def fake_quantize(weight_NK: torch.Tensor, scales: Scales, args: QuantArgs) -> torch.Tensor:
-    """Moved to `codes`."""
-    from optcore.algorithms import codes
-
-    return codes.fake_quantize(weight_NK, scales, args)
-
-
-def in_steps(weight_NK: torch.Tensor, scales: Scales, args: QuantArgs) -> torch.Tensor:
-    """Superseded by `codes.encode`."""
-    from optcore.algorithms.lattice import lattice
-
-    return lattice(scales, args, (weight_NK.shape[0], weight_NK.shape[1])).in_steps(weight_NK)
