@@ -36,6 +36,7 @@ class InputSample:
         # An odd stride meets every position of windows whose length is a power of two.
         self._stride = max(1, tokens // _SAMPLE_tokens) | 1
         self._found: dict[tuple[str, ...], list[torch.Tensor]] = {tuple(group): [] for group in groups}
+        self._seen = dict.fromkeys(self._found, 0)
         self._handles = [
             layer.get_submodule(group[0]).register_forward_pre_hook(
                 lambda _, given, group=group: self._take(group, given[0])
@@ -50,4 +51,6 @@ class InputSample:
         return {group: torch.cat(found) if found else None for group, found in self._found.items()}
 
     def _take(self, group: tuple[str, ...], x: torch.Tensor) -> None:
-        self._found[group].append(x.detach().reshape(-1, x.shape[-1])[:: self._stride].float())
+        x_TK = x.detach().reshape(-1, x.shape[-1])
+        self._found[group].append(x_TK[-self._seen[group] % self._stride :: self._stride].float())
+        self._seen[group] += len(x_TK)

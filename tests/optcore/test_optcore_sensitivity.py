@@ -1,0 +1,91 @@
+"""Scores are what their formula says, and they predict the divergence that rounding one part of the model causes."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.functional import kl_div, log_softmax
+from transformers import AutoModelForCausalLM
+
+from optcore.calibration.candidates import score_units
+from optcore.calibration.quantize import quantize_checkpoint
+from optcore.calibration.sensitivity import InputSample, input_score, weight_score
+from optcore.calibration.text import Texts
+from optcore.references import Calibration
+from optcore.run import Run
+from optcore.streaming.quantized import QuantizedCheckpoint
+from optcore.techniques import AutoQuantize
+
+CALIBRATION = Calibration(dataset="python-stdlib", samples=16, sequence_length=256)
+
+
+def test_scores_are_means_over_tokens() -> None:
+    x_TK, change_NK, g_N = torch.randn(50, 8), torch.randn(6, 8), torch.rand(6)
+    gram_KK = x_TK.T @ x_TK / 50
+    expected = 0.5 * 0.25 * ((x_TK @ change_NK.T).square() * g_N).sum(1).mean()
+    assert weight_score(g_N, 0.25, change_NK, gram_KK) == pytest.approx(float(expected), rel=1e-5)
+    assert input_score(g_N, 0.25, x_TK @ change_NK.T) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_a_sample_is_spread_over_all_tokens() -> None:
+    layer = torch.nn.Sequential(torch.nn.Linear(2, 2))
+    sample = InputSample(layer, [["0"]], 4096)
+    tokens = torch.arange(4096.0).repeat(2, 1).T
+    for batch in tokens.split(1024):
+        layer(batch.view(4, 256, 2))
+    taken = sample.finished()[("0",)]
+    assert taken is not None
+    assert 200 <= len(taken) <= 300
+    positions = (taken[:, 0] % 256).long()
+    assert len(positions.unique()) > 150
+    assert len(layer[0]._forward_pre_hooks) == 0
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize("scheme", ["int3_g64", "mxfp4_w4a16", "int8_w8a16"])
+def test_scores_rank_the_true_divergence(scheme: str, stdlib_model: Path, tmp_path: Path) -> None:
+    """One unit at a time is rounded in the whole model in memory; its KL on held-out text is set against its score."""
+    technique = AutoQuantize(
+        candidates=(scheme, "none"), effective_bits=16, rounding="nearest", scale_search="mse", smoothing="none"
+    )
+    run = Run(
+        "stage",
+        stdlib_model,
+        stdlib_model,
+        tmp_path,
+        tmp_path / "s",
+        CALIBRATION,
+        (),
+        lambda event: None,
+        tmp_path / "j",
+    )
+    units = score_units(run, technique)
+    quantize_checkpoint(run, technique.quantizing)
+    rounded = QuantizedCheckpoint(tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(stdlib_model, dtype=torch.float32).eval()
+    tokens_BT = Texts(stdlib_model, CALIBRATION, ()).evaluation_windows(8, 256, 1024)
+    with torch.no_grad():
+        source = log_softmax(model(tokens_BT).logits, -1)
+        true = []
+        for unit in units:
+            kept = [model.get_submodule(name).weight.data for name in unit.modules]
+            for name in unit.modules:
+                model.get_submodule(name).weight.data = rounded.weight(name)
+            own = log_softmax(model(tokens_BT).logits, -1)
+            true.append(kl_div(own, source, log_target=True, reduction="sum").item() / tokens_BT.numel())
+            for name, weight in zip(unit.modules, kept, strict=True):
+                model.get_submodule(name).weight.data = weight
+    scores = [unit.candidates[scheme].score for unit in units]
+    found = rank_correlation(scores, true)
+    print(
+        f"{scheme}: rank correlation {found:.3f} over {len(units)} units; scores add up to {sum(scores):.5f}, ", end=""
+    )
+    print(f"true divergences to {sum(true):.5f} nats/token")
+    assert found >= 0.8
+    assert 0.5 < sum(scores) / sum(true) < 2
+
+
+def rank_correlation(a: list[float], b: list[float]) -> float:
+    """Spearman's."""
+    ranks = torch.stack([torch.tensor(values).argsort().argsort().double() for values in (a, b)])
+    return float(torch.corrcoef(ranks)[0, 1])
