@@ -27,7 +27,7 @@ def compare_quantizers(model: Path, only: Sequence[str] = (), *, again: bool = F
     benches = [_bench(model), _bench(_with_outliers(model))]
     chosen = [row for row in ROWS if not only or _is_named(row, only)]
     if run:
-        _run([(bench, row) for row in chosen for bench in benches if again or bench.known(row) is None])
+        _run([(bench, row) for row in chosen for bench in benches if again or not bench.is_settled(row)])
     for bench in benches:
         print_tables(bench, chosen)
 

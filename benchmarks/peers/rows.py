@@ -21,7 +21,9 @@ RUNNERS = {
     "auto-round": "with_auto_round",
 }
 SHARED = ("job", "score")
-LIMIT_seconds = 600
+LIMIT_seconds = 1800
+"""A row takes a minute on a quiet machine; this is for one that many share."""
+NO_RESULT = "no result"
 
 
 @dataclass(frozen=True)
@@ -149,9 +151,14 @@ class Bench:
         return PEERS / "results" / self.model.name / f"{name}-{own.hexdigest()[:12]}.json"
 
     def known(self, row: Row) -> dict[str, Any] | None:
-        """An earlier run's result."""
+        """An earlier run's result, or the error that it ended with."""
         path = self.kept(row)
         return json.loads(path.read_text()) if path.is_file() else None
+
+    def is_settled(self, row: Row) -> bool:
+        """Whether running it again would say the same: a process that was killed or ran too long says nothing."""
+        found = self.known(row)
+        return found is not None and not found.get("error", "").startswith(NO_RESULT)
 
     def run(self, row: Row, python: Path, scratch: Path) -> dict[str, Any]:
         """A fresh process of the peer's environment; its output goes to a log beside the result."""
@@ -186,8 +193,8 @@ def _wait(command: list[str | Path], log: Any, scratch: Path) -> str:
             command, cwd=scratch, env=environment, stdout=log, stderr=log, timeout=LIMIT_seconds, check=False
         )
     except subprocess.TimeoutExpired:
-        return f"no result within {LIMIT_seconds} s"
-    return f"the process ended with status {done.returncode} and no result"
+        return f"{NO_RESULT} within {LIMIT_seconds} s"
+    return f"{NO_RESULT}: the process ended with status {done.returncode}"
 
 
 @cache
