@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from optcore.errors import RecipeError, UnknownArchitecture, is_out_of_memory
+from optcore.streaming.memory import return_free_memory
 from optcore.streaming.names import NameMap
 from optcore.streaming.reader import TensorReader
 from optcore.streaming.skeleton import layers_of, skeleton
@@ -48,7 +49,7 @@ class Decoder:
         self.names = NameMap(self.model, self.reader.names)
         self._prefix, self.layers = layers_of(self.model)
         self._weights = Weights(self.model, self.reader, self.names, self.device, self.dtype, self._prefix)
-        self._layer_output: type = torch.Tensor
+        self._returns_tuple = False
         self._weights.load_outside()
 
     def __len__(self) -> int:
@@ -111,13 +112,20 @@ class Decoder:
         """
         return self._weights.outside()
 
+    @property
+    def unused_tensors(self) -> list[str]:
+        """Names of the checkpoint's tensors that the model has no place for, such as those of a speculative head."""
+        return self._weights.unused()
+
     @torch.no_grad()
     def embed(self, tokens_BT: torch.Tensor) -> State:
         """Run everything before the first layer, and record what the layers would be called with."""
-        recorders = [Recorder(layer) for layer in self.layers]
-        with self._layers_replaced(recorders):
-            self.model.base_model(input_ids=tokens_BT.to(self.device), use_cache=False)
-        return State(recorders[0].hidden, tuple(recorder.arguments for recorder in recorders))
+        for returns_tuple in (self._returns_tuple, not self._returns_tuple):
+            recorders = [Recorder(layer, returns_tuple) for layer in self.layers]
+            if self._recorded(recorders, tokens_BT):
+                self._returns_tuple = returns_tuple
+                return State(recorders[0].hidden, tuple(recorder.arguments for recorder in recorders))
+        raise self._cannot_stream("its layers are not called one after the other, each with what the last one gave")
 
     @contextmanager
     def layer(self, index: int, *, keep_stored: bool = False) -> Iterator[nn.Module]:
@@ -129,6 +137,7 @@ class Decoder:
         finally:
             layer.to("meta")
             self._weights.drop_stored()
+            return_free_memory()
 
     def forward(self, index: int, layer: nn.Module, state: State, cache: Any = None) -> State:
         """One layer over the hidden states; `cache` sees keys and values as a KV cache would.
@@ -139,16 +148,34 @@ class Decoder:
         if cache is not None and self.has_key_value_cache(index):
             arguments[self._cache_name(arguments)] = cache
         out = layer(state.hidden_BTH, **arguments)
-        self._layer_output = type(out)
         return state._replace(hidden_BTH=out[0] if isinstance(out, tuple) else out)
 
     def logits(self, state: State) -> torch.Tensor:
         """Everything after the last layer (norm, head, soft capping), by the model's own forward: [B, T, V]."""
-        stand_ins = [Given(layer, state.hidden_BTH, self._layer_output) for layer in self.layers]
+        stand_ins = [Given(layer, state.hidden_BTH, self._returns_tuple) for layer in self.layers]
         tokens_BT = torch.zeros(state.hidden_BTH.shape[:2], dtype=torch.long, device=self.device)
         with self._layers_replaced(stand_ins):
             out: torch.Tensor = self.model(input_ids=tokens_BT, use_cache=False).logits
         return out
+
+    def _recorded(self, recorders: Sequence[Recorder], tokens_BT: torch.Tensor) -> bool:
+        """Whether every recorder was given what the one before it returned, with nothing done in between."""
+        try:
+            with self._layers_replaced(recorders):
+                self.model.base_model(input_ids=tokens_BT.to(self.device), use_cache=False)
+        except UnknownArchitecture:
+            if self._returns_tuple != recorders[0].returns_tuple:
+                raise
+            return False
+        given = [(recorder.hidden.data_ptr(), recorder.hidden.shape) for recorder in recorders]
+        return len(set(given)) == 1
+
+    def _cannot_stream(self, why: str) -> UnknownArchitecture:
+        return UnknownArchitecture(
+            f"{type(self.model).__name__} cannot be streamed layer by layer: {why}",
+            remedy="use another model; please report it with the engine's log",
+            field="/model",
+        )
 
     def _cache_name(self, arguments: dict[str, Any]) -> str:
         name = next((name for name in _CACHES if name in arguments), None)
@@ -170,10 +197,6 @@ class Decoder:
         except (TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
             if is_out_of_memory(error):
                 raise
-            raise UnknownArchitecture(
-                f"{type(self.model).__name__} cannot be streamed layer by layer: {error}",
-                remedy="use another model; please report it with the engine's log",
-                field="/model",
-            ) from error
+            raise self._cannot_stream(str(error)) from error
         finally:
             setattr(parent, name, self.layers)

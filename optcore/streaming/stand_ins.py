@@ -26,31 +26,32 @@ class StandIn(nn.Module):
 
 
 class Recorder(StandIn):
-    """Keeps what a layer is called with, by name, and passes the hidden states on."""
+    """Keeps what a layer is called with, by name, and passes the hidden states on, alone or first in a tuple."""
 
-    def __init__(self, layer: nn.Module) -> None:
+    def __init__(self, layer: nn.Module, returns_tuple: bool) -> None:
         super().__init__(layer)
         self._signature = inspect.signature(layer.forward)
+        self.returns_tuple = returns_tuple
         self.hidden: torch.Tensor = torch.empty(0)
         self.arguments: dict[str, Any] = {}
 
-    def forward(self, *given: Any, **named: Any) -> torch.Tensor:
+    def forward(self, *given: Any, **named: Any) -> Any:
         bound = dict(self._signature.bind(*given, **named).arguments)
         for parameter in self._signature.parameters.values():
             if parameter.kind is parameter.VAR_KEYWORD:
                 bound |= bound.pop(parameter.name, {})
         self.hidden = bound.pop(next(iter(self._signature.parameters)))
         self.arguments = bound
-        return self.hidden
+        return (self.hidden, None) if self.returns_tuple else self.hidden
 
 
 class Given(StandIn):
     """Gives the hidden states that were computed elsewhere, in the form in which the layer gives them."""
 
-    def __init__(self, layer: nn.Module, hidden_BTH: torch.Tensor, form: type) -> None:
+    def __init__(self, layer: nn.Module, hidden_BTH: torch.Tensor, returns_tuple: bool) -> None:
         super().__init__(layer)
         self._hidden_BTH = hidden_BTH
-        self._form = form
+        self._returns_tuple = returns_tuple
 
     def forward(self, *given: Any, **named: Any) -> Any:
-        return (self._hidden_BTH, None) if issubclass(self._form, tuple) else self._hidden_BTH
+        return (self._hidden_BTH, None) if self._returns_tuple else self._hidden_BTH

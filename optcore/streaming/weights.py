@@ -89,6 +89,11 @@ class Weights:
             found |= self._split(stored, targets, self._is_split(index, quantized))
         return {name: tensor for name, tensor in found.items() if name.removesuffix(".weight") not in quantized}
 
+    def unused(self) -> list[str]:
+        """Stored tensors that no parameter takes."""
+        inside = {stored for targets in self._layer_targets for stored in targets}
+        return [name for name in self._reader.names if name not in inside and name not in self._outside_targets]
+
     def outside(self) -> Iterator[tuple[str, torch.Tensor]]:
         """What is in no layer, as stored; tensors that no parameter takes are read now."""
         inside = {stored for targets in self._layer_targets for stored in targets}

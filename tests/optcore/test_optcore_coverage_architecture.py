@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 from fixtures.tiny_models import EXTRAS, MakeModel
-from safetensors.torch import save_file
-from transformers import GPT2Config, GPT2LMHeadModel
+from safetensors.torch import load_file, save_file
+from transformers import GPT2Config, GPT2LMHeadModel, XLMConfig, XLMWithLMHeadModel
 
 from optcore.architecture import check_architecture
 from optcore.errors import BadCheckpoint, UnknownArchitecture
@@ -61,9 +61,14 @@ def test_projections_of_another_kind_are_refused_instead_of_skipped(tmp_path: Pa
         Decoder(tmp_path)
 
 
-def test_weights_that_are_not_finite_are_named(tiny_model: MakeModel, tmp_path: Path) -> None:
-    from safetensors.torch import load_file
+def test_layers_that_are_not_a_chain_are_refused_instead_of_streamed_wrongly(tmp_path: Path) -> None:
+    config = XLMConfig(emb_dim=64, n_layers=2, n_heads=4, vocab_size=256, n_words=256)
+    XLMWithLMHeadModel(config).save_pretrained(tmp_path)
+    with pytest.raises(UnknownArchitecture, match="not called one after the other"):
+        Decoder(tmp_path).embed(torch.arange(8)[None] + 5)
 
+
+def test_weights_that_are_not_finite_are_named(tiny_model: MakeModel, tmp_path: Path) -> None:
     folder = _changed(tiny_model("Llama"), tmp_path, {})
     tensors = load_file(folder / "model.safetensors")
     tensors["model.layers.1.input_layernorm.weight"][3] = torch.nan

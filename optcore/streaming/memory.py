@@ -1,0 +1,14 @@
+"""Memory that was freed, given back to the system."""
+
+import ctypes
+
+
+def return_free_memory() -> None:
+    """Let the C library hand its free pages back, where it can (glibc).
+
+    It keeps what programs free in medium sizes, and fragments of every layer would stay until the process ends: the
+    peak of a model of width 1536 grew by two thirds from 4 layers to 16 without this.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
