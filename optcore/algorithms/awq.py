@@ -6,43 +6,42 @@ clipping, is the scale search weighted by H that follows (`find_scales(..., "hes
 as clipping does, and weighs what is clipped by the inputs it meets.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 
 from optcore.algorithms.scales import Method
-from optcore.algorithms.smoothing import Consumer, Smoothing, Tie, balance, search
+from optcore.algorithms.smoothing import Consumer, Family, Smoothing, Tie, balance, search
 from optcore.schemes import Scheme
-
-_RATIOS = tuple(step / 20 for step in range(1, 21))
 
 
 def awq_scales(
     consumers: Sequence[Consumer], scheme: Scheme, dtype: torch.dtype, tie: Tie, method: Method = "hessian"
 ) -> Smoothing:
-    """The best of 20 ratios with and without weight magnitudes; ones where none helps.
+    """The best ratio of 0, 0.05 .. 1 with and without weight magnitudes; ones where none helps.
 
     Where the scheme rounds inputs too, their expected error counts as well, so W4A4 and W8A8 get what serves both.
     `method` finds the weight scales of each candidate.
     """
-    return search(_candidates(consumers), consumers, scheme, dtype, tie, method)
+    return search(_families(consumers), consumers, scheme, dtype, tie, method)
 
 
-def _candidates(consumers: Sequence[Consumer]) -> Iterator[torch.Tensor]:
+def _families(consumers: Sequence[Consumer]) -> list[Family]:
     """s = x^a / w^(1 - a) and s = x^a, with root mean squares x of inputs and mean magnitudes w of weights.
 
     Each is divided by sqrt(max * min), which centres it around 1.
     """
     seen = [consumer for consumer in consumers if consumer.found.tokens and consumer.found.gram_KK is not None]
     if not seen:
-        return
+        return []
     tokens = sum(consumer.found.tokens for consumer in seen)
     inputs_K = sum(consumer.square_K * (consumer.found.tokens / tokens) for consumer in seen).sqrt()
-    rows = torch.cat([weight for consumer in seen for weight in consumer.weights])
-    weights_K = rows.abs().mean(0)
-    for ratio in _RATIOS:
-        for beta in (1 - ratio, 0.0):
-            yield _centred(balance(inputs_K, weights_K, ratio, beta), (inputs_K > 0) & (weights_K > 0))
+    weights_K = torch.cat([weight for consumer in seen for weight in consumer.weights]).abs().mean(0)
+    live_K = (inputs_K > 0) & (weights_K > 0)
+    return [
+        lambda ratio: _centred(balance(inputs_K, weights_K, ratio, 1 - ratio), live_K),
+        lambda ratio: _centred(balance(inputs_K, weights_K, ratio, 0.0), live_K),
+    ]
 
 
 def _centred(scale_K: torch.Tensor, live_K: torch.Tensor) -> torch.Tensor:

@@ -5,6 +5,7 @@ largest magnitude of each channel. Nothing runs the layer.
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import torch
@@ -15,11 +16,13 @@ from optcore.algorithms.scales import Method, find_scales
 from optcore.schemes import Scheme
 
 _LARGEST = 1e4
-_ALPHAS = tuple(step / 20 for step in range(21))
+_STEPS = 20
 _SAMPLED_rows = 512
 
 Tie = Callable[[torch.Tensor], torch.Tensor]
 """Scales [K] to the nearest that what comes before can take (`Fold.tie`)."""
+Family = Callable[[float], torch.Tensor]
+"""Scales [K] by a ratio from 0 to 1: how much of the input's magnitude they take away."""
 
 
 class Statistics(Protocol):
@@ -73,8 +76,8 @@ def smoothquant_search(
     consumers: Sequence[Consumer], scheme: Scheme, dtype: torch.dtype, tie: Tie, method: Method = "hessian"
 ) -> Smoothing:
     """SmoothQuant with the alpha of 0, 0.05 .. 1 that has the least expected output error (`alpha: auto`)."""
-    candidates = (smoothquant_scales(consumers, alpha) for alpha in _ALPHAS)
-    return search(candidates, consumers, scheme, dtype, tie, method)
+    family = partial(smoothquant_scales, consumers)
+    return search([family], consumers, scheme, dtype, tie, method)
 
 
 def balance(inputs_K: torch.Tensor, weights_K: torch.Tensor, alpha: float, beta: float) -> torch.Tensor:
@@ -85,31 +88,44 @@ def balance(inputs_K: torch.Tensor, weights_K: torch.Tensor, alpha: float, beta:
 
 
 def search(
-    candidates: Iterable[torch.Tensor],
+    families: Sequence[Family],
     consumers: Sequence[Consumer],
     scheme: Scheme,
     dtype: torch.dtype,
     tie: Tie,
     method: Method = "hessian",
 ) -> Smoothing:
-    """The candidate with the least expected error, tied; ones unless it beats them on the whole weights.
+    """The member with the least expected error, tied; ones unless it beats them on the whole weights.
 
-    Candidates are compared on about 512 rows of each consumer (rows only meet in the scale of a tensor or tile), so a
-    search costs 2 * 512 * K^2 operations a candidate. `method` must be how the weight scales will be found afterwards:
-    what is best for plain maxima can be worse than nothing for searched scales.
+    Each family is searched on ratios 0, 0.05 .. 1: every fourth, then twice between the best one and its neighbours.
+    Members are compared on about 512 rows of each consumer (rows only meet in the scale of a tensor or tile), so each
+    costs 2 * 512 * K^2 operations. `method` must be how the weight scales will be found afterwards: what is best for
+    plain maxima can be worse than nothing for searched scales.
     """
-    plain_K = _ones(consumers)
     seen = [consumer for consumer in consumers if consumer.found.tokens and consumer.found.gram_KK is not None]
+    plain_K = _ones(consumers)
+    if not seen:
+        return Smoothing(plain_K, 0.0, 0.0)
     sampled = [_sampled(consumer) for consumer in seen]
-    best_K, best = plain_K, output_error(sampled, plain_K, scheme, dtype, method)
-    for candidate_K in candidates:
-        tied_K = tie(candidate_K)
-        error = output_error(sampled, tied_K, scheme, dtype, method)
-        if error < best:
-            best_K, best = tied_K, error
-    plain = output_error(seen, plain_K, scheme, dtype, method)
-    loss = output_error(seen, best_K, scheme, dtype, method)
+
+    def error_of(scale_K: torch.Tensor) -> float:
+        return output_error(sampled, scale_K, scheme, dtype, method)
+
+    best_K = min((_best_member(family, tie, error_of) for family in families), key=lambda found: found[1])[0]
+    plain, loss = (output_error(seen, scale_K, scheme, dtype, method) for scale_K in (plain_K, best_K))
     return Smoothing(best_K, loss, plain) if loss < plain else Smoothing(plain_K, plain, plain)
+
+
+def _best_member(family: Family, tie: Tie, error_of: Callable[[torch.Tensor], float]) -> tuple[torch.Tensor, float]:
+    tried: dict[int, tuple[torch.Tensor, float]] = {}
+    places: Iterable[int] = range(0, _STEPS + 1, 4)
+    for width in (2, 1, 0):
+        for place in places:
+            scale_K = tie(family(place / _STEPS))
+            tried[place] = scale_K, error_of(scale_K)
+        best = min(tried, key=lambda place: tried[place][1])
+        places = [place for place in (best - width, best + width) if 0 <= place <= _STEPS]
+    return tried[best]
 
 
 def output_error(
