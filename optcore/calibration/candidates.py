@@ -16,7 +16,7 @@ from optcore.calibration.assignment import Assignment, all_experts
 from optcore.calibration.budget import NONE, Allocation, Candidate, HIGH_PRECISION_bits, Unit, spend
 from optcore.calibration.gradients import BackwardPass, OutputGradient
 from optcore.calibration.layer import LayerQuantizer
-from optcore.calibration.sensitivity import InputSample, input_score, weight_score
+from optcore.calibration.sensitivity import Group, HeldOut, InputSample, input_score, weight_score
 from optcore.calibration.statistics import InputStatistics, Observer
 from optcore.calibration.text import Texts
 from optcore.errors import BadCheckpoint, RecipeError
@@ -29,8 +29,6 @@ from optcore.streaming.simulate import RoundedLinear, module_paths, rounded
 if TYPE_CHECKING:
     from optcore.run import Run
     from optcore.techniques.auto_quantize import AutoQuantize
-
-Group = tuple[str, ...]
 
 
 def choose(run: "Run", technique: "AutoQuantize") -> Allocation:
@@ -83,6 +81,7 @@ class _Trial:
         self._technique = technique
         self._dtype = dtype
         self._inputs: Mapping[Group, InputStatistics] = {}
+        self._judges: Mapping[Group, torch.Tensor | None] = {}
         self._samples: Mapping[Group, torch.Tensor | None] = {}
         self._gradients: Mapping[str, OutputGradient] = {}
         self._tokens = 0
@@ -91,9 +90,15 @@ class _Trial:
         """Go back through the layer, and keep what its inputs and its output gradients are like."""
         observer = Observer(self._layer, self._groups, gram=True)
         sample = InputSample(self._layer, self._groups, passed.tokens)
+        held_out = HeldOut(self._layer, self._groups) if self._technique.rounding == "gptq" else None
         with observer.measuring():
             self._gradients = passed.step(index, self._layer)
         self._inputs, self._samples, self._tokens = observer.finished(), sample.finished(), passed.tokens
+        self._judges = {group: found.gram_KK for group, found in self._inputs.items()}
+        if held_out:
+            parted = held_out.parted(self._inputs)
+            self._inputs = {group: fitted for group, (fitted, _) in parted.items()}
+            self._judges = {group: gram_KK for group, (_, gram_KK) in parted.items()}
 
     @torch.no_grad()
     def units(self) -> list[Unit]:
@@ -154,18 +159,19 @@ class _Trial:
             return {path: 0.0 for group in groups for path in group}
         settings = self._technique.quantizing
         settings = settings.model_copy(update={"gptq": settings.gptq.model_copy(update={"asymmetry": 0.0})})
-        quantizer = LayerQuantizer(self._layer, self._names, settings, self._dtype)
-        done = quantizer.quantize(groups, self._inputs, Assignment(candidate, settings), [])
-        return {path: self._score(group, path, done.simulated[path]) for group in groups for path in group}
+        quantizer = LayerQuantizer(self._layer, self._names, settings, self._dtype, Assignment(candidate, settings))
+        quantizer.quantize(groups, quantizer.smooth([], self._inputs))
+        simulated = quantizer.done.simulated
+        return {path: self._score(group, path, simulated[path]) for group in groups for path in group}
 
     def _score(self, group: Group, path: str, one: RoundedLinear) -> float:
-        gradient, found = self._gradients[path], self._inputs[group]
+        gradient, gram_KK = self._gradients[path], self._judges[group]
         mean_square_N, sample_TK = gradient.mean_square(), self._samples[group]
-        if mean_square_N is None or found.gram_KK is None:
+        if mean_square_N is None or gram_KK is None:
             return 0.0  # no token got here
         share = gradient.tokens / self._tokens
         change_NK = one.weight_NK - self._layer.get_submodule(path).weight.float()
-        score = weight_score(mean_square_N, share, change_NK, found.gram_KK)
+        score = weight_score(mean_square_N, share, change_NK, gram_KK)
         if one.activations and sample_TK is not None:
             score += input_score(mean_square_N, share, self._change_by_input(path, one, sample_TK))
         if not isfinite(score):

@@ -19,8 +19,8 @@ def check_kv_cache(decoder: Decoder) -> None:
 
 
 def attention_name(decoder: Decoder, index: int, layer: nn.Module) -> str:
-    """The attention module's name in the checkpoint. transformers gives it the index of its layer's cache."""
-    attention = next((name for name, module in layer.named_modules() if name and hasattr(module, "layer_idx")), "")
+    """The attention module's name in the checkpoint."""
+    attention = attention_path(layer)
     inside = next((path for path in linears(layer) if attention and path.startswith(f"{attention}.")), None)
     if inside is None:
         raise RecipeError(
@@ -30,6 +30,11 @@ def attention_name(decoder: Decoder, index: int, layer: nn.Module) -> str:
         )
     stored = decoder.names.stored_module(f"{decoder.layer_name(index)}.{inside}")
     return stored.removesuffix(inside.removeprefix(attention))
+
+
+def attention_path(layer: nn.Module) -> str:
+    """Where attention is in a layer: transformers gives it the index of its cache. Empty where there is none."""
+    return next((name for name, module in layer.named_modules() if name and hasattr(module, "layer_idx")), "")
 
 
 def named(attention: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

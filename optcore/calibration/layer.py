@@ -6,6 +6,7 @@ Nothing here runs the layer, so the cost does not grow with the number of calibr
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -25,7 +26,7 @@ from optcore.calibration.statistics import InputStatistics
 from optcore.errors import BadCheckpoint, RecipeError
 from optcore.quantization import QuantizedLinear
 from optcore.schemes import QuantArgs, Scheme
-from optcore.streaming.simulate import RoundedLinear
+from optcore.streaming.simulate import RoundedLinear, rounded
 from optcore.streaming.structure import Fold
 
 if TYPE_CHECKING:
@@ -59,39 +60,56 @@ class Quantized:
 class LayerQuantizer:
     """Quantizes a layer in memory; its smoothed parameters stay changed, its weights are not rounded in place."""
 
-    def __init__(self, layer: nn.Module, names: Mapping[str, str], technique: "Quantizing", dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        layer: nn.Module,
+        names: Mapping[str, str],
+        technique: "Quantizing",
+        dtype: torch.dtype,
+        assignment: Assignment,
+    ) -> None:
+        self.done = Quantized()
         self._layer = layer
         self._names = names
         self._technique = technique
         self._dtype = dtype
-        self._calibrated = False
+        self._assignment = assignment
+        self._plain_amax: dict[tuple[str, ...], float] = {}
 
-    def quantize(
-        self, groups: Sequence[Sequence[str]], statistics: Statistics, assignment: Assignment, folds: Sequence[Fold]
-    ) -> Quantized:
-        """Fold, then quantize every group that has a format. Groups are fused siblings, by path."""
-        done = Quantized()
-        self._calibrated = bool(statistics)
-        found = {tuple(group): statistics.get(tuple(group), InputStatistics()) for group in groups}
-        smoothed = dict(found)
+    def smooth(self, folds: Sequence[Fold], statistics: Statistics) -> Statistics:
+        """Fold channel scales into what comes before; the statistics of the smoothed inputs."""
+        self._plain_amax = _input_amax(statistics)
+        smoothed = dict(statistics)
         for fold in folds:
-            self._smooth(fold, smoothed, assignment, done)
-        amax, plain_amax = _input_amax(smoothed), _input_amax(found)
-        for group in found:
-            scheme = assignment[self._names[group[0]]]
-            if scheme is not None:
-                self._quantize_group(group, scheme, smoothed[group], (amax[group], plain_amax[group]), done)
-        done.changed -= {f"{path}.weight" for path in done.simulated}
-        for path in done.changed:  # what is computed with from here on is what will be stored
+            self._smooth(fold, smoothed)
+        changed = [path for path in self.done.changed if not path.endswith(".weight") or not self._format(path)]
+        for path in changed:  # what is computed with from here on is what will be stored
             parameter = self._layer.get_parameter(path)
             parameter.data = parameter.data.to(self._dtype).to(parameter.dtype)
-        return done
+        self.done.changed = set(changed)
+        return smoothed
 
-    def _smooth(
-        self, fold: Fold, statistics: dict[tuple[str, ...], InputStatistics], assignment: Assignment, done: Quantized
-    ) -> None:
-        scheme = next((found for path in fold.consumers if (found := assignment[self._names[path]])), None)
-        consumers = [Consumer(self._weights(group), statistics[group]) for group in fold.groups]
+    def quantize(self, groups: Sequence[Sequence[str]], statistics: Statistics) -> None:
+        """Quantize the groups that have a format. Groups are fused siblings, by path."""
+        found = {tuple(group): statistics.get(tuple(group), InputStatistics()) for group in groups}
+        amax = _input_amax(found)
+        for group, measured in found.items():
+            scheme = self._assignment[self._names[group[0]]]
+            if scheme is not None:
+                self._quantize_group(group, scheme, measured, amax[group])
+
+    def applied(self) -> AbstractContextManager[None]:
+        """The layer with what was quantized so far rounded."""
+        return rounded(self._layer, self.done.simulated, {})
+
+    def _format(self, parameter: str) -> Scheme | None:
+        """The number format of a weight, by its path as a parameter."""
+        path = parameter.removesuffix(".weight")
+        return self._assignment[self._names[path]] if path in self._names else None
+
+    def _smooth(self, fold: Fold, statistics: dict[tuple[str, ...], InputStatistics]) -> None:
+        scheme = next((found for path in fold.consumers if (found := self._assignment[self._names[path]])), None)
+        consumers = [Consumer(self._weights(group), statistics[group]) for group in fold.groups if group in statistics]
         if scheme is None or not any(consumer.found.tokens for consumer in consumers):
             return
         scale_K = self._smoothing_scale(fold, scheme, consumers)
@@ -100,7 +118,7 @@ class LayerQuantizer:
         scale_K = fold.apply(self._layer, scale_K, self._dtype)
         for group in fold.groups:
             statistics[group] = statistics[group].scaled(scale_K)
-        done.changed |= {*fold.changed, *(f"{path}.weight" for path in fold.consumers)}
+        self.done.changed |= {*fold.changed, *(f"{path}.weight" for path in fold.consumers)}
 
     def _smoothing_scale(self, fold: Fold, scheme: Scheme, consumers: list[Consumer]) -> torch.Tensor:
         technique = self._technique
@@ -110,9 +128,7 @@ class LayerQuantizer:
             return smoothquant_search(consumers, scheme, self._dtype, fold.tie).scale_K
         return fold.tie(smoothquant_scales(consumers, technique.smoothing_alpha))
 
-    def _quantize_group(
-        self, group: tuple[str, ...], scheme: Scheme, found: InputStatistics, amax: tuple[float, float], done: Quantized
-    ) -> None:
+    def _quantize_group(self, group: tuple[str, ...], scheme: Scheme, found: InputStatistics, amax: float) -> None:
         weights = self._weights(group)
         for path, weight in zip(group, weights, strict=True):
             _check(self._names[path], weight, scheme)
@@ -123,7 +139,7 @@ class LayerQuantizer:
         scales = find_scales(weights, scheme.weights, method, self._dtype, importance_K)
         for path, weight, own in zip(group, weights, scales, strict=True):
             rounding = self._round(weight, own, scheme.weights, found, fallback)
-            self._add(path, scheme, rounding, found.tokens, amax, done)
+            self._add(path, scheme, rounding, found.tokens, (amax, self._plain_amax.get(group)))
 
     def _round(
         self, weight_NK: torch.Tensor, scales: Scales, args: QuantArgs, found: InputStatistics, fallback: str
@@ -139,33 +155,33 @@ class LayerQuantizer:
         return Rounding(result.weight_NK, result.scales, share, said)
 
     def _add(
-        self, path: str, scheme: Scheme, rounding: Rounding, tokens: int, amax: tuple[float, float], done: Quantized
+        self, path: str, scheme: Scheme, rounding: Rounding, tokens: int, amax: tuple[float, float | None]
     ) -> None:
         """`amax` is the largest magnitude of the input, smoothed and as it was in the original model."""
         name = self._names[path]
         codes = encode(rounding.weight_NK, rounding.scales, scheme.weights)
         packed = pack(codes, rounding.scales, scheme.weights)
-        done.tensors |= {f"{name}.{suffix}": tensor.clone() for suffix, tensor in packed.items()}
-        input_scale = self._input_scale(name, scheme, amax[0], done)
-        done.simulated[path] = RoundedLinear(
+        self.done.tensors |= {f"{name}.{suffix}": tensor.clone() for suffix, tensor in packed.items()}
+        input_scale = self._input_scale(name, scheme, amax[0])
+        self.done.simulated[path] = RoundedLinear(
             rounding.weight_NK, scheme.activations, input_scale, self._technique.activation_search
         )
-        done.linears[name] = QuantizedLinear(
+        self.done.linears[name] = QuantizedLinear(
             scheme=scheme.name,
             digest=weight_digest(rounding.weight_NK),
             loss=rounding.loss,
-            tokens=tokens if self._calibrated else None,
-            input_amax=amax[1] if self._calibrated else None,
+            tokens=None if amax[1] is None else tokens,
+            input_amax=amax[1],
             fallback=rounding.fallback,
         )
 
-    def _input_scale(self, name: str, scheme: Scheme, amax: float, done: Quantized) -> torch.Tensor | None:
+    def _input_scale(self, name: str, scheme: Scheme, amax: float) -> torch.Tensor | None:
         args = scheme.activations
         if args is None or not scheme.needs_calibration:
             return None
         kind = "input_global_scale" if args.strategy == "tensor_group" else "input_scale"
         scale = static_scale(amax, args, self._dtype)
-        done.tensors[f"{name}.{kind}"] = scale
+        self.done.tensors[f"{name}.{kind}"] = scale
         return scale
 
     def _weights(self, group: Sequence[str]) -> list[torch.Tensor]:

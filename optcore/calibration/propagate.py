@@ -1,11 +1,13 @@
 """The calibration set on its way through the model: what a layer is measured on, and what the next one will be.
 
 `original`: each layer runs once, as it was. `quantized`: once as it was, to be measured on what the quantized layers
-before it give, and once quantized. With an asymmetric target the original model's states go along beside them.
+before it give, and once quantized. With an asymmetric target the original model's states go along beside them, and a
+layer's groups are quantized one after the other, each measured on what those before it leave of its input.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import repeat
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from optcore.techniques.ptq import Quantizing
 
 Statistics = dict[tuple[str, ...], InputStatistics]
+Quantized = Callable[[], AbstractContextManager[None]]
+"""The layer in its quantized form, for as long as the context lasts."""
 
 
 def calibrated(run: "Run", decoder: Decoder, technique: "Quantizing") -> "Propagation":
@@ -45,43 +49,54 @@ class Propagation:
         self._states = states
         self._original = original
         self._sequential = sequential
-        self._outputs_are_ahead = False
 
     def measure(
         self, index: int, layer: nn.Module, groups: Sequence[Sequence[str]], *, gram: bool, cache: object
     ) -> Statistics:
-        """Statistics of the layer's inputs; `cache` sees keys and values."""
-        observer = Observer(layer, groups, gram=gram, cross=self._original is not None)
+        """Statistics of the inputs of a layer as it was; `cache` sees keys and values."""
         if self._sequential:
-            self._observe(index, layer, observer, cache)
-        else:
-            with observer.measuring():
-                self._states.advance(index, layer, cache)
+            return self._observed(index, layer, groups, gram, nullcontext, cache)
+        observer = Observer(layer, groups, gram=gram)
+        with observer.measuring():
+            self._states.advance(index, layer, cache)
         return observer.finished()
 
-    def advance(self, index: int, layer: nn.Module, quantized: AbstractContextManager[None] | None = None) -> None:
-        """Go past a measured layer, in `quantized` form where the next is measured on what quantized ones give."""
-        if self._sequential:
-            with quantized or nullcontext():
-                self._states.advance(index, layer)
+    def measure_again(
+        self, index: int, layer: nn.Module, groups: Sequence[Sequence[str]], quantized: Quantized
+    ) -> Statistics:
+        """Statistics of the inputs of some groups, with the groups before them quantized."""
+        return self._observed(index, layer, groups, True, quantized, None)
 
-    def skip(self, index: int, layer: nn.Module, quantized: AbstractContextManager[None]) -> None:
-        """Go past a layer that was finished before this process started."""
+    def advance(self, index: int, layer: nn.Module, quantized: Quantized) -> None:
+        """Go past a layer, in `quantized` form where the next is measured on what quantized ones give."""
         if self._original:
             self._original.advance(index, layer)
-        with quantized if self._sequential else nullcontext():
-            self._states.advance(index, layer)
+        if self._sequential:
+            with quantized():
+                self._states.advance(index, layer)
 
-    def _observe(self, index: int, layer: nn.Module, observer: Observer, cache: object) -> None:
+    def skip(self, index: int, layer: nn.Module, quantized: Quantized) -> None:
+        """Go past a layer that was finished before this process started."""
+        if not self._sequential:
+            self._states.advance(index, layer)
+        self.advance(index, layer, quantized)
+
+    def _observed(
+        self,
+        index: int,
+        layer: nn.Module,
+        groups: Sequence[Sequence[str]],
+        gram: bool,
+        quantized: Quantized,
+        cache: object,
+    ) -> Statistics:
         """Batch by batch, so that both models' inputs of the same tokens are in memory together."""
-        if self._original is None:
-            for _, state in self._states.states():
-                with observer.measuring():
-                    self._decoder.forward(index, layer, state, cache)
-            return
-        for (rows, original), (_, state) in zip(self._original.states(), self._states.states(), strict=True):
-            with observer.remembering():
-                after = self._decoder.forward(index, layer, original)
-            self._original.hidden_STH[rows] = after.hidden_BTH.cpu()
-            with observer.measuring():
+        observer = Observer(layer, groups, gram=gram, cross=self._original is not None)
+        originals = (state for _, state in self._original.states()) if self._original else repeat(None)
+        for (_, state), original in zip(self._states.states(), originals, strict=False):
+            if original is not None:
+                with observer.remembering():
+                    self._decoder.forward(index, layer, original)
+            with quantized(), observer.measuring():
                 self._decoder.forward(index, layer, state, cache)
+        return observer.finished()

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from optcore.calibration.assignment import Assignment
+from optcore.calibration.assignment import Assignment, all_experts
 from optcore.calibration.journal import Journal
-from optcore.calibration.kv import attention_name, check_kv_cache, named
+from optcore.calibration.kv import attention_name, attention_path, check_kv_cache, named
 from optcore.calibration.layer import LayerQuantizer, Quantized
 from optcore.calibration.propagate import Propagation, calibrated
 from optcore.errors import OutOfDisk
@@ -23,7 +23,7 @@ from optcore.streaming.decoder import Decoder
 from optcore.streaming.groups import fused_groups, probe_state
 from optcore.streaming.quantized import QuantizedCheckpoint
 from optcore.streaming.simulate import changed_parameters, module_paths, rounded, rounded_linear
-from optcore.streaming.structure import folds
+from optcore.streaming.structure import Fold, folds
 
 if TYPE_CHECKING:
     from optcore.run import Run
@@ -108,25 +108,49 @@ class _Pass:
             for name in record.linears
         }
         changed = changed_parameters(checkpoint, self.decoder, index, record)
-        states.skip(index, layer, rounded(layer, chosen, changed))
+        states.skip(index, layer, lambda: rounded(layer, chosen, changed))
 
     def _quantize(self, index: int, layer: nn.Module, states: Propagation | None) -> None:
         paths = module_paths(self.decoder, index, layer)
         groups = fused_groups(self.decoder, index, layer, self._probe)
         for variant in self.variants:
             variant.assignment.check([[paths[path] for path in group] for group in groups], [])
-        cache = ObservingCache() if self.technique.kv_cache else None
+        cache = ObservingCache(rotate=self.technique.kv_rotate) if self.technique.kv_cache else None
         gram = self.technique.measures_gram
         statistics = states.measure(index, layer, groups, gram=gram, cache=cache) if states else {}
         keys_and_values = self._kv_tensors(index, layer, cache)
-        smooth = folds(self.decoder, index, layer, self._probe) if self.technique.smoothing != "none" else []
+        smooth = self._folds(index, layer)
         for variant in self.variants:
-            quantizer = LayerQuantizer(layer, paths, self.technique, self.decoder.stored_dtype)
             with _put_back(layer, needed=bool(smooth)):
-                done = quantizer.quantize(groups, statistics, variant.assignment, smooth)
-                self._write(variant, index, layer, done, keys_and_values)
+                quantizer = LayerQuantizer(layer, paths, self.technique, self.decoder.stored_dtype, variant.assignment)
+                smoothed = quantizer.smooth(smooth, statistics)
+                for number, level in enumerate(self._levels(groups)):
+                    if number and states:
+                        smoothed = states.measure_again(index, layer, level, lambda q=quantizer: q.applied())
+                    quantizer.quantize(level, smoothed)
+                self._write(variant, index, layer, quantizer.done, keys_and_values)
                 if states and variant is self.variants[0]:
-                    states.advance(index, layer, rounded(layer, done.simulated, {}))
+                    states.advance(index, layer, quantizer.applied)
+
+    def _folds(self, index: int, layer: nn.Module) -> list[Fold]:
+        """What may be rescaled. Values that were measured for a quantized cache must stay as they are."""
+        if self.technique.smoothing == "none":
+            return []
+        found = folds(self.decoder, index, layer, self._probe)
+        attention = attention_path(layer) if self.technique.kv_cache else None
+        return [fold for fold in found if attention is None or not fold.producer.startswith(f"{attention}.")]
+
+    def _levels(self, groups: list[list[str]]) -> list[list[list[str]]]:
+        """Groups that are quantized together: all of a layer, or with an asymmetric target one after the other.
+
+        All experts' first projections are one level, and their second ones the next.
+        """
+        if not self.technique.gptq.asymmetry or self.technique.rounding == "nearest":
+            return [groups]
+        levels: dict[str, list[list[str]]] = {}
+        for group in groups:
+            levels.setdefault(all_experts(group[0]), []).append(group)
+        return list(levels.values())
 
     def _kv_tensors(self, index: int, layer: nn.Module, cache: ObservingCache | None) -> dict[str, torch.Tensor]:
         if cache is None or self.technique.kv_cache is None:

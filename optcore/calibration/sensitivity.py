@@ -10,12 +10,20 @@ Legend: W [N, K], H [K, K], g [N] = E[g_n^2]; `share` is the share of all tokens
 an expert, whose H and g are means over its own tokens.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
 
+from optcore.algorithms.gram import accumulate, symmetric
+from optcore.calibration.statistics import InputStatistics
+
+Group = tuple[str, ...]
 _SAMPLE_tokens = 256
+# One token in so many is kept from a rounding that fits itself to the tokens.
+_HELD_OUT = 4
 
 
 def weight_score(gradient_N: torch.Tensor, share: float, change_NK: torch.Tensor, gram_KK: torch.Tensor) -> float:
@@ -35,22 +43,64 @@ class InputSample:
     def __init__(self, layer: nn.Module, groups: Iterable[Sequence[str]], tokens: int) -> None:
         # An odd stride meets every position of windows whose length is a power of two.
         self._stride = max(1, tokens // _SAMPLE_tokens) | 1
-        self._found: dict[tuple[str, ...], list[torch.Tensor]] = {tuple(group): [] for group in groups}
+        self._found: dict[Group, list[torch.Tensor]] = {tuple(group): [] for group in groups}
         self._seen = dict.fromkeys(self._found, 0)
-        self._handles = [
-            layer.get_submodule(group[0]).register_forward_pre_hook(
-                lambda _, given, group=group: self._take(group, given[0])
-            )
-            for group in self._found
-        ]
+        self._handles = _watch(layer, self._found, self._take)
 
-    def finished(self) -> dict[tuple[str, ...], torch.Tensor | None]:
+    def finished(self) -> dict[Group, torch.Tensor | None]:
         """Tokens [T, K] by group; None where there was none. The layer is left as it was."""
-        while self._handles:
-            self._handles.pop().remove()
+        _release(self._handles)
         return {group: torch.cat(found) if found else None for group, found in self._found.items()}
 
-    def _take(self, group: tuple[str, ...], x: torch.Tensor) -> None:
-        x_TK = x.detach().reshape(-1, x.shape[-1])
+    def _take(self, group: Group, x_TK: torch.Tensor) -> None:
         self._found[group].append(x_TK[-self._seen[group] % self._stride :: self._stride].float())
         self._seen[group] += len(x_TK)
+
+
+class HeldOut:
+    """A quarter of the tokens, from the end of each batch, on which a rounding that was fitted to the rest is judged.
+
+    GPTQ fits weights to the very H that would score it: on few tokens that flatters layers with many inputs most.
+    """
+
+    def __init__(self, layer: nn.Module, groups: Iterable[Sequence[str]]) -> None:
+        self._found: dict[Group, InputStatistics] = {tuple(group): InputStatistics() for group in groups}
+        self._handles = _watch(layer, self._found, self._take)
+
+    def parted(
+        self, whole: Mapping[Group, InputStatistics]
+    ) -> dict[Group, tuple[InputStatistics, torch.Tensor | None]]:
+        """By group: the statistics without what was held out, and H of that. The layer is left as it was."""
+        _release(self._handles)
+        return {group: _without(found, self._found[group]) for group, found in whole.items()}
+
+    def _take(self, group: Group, x_TK: torch.Tensor) -> None:
+        found, count = self._found[group], len(x_TK) // _HELD_OUT
+        if found.gram_KK is None:
+            found.gram_KK = torch.zeros(x_TK.shape[1], x_TK.shape[1], device=x_TK.device)
+        accumulate(found.gram_KK, x_TK[len(x_TK) - count :])
+        found.tokens += count
+
+
+def _without(whole: InputStatistics, held: InputStatistics) -> tuple[InputStatistics, torch.Tensor | None]:
+    if whole.gram_KK is None or held.gram_KK is None or not held.tokens:
+        return whole, whole.gram_KK
+    sum_KK = symmetric(held.gram_KK)
+    tokens = whole.tokens - held.tokens
+    rest_KK = (whole.gram_KK * whole.tokens - sum_KK) / tokens
+    return replace(whole, tokens=tokens, gram_KK=rest_KK), sum_KK / held.tokens
+
+
+def _watch(layer: nn.Module, groups: Iterable[Group], see: Callable[[Group, torch.Tensor], None]) -> list[Any]:
+    """Show the input [T, K] of each group's first linear layer whenever it runs."""
+    return [
+        layer.get_submodule(group[0]).register_forward_pre_hook(
+            lambda _, given, group=group: see(group, given[0].detach().reshape(-1, given[0].shape[-1]))
+        )
+        for group in groups
+    ]
+
+
+def _release(handles: list[Any]) -> None:
+    while handles:
+        handles.pop().remove()

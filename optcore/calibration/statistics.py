@@ -104,11 +104,13 @@ class Observer:
         found.channel_amax_K = torch.maximum(found.channel_amax_K, amax_K) if found.tokens else amax_K
         found.tokens += len(x_TK)
         if self._gram:
-            found.gram_KK = accumulate(_zeros_if_none(found.gram_KK, x_TK), x_TK)
+            found.gram_KK = _zeros_if_none(found.gram_KK, x_TK)
+            accumulate(found.gram_KK, x_TK)
         original_TK = self._original.get(group)
         # An expert may be given other tokens in the original model; there is then nothing to set against each other.
         if self._cross and original_TK is not None and original_TK.shape == x_TK.shape:
-            found.cross_KK = accumulate_cross(_zeros_if_none(found.cross_KK, x_TK), x_TK, original_TK)
+            found.cross_KK = _zeros_if_none(found.cross_KK, x_TK)
+            accumulate_cross(found.cross_KK, x_TK, original_TK)
 
 
 def _zeros_if_none(matrix_KK: torch.Tensor | None, x_TK: torch.Tensor) -> torch.Tensor:
