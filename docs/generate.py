@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from docs.pages.cli import cli_page
+from docs.pages.engines import engines_page
 from docs.pages.recipe import recipe_page
 from docs.pages.registries import formats_page, techniques_page
 from docs.pages.rest import rest_page
@@ -17,6 +18,7 @@ NOTICE = "<!-- Made from the code by `python -m docs.generate`. Change the code,
 PAGES: dict[str, Callable[[], str]] = {
     "techniques.md": techniques_page,
     "formats.md": formats_page,
+    "engines.md": engines_page,
     "recipe.md": recipe_page,
     "settings.md": settings_page,
     "cli.md": cli_page,

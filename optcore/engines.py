@@ -60,6 +60,7 @@ _NO_FP4_UNITS = "below compute capability 10.0 the activations stay in 16 bits, 
 _HUMMING = "needs the Humming kernels for widths other than 4 and 8 bits"
 _KEPT = "the scales load without complaint and are not applied"
 _GPTQMODEL = "needs the gptqmodel package"
+_SHARED = "tied embeddings are rounded to 4 bits unless its builder is given shared_embeddings=false"
 
 
 def _rows(target: str, engine: EngineName, *facts: tuple[object, ...]) -> list[Support]:
@@ -75,6 +76,7 @@ def _rows(target: str, engine: EngineName, *facts: tuple[object, ...]) -> list[S
 
 _RUN = {"evidence": "run"}
 _EXPERTS = {"families": ("moe",)}
+_ONE_NETWORK = {"families": ("dense",)}
 
 _COMPRESSED_TENSORS = [
     *_rows(
@@ -110,21 +112,26 @@ _COMPRESSED_TENSORS = [
     *_rows(
         "compressed-tensors",
         "transformers",
-        ((*_FP8, *_INT8, *_INT4, *_NVFP4, *_MXFP4, "int4_fp8", "mxfp8", "fp8_block_w8a16"), "yes", _RUN),
-        (tuple(name for name in _LOW_BITS if "asym" not in name), "yes"),
+        (
+            (*_FP8, "fp8_block_w8a16", *_INT8, *_INT4, *_NVFP4, *_MXFP4, "mxfp8", "int4_fp8", "int4_fp8_static"),
+            "yes",
+            _RUN,
+        ),
+        (tuple(name for name in _LOW_BITS if "asym" not in name), "yes", _RUN),
         (
             (*_INT4_ASYM, *(name for name in _LOW_BITS if "asym" in name)),
             "no",
-            "makes room for unpacked zero points and refuses the packed ones",
+            "5.17 loads it; 5.23 makes room for unpacked zero points and refuses the packed ones",
             _RUN,
         ),
-        (("kv:fp8", "kv:fp8_head"), "conditional", _KEPT, _RUN),
+        (_FP8_KV, "conditional", _KEPT, _RUN),
+        (("kv:fp8_head",), "no", "makes room for one scale a tensor", _RUN),
         ((MIXED,), "yes", _RUN),
     ),
     *_rows(
         "compressed-tensors",
         "llama.cpp",
-        (("fp8", "nvfp4"), "conditional", "one format for all layers; converted to GGUF", {"families": ("dense",)}),
+        (("fp8", "nvfp4"), "conditional", "one format for all layers; converted to GGUF", _ONE_NETWORK),
         ((MIXED,), "no", "its converter refuses several groups"),
     ),
     *_rows("compressed-tensors", "onnxruntime-genai", (("fp8", "fp8_dynamic", "nvfp4"), "conditional", _CUDA_ONLY)),
@@ -172,7 +179,7 @@ _MODELOPT = [
         (("fp8",), "no", "loads silently wrong: scales are dropped with a warning", _RUN),
         ((*_NVFP4, "int4", "int4_fp8_static"), "no", "shapes do not match", _RUN),
     ),
-    *_rows("modelopt", "llama.cpp", (("fp8", "nvfp4"), "conditional", "converted to GGUF", {"families": ("dense",)})),
+    *_rows("modelopt", "llama.cpp", (("fp8", "nvfp4"), "conditional", "converted to GGUF", _ONE_NETWORK)),
     *_rows("modelopt", "onnxruntime-genai", (("fp8", "nvfp4"), "conditional", _CUDA_ONLY)),
 ]
 
@@ -180,14 +187,19 @@ _AWQ = [
     *_rows("awq", "vllm", ((*_INT4_ASYM, *_INT4), "yes")),
     *_rows("awq", "sglang", ((*_INT4_ASYM, *_INT4), "yes")),
     *_rows("awq", "transformers", ((*_INT4_ASYM, *_INT4), "conditional", _GPTQMODEL)),
-    *_rows("awq", "onnxruntime-genai", ((*_INT4_ASYM, *_INT4), "yes", _RUN | {"families": ("dense",)})),
+    *_rows("awq", "onnxruntime-genai", ((*_INT4_ASYM, *_INT4), "conditional", _SHARED, _RUN | _ONE_NETWORK)),
 ]
 
 _GPTQ = [
     *_rows("gptq", "vllm", ((*_INT4, "int8_w8a16"), "yes")),
     *_rows("gptq", "sglang", ((*_INT4, "int8_w8a16"), "yes")),
     *_rows("gptq", "transformers", ((*_INT4, "int8_w8a16"), "conditional", f"{_GPTQMODEL} and optimum")),
-    *_rows("gptq", "onnxruntime-genai", (_INT4, "yes", _RUN | {"families": ("dense",)})),
+    *_rows(
+        "gptq",
+        "onnxruntime-genai",
+        (_INT4, "conditional", _SHARED, _RUN | _ONE_NETWORK),
+        (("int8_w8a16",), "no", "its kernel knows groups of 16 to 256 only", _RUN),
+    ),
 ]
 
 _ROUNDED = "rounded weights in 16 bits; activations and the KV cache are not rounded"
@@ -238,4 +250,4 @@ def spoken(name: str) -> str:
     """A row's format as a sentence says it."""
     if name == MIXED:
         return "mixed precision"
-    return f"a {name.removeprefix(KV)} KV cache" if name.startswith(KV) else name
+    return f"a KV cache in {name.removeprefix(KV)}" if name.startswith(KV) else name

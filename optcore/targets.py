@@ -1,7 +1,7 @@
 """Whether an engine will load what a recipe asks for: answered from the matrix, before any work."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from optcore.engines import ENGINES, KV, MIXED, Family, loading, obstacles, spoken
 from optcore.errors import RecipeError
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from optcore.techniques.base import Technique
 
 Formats = tuple[str, ...]
+_EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
 
 def check_target(recipe: "Recipe", family: Family | None = None) -> None:
@@ -60,6 +61,12 @@ def check_export(
         raise RecipeError(
             f"no known engine loads {wanted} from {target.title}", remedy=way_out, field=f"{place}/format"
         )
+
+
+def family_of(config: dict[str, Any]) -> Family:
+    """The family of a model by its `config.json`: keys such as `n_routed_experts` tell a mixture of experts."""
+    counts = [value for key, value in {**config, **(config.get("text_config") or {})}.items() if key in _EXPERT_COUNTS]
+    return "moe" if any(isinstance(count, int) and count > 1 for count in counts) else "dense"
 
 
 def checkpoints(technique: "Technique") -> Iterator[Formats]:

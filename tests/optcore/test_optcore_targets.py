@@ -1,0 +1,133 @@
+"""The matrix of engines: whole, consistent with the exports, and asked before any work."""
+
+import json
+from typing import Any
+
+import pytest
+from fixtures.tiny_models import MakeModel
+
+from optcore.engines import ENGINES, KV, MATRIX, MIXED, conditions, loading, obstacles, support
+from optcore.errors import RecipeError
+from optcore.export import AnyExport, Export
+from optcore.frozen import members, tag
+from optcore.plan import check
+from optcore.recipe import recipe_from
+from optcore.schemes import KV_CACHE_PRESETS, PRESETS
+from optcore.targets import check_target, family_of
+
+EXPORTS = {tag(kind): kind for kind in members(AnyExport) if issubclass(kind, Export)}
+
+
+def recipe(target: dict[str, Any] | None = None, **ptq: Any) -> Any:
+    document = {"model": {"path": "m"}, "chain": [{"technique": "ptq", **ptq}]}
+    return recipe_from(document | ({"target": target} if target else {}))
+
+
+def refused(target: dict[str, Any] | None = None, **ptq: Any) -> RecipeError:
+    with pytest.raises(RecipeError) as caught:
+        check(recipe(target, **ptq))
+    return caught.value
+
+
+def test_rows_name_what_there_is() -> None:
+    known = {*PRESETS, MIXED, *(f"{KV}{name}" for name in KV_CACHE_PRESETS)}
+    assert {name for row in MATRIX for name in row.formats} <= known
+    assert {row.target for row in MATRIX} == set(EXPORTS)
+    assert {row.engine for row in MATRIX} == set(ENGINES)
+    assert all(row.note for row in MATRIX if row.loads == "conditional")
+    seen = [(row.target, row.engine, name, family) for row in MATRIX for name in row.formats for family in row.families]
+    assert len(seen) == len(set(seen)), "two rows for one fact"
+
+
+@pytest.mark.parametrize("target", EXPORTS)
+def test_a_target_holds_what_engines_load_from_it(target: str) -> None:
+    kind = EXPORTS[target]
+    loaded = {name for row in MATRIX if row.target == target and row.loads != "no" for name in row.formats}
+    schemes = loaded & set(PRESETS)
+    assert schemes <= kind.schemes
+    assert {name.removeprefix(KV) for name in loaded if name.startswith(KV)} <= kind.kv_caches
+    assert set(kind.engines) <= {row.engine for row in MATRIX if row.target == target and row.loads != "no"}
+    held_for_nothing = [name for name in kind.schemes if not loading(target, (name,))]
+    assert held_for_nothing == []
+
+
+@pytest.mark.parametrize("scheme", PRESETS)
+def test_every_scheme_has_a_target_that_an_engine_loads(scheme: str) -> None:
+    assert [target for target in EXPORTS if loading(target, (scheme,))]
+
+
+def test_what_works_passes() -> None:
+    check(recipe(scheme="nvfp4"))
+    check(recipe({"format": "compressed-tensors", "engine": "vllm"}, scheme="int4_asym"))
+    check(recipe({"format": "modelopt", "engine": "tensorrt-llm"}, scheme="nvfp4", kv_cache="nvfp4"))
+    check(recipe({"format": "dense"}, scheme="nf4", kv_cache="int4"))
+    mixed = [{"modules": "re:.*self_attn.*", "scheme": "fp8"}, {"modules": "re:.*down_proj", "scheme": None}]
+    check(recipe({"format": "modelopt", "engine": "vllm"}, scheme="nvfp4", overrides=mixed))
+
+
+def test_the_remedy_is_another_target_for_the_engine() -> None:
+    error = refused({"format": "modelopt", "engine": "vllm"}, scheme="int4")
+    assert error.message == (
+        "vLLM 0.33.0 does not load int4 (W4A16_AWQ and W4A8_AWQ are not in its list) from Model Optimizer"
+    )
+    assert error.remedy == "use `target: {format: compressed-tensors}`, which vllm loads"
+    assert error.field == "/target/engine"
+
+
+def test_or_another_engine() -> None:
+    error = refused({"format": "compressed-tensors", "engine": "llama.cpp"}, scheme="int8")
+    assert "does not load int8" in error.message
+    assert error.remedy == "use `target: {format: dense}`, which llama.cpp loads"
+
+
+def test_what_a_target_cannot_hold_names_one_that_can() -> None:
+    error = refused({"format": "fp8"}, scheme="nvfp4")
+    assert error.message == "DeepSeek-style FP8 cannot hold nvfp4"
+    assert "format: compressed-tensors" in error.remedy
+    assert error.field == "/chain/0/scheme"
+    assert refused(scheme="nf4").remedy == "use `target: {format: dense}`, which vllm loads"
+    assert refused(scheme="fp8", kv_cache="int4").field == "/chain/0/kv_cache"
+
+
+def test_fallbacks_and_further_targets_are_asked_too() -> None:
+    gate = {"metric": "kl", "max": 0.1, "on_fail": "fallback"}
+    error = refused({"format": "gptq"}, scheme="int4", gate=gate, fallback=[{"scheme": "fp8"}])
+    assert error.message == "GPTQ cannot hold fp8"
+    document = {"model": {"path": "m"}, "chain": [{"technique": "ptq", "scheme": "int4"}], "also": [{"format": "fp8"}]}
+    with pytest.raises(RecipeError, match="DeepSeek-style FP8 cannot hold int4"):
+        check(recipe_from(document))
+
+
+def test_mixed_precision_is_a_fact_of_its_own() -> None:
+    error = refused(
+        {"format": "gptq"}, scheme="int4", overrides=[{"modules": "re:.*down_proj", "scheme": "int8_w8a16"}]
+    )
+    assert "mixed precision from GPTQ" in error.message
+    assert error.field == "/target/format"
+    uniform = [{"modules": "re:.*down_proj", "scheme": "int4"}]
+    check(recipe({"format": "gptq"}, scheme="int4", overrides=uniform))
+
+
+def test_an_architecture_can_decide() -> None:
+    """SGLang reads INT4 with FP8 activations in experts only."""
+    asked = recipe({"format": "compressed-tensors", "engine": "sglang"}, scheme="int4_fp8")
+    check_target(asked)
+    check_target(asked, "moe")
+    with pytest.raises(RecipeError, match=r"SGLang .* does not load int4_fp8 from compressed-tensors"):
+        check_target(asked, "dense")
+
+
+@pytest.mark.parametrize(("model", "family"), [("Llama", "dense"), ("Mixtral", "moe"), ("DeepseekV3", "moe")])
+def test_a_config_says_its_family(model: str, family: str, tiny_model: MakeModel) -> None:
+    assert family_of(json.loads((tiny_model(model) / "config.json").read_text())) == family
+    assert family_of({"text_config": {"num_experts": 8}}) == "moe"
+
+
+def test_conditions_are_told() -> None:
+    assert conditions("compressed-tensors", "vllm", ("int4_fp8",)) == ("compute capability 9.0 (Hopper) only",)
+    assert conditions("compressed-tensors", "vllm", ("int4",)) == ()
+    assert loading("modelopt", ("int4",)) == ("tensorrt-llm",)
+    assert obstacles("modelopt", "tensorrt-llm", ("nvfp4", "fp8", MIXED)) == []
+    row = support("fp8", "transformers", "fp8_block")
+    assert row is not None
+    assert (row.loads, row.evidence) == ("yes", "run")
