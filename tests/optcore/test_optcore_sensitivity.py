@@ -9,7 +9,8 @@ from transformers import AutoModelForCausalLM
 
 from optcore.calibration.candidates import score_units
 from optcore.calibration.quantize import quantize_checkpoint
-from optcore.calibration.sensitivity import InputSample, input_score, weight_score
+from optcore.calibration.sensitivity import HeldOut, InputSample, input_score, weight_score
+from optcore.calibration.statistics import Observer
 from optcore.calibration.text import Texts
 from optcore.references import Calibration
 from optcore.run import Run
@@ -41,13 +42,41 @@ def test_a_sample_is_spread_over_all_tokens() -> None:
     assert len(layer[0]._forward_pre_hooks) == 0
 
 
+def test_what_is_held_out_is_not_in_the_rest() -> None:
+    layer = torch.nn.Sequential(torch.nn.Linear(3, 2))
+    observer, held_out = Observer(layer, [["0"]], gram=True), HeldOut(layer, [["0"]])
+    batches = torch.randn(3, 8, 3)
+    with observer.measuring():
+        for batch in batches:
+            layer(batch)
+    rest, judge_KK = held_out.parted(observer.finished())[("0",)]
+    first, last = batches[:, :6].flatten(0, 1), batches[:, 6:].flatten(0, 1)
+    assert rest.tokens == len(first) == 18
+    torch.testing.assert_close(rest.gram_KK, first.T @ first / 18)
+    torch.testing.assert_close(judge_KK, last.T @ last / 6)
+    assert len(layer[0]._forward_pre_hooks) == 0
+
+
+def test_few_tokens_judge_themselves() -> None:
+    layer = torch.nn.Sequential(torch.nn.Linear(3, 2))
+    observer, held_out = Observer(layer, [["0"]], gram=True), HeldOut(layer, [["0"]])
+    with observer.measuring():
+        layer(torch.randn(3, 3))
+    rest, judge_KK = held_out.parted(observer.finished())[("0",)]
+    assert rest.tokens == 3
+    assert judge_KK is rest.gram_KK
+
+
 @pytest.mark.proof
-@pytest.mark.parametrize("scheme", ["int3_g64", "mxfp4_w4a16", "int8_w8a16"])
-def test_scores_rank_the_true_divergence(scheme: str, stdlib_model: Path, tmp_path: Path) -> None:
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    ("scheme", "rounding"),
+    [("int3_g64", "nearest"), ("mxfp4_w4a16", "nearest"), ("int8_w8a16", "nearest"), ("nvfp4_w4a16", "gptq")],
+)
+def test_scores_rank_the_true_divergence(scheme: str, rounding: str, stdlib_model: Path, tmp_path: Path) -> None:
     """One unit at a time is rounded in the whole model in memory; its KL on held-out text is set against its score."""
-    technique = AutoQuantize(
-        candidates=(scheme, "none"), effective_bits=16, rounding="nearest", scale_search="mse", smoothing="none"
-    )
+    settings = {"rounding": rounding, "smoothing": "none", "propagate": "original"}
+    technique = AutoQuantize.model_validate({"candidates": (scheme, "none"), "effective_bits": 16, **settings})
     run = Run(
         "stage",
         stdlib_model,
