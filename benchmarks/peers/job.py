@@ -3,7 +3,6 @@
 import importlib
 import importlib.metadata
 import json
-import resource
 import sys
 import time
 import traceback
@@ -54,7 +53,7 @@ class Job:
         begin = time.perf_counter()
         yield
         self.measured["seconds"] = time.perf_counter() - begin
-        self.measured["peak_rss_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        self.measured["peak_rss_mb"] = _peak_mb()
 
     def written(self, folder: Path) -> None:
         """Note how many bytes of tensors a peer wrote."""
@@ -73,6 +72,12 @@ def run(job: Job) -> dict[str, Any]:
     if hasattr(runner, "save"):
         runner.save(job, quantized)
     return {**job.measured, **found, "versions": _versions()}
+
+
+def _peak_mb() -> float:
+    """Linux's high-water mark of this program; `getrusage` would count what the parent held when it started us."""
+    status = Path("/proc/self/status").read_text()
+    return float(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 
 def _tensors(path: Path) -> dict[str, Any]:
