@@ -40,6 +40,13 @@ def check_architecture(folder: Path) -> None:
     _check_numbers(dict(_integers(config)), _contents(folder))
 
 
+def longest_sequence(folder: Path) -> int:
+    """Tokens that the model's positions reach, by its config."""
+    config = _config(folder)
+    found = {**config, **(config.get("text_config") or {})}.get("max_position_embeddings")
+    return int(found) if found else 2**20
+
+
 def is_masked_language_model(config: dict[str, Any]) -> bool:
     """Whether a config describes a BERT-style encoder with its head, rather than a decoder."""
     from transformers.models.auto.modeling_auto import (

@@ -3,14 +3,13 @@
 Read from the headers of the files, so nothing is taken on trust from the pass that wrote them.
 """
 
-import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from optcore.quantization import Quantization
 from optcore.report import Coverage, TensorClass
-from optcore.sizes import read_header, weight_files
+from optcore.sizes import tensor_sizes, weight_files
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 
@@ -61,11 +60,10 @@ def _sizes(folder: Path) -> dict[str, _Size]:
     """Parameters and bytes by module: codes, scales and biases of a linear layer count as one."""
     sizes: dict[str, _Size] = {}
     for path in weight_files(folder):
-        for name, tensor in read_header(path).items():
+        for name, (elements, held) in tensor_sizes(path).items():
             module = name.rpartition(".")[0] or name
-            start, end = tensor["data_offsets"]  # type: ignore[misc]
-            count, held = sizes.get(module, (0, 0))
-            sizes[module] = (count + math.prod(tensor["shape"]), held + end - start)  # type: ignore[arg-type]
+            count, before = sizes.get(module, (0, 0))
+            sizes[module] = (count + elements, before + held)
     return sizes
 
 

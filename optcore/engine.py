@@ -39,6 +39,7 @@ from optcore.stage import (
     StageTask,
     TechniqueWork,
 )
+from optcore.targets import check_target
 from optcore.techniques import Technique
 from optcore.work import WorkFolder
 
@@ -89,7 +90,7 @@ class _Walk:
     def fetch(self, recipe: Recipe) -> Recipe:
         """Bring model and data here; returns the recipe with its commits pinned."""
         self._move(calibration=recipe.calibration, seed=recipe.seed)
-        record = self._stage("0-fetch", FetchWork(model=recipe.model, calibration=recipe.calibration))
+        record = self._stage("0-fetch", fetch_work(recipe))
         results = record.results
         self._move(
             source=results["source"],
@@ -99,6 +100,7 @@ class _Walk:
             data_files=tuple(results["data_files"]),
             data_digest=results["data_digest"],
         )
+        check_target(recipe, results["family"])
         pinned = _pinned(recipe, results["model_revision"], results["data_revision"])
         self._remember_pinned(pinned, record)
         self.emit(RecipeResolved(recipe=pinned.model_dump(mode="json")))
@@ -106,7 +108,7 @@ class _Walk:
 
     def _remember_pinned(self, pinned: Recipe, record: StageRecord) -> None:
         """A later run of the pinned recipe finds this fetch, and needs neither network nor credential."""
-        work = FetchWork(model=pinned.model, calibration=pinned.calibration)
+        work = fetch_work(pinned)
         inputs = Inputs(calibration=pinned.calibration, seed=pinned.seed)
         key = StageTask(name=record.name, work=work, inputs=inputs).key
         if work.is_pinned and key != record.key:
@@ -132,7 +134,7 @@ class _Walk:
                 checkpoint_digest=digest_of([checkpoint.checkpoint_digest, result.scheme]),
             )
         record = self._stage(export_stage(recipe, result), ExportWork(export=result.export))
-        self._move(exported=str(self.work.files(record.key)), exported_digest=record.key)
+        self._move(exported=str(self.work.files(record.key)), exported_digest=record.key, target=result.export.format)
         evaluated = self._stage(evaluate_stage(recipe, result), EvaluateWork(evaluators=recipe.evaluate))
         inputs, self.inputs = self.inputs, checkpoint
         return Outcome(
@@ -221,6 +223,12 @@ class _Walk:
     def _notice(self, stage: str, message: str) -> None:
         self.notices.append(message)
         self.emit(Notice(stage=stage, message=message))
+
+
+def fetch_work(recipe: Recipe) -> FetchWork:
+    """What a recipe needs from outside, and what there must be enough of."""
+    lengths = tuple(e.sequence_length for e in recipe.evaluate if isinstance(e, Fidelity))
+    return FetchWork(model=recipe.model, calibration=recipe.calibration, evaluations=lengths)
 
 
 def _pinned(recipe: Recipe, model_revision: str | None, data_revision: str | None) -> Recipe:

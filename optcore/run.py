@@ -30,6 +30,8 @@ class Run:
     seed: int = 0
     export: Path | None = None
     """The exported checkpoint, for stages after the export."""
+    target: str = "compressed-tensors"
+    """Its format."""
     results: dict[str, object] = field(default_factory=dict)
     """What the stage leaves in its record besides files."""
 

@@ -48,6 +48,17 @@ def weight_files(folder: Path) -> list[Path]:
     return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
 
 
+def tensor_sizes(path: Path) -> dict[str, tuple[int, int]]:
+    """Elements and bytes of each tensor of a safetensors file."""
+    sizes = {}
+    for name, facts in read_header(path).items():
+        shape, offsets = facts["shape"], facts["data_offsets"]
+        assert isinstance(shape, list)
+        assert isinstance(offsets, list)
+        sizes[name] = (math.prod(shape), int(offsets[1]) - int(offsets[0]))
+    return sizes
+
+
 def read_header(path: Path) -> dict[str, dict[str, object]]:
     """Names, types and shapes of a safetensors file's tensors. Raises `BadCheckpoint` for anything else."""
     with path.open("rb") as file:

@@ -21,6 +21,8 @@ class FetchWork(Frozen):
     kind: Literal["fetch"] = "fetch"
     model: ModelRef
     calibration: Calibration
+    evaluations: tuple[int, ...] = ()
+    """Lengths of the windows that will be evaluated, to see whether there is text enough."""
 
     @property
     def is_pinned(self) -> bool:
@@ -71,6 +73,7 @@ class Inputs(Frozen):
     checkpoint_digest: str = ""
     exported: str = ""
     exported_digest: str = ""
+    target: str = "compressed-tensors"
     data_files: tuple[str, ...] = ()
     data_digest: str = ""
     calibration: Calibration = Calibration()

@@ -1,5 +1,6 @@
 """Inside a stage process: the task's work, done."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 from optcore.events import AnyEvent
 from optcore.run import Run
 from optcore.stage import EvaluateWork, ExportWork, FetchWork, GateWork, StageTask, TechniqueWork
+from optcore.targets import family_of
 
 
 def perform(task: StageTask, emit: Callable[[AnyEvent], None]) -> dict[str, Any]:
@@ -23,6 +25,7 @@ def perform(task: StageTask, emit: Callable[[AnyEvent], None]) -> dict[str, Any]
         emit=emit,
         seed=task.inputs.seed,
         export=Path(task.inputs.exported),
+        target=task.inputs.target,
     )
     match task.work:
         case FetchWork():
@@ -39,14 +42,17 @@ def perform(task: StageTask, emit: Callable[[AnyEvent], None]) -> dict[str, Any]
 
 
 def _fetch(run: Run, work: FetchWork, cache: Path) -> None:
-    from optcore.architecture import check_architecture
+    from optcore.architecture import check_architecture, longest_sequence
+    from optcore.calibration.text import check_texts
     from optcore.sources import fetch_data, fetch_model
 
     model = fetch_model(work.model, cache, run.progress)
     check_architecture(model.path)
     data = fetch_data(work.calibration, cache, run.progress)
+    check_texts(model.path, work.calibration, tuple(data.files), longest_sequence(model.path), work.evaluations)
     run.results.update(
         source=str(model.path),
+        family=family_of(json.loads((model.path / "config.json").read_text())),
         source_digest=model.digest,
         model_revision=model.revision,
         data_files=[str(file) for file in data.files],

@@ -13,6 +13,7 @@ from docs.pages.markdown import anchor
 from optcore.frozen import Frozen
 from optcore.recipe import load_recipe, parse_recipe
 from optcore.schemes import KV_CACHE_PRESETS, PRESETS
+from optcore.targets import checkpoints
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "docs" / "recipes").rglob("*.y*ml"))
@@ -42,8 +43,9 @@ def test_every_recipe_is_one(path: Path) -> None:
 
 def test_every_number_format_has_a_recipe() -> None:
     entries = [entry for path in RECIPES for entry in load_recipe(path).chain]
-    assert {entry.scheme for entry in entries} >= set(PRESETS)
-    assert {entry.kv_cache for entry in entries} >= set(KV_CACHE_PRESETS)
+    formats = (checkpoint for entry in entries for checkpoint in checkpoints(entry))
+    named = {name for names in formats for name in names}
+    assert named >= {*PRESETS, *(f"kv:{name}" for name in KV_CACHE_PRESETS)}
 
 
 @pytest.mark.parametrize("page", ["README.md"])

@@ -72,3 +72,15 @@ class Assignment:
                 remedy="let `ignore` and `overrides` take all of them or none",
                 field="/chain",
             )
+
+
+def check_groups(name: str, inputs: int, scheme: Scheme) -> None:
+    """Refuse a linear layer whose inputs the format's groups do not divide."""
+    for args in (scheme.weights, scheme.activations):
+        size = args.group_size if args else None
+        if size and inputs % size and (args is scheme.weights or scheme.weights.group_size):
+            raise RecipeError(
+                f"{name} has {inputs} inputs, which groups of {size} do not divide",
+                remedy=f"add it to `ignore`, or choose another scheme than {scheme.name}",
+                field="/chain",
+            )

@@ -165,15 +165,15 @@ class _Trial:
         return {path: self._score(group, path, simulated[path]) for group in groups for path in group}
 
     def _score(self, group: Group, path: str, one: RoundedLinear) -> float:
-        gradient, gram_KK = self._gradients[path], self._judges[group]
-        mean_square_N, sample_TK = gradient.mean_square(), self._samples[group]
-        if mean_square_N is None or gram_KK is None:
+        gradient, gram_KK, sample_TK = self._gradients[path], self._judges[group], self._samples[group]
+        coherent_N, plain_N = gradient.coherent_square(), gradient.mean_square()
+        if coherent_N is None or plain_N is None or gram_KK is None:
             return 0.0  # no token got here
         share = gradient.tokens / self._tokens
         change_NK = one.weight_NK - self._layer.get_submodule(path).weight.float()
-        score = weight_score(mean_square_N, share, change_NK, gram_KK)
+        score = weight_score(coherent_N, share, change_NK, gram_KK)
         if one.activations and sample_TK is not None:
-            score += input_score(mean_square_N, share, self._change_by_input(path, one, sample_TK))
+            score += input_score(plain_N, share, self._change_by_input(path, one, sample_TK))
         if not isfinite(score):
             raise BadCheckpoint(f"{self._names[path]} is given values that are not finite", field="/model")
         return score

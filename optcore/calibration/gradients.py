@@ -3,7 +3,8 @@
 For small changes of a linear layer's outputs y, the KL divergence of the changed model from the original is half a
 quadratic form in the change. Its matrix is the Fisher information: the mean of g g^T, where g is the gradient with
 respect to y of -log p(label), for labels drawn from the model's own prediction (Amari, "Natural gradient works
-efficiently in learning", 1998; Martens, arXiv:1412.1193, section 5). We keep its diagonal, E[g_n^2] by output channel.
+efficiently in learning", 1998; Martens, arXiv:1412.1193, section 5). We keep its diagonal by output channel: E[g_n^2],
+and the same with the correlation between the tokens of a window.
 
 Any random gradient of the logits with the covariance diag(p) - p p^T gives the same mean as drawn labels. We take
 sqrt(p) * e - p * sum(sqrt(p) * e) with random signs e, which spreads less from one seed to the next: where the model is
@@ -27,23 +28,38 @@ _LOGITS_tokens = 1024
 
 
 class OutputGradient:
-    """Mean squares of one linear layer's output gradient."""
+    """Squares of one linear layer's output gradient, of -log p summed over a window's tokens."""
 
     def __init__(self) -> None:
         self.tokens = 0
         """Tokens that reached it: an expert gets few of all."""
-        self._sum_N: torch.Tensor | None = None
+        self._squares_N: torch.Tensor | None = None
+        self._coherent_N: torch.Tensor | None = None
+        self._inputs = 0.0
 
-    def add(self, gradient: torch.Tensor) -> None:
-        """Take in the gradient [..., N] of a batch."""
-        gradient_TN = gradient.detach().float().reshape(-1, gradient.shape[-1])
-        sum_N = gradient_TN.square().sum(0)
-        self.tokens += len(gradient_TN)
-        self._sum_N = sum_N if self._sum_N is None else self._sum_N + sum_N
+    def add(self, gradient: torch.Tensor, given: torch.Tensor) -> None:
+        """Take in the gradients [..., N] and inputs [..., K] of a batch; windows are the first of three dimensions."""
+        gradient_STN, given_STK = (x.detach().float().reshape(-1, *x.shape[-2:]) for x in (gradient, given))
+        if self._squares_N is None:
+            self._squares_N = gradient_STN.new_zeros(gradient_STN.shape[-1])
+            self._coherent_N = torch.zeros_like(self._squares_N)
+        self.tokens += gradient_STN[..., 0].numel()
+        self._squares_N += gradient_STN.square().sum((0, 1))
+        self._inputs += float(given_STK.square().sum())
+        for gradient_TN, given_TK in zip(gradient_STN, given_STK, strict=True):
+            self._coherent_N += (gradient_TN.T @ given_TK).square().sum(1)
 
     def mean_square(self) -> torch.Tensor | None:
-        """E[g_n^2] over its tokens, float32 [N], of -log p summed over a window's tokens; None without a token."""
-        return None if self._sum_N is None else self._sum_N / self.tokens
+        """E[g_n^2] over its tokens, float32 [N]; None without a token."""
+        return None if self._squares_N is None else self._squares_N / self.tokens
+
+    def coherent_square(self) -> torch.Tensor | None:
+        """sum over windows of |sum_t g_tn x_t|^2 / sum_t |x_t|^2, float32 [N]; None without a token.
+
+        The same as `mean_square` where tokens are independent. A rounded weight errs alike on alike inputs, so that the
+        errors of a window's tokens add up, or cancel: this is what a white change of the weight moves on average.
+        """
+        return None if self._coherent_N is None else self._coherent_N / max(self._inputs, 1e-30)
 
 
 class BackwardPass:
@@ -121,7 +137,7 @@ def logit_gradient(logits: torch.Tensor, generator: torch.Generator) -> torch.Te
 
 
 def _watch(found: OutputGradient):  # type: ignore[no-untyped-def]  # torch's hooks have no type
-    def hook(module: nn.Module, given: object, out: torch.Tensor) -> None:
-        out.register_hook(found.add)
+    def hook(module: nn.Module, given: tuple[torch.Tensor, ...], out: torch.Tensor) -> None:
+        out.register_hook(lambda gradient: found.add(gradient, given[0]))
 
     return hook

@@ -14,6 +14,7 @@ class Journal:
 
     def __init__(self, out: Path, records: Path) -> None:
         self.out = out
+        self.bytes_written = 0
         self._records = records
         out.mkdir(parents=True, exist_ok=True)
         records.mkdir(parents=True, exist_ok=True)
@@ -41,6 +42,7 @@ class Journal:
         part = self.out / f"{name}.part"
         save_file({key: tensor.contiguous().cpu() for key, tensor in tensors.items()}, part, metadata={"format": "pt"})
         part.chmod(0o644)
+        self.bytes_written += part.stat().st_size
         _settle(part, self.out / name)
 
 

@@ -5,6 +5,7 @@
 Nothing here runs the layer, so the cost does not grow with the number of calibration tokens.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from torch import nn
 
 from optcore.algorithms.activations import static_scale
 from optcore.algorithms.awq import awq_scales
-from optcore.algorithms.codes import encode, fake_quantize
+from optcore.algorithms.codes import decode, encode
 from optcore.algorithms.gptq import gptq
 from optcore.algorithms.packing import pack
 from optcore.algorithms.scales import Scales, find_scales
@@ -23,7 +24,6 @@ from optcore.algorithms.smoothing import Consumer, smoothquant_scales, smoothqua
 from optcore.calibration.assignment import Assignment, all_experts
 from optcore.calibration.digest import weight_digest
 from optcore.calibration.statistics import InputStatistics
-from optcore.errors import BadCheckpoint, RecipeError
 from optcore.quantization import QuantizedLinear
 from optcore.schemes import QuantArgs, Scheme
 from optcore.streaming.simulate import RoundedLinear, rounded
@@ -38,7 +38,9 @@ Statistics = Mapping[tuple[str, ...], InputStatistics]
 class Rounding(NamedTuple):
     """A weight after rounding, and how it went."""
 
+    codes_NK: torch.Tensor
     weight_NK: torch.Tensor
+    """What the codes stand for, float32."""
     scales: Scales
     loss: float | None = None
     fallback: str = ""
@@ -121,17 +123,15 @@ class LayerQuantizer:
         self.done.changed |= {*fold.changed, *(f"{path}.weight" for path in fold.consumers)}
 
     def _smoothing_scale(self, fold: Fold, scheme: Scheme, consumers: list[Consumer]) -> torch.Tensor:
-        technique = self._technique
+        technique, method = self._technique, self._technique.scale_search
         if technique.smoothing == "awq":
-            return awq_scales(consumers, scheme, self._dtype, fold.tie).scale_K
+            return awq_scales(consumers, scheme, self._dtype, fold.tie, method).scale_K
         if technique.smoothing_alpha == "auto":
-            return smoothquant_search(consumers, scheme, self._dtype, fold.tie).scale_K
+            return smoothquant_search(consumers, scheme, self._dtype, fold.tie, method).scale_K
         return fold.tie(smoothquant_scales(consumers, technique.smoothing_alpha))
 
     def _quantize_group(self, group: tuple[str, ...], scheme: Scheme, found: InputStatistics, amax: float) -> None:
         weights = self._weights(group)
-        for path, weight in zip(group, weights, strict=True):
-            _check(self._names[path], weight, scheme)
         method, importance_K = self._technique.scale_search, found.importance_K
         fallback = ""
         if method == "hessian" and importance_K is None:
@@ -144,23 +144,25 @@ class LayerQuantizer:
     def _round(
         self, weight_NK: torch.Tensor, scales: Scales, args: QuantArgs, found: InputStatistics, fallback: str
     ) -> Rounding:
-        if self._technique.rounding == "nearest":
-            return Rounding(fake_quantize(weight_NK, scales, args), scales)
-        if found.gram_KK is None:
-            return Rounding(fake_quantize(weight_NK, scales, args), scales, None, fallback or "no calibration token")
+        if self._technique.rounding == "nearest" or found.gram_KK is None:
+            codes_NK = encode(weight_NK, scales, args)  # of the weight itself: a small negative one keeps its sign
+            said = (
+                "" if self._technique.rounding == "nearest" else "no calibration token reached it: rounded to nearest"
+            )
+            return Rounding(codes_NK, decode(codes_NK, scales, args), scales, None, fallback or said)
         result = gptq(weight_NK, found.gram_KK, scales, args, self._technique.gptq, found.cross_KK)
         energy = float((weight_NK @ found.gram_KK * weight_NK).sum())
         share = float(result.loss) / energy if energy > 0 else 0.0
         said = "" if result.damping is not None else "the Hessian has no Cholesky factor: rounded to nearest"
-        return Rounding(result.weight_NK, result.scales, share, said)
+        codes_NK = encode(result.weight_NK, result.scales, args)
+        return Rounding(codes_NK, result.weight_NK, result.scales, share if math.isfinite(share) else None, said)
 
     def _add(
         self, path: str, scheme: Scheme, rounding: Rounding, tokens: int, amax: tuple[float, float | None]
     ) -> None:
         """`amax` is the largest magnitude of the input, smoothed and as it was in the original model."""
         name = self._names[path]
-        codes = encode(rounding.weight_NK, rounding.scales, scheme.weights)
-        packed = pack(codes, rounding.scales, scheme.weights)
+        packed = pack(rounding.codes_NK, rounding.scales, scheme.weights)
         self.done.tensors |= {f"{name}.{suffix}": tensor.clone() for suffix, tensor in packed.items()}
         input_scale = self._input_scale(name, scheme, amax[0])
         self.done.simulated[path] = RoundedLinear(
@@ -195,15 +197,3 @@ def _input_amax(statistics: Statistics) -> dict[tuple[str, ...], float]:
         key = all_experts(group[0])
         together[key] = max(together.get(key, 0.0), found.amax)
     return {group: together[all_experts(group[0])] for group in statistics}
-
-
-def _check(name: str, weight_NK: torch.Tensor, scheme: Scheme) -> None:
-    size = scheme.weights.group_size
-    if size and weight_NK.shape[1] % size:
-        raise RecipeError(
-            f"{name} has {weight_NK.shape[1]} inputs, which groups of {size} do not divide",
-            remedy=f"add it to `ignore`, or choose another scheme than {scheme.name}",
-            field="/chain",
-        )
-    if not weight_NK.isfinite().all():
-        raise BadCheckpoint(f"{name} holds values that are not finite", field="/model")

@@ -69,16 +69,20 @@ class Propagation:
 
     def advance(self, index: int, layer: nn.Module, quantized: Quantized) -> None:
         """Go past a layer, in `quantized` form where the next is measured on what quantized ones give."""
-        if self._original:
-            self._original.advance(index, layer)
         if self._sequential:
             with quantized():
                 self._states.advance(index, layer)
+
+    def advance_original(self, index: int, layer: nn.Module) -> None:
+        """Take the original model's states, where they go along, past the layer as it was."""
+        if self._original:
+            self._original.advance(index, layer)
 
     def skip(self, index: int, layer: nn.Module, quantized: Quantized) -> None:
         """Go past a layer that was finished before this process started."""
         if not self._sequential:
             self._states.advance(index, layer)
+        self.advance_original(index, layer)
         self.advance(index, layer, quantized)
 
     def _observed(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from optcore.calibration.assignment import Assignment, all_experts
+from optcore.calibration.assignment import Assignment, all_experts, check_groups
 from optcore.calibration.journal import Journal
 from optcore.calibration.kv import attention_name, attention_path, check_kv_cache, named
 from optcore.calibration.layer import LayerQuantizer, Quantized
@@ -77,9 +77,16 @@ class _Pass:
     def _check(self) -> None:
         if self.technique.kv_cache:
             check_kv_cache(self.decoder)
-        names = [name for index in range(len(self.decoder)) for name in self._paths(index).values()]
+        inputs = {
+            name: layer.get_submodule(path).in_features
+            for index, layer in enumerate(self.decoder.layers)
+            for path, name in self._paths(index).items()
+        }
         for variant in self.variants:
-            variant.assignment.check([], names)
+            variant.assignment.check([], list(inputs))
+            for name, size in inputs.items():
+                if scheme := variant.assignment[name]:
+                    check_groups(name, size, scheme)
         _check_disk(self.run, len(self.variants))
 
     def _needs_text(self) -> bool:
@@ -126,11 +133,13 @@ class _Pass:
                 smoothed = quantizer.smooth(smooth, statistics)
                 for number, level in enumerate(self._levels(groups)):
                     if number and states:
-                        smoothed = states.measure_again(index, layer, level, lambda q=quantizer: q.applied())
+                        smoothed = states.measure_again(index, layer, level, quantizer.applied)
                     quantizer.quantize(level, smoothed)
                 self._write(variant, index, layer, quantizer.done, keys_and_values)
                 if states and variant is self.variants[0]:
                     states.advance(index, layer, quantizer.applied)
+        if states:
+            states.advance_original(index, layer)
 
     def _folds(self, index: int, layer: nn.Module) -> list[Fold]:
         """What may be rescaled. Values that were measured for a quantized cache must stay as they are."""
@@ -196,6 +205,7 @@ class _Pass:
             )
             description.save(variant.out)
         self.run.results["bytes_read"] = self.decoder.reader.bytes_read
+        self.run.results["bytes_written"] = sum(variant.journal.bytes_written for variant in self.variants)
 
     def _left_alone(self, layers: list[QuantizedLayer | None]) -> tuple[str, ...]:
         """Every matrix that was not quantized, routers and the head included: engines take some of them for linears."""

@@ -1,13 +1,17 @@
 """What one linear layer's rounding will cost the model, in nats a token, without running the model.
 
 The KL divergence from the original model is, to second order, half the Fisher quadratic form of the change of the
-layer's outputs (see `gradients.py`). With changes taken as uncorrelated between output channels and between tokens,
-that is a sum over channels n of E[g_n^2] * E[dy_n^2]; and for a rounded weight W + dW the mean square of the change is
-E[dy_n^2] = (dW H dW^T)_nn, with H = X^T X / tokens. So a score is a pure function of (W, H) and E[g_n^2], and scores
-of layers add up. (The layer-wise model of HAWQ-V2, arXiv:1911.03852, with the trace of the Hessian refined by channel.)
+layer's outputs (see `gradients.py`). With changes taken as uncorrelated between output channels, that is a sum over
+channels n of g_n^2 * E[dy_n^2]; and for a rounded weight W + dW the mean square of the change is E[dy_n^2] =
+(dW H dW^T)_nn, with H = X^T X / tokens. So a score is a pure function of (W, H) and g_n^2, and scores of layers add up.
+(The layer-wise model of HAWQ-V2, arXiv:1911.03852, with the trace of the Hessian refined by channel.)
 
-Legend: W [N, K], H [K, K], g [N] = E[g_n^2]; `share` is the share of all tokens that reach the layer: 1, or less for
-an expert, whose H and g are means over its own tokens.
+Rounded inputs err independently from token to token: their g_n^2 is the plain mean square. Rounded weights err alike on
+alike inputs: theirs is the coherent one. In the first layer, where equal tokens have equal inputs, that is a factor of
+three for q/k/v.
+
+Legend: W [N, K], H [K, K], g [N] those squares; `share` is the share of all tokens that reach the layer: 1, or less for
+an expert, whose H and g are those of its own tokens.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -107,8 +107,9 @@ class Comparison:
         sums = dict.fromkeys(self.states, Divergence())
         for batch in zip(*(states.states() for states in self.states.values()), strict=True):
             tokens_BT = self.tokens_ST[batch[0][0]].to(self.decoder.device)
-            for part in _parts(tokens_BT):
-                next_BP = tokens_BT[:, part.start + 1 : part.stop + 1]
+            shift = int(self.decoder.is_causal)  # an encoder predicts the token at its own place
+            for part in _parts(tokens_BT, shift):
+                next_BP = tokens_BT[:, part.start + shift : part.stop + shift]
                 logits = [
                     self._decoder_of(model).logits(_only(state, part))
                     for model, (_, state) in zip(self.states, batch, strict=True)
@@ -137,12 +138,12 @@ def divergence(source_BTV: torch.Tensor, own_BTV: torch.Tensor, next_BT: torch.T
     )
 
 
-def _parts(tokens_BT: torch.Tensor) -> Iterator[slice]:
-    """Positions whose next token is known, a few at a time: logits over a large vocabulary outweigh a layer."""
+def _parts(tokens_BT: torch.Tensor, shift: int) -> Iterator[slice]:
+    """Positions whose predicted token is known, a few at a time: logits over a large vocabulary outweigh a layer."""
     windows, length = tokens_BT.shape
     size = max(1, LOGITS_tokens // windows)
-    for start in range(0, length - 1, size):
-        yield slice(start, min(start + size, length - 1))
+    for start in range(0, length - shift, size):
+        yield slice(start, min(start + size, length - shift))
 
 
 def _only(state: State, part: slice) -> State:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from optcore.engines import loading
+from optcore.quantization import load_quantization
 from optcore.report import Measurement
 from optcore.sizes import weight_bytes
 
@@ -26,7 +28,7 @@ _ROOM = 3  # loading needs the file and the unpacked tensors at once
 def measure_throughput(run: "Run", evaluator: "Throughput") -> list[Measurement]:
     """Rows for prefill and decode speed and peak memory; none, with a notice, where it cannot be measured."""
     assert run.export
-    if reason := _cannot(run.source):
+    if reason := _cannot(run):
         run.notice(f"throughput not measured: {reason}")
         return []
     try:
@@ -50,11 +52,15 @@ def measure_throughput(run: "Run", evaluator: "Throughput") -> list[Measurement]
     ]
 
 
-def _cannot(source: Path) -> str:
+def _cannot(run: "Run") -> str:
+    description = load_quantization(run.checkpoint)
+    formats = (*(scheme.name for scheme in description.schemes),) if description else ()
+    if "transformers" not in loading(run.target, formats):
+        return f"transformers does not read the {run.target} format"
     if not find_spec("compressed_tensors"):
         return "the package compressed-tensors is not installed"
     available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if weight_bytes(source) * _ROOM > available:
+    if weight_bytes(run.source) * _ROOM > available:
         return "the model does not fit into this machine's free memory as a whole"
     return ""
 

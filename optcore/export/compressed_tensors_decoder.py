@@ -20,7 +20,7 @@ class CompressedDecoder:
     def __init__(self, folder: Path) -> None:
         self._reader = TensorReader(folder)
         config: dict[str, Any] = json.loads((folder / "config.json").read_text())["quantization_config"]
-        self._groups = list(config["config_groups"].values())
+        self._groups: list[dict[str, Any]] = list(config["config_groups"].values())
 
     def weight(self, name: str) -> torch.Tensor:
         """The weight [N, K] of a quantized linear layer as an engine would use it, float32."""
@@ -87,7 +87,8 @@ def _integers(words: np.ndarray, bits: int, columns: int) -> np.ndarray:
     stream = np.unpackbits(octets, axis=-1, bitorder="little")[:, : columns * bits]
     weights = 1 << np.arange(bits)
     codes = (stream.reshape(len(words), columns, bits) * weights).sum(-1)
-    return codes.astype(np.float32) - 2 ** (bits - 1)
+    values: np.ndarray = codes.astype(np.float32) - 2 ** (bits - 1)
+    return values
 
 
 def _fp4(octets: np.ndarray) -> np.ndarray:
@@ -95,7 +96,8 @@ def _fp4(octets: np.ndarray) -> np.ndarray:
     codes = np.stack([octets & 15, octets >> 4], axis=-1).reshape(len(octets), -1).astype(np.int32)
     exponent, mantissa = (codes >> 1) & 3, codes & 1
     magnitude = np.where(exponent == 0, mantissa * 0.5, (1 + mantissa * 0.5) * 2.0 ** (exponent - 1))
-    return np.where(codes & 8, -magnitude, magnitude).astype(np.float32)
+    values: np.ndarray = np.where(codes & 8, -magnitude, magnitude).astype(np.float32)
+    return values
 
 
 def _times_group(values_NK: torch.Tensor, step_NG: torch.Tensor) -> torch.Tensor:

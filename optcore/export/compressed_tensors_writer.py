@@ -12,7 +12,7 @@ from optcore.export.compressed_tensors_config import quantization_config
 from optcore.export.compressed_tensors_decoder import CompressedDecoder
 from optcore.links import link, link_companions
 from optcore.quantization import Quantization, load_quantization
-from optcore.sizes import read_header
+from optcore.sizes import tensor_sizes
 
 if TYPE_CHECKING:
     from optcore.run import Run
@@ -36,9 +36,9 @@ def _link_files(run: "Run", description: Quantization) -> None:
     for number, name in enumerate(description.files, start=1):
         file = f"model-{number:05d}-of-{count:05d}.safetensors"
         link(run.checkpoint / name, run.out / file)
-        header = read_header(run.out / file)
-        weight_map.update(dict.fromkeys(header, file))
-        total_bytes += sum(end - start for start, end in (tensor["data_offsets"] for tensor in header.values()))  # type: ignore[misc]
+        sizes = tensor_sizes(run.out / file)
+        weight_map.update(dict.fromkeys(sizes, file))
+        total_bytes += sum(held for _, held in sizes.values())
     index = {"metadata": {"total_size": total_bytes}, "weight_map": dict(sorted(weight_map.items()))}
     (run.out / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
 
