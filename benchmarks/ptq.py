@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.outliers import write_outliers
-from benchmarks.peers.rows import ROWS, Bench, Row
+from benchmarks.peers.rows import OUTLIER_FORMATS, ROWS, Bench, Row
 from benchmarks.peers.score import load, source_logits
 from benchmarks.peers.tables import print_tables
 from benchmarks.peers.venvs import PEERS, VenvError, make_venvs
@@ -24,12 +24,14 @@ def compare_quantizers(model: Path, only: Sequence[str] = (), *, again: bool = F
 
     `only` are formats and quantizers; `again` measures the chosen rows anew, kept or not.
     """
-    benches = [_bench(model), _bench(_with_outliers(model))]
+    plain, outliers = _bench(model), _bench(_with_outliers(model))
     chosen = [row for row in ROWS if not only or _is_named(row, only)]
+    named = {row.format for row in ROWS} & {*only} or OUTLIER_FORMATS
+    pairs = [(bench, row) for row in chosen for bench in (plain, outliers) if bench is plain or row.format in named]
     if run:
-        _run([(bench, row) for row in chosen for bench in benches if again or not bench.is_settled(row)])
-    for bench in benches:
-        print_tables(bench, chosen)
+        _run([(bench, row) for bench, row in pairs if again or not bench.is_settled(row)])
+    for bench in (plain, outliers):
+        print_tables(bench, [row for own, row in pairs if own is bench])
 
 
 def _is_named(row: Row, only: Sequence[str]) -> bool:
