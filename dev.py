@@ -55,7 +55,7 @@ def up(arguments: list[str]) -> int:
 def test(arguments: list[str]) -> int:
     """Every test, on real PostgreSQL, Valkey and Chromium."""
     prepare("full")
-    return become(PYTHON, "-m", "pytest", *TWO_AT_ONCE, *arguments)
+    return become(PYTHON, "-m", "pytest", "-m", "not slow", *TWO_AT_ONCE, *arguments)
 
 
 def check(arguments: list[str]) -> int:
