@@ -166,12 +166,14 @@ class _Trial:
 
     def _score(self, group: Group, path: str, one: RoundedLinear) -> float:
         gradient, gram_KK, sample_TK = self._gradients[path], self._judges[group], self._samples[group]
-        coherent_N, plain_N = gradient.coherent_square(), gradient.mean_square()
-        if coherent_N is None or plain_N is None or gram_KK is None:
+        plain_N = gradient.mean_square()
+        # A rounding that was fitted to the inputs avoids the directions that they have in common.
+        squares_N = plain_N if self._technique.rounding == "gptq" else gradient.coherent_square()
+        if squares_N is None or plain_N is None or gram_KK is None:
             return 0.0  # no token got here
         share = gradient.tokens / self._tokens
         change_NK = one.weight_NK - self._layer.get_submodule(path).weight.float()
-        score = weight_score(coherent_N, share, change_NK, gram_KK)
+        score = weight_score(squares_N, share, change_NK, gram_KK)
         if one.activations and sample_TK is not None:
             score += input_score(plain_N, share, self._change_by_input(path, one, sample_TK))
         if not isfinite(score):

@@ -1,13 +1,13 @@
 """Acceptance of AutoQuantize: better than the uniform formats at equal bits, and near the best of all assignments."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from itertools import pairwise, product
 from pathlib import Path
 
 import pytest
 import torch
 from torch.nn.functional import kl_div, log_softmax
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM
 
 from optcore.calibration.budget import Unit, spend
 from optcore.calibration.candidates import score_units
@@ -66,48 +66,66 @@ def test_mixed_formats_lie_below_the_line_between_uniform_ones(
 @pytest.mark.proof
 @pytest.mark.timeout(1800)
 def test_near_the_best_of_all_assignments(stdlib_model: Path, tmp_path: Path) -> None:
-    """Two formats for the 8 units of two layers: all 256 assignments are measured on held-out text."""
-    formats, open_ = ("mxfp4_w4a16", "int8_w8a16"), "re:.*layers\\.[2-5]\\..*"
+    """Two formats for the 8 units of two layers: all 256 assignments are measured on 1024 held-out tokens, and the
+    front runners of each budget again on 16384, where differences of a few percent are no longer noise."""
+    formats, closed = ("mxfp4_w4a16", "int8_w8a16"), "re:.*layers\\.[2-5]\\..*"
     technique = AutoQuantize(
-        candidates=formats, effective_bits=16, rounding="nearest", smoothing="none", ignore=(open_,)
+        candidates=formats, effective_bits=16, rounding="nearest", smoothing="none", ignore=(closed,)
     )
     scored = score_units(run_on(stdlib_model, tmp_path / "scores"), technique)
     units = [unit for unit in scored if "none" not in unit.candidates]
-    measured = dict(enumerated(stdlib_model, tmp_path, technique, units))
-    assert len(measured) == 2 ** len(units) == 256
+    model = Enumerated(stdlib_model, tmp_path, technique, units)
+    everything = list(product(formats, repeat=len(units)))
+    assert len(everything) == 256
+    few, many = model.windows(4), model.windows(64)
+    measured = {names: model.kl(names, few) for names in everything}
     for budget in (*BUDGETS, 7.0):
         chosen = tuple(choice.scheme for choice in spend(units, budget).choices)
-        able = [value for names, value in measured.items() if mean_bits(units, names) <= budget]
-        best, found = min(able), measured[chosen]
+        able = sorted((names for names in everything if mean_bits(units, names) <= budget), key=measured.__getitem__)
+        best = min(model.kl(names, many) for names in able[:6])
+        found = model.kl(chosen, many)
         print(f"{budget:g} bits: KL {found:.6f}, best of {len(able)} assignments {best:.6f}, ratio {found / best:.3f}")
         assert found <= 1.05 * best
 
 
-def enumerated(
-    source: Path, folder: Path, technique: AutoQuantize, units: list[Unit]
-) -> Iterator[tuple[tuple[str, ...], float]]:
-    """Every assignment with its KL; weights come from checkpoints that the pass wrote in one format each."""
-    rounded = {}
-    for name in technique.schemes:
-        run = run_on(source, folder / name)
-        quantize_checkpoint(run, technique.quantizing, dict.fromkeys(modules(units), name))
-        checkpoint = QuantizedCheckpoint(run.out)
-        rounded[name] = {module: checkpoint.weight(module) for module in modules(units)}
-    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
-    tokens_BT = Texts(source, CALIBRATION, ()).evaluation_windows(4, 256, 1024)
-    with torch.no_grad():
-        source_BTV = log_softmax(model(tokens_BT).logits, -1)
-        for names in product(technique.schemes, repeat=len(units)):
-            for unit, name in zip(units, names, strict=True):
-                put(model, {module: rounded[name][module] for module in unit.modules})
-            own_BTV = log_softmax(model(tokens_BT).logits, -1)
-            total = kl_div(own_BTV, source_BTV, log_target=True, reduction="sum").item()
-            yield names, total / tokens_BT.numel()
+class Enumerated:
+    """The whole model in memory, its units in any formats; weights come from checkpoints that the pass wrote."""
 
+    def __init__(self, source: Path, folder: Path, technique: AutoQuantize, units: list[Unit]) -> None:
+        self._source = source
+        self._units = units
+        self._model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
+        self._dense = {name: self._model.get_submodule(name).weight.data for name in modules(units)}
+        self._rounded = {}
+        for scheme in technique.schemes:
+            run = run_on(source, folder / scheme)
+            quantize_checkpoint(run, technique.quantizing, dict.fromkeys(modules(units), scheme))
+            checkpoint = QuantizedCheckpoint(run.out)
+            self._rounded[scheme] = {name: checkpoint.weight(name) for name in modules(units)}
 
-def put(model: PreTrainedModel, weights: Mapping[str, torch.Tensor]) -> None:
-    for module, weight in weights.items():
-        model.get_submodule(module).weight.data = weight
+    def windows(self, count: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Held-out tokens, and what the source predicts after them."""
+        self._put(self._dense)
+        tokens_ST = Texts(self._source, CALIBRATION, ()).evaluation_windows(count, 256, 1024)
+        return [(tokens_BT, self._predictions(tokens_BT)) for tokens_BT in tokens_ST.split(4)]
+
+    def kl(self, names: tuple[str, ...], windows: list[tuple[torch.Tensor, torch.Tensor]]) -> float:
+        """Mean divergence in nats a token."""
+        for unit, name in zip(self._units, names, strict=True):
+            self._put({module: self._rounded[name][module] for module in unit.modules})
+        sums = [
+            kl_div(self._predictions(tokens), source, log_target=True, reduction="sum").item()
+            for tokens, source in windows
+        ]
+        return sum(sums) / sum(tokens.numel() for tokens, _ in windows)
+
+    def _put(self, weights: Mapping[str, torch.Tensor]) -> None:
+        for module, weight in weights.items():
+            self._model.get_submodule(module).weight.data = weight
+
+    @torch.no_grad()
+    def _predictions(self, tokens_BT: torch.Tensor) -> torch.Tensor:
+        return log_softmax(self._model(tokens_BT).logits, -1)
 
 
 def modules(units: list[Unit]) -> list[str]:

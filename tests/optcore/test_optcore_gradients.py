@@ -10,7 +10,7 @@ from fixtures.tiny_models import MakeModel
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from optcore.calibration.gradients import BackwardPass, logit_gradient
+from optcore.calibration.gradients import BackwardPass, OutputGradient, logit_gradient
 from optcore.streaming.decoder import Decoder
 
 WINDOWS, LENGTH, SEED = 3, 12, 5
@@ -93,3 +93,20 @@ def test_the_random_gradient_of_logits_has_the_covariance_of_drawn_labels() -> N
     drawn = logit_gradient(logits.expand(200_000, 4), torch.Generator().manual_seed(0))
     torch.testing.assert_close(drawn.mean(0), torch.zeros(4), atol=5e-3, rtol=0)
     torch.testing.assert_close(drawn.T @ drawn / len(drawn), p.diag() - p[:, None] * p, atol=5e-3, rtol=0)
+
+
+def test_the_coherent_square_is_what_a_white_change_of_the_weight_moves() -> None:
+    """Half the mean of (sum over tokens of g . dW x)^2, by drawing dW, against the closed form."""
+    torch.manual_seed(0)
+    g_STN, x_STK = torch.randn(5, 7, 3), torch.randn(5, 7, 4) + 1
+    found = OutputGradient()
+    for start in (0, 3):  # batches
+        found.add(g_STN[start : start + 3], x_STK[start : start + 3])
+    draws_DNK = torch.randn(40_000, 3, 4)
+    moved_SDN = torch.einsum("stn,dnk,stk->sdn", g_STN, draws_DNK, x_STK)
+    gram_KK = torch.einsum("stk,stj->kj", x_STK, x_STK) / 35
+    torch.testing.assert_close(
+        found.coherent_square() * gram_KK.trace(), moved_SDN.square().mean(1).sum(0) / 35, rtol=0.03, atol=0
+    )
+    assert found.tokens == 35
+    torch.testing.assert_close(found.mean_square(), g_STN.square().mean((0, 1)))
