@@ -25,8 +25,9 @@ class Run:
     data_files: tuple[Path, ...]
     """The data set's files, already on this machine."""
     emit: Callable[[AnyEvent], None]
-    journal: Path = Path()
-    """A folder for what a later process must know to go on with this stage; removed when it has ended well."""
+    journal: Path | None = None
+    """A folder for what a later process must know to go on with this stage; removed when it has ended well. None: a
+    stage that is killed begins anew."""
     seed: int = 0
     export: Path | None = None
     """The exported checkpoint, for stages after the export."""

@@ -3,6 +3,8 @@
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
+from tempfile import mkdtemp
 from typing import TYPE_CHECKING
 
 import torch
@@ -43,12 +45,10 @@ def quantize_checkpoint(run: "Run", technique: "Ptq", chosen: Mapping[str, str |
 class _Variant:
     """One format of the pass: which modules get it, and where its checkpoint goes."""
 
-    def __init__(self, run: "Run", technique: "Ptq", scheme: str, chosen: Mapping[str, str | None] | None) -> None:
-        is_first = scheme == technique.scheme
-        self.scheme = scheme
-        self.assignment = Assignment(scheme, technique, chosen)
-        self.out = run.out if is_first else also_folder(run.out, scheme)
-        self.journal = Journal(self.out, run.journal / scheme)
+    def __init__(self, assignment: Assignment, out: Path, records: Path) -> None:
+        self.assignment = assignment
+        self.out = out
+        self.journal = Journal(out, records)
 
 
 class _Pass:
@@ -58,7 +58,11 @@ class _Pass:
         self.run = run
         self.technique = technique
         self.decoder = decoder
-        self.variants = [_Variant(run, technique, scheme, chosen) for scheme in (technique.scheme, *technique.also)]
+        records = _records(run)
+        self.variants = [_Variant(Assignment(technique.scheme, technique, chosen), run.out, records / technique.scheme)]
+        for scheme in technique.also:
+            folder = also_folder(run.out, scheme)
+            self.variants.append(_Variant(Assignment(scheme, technique, chosen), folder, records / scheme))
         self._probe = probe_state(decoder)
 
     def walk(self) -> None:
@@ -213,6 +217,14 @@ class _Pass:
         reader, known = self.decoder.reader, {*quantized, *self.decoder.embeddings}
         matrices = (name for name in reader.names if name.endswith(".weight") and len(reader.shape(name)) == 2)
         return tuple(name.removesuffix(".weight") for name in matrices if name.removesuffix(".weight") not in known)
+
+
+def _records(run: "Run") -> Path:
+    """Where the pass notes what it has finished."""
+    if run.journal:
+        return run.journal
+    run.scratch.mkdir(parents=True, exist_ok=True)
+    return Path(mkdtemp(dir=run.scratch))
 
 
 @contextmanager

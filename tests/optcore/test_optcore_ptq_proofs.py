@@ -74,7 +74,7 @@ def test_every_scheme_runs_from_yaml_and_loads_back(scheme: str, stdlib_model: P
     missing, unexpected = len(info["missing_keys"]), len(info["unexpected_keys"])
     bits, kl = (rows[name]["result"] for name in ("bits_per_weight", "mean_kl"))
     print(
-        f"{scheme}: {bits:.2f} bits/weight, KL {kl:.5f}; transformers: {missing} missing, {unexpected} unexpected keys, "
+        f"{scheme}: {bits:.2f} bits/weight, KL {kl:.5f}; transformers: {missing} missing, {unexpected} unexpected, "
         f"logits {error:.1e} from the simulated model"
     )
     assert (missing, unexpected) == (0, 0)
