@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import mkdtemp
 
 from optcore.events import AnyEvent, Metric, Notice, Phase, Progress
 from optcore.references import Calibration
@@ -35,6 +36,14 @@ class Run:
     """Its format."""
     results: dict[str, object] = field(default_factory=dict)
     """What the stage leaves in its record besides files."""
+
+    @property
+    def records(self) -> Path:
+        """The journal; where there is none, an empty folder that is gone with the scratch."""
+        if self.journal is None:
+            self.scratch.mkdir(parents=True, exist_ok=True)
+            self.journal = Path(mkdtemp(dir=self.scratch))
+        return self.journal
 
     def progress(self, phase: Phase, done: int, total: int) -> None:
         """Say how far the stage is."""

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 def choose(run: "Run", technique: "AutoQuantize") -> Allocation:
     """Measure and decide; a process that goes on after another was killed finds the decision in the run's journal."""
-    record = run.journal / "allocation.json"
+    record = run.records / "allocation.json"
     if record.exists():
         return Allocation.model_validate_json(record.read_text())
     allocation = spend(score_units(run, technique), technique.effective_bits)

@@ -4,7 +4,6 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import TYPE_CHECKING
 
 import torch
@@ -58,7 +57,7 @@ class _Pass:
         self.run = run
         self.technique = technique
         self.decoder = decoder
-        records = _records(run)
+        records = run.records
         self.variants = [_Variant(Assignment(technique.scheme, technique, chosen), run.out, records / technique.scheme)]
         for scheme in technique.also:
             folder = also_folder(run.out, scheme)
@@ -217,14 +216,6 @@ class _Pass:
         reader, known = self.decoder.reader, {*quantized, *self.decoder.embeddings}
         matrices = (name for name in reader.names if name.endswith(".weight") and len(reader.shape(name)) == 2)
         return tuple(name.removesuffix(".weight") for name in matrices if name.removesuffix(".weight") not in known)
-
-
-def _records(run: "Run") -> Path:
-    """Where the pass notes what it has finished."""
-    if run.journal:
-        return run.journal
-    run.scratch.mkdir(parents=True, exist_ok=True)
-    return Path(mkdtemp(dir=run.scratch))
 
 
 @contextmanager
