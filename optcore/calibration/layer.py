@@ -150,7 +150,10 @@ class LayerQuantizer:
                 "" if self._technique.rounding == "nearest" else "no calibration token reached it: rounded to nearest"
             )
             return Rounding(codes_NK, decode(codes_NK, scales, args), scales, None, fallback or said)
-        result = gptq(weight_NK, found.gram_KK, scales, args, self._technique.gptq, found.cross_KK)
+        options = self._technique.feedback
+        if found.cross_KK is None:  # an expert that was given other tokens in the original model
+            options = options.model_copy(update={"asymmetry": 0.0})
+        result = gptq(weight_NK, found.gram_KK, scales, args, options, found.cross_KK)
         energy = float((weight_NK @ found.gram_KK * weight_NK).sum())
         share = float(result.loss) / energy if energy > 0 else 0.0
         said = "" if result.damping is not None else "the Hessian has no Cholesky factor: rounded to nearest"

@@ -35,7 +35,7 @@ def calibrated(run: "Run", decoder: Decoder, technique: "Quantizing") -> "Propag
     if len(windows_ST) < run.calibration.samples:
         run.notice(f"the data set has {len(windows_ST)} windows, not {run.calibration.samples}")
     states = HiddenStates(decoder, windows_ST, run.scratch)
-    original = HiddenStates(decoder, windows_ST, run.scratch) if technique.gptq.asymmetry else None
+    original = HiddenStates(decoder, windows_ST, run.scratch) if technique.feedback.asymmetry else None
     return Propagation(decoder, states, original, sequential=technique.propagate == "quantized")
 
 

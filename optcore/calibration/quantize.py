@@ -157,7 +157,7 @@ class _Pass:
 
         All experts' first projections are one level, and their second ones the next.
         """
-        if not self.technique.gptq.asymmetry or self.technique.rounding == "nearest":
+        if not self.technique.feedback.asymmetry:
             return [groups]
         levels: dict[str, list[list[str]]] = {}
         for group in groups:

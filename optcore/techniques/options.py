@@ -17,6 +17,7 @@ class Gptq(Frozen):
     """Passes of coordinate descent over the codes afterwards."""
     refit: bool = True
     """Fit the scales to the chosen codes in closed form between sweeps, where the format's scales are free."""
-    asymmetry: float = Field(default=0.0, ge=0, le=1)
-    """How far the target moves from the layer's output on quantized inputs to that on the original ones
-    (arXiv:2504.02692). Above 0 it needs both, so `propagate: quantized`."""
+    asymmetry: float | None = Field(default=None, ge=0, le=1)
+    """How far the target moves from the layer's output on quantized inputs to that on the original ones (GPTAQ,
+    arXiv:2504.02692). Above 0 it needs both, so `propagate: quantized`, and the groups of a layer are quantized one
+    after the other. None: 0.5 with `propagate: quantized`, 0 with `original`."""

@@ -51,7 +51,7 @@ class Quantizing(Technique):
     """`nearest`: each weight to the nearest value of the format. `gptq`: with error feedback measured on the text."""
     gptq: Gptq = Gptq()
     """Settings of `rounding: gptq`."""
-    scale_search: Literal["max", "percentile", "mse", "hessian"] = "hessian"
+    scale_search: Literal["max", "percentile", "mse", "hessian"] = "mse"
     """How weight scales are found. `max`: from the largest magnitude. `percentile`: from the 99.99th percentile. `mse`:
     least squared rounding error. `hessian`: the same, each input channel weighted by its mean square on the text."""
     smoothing: Literal["none", "smoothquant", "awq"] = "awq"
@@ -74,6 +74,14 @@ class Quantizing(Technique):
     ignore: tuple[Pattern, ...] = Field(default=(), max_length=256)
     """Linear layers of the decoder to leave alone: exact module names, or regular expressions after `re:`.
     Embeddings, the head and expert routers are always left."""
+
+    @property
+    def feedback(self) -> Gptq:
+        """The settings of GPTQ with nothing left open."""
+        asymmetry = self.gptq.asymmetry
+        if asymmetry is None:
+            asymmetry = 0.5 if self.propagate == "quantized" and self.rounding == "gptq" else 0.0
+        return self.gptq.model_copy(update={"asymmetry": asymmetry})
 
     @property
     def measures_gram(self) -> bool:
