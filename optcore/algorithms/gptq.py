@@ -124,7 +124,7 @@ def _solve(
         target_EKN = weight_EKN
     else:
         damping_E = [problem.damping or 0.0 for problem in problems]
-        target_EKN = _shifted(weight_EKN, gram_EKK, _permuted(cross_EKK, order_EK), damping_E, options.asymmetry)
+        target_EKN = _shifted(weight_EKN, gram_EKK, _permuted(cross_EKK, order_EK), damping_E, options.asymmetry or 0.0)
     rounded_EKN = target_EKN.clone()
     scales = [problem.scales for problem in problems]
     points = _points(problems, scales)
