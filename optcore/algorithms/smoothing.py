@@ -19,7 +19,7 @@ _LARGEST = 1e4
 _STEPS = 20
 # The error of rounded inputs is a model's: a smaller gain than this was found to be a loss half of the time.
 _MODELLED = 0.95
-_SAMPLED_rows = 512
+_SAMPLED_rows = 128
 
 Tie = Callable[[torch.Tensor], torch.Tensor]
 """Scales [K] to the nearest that what comes before can take (`Fold.tie`)."""
@@ -100,8 +100,8 @@ def search(
     """The member with the least expected error, tied; ones unless it beats them on the whole weights.
 
     Each family is searched on ratios 0, 0.05 .. 1: every fourth, then twice between the best one and its neighbours.
-    Members are compared on about 512 rows of each consumer (rows only meet in the scale of a tensor or tile), so each
-    costs 2 * 512 * K^2 operations. `method` must be how the weight scales will be found afterwards: what is best for
+    Members are compared on about 128 rows of each consumer (rows only meet in the scale of a tensor or tile), so each
+    costs 2 * 128 * K^2 operations. `method` must be how the weight scales will be found afterwards: what is best for
     plain maxima can be worse than nothing for searched scales.
     """
     seen = [consumer for consumer in consumers if consumer.found.tokens and consumer.found.gram_KK is not None]
