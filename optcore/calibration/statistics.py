@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from optcore.algorithms.gram import accumulate, accumulate_cross, symmetric
+from optcore.streaming.experts import Expert
 
 
 @dataclass
@@ -52,10 +53,12 @@ class Observer:
 
     def __init__(self, layer: nn.Module, groups: Iterable[Sequence[str]], *, gram: bool, cross: bool = False) -> None:
         self._modules = {tuple(group): layer.get_submodule(group[0]) for group in groups}
+        parents = {group: layer.get_submodule(group[0].rpartition(".")[0]) for group in self._modules}
+        self._experts = {group: parent for group, parent in parents.items() if isinstance(parent, Expert)}
         self._gram = gram
         self._cross = cross
         self._found = {group: InputStatistics() for group in self._modules}
-        self._original: dict[tuple[str, ...], torch.Tensor] = {}
+        self._original: dict[tuple[str, ...], tuple[torch.Tensor, torch.Tensor | None]] = {}
 
     def finished(self) -> dict[tuple[str, ...], InputStatistics]:
         """Means over all tokens seen, by group."""
@@ -92,7 +95,11 @@ class Observer:
                 handle.remove()
 
     def _remember(self, group: tuple[str, ...], x: torch.Tensor) -> None:
-        self._original[group] = x.reshape(-1, x.shape[-1])
+        self._original[group] = x.reshape(-1, x.shape[-1]), self._tokens(group)
+
+    def _tokens(self, group: tuple[str, ...]) -> torch.Tensor | None:
+        """Which tokens an expert's rows are; None for a linear that is given all of them."""
+        return self._experts[group].tokens_T if group in self._experts else None
 
     @torch.no_grad()
     def _measure(self, group: tuple[str, ...], x: torch.Tensor) -> None:
@@ -106,11 +113,22 @@ class Observer:
         if self._gram:
             found.gram_KK = _zeros_if_none(found.gram_KK, x_TK)
             accumulate(found.gram_KK, x_TK)
-        original_TK = self._original.get(group)
-        # An expert may be given other tokens in the original model; there is then nothing to set against each other.
-        if self._cross and original_TK is not None and original_TK.shape == x_TK.shape:
+        if self._cross:
             found.cross_KK = _zeros_if_none(found.cross_KK, x_TK)
-            accumulate_cross(found.cross_KK, x_TK, original_TK)
+            accumulate_cross(found.cross_KK, x_TK, self._counterpart(group, x_TK))
+
+    def _counterpart(self, group: tuple[str, ...], x_TK: torch.Tensor) -> torch.Tensor:
+        """The original model's inputs of the same tokens. A token that it sent to other experts has none: there the
+        input stands for itself, and asks for no correction."""
+        if group not in self._original:
+            return x_TK
+        z_TK, theirs_T = self._original[group]
+        own_T = self._tokens(group)
+        if own_T is None or theirs_T is None:
+            return z_TK
+        place_T = torch.searchsorted(theirs_T, own_T).clamp(max=len(theirs_T) - 1)
+        is_common_T = theirs_T[place_T] == own_T
+        return torch.where(is_common_T[:, None], z_TK[place_T], x_TK)
 
 
 def _zeros_if_none(matrix_KK: torch.Tensor | None, x_TK: torch.Tensor) -> torch.Tensor:

@@ -63,6 +63,8 @@ class Expert(nn.Module):
         self._combine: Callable[[torch.Tensor], torch.Tensor] = fused._apply_gate if fused.has_gate else fused.act_fn
         self._is_gated = bool(fused.has_gate)
         self._is_interleaved = layout.is_interleaved
+        self.tokens_T = torch.empty(0, dtype=torch.long)
+        """Which of the layer's tokens its rows are, in rising order, while the layer runs."""
 
     def forward(self, x_TH: torch.Tensor) -> torch.Tensor:
         gate = self.gate_proj(x_TH) if self._is_gated else None
@@ -88,6 +90,7 @@ class Experts(nn.ModuleList):
         for number, expert in enumerate(self):
             token, place = torch.where(top_k_index == number)
             if len(token):
+                expert.tokens_T = token
                 out = expert(hidden_states[token]) * top_k_weights[token, place, None]
                 total_TH.index_add_(0, token, out.to(total_TH.dtype))
         return total_TH
