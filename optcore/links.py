@@ -30,9 +30,11 @@ def link_companions(source: Path, target: Path) -> None:
 def link(source: Path, target: Path) -> None:
     """Hard link weights where possible (a Hub cache's entries are links: their target is taken), copy all else.
 
-    Small files are what people edit by hand, and an edit must not reach through a link into the source.
+    Small files are what people edit by hand, and an edit must not reach through a link into the source. What a killed
+    process left at the target goes: it may be a link to the source, which cannot be copied onto itself.
     """
     real = source.resolve()
+    target.unlink(missing_ok=True)
     if source.suffix != ".safetensors" or not _linked(real, target):
         shutil.copyfile(real, target)
 

@@ -112,7 +112,7 @@ class LayerQuantizer:
     def _smooth(self, fold: Fold, statistics: dict[tuple[str, ...], InputStatistics]) -> None:
         scheme = next((found for path in fold.consumers if (found := self._assignment[self._names[path]])), None)
         consumers = [Consumer(self._weights(group), statistics[group]) for group in fold.groups if group in statistics]
-        if scheme is None or not any(consumer.found.tokens for consumer in consumers):
+        if scheme is None or self._has_dense_columns(fold) or not any(consumer.found.tokens for consumer in consumers):
             return
         scale_K = self._smoothing_scale(fold, scheme, consumers)
         if bool((scale_K == 1).all()):
@@ -121,6 +121,11 @@ class LayerQuantizer:
         for group in fold.groups:
             statistics[group] = statistics[group].scaled(scale_K)
         self.done.changed |= {*fold.changed, *(f"{path}.weight" for path in fold.consumers)}
+
+    def _has_dense_columns(self, fold: Fold) -> bool:
+        """Whether outlier inputs will meet a weight of the dense checkpoint (LLM.int8): that one takes no scale."""
+        found = (self._format(f"{path}.weight") for path in (fold.producer, *fold.consumers))
+        return any(scheme.activations and scheme.activations.outliers is not None for scheme in found if scheme)
 
     def _smoothing_scale(self, fold: Fold, scheme: Scheme, consumers: list[Consumer]) -> torch.Tensor:
         technique, method = self._technique, self._technique.scale_search
@@ -151,7 +156,7 @@ class LayerQuantizer:
             )
             return Rounding(codes_NK, decode(codes_NK, scales, args), scales, None, fallback or said)
         options = self._technique.feedback
-        if found.cross_KK is None:  # an expert that was given other tokens in the original model
+        if found.cross_KK is None:  # the first trial of a format has no second model beside it
             options = options.model_copy(update={"asymmetry": 0.0})
         result = gptq(weight_NK, found.gram_KK, scales, args, options, found.cross_KK)
         energy = float((weight_NK @ found.gram_KK * weight_NK).sum())

@@ -1,7 +1,7 @@
 """Post-training quantization in one pass over the decoder layers: measure inputs, quantize, write, go on."""
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,9 +14,9 @@ from optcore.calibration.journal import Journal
 from optcore.calibration.kv import attention_name, attention_path, check_kv_cache, named
 from optcore.calibration.layer import LayerQuantizer, Quantized
 from optcore.calibration.propagate import Propagation, calibrated
-from optcore.errors import OutOfDisk
+from optcore.errors import OutOfDisk, RecipeError
 from optcore.links import link_checkpoint
-from optcore.quantization import Quantization, QuantizedLayer, also_folder, layer_file
+from optcore.quantization import Quantization, QuantizedLayer, also_folder, layer_file, quantized_files
 from optcore.schemes import KV_CACHE_PRESETS
 from optcore.sizes import weight_bytes
 from optcore.streaming.cache import ObservingCache
@@ -87,13 +87,20 @@ class _Pass:
         }
         for variant in self.variants:
             variant.assignment.check([], list(inputs))
-            for name, size in inputs.items():
-                if scheme := variant.assignment[name]:
-                    check_groups(name, size, scheme)
-        _check_disk(self.run, len(self.variants))
+            schemes = {name: scheme for name in inputs if (scheme := variant.assignment[name])}
+            if not schemes:
+                raise RecipeError(
+                    "no linear layer is left to quantize",
+                    remedy="let `ignore`, `overrides` or the bits asked for leave at least one",
+                    field="/chain",
+                )
+            for name, scheme in schemes.items():
+                check_groups(name, inputs[name], scheme)
+        _check_disk(self.run, [variant.out for variant in self.variants])
 
     def _needs_text(self) -> bool:
-        schemes = [variant.assignment[name] for variant in self.variants for name in self._paths(0).values()]
+        names = [name for index in range(len(self.decoder)) for name in self._paths(index).values()]
+        schemes = (variant.assignment[name] for variant in self.variants for name in names)
         static = any(scheme.needs_calibration for scheme in schemes if scheme)
         technique = self.technique
         return static or technique.measures_gram or technique.kv_cache is not None
@@ -165,7 +172,7 @@ class _Pass:
         return list(levels.values())
 
     def _kv_tensors(self, index: int, layer: nn.Module, cache: ObservingCache | None) -> dict[str, torch.Tensor]:
-        if cache is None or self.technique.kv_cache is None:
+        if cache is None or self.technique.kv_cache is None or not self.decoder.has_key_value_cache(index):
             return {}
         args = KV_CACHE_PRESETS[self.technique.kv_cache]
         return named(attention_name(self.decoder, index, layer), cache.tensors(args, self.decoder.stored_dtype))
@@ -174,23 +181,32 @@ class _Pass:
         self, variant: _Variant, index: int, layer: nn.Module, done: Quantized, keys_and_values: dict[str, torch.Tensor]
     ) -> None:
         """Everything that the layer has in the quantized model, under the checkpoint's names."""
-        prefix = f"{self.decoder.layer_name(index)}."
-        tensors, changed = {}, []
-        for stored, raw in self.decoder.stored_tensors(index, list(done.linears)).items():
-            path = self.decoder.names.parameter_name(stored).removeprefix(prefix)
-            if path in done.changed:
-                changed.append(stored)
-                tensors[stored] = layer.get_parameter(path).data.to(raw.dtype)
-            else:
-                tensors[stored] = raw
-        tensors |= done.tensors | keys_and_values
-        attention = next((name.rpartition(".")[0] for name in keys_and_values), "")
-        if self.technique.kv_cache and not attention:
-            attention = attention_name(self.decoder, index, layer)
-        record = QuantizedLayer(
-            file=layer_file(index), linears=done.linears, changed=tuple(changed), attention=attention
-        )
-        variant.journal.write(index, tensors, record)
+        tensors = self.decoder.stored_tensors(index, list(done.linears))
+        changed = self._take_changed(tensors, index, layer, done.changed)
+        has_cache = self.technique.kv_cache and self.decoder.has_key_value_cache(index)
+        attention = attention_name(self.decoder, index, layer) if has_cache else ""
+        record = QuantizedLayer(file=layer_file(index), linears=done.linears, changed=changed, attention=attention)
+        variant.journal.write(index, tensors | done.tensors | keys_and_values, record)
+
+    def _take_changed(
+        self, tensors: dict[str, torch.Tensor], index: int, layer: nn.Module, paths: Iterable[str]
+    ) -> tuple[str, ...]:
+        """Put parameters that took a scale in the place of the stored ones; returns the names of the tensors."""
+        names, changed = self.decoder.names, dict[str, None]()
+        for path in sorted(paths):
+            parameter, source = (
+                layer.get_parameter(path).data,
+                names.sources[f"{self.decoder.layer_name(index)}.{path}"],
+            )
+            own = names.stored_name[f"{self.decoder.layer_name(index)}.{path}"]
+            if own in tensors:
+                tensors[own] = parameter.to(tensors[own].dtype)
+            else:  # an expert in a tensor that holds all of them
+                whole = tensors[source.stored]
+                own, tensors[source.stored] = source.stored, whole if source.stored in changed else whole.clone()
+                source.of(tensors[own]).copy_(parameter)
+            changed[own] = None
+        return tuple(changed)
 
     def _finish(self) -> None:
         outside = dict(self.decoder.outside_tensors())
@@ -215,7 +231,9 @@ class _Pass:
         quantized = {name for layer in layers if layer for name in layer.linears}
         reader, known = self.decoder.reader, {*quantized, *self.decoder.embeddings}
         matrices = (name for name in reader.names if name.endswith(".weight") and len(reader.shape(name)) == 2)
-        return tuple(name.removesuffix(".weight") for name in matrices if name.removesuffix(".weight") not in known)
+        linears = (name for index in range(len(self.decoder)) for name in self._paths(index).values())
+        found = dict.fromkeys([*(name.removesuffix(".weight") for name in matrices), *linears])  # experts of one tensor
+        return tuple(name for name in found if name not in known)
 
 
 @contextmanager
@@ -229,9 +247,13 @@ def _put_back(layer: nn.Module, *, needed: bool) -> Iterator[None]:
             layer.get_parameter(name).data = tensor
 
 
-def _check_disk(run: "Run", copies: int) -> None:
-    """A result is at most as large as what it is made of; one that does not fit is refused before hours are spent."""
-    needed = copies * weight_bytes(run.checkpoint)
+def _check_disk(run: "Run", folders: Sequence[Path]) -> None:
+    """A result is at most as large as what it is made of; one that does not fit is refused before hours are spent.
+
+    What an earlier process wrote has its place already.
+    """
+    written = sum(path.stat().st_size for folder in folders for path in quantized_files(folder))
+    needed = len(folders) * weight_bytes(run.checkpoint) - written
     free = shutil.disk_usage(run.out).free
     if free < needed:
         raise OutOfDisk(

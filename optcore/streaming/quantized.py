@@ -16,6 +16,8 @@ from optcore.sizes import read_header
 
 # What a linear layer's input scale may be called, by format.
 INPUT_SCALES = ("input_global_scale", "input_scale")
+# What the tensors of a quantized KV cache are called. An attention has others of its own, such as gpt-oss's sinks.
+KV_TENSORS = frozenset(f"{kind}_{what}" for kind in "kv" for what in ("scale", "global_scale", "bias"))
 
 
 class QuantizedCheckpoint:
@@ -66,13 +68,13 @@ class QuantizedCheckpoint:
     def kv_tensors(self, attention: str) -> dict[str, torch.Tensor]:
         """Scales and biases of an attention's keys and values, such as `k_scale` and `v_scale`."""
         suffixes = self._suffixes.get(attention, ())
-        return {s: self.tensor(f"{attention}.{s}") for s in suffixes if s.startswith(("k_", "v_"))}
+        return {s: self.tensor(f"{attention}.{s}") for s in suffixes if s in KV_TENSORS}
 
     def plain_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Every tensor that is not quantized, in its final form; scales of any kind left out."""
         linears, attentions = self.description.linears, set(self.description.attentions)
         for name in self._file_of:
             module, _, suffix = name.rpartition(".")
-            is_scale = module in attentions or (module in linears and suffix != "bias")
+            is_scale = suffix in KV_TENSORS if module in attentions else module in linears and suffix != "bias"
             if not is_scale:
                 yield name, self.tensor(name)

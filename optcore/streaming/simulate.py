@@ -148,6 +148,13 @@ def changed_parameters(
     checkpoint: QuantizedCheckpoint, decoder: Decoder, index: int, record: QuantizedLayer
 ) -> dict[str, torch.Tensor]:
     """Parameters that are not quantized but differ from the dense layer's, by their path in the layer."""
-    prefix = f"{decoder.layer_name(index)}."
-    names = {decoder.names.parameter_name(stored).removeprefix(prefix): stored for stored in record.changed}
-    return {path: checkpoint.tensor(stored) for path, stored in names.items()}
+    names, found = decoder.names, {}
+    tensors = {stored: checkpoint.tensor(stored) for stored in record.changed}
+    for path, _ in decoder.layers[index].named_parameters():
+        name = f"{decoder.layer_name(index)}.{path}"
+        source = names.sources.get(name)
+        if (own := names.stored_name.get(name)) in tensors:
+            found[path] = tensors[own]
+        elif source and source.part and source.stored in tensors:  # an expert in a tensor that holds all of them
+            found[path] = source.of(tensors[source.stored])
+    return found
