@@ -52,7 +52,7 @@ def _full(results: Results) -> Iterator[str]:
         note += [f"simulated {found['simulated_kl']:.5f}"] if "simulated_kl" in found else []
         yield (
             f"| {row.format} | {row.name} | {found['kl']:.5f} | {found['kl_se']:.5f} | {found['perplexity']:.3f} "
-            f"| {found['agreement']:.4f} | {found['seconds']:.1f} | {found.get('peak_rss_mb', math.nan):.0f} "
+            f"| {found['agreement']:.4f} | {found.get('seconds', math.nan):.1f} | {found.get('peak_rss_mb', math.nan):.0f} "
             f"| {found.get('bytes', '')} | {'; '.join(note)} |"
         )
 
