@@ -106,6 +106,13 @@ def _check_also(recipe: Recipe) -> None:
                 remedy="leave `also` to the last entry of the chain",
                 field=f"/chain/{number}/also",
             )
+    formats = [tag(type(export)) for export in (recipe.target, *recipe.also)]
+    if twice := next((name for name in formats if formats.count(name) > 1), None):
+        raise RecipeError(
+            f"the target {twice} is named twice, and both would be written to one folder",
+            remedy="name every format once in `target` and `also`",
+            field="/also",
+        )
     for scheme in _also(recipe):
         if not any(result.scheme == scheme for result in results(recipe)):
             raise RecipeError(

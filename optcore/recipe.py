@@ -34,7 +34,7 @@ class Recipe(Frozen):
     """The format to write."""
     also: tuple[AnyExport, ...] = Field(default=(), max_length=8)
     """More formats, written from the same quantized checkpoint. Each lands in `also/<scheme>-<format>/`."""
-    evaluate: tuple[AnyEvaluator, ...] = (Fidelity(), Throughput())
+    evaluate: tuple[AnyEvaluator, ...] = Field(default=(Fidelity(), Throughput()), max_length=8)
     """What to measure before and after."""
     publish: Publish | None = None
     metadata: dict[Label, Annotated[str, StringConstraints(max_length=500)]] = Field(default={}, max_length=32)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from optcore.errors import RecipeError
 from optcore.schemes import PRESETS, Scheme
-from optcore.streaming.match import is_matched, unmatched
+from optcore.streaming.match import is_matched, time_limit, unmatched
 
 if TYPE_CHECKING:
     from optcore.techniques.ptq import Ptq
@@ -26,9 +26,15 @@ class Assignment:
         self.scheme = scheme
         self._technique = technique
         self._chosen = chosen or {}
+        self._found: dict[str, Scheme | None] = {}
 
     def __getitem__(self, name: str) -> Scheme | None:
         """`ignore` first, then what was chosen for this very module, then the first override, then the scheme."""
+        if name not in self._found:
+            self._found[name] = self._find(name)
+        return self._found[name]
+
+    def _find(self, name: str) -> Scheme | None:
         if is_matched(name, self._technique.ignore):
             return None
         found: str | None = self.scheme
@@ -45,7 +51,10 @@ class Assignment:
         """Refuse patterns without a match, and formats that differ inside what engines fuse into one matrix."""
         patterns = [*self._technique.ignore, *(override.modules for override in self._technique.overrides)]
         names = list(names)
-        if names and (lost := unmatched(patterns, names)):
+        with time_limit():
+            lost = unmatched(patterns, names) if names else []
+            self._found |= {name: self._find(name) for name in names}
+        if lost:
             raise RecipeError(
                 f"{lost[0]!r} matches no linear layer of the decoder",
                 remedy="write a module's name as it is in the checkpoint, or a regular expression after `re:`",

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def _compiles(pattern: str) -> str:
     try:
         re.compile(pattern.removeprefix("re:"))
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         raise ValueError(f"{pattern!r} is not a regular expression: {error}") from error
     return pattern
 
@@ -116,7 +116,7 @@ class Ptq(Quantizing):
     model, so they need `propagate: original`."""
     overrides: tuple[Override, ...] = Field(default=(), max_length=256)
     """Mixed precision by hand: other formats for some layers."""
-    fallback: tuple[PtqFallback, ...] = ()
+    fallback: tuple[PtqFallback, ...] = Field(default=(), max_length=8)
     """Formats to try in order when the gate fails."""
 
     @property
@@ -154,6 +154,8 @@ class Ptq(Quantizing):
             raise ValueError("`also` shares one measurement among formats; set `propagate: original`")
         if self.scheme in self.also or len(set(self.also)) < len(self.also):
             raise ValueError("a format is named twice in `scheme` and `also`")
+        if any(choice.scheme in self.also for choice in self.fallback):
+            raise ValueError("a format of `fallback` is in `also` too, and would be made twice")
         return self
 
     def apply(self, run: "Run") -> None:
