@@ -52,7 +52,7 @@ def _full(results: Results) -> Iterator[str]:
         note += [f"simulated {found['simulated_kl']:.5f}"] if "simulated_kl" in found else []
         yield (
             f"| {row.format} | {row.name} | {found['kl']:.5f} | {found['kl_se']:.5f} | {found['perplexity']:.3f} "
-            f"| {found['agreement']:.4f} | {found.get('seconds', math.nan):.1f} | {found.get('peak_rss_mb', math.nan):.0f} "
+            f"| {found['agreement']:.4f} | {_seconds(found)} | {_peak(found)} "
             f"| {found.get('bytes', '')} | {'; '.join(note)} |"
         )
 
@@ -67,6 +67,10 @@ def _kl(found: dict[str, Any]) -> str:
 
 def _seconds(found: dict[str, Any]) -> str:
     return f"{found['seconds']:.1f}" if "seconds" in found else ""
+
+
+def _peak(found: dict[str, Any]) -> str:
+    return f"{found['peak_rss_mb']:.0f}" if "peak_rss_mb" in found else ""
 
 
 def _ratio(found: dict[str, Any], other: dict[str, Any]) -> str:
