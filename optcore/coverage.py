@@ -4,23 +4,27 @@ Read from the headers of the files, so nothing is taken on trust from the pass t
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from optcore.quantization import Quantization
+from optcore.quantization import Quantization, QuantizedLinear
 from optcore.report import Coverage, TensorClass
 from optcore.sizes import tensor_sizes, weight_files
 
+_EXPERT = re.compile(r"(?<=\.experts)\.\d+\..*")
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 
 
 def coverage(description: Quantization, source: Path, exported: Path) -> Coverage:
     """Compare the source's tensors with the exported ones, class by class, the largest first."""
-    before, after = _sizes(source), _sizes(exported)
+    before, after = _taken_apart(_sizes(source), _sizes(exported))
+    linears = {
+        name if name in before else _EXPERT.sub("", name): linear for name, linear in description.linears.items()
+    }
     classes: dict[str, list[str]] = {}
     for module in before:
         classes.setdefault(_NUMBER.sub("*", module), []).append(module)
-    rows = [_row(name, modules, description, before, after) for name, modules in classes.items()]
+    rows = [_row(name, modules, linears, before, after) for name, modules in classes.items()]
     reached = [
         linear.tokens for name, linear in description.linears.items() if linear.tokens is not None and _is_expert(name)
     ]
@@ -36,11 +40,10 @@ def coverage(description: Quantization, source: Path, exported: Path) -> Coverag
 def _row(
     name: str,
     modules: list[str],
-    description: Quantization,
+    linears: Mapping[str, QuantizedLinear],
     before: Mapping[str, "_Size"],
     after: Mapping[str, "_Size"],
 ) -> TensorClass:
-    linears = description.linears
     quantized = [module for module in modules if module in linears]
     return TensorClass(
         name=name,
@@ -54,6 +57,30 @@ def _row(
 
 
 _Size = tuple[int, int]
+
+
+def _taken_apart(before: dict[str, _Size], after: dict[str, _Size]) -> tuple[dict[str, _Size], dict[str, _Size]]:
+    """Where the source has all experts of a layer in a few tensors and the result has them one by one: one module."""
+    apart = {_EXPERT.sub("", name) for name in after if name not in before and _EXPERT.search(name)}
+    folders = {name.removesuffix(".experts"): name for name in apart}
+
+    def whole(name: str) -> str:
+        if name in after or name in apart:
+            return name
+        return folders.get(name.rpartition(".")[0], name)
+
+    def part(name: str) -> str:
+        return name if name in before else _EXPERT.sub("", name)
+
+    return _merged(before, whole), _merged(after, part)
+
+
+def _merged(sizes: Mapping[str, _Size], key: Callable[[str], str]) -> dict[str, _Size]:
+    found: dict[str, _Size] = {}
+    for name, (elements, held) in sizes.items():
+        count, before = found.get(key(name), (0, 0))
+        found[key(name)] = (count + elements, before + held)
+    return found
 
 
 def _sizes(folder: Path) -> dict[str, _Size]:

@@ -12,8 +12,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from optcore.calibration.statistics import Observer
+from optcore.coverage import coverage
 from optcore.errors import OutOfDisk, RecipeError
-from optcore.export import Dense
+from optcore.export import CompressedTensors, Dense
 from optcore.quantization import Quantization, load_quantization
 from optcore.streaming.decoder import Decoder
 from optcore.streaming.experts import Experts
@@ -155,3 +156,19 @@ def test_ignored_experts_in_one_tensor_take_their_norms_scale(stdlib_model: Path
         with simulation.applied(decoder, 0, layer):
             changed = decoder.forward(0, layer, state).hidden_BTH
     assert (changed - plainly).norm() / (plainly - state.hidden_BTH).norm() < 0.02
+
+
+@pytest.mark.parametrize("family", ["GptOss", "GraniteMoe", "Mixtral"])
+def test_experts_of_one_tensor_are_reported_as_quantized(family: str, tiny_model: MakeModel, tmp_path: Path) -> None:
+    model = tiny_model(family)
+    settings = plain("int8").model_dump(exclude={"scheme"})
+    checkpoint = quantized(model, tmp_path / "checkpoint", "int8", **settings)
+    export(CompressedTensors(), checkpoint, tmp_path / "out", model)
+    found = coverage(described(checkpoint), model, tmp_path / "out")
+    experts = [row for row in found.classes if "experts" in row.name]
+    assert experts
+    assert all(row.quantized == row.parameters and row.schemes == ("int8",) for row in experts)
+    assert all(0.5 <= row.result_bytes / row.source_bytes < 0.55 for row in experts)
+    assert sum(row.source_bytes for row in found.classes) == sum(
+        t.nbytes for t in load_file(model / "model.safetensors").values()
+    )
