@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from optcore.errors import RecipeError
 from optcore.export.layout_writer import Bound, Config, Layout
 from optcore.export.raw_reader import Array, RawFiles
+from optcore.sizes import read_header, weight_files
 
 if TYPE_CHECKING:
     from optcore.streaming.quantized import QuantizedCheckpoint
@@ -27,6 +29,7 @@ class DenseLayout(Layout):
     def __init__(self, state: "QuantizedCheckpoint", model: Path) -> None:
         super().__init__(state)
         self._dtype = _stored_dtype(model)
+        self._check_names(model)
 
     def linear(self, name: str) -> Mapping[str, torch.Tensor]:
         """The decoded weight."""
@@ -43,6 +46,16 @@ class DenseLayout(Layout):
     def bound(self, name: str) -> Bound:
         """What rounding to the model's type can do."""
         return _BOUNDS[self._dtype]
+
+    def _check_names(self, model: Path) -> None:
+        """Readers of a dense model ask for the source's tensors, and make up what they do not find."""
+        known = {name for path in weight_files(model) for name in read_header(path)}
+        if lost := next((name for name in self.state.description.modules if f"{name}.weight" not in known), None):
+            raise RecipeError(
+                f"the model holds all experts of a layer in one tensor, and {lost} was quantized by itself",
+                remedy="choose `compressed-tensors`, or `ignore` the experts",
+                field="/target/format",
+            )
 
     def left_out(self) -> list[str]:
         """What of the format is not in the weights."""

@@ -90,7 +90,7 @@ def test_an_attentions_own_tensors_survive_beside_a_quantized_cache(
 ) -> None:
     """gpt-oss's sinks and the decay of a linear attention lie where the scales of keys and values do."""
     model = tiny_model(family)
-    settings = plain("int8", kv_cache="fp8").model_dump(exclude={"scheme"})
+    settings = plain("int8", kv_cache="fp8", ignore=["re:.*experts"]).model_dump(exclude={"scheme"})
     checkpoint = quantized(model, tmp_path / "checkpoint", "int8", **settings)
     written = export(Dense(), checkpoint, tmp_path / "out", model).names
     own = {name for name in load_file(model / "model.safetensors") if name.count(".") == 4 and "attn." in name}
@@ -172,3 +172,11 @@ def test_experts_of_one_tensor_are_reported_as_quantized(family: str, tiny_model
     assert sum(row.source_bytes for row in found.classes) == sum(
         t.nbytes for t in load_file(model / "model.safetensors").values()
     )
+
+
+def test_a_dense_result_whose_experts_no_reader_would_find_is_refused(tiny_model: MakeModel, tmp_path: Path) -> None:
+    model = tiny_model("GptOss")
+    settings = plain("int8").model_dump(exclude={"scheme"})
+    checkpoint = quantized(model, tmp_path / "checkpoint", "int8", **settings)
+    with pytest.raises(RecipeError, match="all experts of a layer in one tensor"):
+        export(Dense(), checkpoint, tmp_path / "out", model)
