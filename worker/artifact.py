@@ -43,8 +43,8 @@ def collect(folder: Path) -> FinishedArtifact:
         _settle(folder, file)
     own = ArtifactFile(MANIFEST, len(text), hashlib.sha256(text).hexdigest())
     _flush(folder / MANIFEST)
-    _flush(folder)
-    _flush(folder.parent)
+    for place in (*(path for path in folder.rglob("*") if path.is_dir()), folder, folder.parent):
+        _flush(place)  # a file's name is on the disk when its folder is
     return FinishedArtifact(digest, (*(file for file in files if file.path != MANIFEST), own))
 
 

@@ -62,3 +62,10 @@ def test_a_manifest_that_is_none_is_refused(folder: Path, text: str) -> None:
     (folder / "manifest.json").write_text(text)
     with pytest.raises(BadArtifact, match=r"manifest\.json"):
         collect(folder)
+
+
+def test_folders_within_are_made_durable_too(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed: list[Path] = []
+    monkeypatch.setattr("worker.artifact._flush", flushed.append)
+    collect(_manifest(folder, _file("sub/a.txt", 1)))
+    assert {folder / "sub", folder / "sub" / "a.txt", folder, folder.parent} <= set(flushed)
