@@ -1,5 +1,6 @@
 """Recipes whose author means harm, or did not think: refused in time, with a typed error."""
 
+import signal
 import time
 from typing import Any
 
@@ -62,3 +63,14 @@ def test_a_fallback_may_not_be_made_beside_itself() -> None:
     more = {"propagate": "original", "also": ["fp8"], "fallback": [{"scheme": "fp8"}], "gate": gate}
     with pytest.raises(RecipeError, match="made twice"):
         recipe_from(document(**more))
+
+
+def test_a_time_limit_gives_the_timer_back() -> None:
+    before = signal.getitimer(signal.ITIMER_REAL)
+    signal.setitimer(signal.ITIMER_REAL, 500)
+    try:
+        with match.time_limit():
+            assert signal.getitimer(signal.ITIMER_REAL)[0] <= match.LIMIT_seconds
+        assert signal.getitimer(signal.ITIMER_REAL)[0] > match.LIMIT_seconds
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, *before)
