@@ -76,7 +76,7 @@ def test_kills_cost_no_finished_stage_and_no_byte(lathe: Lathe, stdlib_model: Pa
     job = lathe.client.jobs.create(recipe)
     _wait_for(lathe, job, "stage_started", "1-ptq")
     os.kill(_engine(lathe), signal.SIGKILL)
-    _wait_for(lathe, job, "stage_started", "2-export")
+    _wait_for(lathe, job, "stage_started", "3-evaluate")
     worker = next(program for program in lathe.stack.programs if program.name == "worker-gpu")
     assert worker.pid is not None
     os.kill(worker.pid, signal.SIGKILL)
