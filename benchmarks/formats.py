@@ -1,4 +1,4 @@
-"""Every number format on one model: size, fidelity with and without scale search, and time against a floor.
+"""Every number format on one model, rounded to nearest: size, fidelity with and without scale search, time over a floor.
 
 The floor of a calibrating pass is one forward of the model over the calibration text, by transformers, with the same
 threads in the same process; a pass that also finds scales cannot be faster than that.
@@ -34,7 +34,7 @@ def compare_formats(model: Path) -> None:
     print(f"floor: one transformers forward over the calibration text, {floor:.2f} s\n")
     print("| format | bits/weight | perplexity | KL, max scales | KL, searched | ratio | top-1 | pass | pass/floor |")
     print("| :-- | --: | --: | --: | --: | --: | --: | --: | --: |")
-    for scheme in PRESETS:
+    for scheme in filter(CompressedTensors.schemes.__contains__, PRESETS):
         with tempfile.TemporaryDirectory() as folder:
             print(_row(scheme, model, Path(folder), floor), flush=True)
 
@@ -44,7 +44,7 @@ def _row(scheme: str, model: Path, folder: Path, floor: float) -> str:
     checkpoint.mkdir()
     export.mkdir()
     started = time.perf_counter()
-    Ptq(scheme=scheme).apply(_run(model, model, checkpoint))
+    Ptq(scheme=scheme, rounding="nearest", smoothing="none").apply(_run(model, model, checkpoint))
     seconds = time.perf_counter() - started
     CompressedTensors().write(_run(model, checkpoint, export))
     rows = {row.name: row for row in EVALUATION.measure(_run(model, checkpoint, export))}
