@@ -1,4 +1,4 @@
-"""Every number format on one model, rounded to nearest: size, fidelity with and without scale search, time over a floor.
+"""Every number format on one model, rounded to nearest: size, fidelity with and without scale search, and time.
 
 The floor of a calibrating pass is one forward of the model over the calibration text, by transformers, with the same
 threads in the same process; a pass that also finds scales cannot be faster than that.
