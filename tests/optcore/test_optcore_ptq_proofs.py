@@ -142,7 +142,7 @@ class Measured:
     [
         (Ptq(scheme="int4_g32"), 256, 0.16, 0.123),
         (Ptq(scheme="nvfp4_w4a16"), 64, 0.20, 0.14),
-        (Ptq(scheme="mxfp4_w4a16"), 256, 0.16, 0.12),
+        (Ptq(scheme="mxfp4_w4a16"), 128, 0.16, 0.12),
         (Ptq(scheme="nvfp4"), 64, 0.65, 0.55),
         (Ptq(scheme="nvfp4", activation_search=True), 64, 0.65, 0.55),
     ],
