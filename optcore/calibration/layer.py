@@ -28,10 +28,13 @@ from optcore.quantization import QuantizedLinear
 from optcore.schemes import QuantArgs, Scheme
 from optcore.streaming.simulate import RoundedLinear, rounded
 from optcore.streaming.structure import Fold
+from optcore.techniques.options import Gptq
 
 if TYPE_CHECKING:
     from optcore.techniques.ptq import Quantizing
 
+_ASYMMETRY_tokens = 8
+"""Calibration tokens for each input channel at which an asymmetric target counts half."""
 Statistics = Mapping[tuple[str, ...], InputStatistics]
 
 
@@ -155,15 +158,23 @@ class LayerQuantizer:
                 "" if self._technique.rounding == "nearest" else "no calibration token reached it: rounded to nearest"
             )
             return Rounding(codes_NK, decode(codes_NK, scales, args), scales, None, fallback or said)
-        options = self._technique.feedback
-        if found.cross_KK is None:  # the first trial of a format has no second model beside it
-            options = options.model_copy(update={"asymmetry": 0.0})
-        result = gptq(weight_NK, found.gram_KK, scales, args, options, found.cross_KK)
+        result = gptq(weight_NK, found.gram_KK, scales, args, self._options(found), found.cross_KK)
         energy = float((weight_NK @ found.gram_KK * weight_NK).sum())
         share = float(result.loss) / energy if energy > 0 else 0.0
         said = "" if result.damping is not None else "the Hessian has no Cholesky factor: rounded to nearest"
         codes_NK = encode(result.weight_NK, result.scales, args)
         return Rounding(codes_NK, result.weight_NK, result.scales, share if math.isfinite(share) else None, said)
+
+    def _options(self, found: InputStatistics) -> Gptq:
+        """GPTQ's settings, with the asymmetry that the measurement supports.
+
+        What few tokens say of the difference between two models is mostly noise, and it would be fitted. The first
+        trial of a format has no second model beside it.
+        """
+        options = self._technique.feedback
+        enough = found.tokens / (found.tokens + _ASYMMETRY_tokens * len(found.channel_amax_K))
+        pull = 0.0 if found.cross_KK is None else enough * (options.asymmetry or 0.0)
+        return options.model_copy(update={"asymmetry": pull})
 
     def _add(
         self, path: str, scheme: Scheme, rounding: Rounding, tokens: int, amax: tuple[float, float | None]

@@ -19,5 +19,5 @@ class Gptq(Frozen):
     """Fit the scales to the chosen codes in closed form between sweeps, where the format's scales are free."""
     asymmetry: float | None = Field(default=None, ge=0, le=1)
     """How far the target moves from the layer's output on quantized inputs to that on the original ones (GPTAQ,
-    arXiv:2504.02692). Above 0 it needs both, so `propagate: quantized`, and the groups of a layer are quantized one
-    after the other. None: 0.5 with `propagate: quantized`, 0 with `original`."""
+    arXiv:2504.02692); less where calibration tokens are few. Above 0 it needs both, so `propagate: quantized`, and the
+    groups of a layer are quantized one after the other. None: 0.5 with `propagate: quantized`, 0 with `original`."""

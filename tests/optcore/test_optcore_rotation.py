@@ -30,6 +30,7 @@ REFUSED = {
     "GPTNeoX": "no RMSNorm",
     "Starcoder2": "no RMSNorm",
     "OPT": "more than the embeddings",
+    "Bloom": "more than the embeddings",
     "Bert": "more than the embeddings",
     "Roberta": "more than the embeddings",
     "ModernBert": "more than the embeddings",
