@@ -31,6 +31,7 @@ def run_on(model: Path, folder: Path, checkpoint: Path | None = None) -> Run:
 
 
 @pytest.mark.proof
+@pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("rounding", ["nearest", "gptq"])
 def test_mixed_formats_lie_below_the_line_between_uniform_ones(
@@ -64,6 +65,7 @@ def test_mixed_formats_lie_below_the_line_between_uniform_ones(
 
 
 @pytest.mark.proof
+@pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_near_the_best_of_all_assignments(stdlib_model: Path, tmp_path: Path) -> None:
     """Two formats for the 8 units of two layers: all 256 assignments are measured on 1024 held-out tokens, and the

@@ -68,6 +68,7 @@ def test_few_tokens_judge_themselves() -> None:
 
 
 @pytest.mark.proof
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("scheme", "rounding"),
