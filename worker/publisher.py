@@ -57,6 +57,8 @@ def _push(claim: lifecycle.PublishClaim, context: Context) -> None:
         except ServiceError as error:
             failure = Failure(kind="internal", code=error.code, message=error.message, remedy=error.remedy)
             return _fail(claim, context, failure)
+        except FileNotFoundError as error:  # it was there when the push began
+            return _fail(claim, context, BadArtifact(f"a file of the artifact is gone: {error.filename}").failure())
         except (OSError, ValidationError) as error:
             log.exception("push of %s", claim.job_id)
             said = f"the artifact could not be read: {type(error).__name__}"
