@@ -8,15 +8,18 @@ from enum import IntEnum
 from types import TracebackType
 from typing import Self
 
-from sqlalchemy.exc import InterfaceError, OperationalError, TimeoutError
+from sqlalchemy.exc import InterfaceError, InternalError, OperationalError, TimeoutError
 
 from api.errors import Fenced
 from worker.engine_process import Inbox
 
 log = logging.getLogger(__name__)
 
-UNREACHABLE = (OperationalError, InterfaceError, TimeoutError)
-"""What SQLAlchemy raises when the database does not answer: wait and try again, the fence decides."""
+UNREACHABLE = (OperationalError, InterfaceError, InternalError, TimeoutError)
+"""What SQLAlchemy raises when the database does not answer: wait and try again, the fence decides.
+
+`InternalError` is a primary that has become a standby, or a transaction that the server ended while we were stopped.
+"""
 
 
 class Order(IntEnum):

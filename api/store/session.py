@@ -20,6 +20,11 @@ _NOTICE_A_DEAD_PEER = {
 """Without these a lease holder would wait hours for a database host that went away without a word."""
 
 
+IDLE_SECONDS = 20
+"""Within a transaction we never wait this long, so one that does belongs to a process that is stopped or gone mute.
+The server ends it: the rows it locked are a job that nobody could claim, cancel or expire. Well under a lease."""
+
+
 def sqlalchemy_url(database_url: str) -> URL:
     """The URL with its driver named. Raises `ValueError` for anything but PostgreSQL."""
     url = make_url(database_url)
@@ -28,8 +33,12 @@ def sqlalchemy_url(database_url: str) -> URL:
     return url.set(drivername="postgresql+psycopg")
 
 
-def make_engine(database_url: str, *, pool_size: int = 5) -> Engine:
-    """A pool of connections that are tested before use, so that a restarted server costs nothing."""
+def make_engine(database_url: str, *, pool_size: int = 5, idle_seconds: int = IDLE_SECONDS) -> Engine:
+    """A pool of connections that are tested before use, so that a restarted server costs nothing.
+
+    The server closes a connection that rests inside a transaction for `idle_seconds`.
+    """
+    options = f"-c timezone=utc -c idle_in_transaction_session_timeout={idle_seconds * 1000}"
     return create_engine(
         sqlalchemy_url(database_url),
         pool_size=pool_size,
@@ -37,7 +46,7 @@ def make_engine(database_url: str, *, pool_size: int = 5) -> Engine:
         pool_pre_ping=True,
         pool_timeout=10,
         json_serializer=storable_json,
-        connect_args={"connect_timeout": 5, "options": "-c timezone=utc", **_NOTICE_A_DEAD_PEER},
+        connect_args={"connect_timeout": 5, "options": options, **_NOTICE_A_DEAD_PEER},
     )
 
 
