@@ -60,20 +60,10 @@ class AutoQuantize(Quantizing):
         return f"{self.effective_bits:g} bits a weight, mixed of {formats}{kv_cache}"
 
     @property
-    def alternatives(self) -> tuple[Self, ...]:
-        """One configuration for each fallback; the gate stays, and stops the run when the last one fails it too."""
-        if self.gate is None:
-            return ()
-        gates = [self.gate] * (len(self.fallback) - 1) + [self.gate.model_copy(update={"on_fail": "stop"})]
-        return tuple(
-            self.model_copy(update={**dict(choice), "gate": gate, "fallback": self.fallback[place + 1 :]})
-            for place, (choice, gate) in enumerate(zip(self.fallback, gates, strict=False))
-        )
-
-    @property
     def quantizing(self) -> Ptq:
         """The settings of the pass that writes the checkpoint; its scheme stands for what no choice was made about."""
-        shared: dict[str, Any] = {name: getattr(self, name) for name in Quantizing.model_fields if name != "gate"}
+        own = {"gate", "fallback"}
+        shared: dict[str, Any] = {name: getattr(self, name) for name in Quantizing.model_fields if name not in own}
         return Ptq(scheme=self.schemes[0], **shared)
 
     @model_validator(mode="after")

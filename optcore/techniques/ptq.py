@@ -74,6 +74,19 @@ class Quantizing(Technique):
     ignore: tuple[Pattern, ...] = Field(default=(), max_length=256)
     """Linear layers of the decoder to leave alone: exact module names, or regular expressions after `re:`.
     Embeddings, the head and expert routers are always left."""
+    fallback: tuple[Frozen, ...] = Field(default=(), max_length=8)
+    """Changes to try in order when the gate fails."""
+
+    @property
+    def alternatives(self) -> tuple[Self, ...]:
+        """One configuration for each fallback; the gate stays, and stops the run when the last one fails it too."""
+        if self.gate is None:
+            return ()
+        gates = [self.gate] * (len(self.fallback) - 1) + [self.gate.model_copy(update={"on_fail": "stop"})]
+        return tuple(
+            self.model_copy(update={**dict(choice), "gate": gate, "fallback": self.fallback[place + 1 :]})
+            for place, (choice, gate) in enumerate(zip(self.fallback, gates, strict=False))
+        )
 
     @property
     def feedback(self) -> Gptq:
@@ -136,17 +149,6 @@ class Ptq(Quantizing):
         mixed = ", mixed precision" if self.overrides else ""
         kv_cache = f"; {self.kv_cache.upper()} KV cache" if self.kv_cache else ""
         return f"{self.preset.title}{mixed}{kv_cache}"
-
-    @property
-    def alternatives(self) -> tuple[Self, ...]:
-        """One configuration for each fallback; the gate stays, and stops the run when the last one fails it too."""
-        if self.gate is None:
-            return ()
-        gates = [self.gate] * (len(self.fallback) - 1) + [self.gate.model_copy(update={"on_fail": "stop"})]
-        return tuple(
-            self.model_copy(update={"scheme": choice.scheme, "gate": gate, "fallback": self.fallback[place + 1 :]})
-            for place, (choice, gate) in enumerate(zip(self.fallback, gates, strict=False))
-        )
 
     @model_validator(mode="after")
     def _formats_agree(self) -> Self:

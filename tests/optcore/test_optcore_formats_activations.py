@@ -1,12 +1,10 @@
 """Activations at run time, against compressed-tensors' own fake quantization in float32, and brute force."""
 
-from typing import Any
-
 import pytest
 import torch
-from compressed_tensors.quantization import QuantizationArgs
 from compressed_tensors.quantization.lifecycle.forward import fake_quantize
 from compressed_tensors.quantization.utils import compute_dynamic_scales_and_zp
+from fixtures.library_args import library_args
 
 from optcore.algorithms.activations import fake_quantize_activation, outlier_columns, static_scale
 from optcore.schemes import PRESETS, QuantArgs
@@ -28,7 +26,7 @@ def x_BTK() -> torch.Tensor:
 @pytest.mark.parametrize("name", KINDS)
 def test_engines_compute_the_same(name: str, x_BTK: torch.Tensor) -> None:
     args, scale = _of(name, x_BTK)
-    library = QuantizationArgs(**_library_arguments(args))
+    library = library_args(args)
     if library.dynamic:
         found, zero = compute_dynamic_scales_and_zp(x_BTK, library, torch.nn.Module(), global_scale=scale)
     else:
@@ -107,15 +105,3 @@ def _of(name: str, x: torch.Tensor) -> tuple[QuantArgs, torch.Tensor | None]:
     args = PRESETS[name].activations
     assert args is not None
     return args, static_scale(x.abs().amax().item(), args, torch.float32) if PRESETS[name].needs_calibration else None
-
-
-def _library_arguments(args: QuantArgs) -> dict[str, Any]:
-    stored_as = {"e4m3": torch.float8_e4m3fn, "e8m0": torch.uint8}
-    return {
-        "num_bits": args.bits,
-        "type": args.type,
-        "strategy": args.strategy,
-        "group_size": args.group_size,
-        "dynamic": "local" if args.strategy == "tensor_group" else args.dynamic,
-        "scale_dtype": stored_as.get(args.scale_type),
-    }

@@ -1,13 +1,13 @@
 """Scales and whole weights, against compressed-tensors' arithmetic fed with float32, brute force and hostile values."""
 
 from itertools import product
-from typing import Any
 
 import pytest
 import torch
 from compressed_tensors.compressors.base import BaseCompressor
 from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 from compressed_tensors.quantization.utils import calculate_qparams, generate_gparam
+from fixtures.library_args import library_args
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -41,7 +41,7 @@ def importance_K() -> torch.Tensor:
 @pytest.mark.parametrize("scheme", KNOWN, ids=lambda scheme: scheme.name)
 def test_bytes_equal_compressed_tensors(scheme: Scheme, weight_NK: torch.Tensor) -> None:
     """Max calibration: scale, zero point, codes and packing are the library's own, byte for byte."""
-    args = QuantizationArgs(**_library_arguments(scheme.weights))
+    args = library_args(scheme.weights)
     oracle = BaseCompressor.get_value_from_registry(_layout(scheme.weights))
     state = {"weight": weight_NK, **_library_scales(weight_NK, args, scheme)}
     expected = oracle.compress(state, QuantizationScheme(targets=["Linear"], weights=args))
@@ -59,7 +59,7 @@ def test_compressed_tensors_decodes_our_searched_scales(scheme: Scheme, weight_N
     found = find_scales([weight_NK], scheme.weights, "mse", torch.float32)[0]
     codes = encode(weight_NK, found, scheme.weights)
     oracle = BaseCompressor.get_value_from_registry(_layout(scheme.weights))
-    args = QuantizationArgs(**_library_arguments(scheme.weights))
+    args = library_args(scheme.weights)
     tensors = pack(codes, found, scheme.weights)
     if scheme.weights.scale_type == "e4m3":
         tensors["weight_scale"] = tensors["weight_scale"].float()
@@ -266,19 +266,6 @@ def test_double_quantization_is_within_a_code_of_single(weight_NK: torch.Tensor)
 def test_step_is_scale_over_divisor() -> None:
     scales = Scales(torch.tensor([[2.0]]).to(torch.float8_e4m3fn), torch.tensor([4.0]))
     assert scales.step().item() == 0.5
-
-
-def _library_arguments(args: QuantArgs) -> dict[str, Any]:
-    stored_as = {"e4m3": torch.float8_e4m3fn, "e8m0": torch.uint8}
-    return {
-        "num_bits": args.bits,
-        "type": args.type,
-        "symmetric": args.symmetric,
-        "strategy": args.strategy,
-        "group_size": args.group_size,
-        "block_structure": list(args.block) if args.block else None,
-        "scale_dtype": stored_as.get(args.scale_type),
-    }
 
 
 def _layout(args: QuantArgs) -> str:
