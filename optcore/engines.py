@@ -11,7 +11,8 @@ from optcore.export.base import EngineName
 from optcore.frozen import Frozen
 from optcore.schemes import KV_CACHE_PRESETS, PRESETS
 
-Family = Literal["dense", "moe"]
+Family = Literal["dense", "moe", "fused_moe"]
+"""`fused_moe`: experts of a layer lie in one tensor of the checkpoint; quantized, they are written one by one."""
 Loads = Literal["yes", "conditional", "no"]
 
 ENGINES: dict[EngineName, str] = {
@@ -40,7 +41,7 @@ class Support(Frozen):
     loads: Loads
     note: str = ""
     """The condition, or why not."""
-    families: tuple[Family, ...] = ("dense", "moe")
+    families: tuple[Family, ...] = ("dense", "moe", "fused_moe")
     """Architectures that it holds for."""
     evidence: Literal["read", "run"] = "read"
     """Whether the engine's loader was read, or a checkpoint was loaded with it."""
@@ -74,8 +75,12 @@ def _rows(target: str, engine: EngineName, *facts: tuple[object, ...]) -> list[S
     return rows
 
 
+_ONE_BY_ONE = "looks for one tensor that holds a layer's experts, and finds them one by one"
+_COMPRESSED = tuple(name for name in PRESETS if name not in ("llm_int8", "nf4"))
 _RUN = {"evidence": "run"}
-_EXPERTS = {"families": ("moe",)}
+_EXPERTS = {"families": ("moe", "fused_moe")}
+_NOT_FUSED = {"families": ("dense", "moe")}
+_FUSED = {"families": ("fused_moe",)}
 _ONE_NETWORK = {"families": ("dense",)}
 
 _COMPRESSED_TENSORS = [
@@ -115,15 +120,16 @@ _COMPRESSED_TENSORS = [
         (
             (*_FP8, "fp8_block_w8a16", *_INT8, *_INT4, *_NVFP4, *_MXFP4, "mxfp8", "int4_fp8", "int4_fp8_static"),
             "yes",
-            _RUN,
+            _RUN | _NOT_FUSED,
         ),
-        (tuple(name for name in _LOW_BITS if "asym" not in name), "yes", _RUN),
+        (tuple(name for name in _LOW_BITS if "asym" not in name), "yes", _RUN | _NOT_FUSED),
         (
             (*_INT4_ASYM, *(name for name in _LOW_BITS if "asym" in name)),
             "no",
             "5.17 loads it; 5.23 makes room for unpacked zero points and refuses the packed ones",
-            _RUN,
+            _RUN | _NOT_FUSED,
         ),
+        (_COMPRESSED, "no", _ONE_BY_ONE, _RUN | _FUSED),
         (_FP8_KV, "conditional", _KEPT, _RUN),
         (("kv:fp8_head",), "no", "makes room for one scale a tensor", _RUN),
         ((MIXED,), "yes", _RUN),
@@ -141,7 +147,12 @@ _FP8_BLOCK = [
     *_rows("fp8", "vllm", (("fp8_block",), "yes")),
     *_rows("fp8", "sglang", (("fp8_block",), "yes")),
     *_rows("fp8", "tensorrt-llm", (("fp8_block",), "yes")),
-    *_rows("fp8", "transformers", (("fp8_block",), "yes", _RUN)),
+    *_rows(
+        "fp8",
+        "transformers",
+        (("fp8_block",), "yes", _RUN | _NOT_FUSED),
+        (("fp8_block",), "no", _ONE_BY_ONE, _RUN | _FUSED),
+    ),
     *_rows("fp8", "llama.cpp", (("fp8_block",), "yes")),
 ]
 

@@ -45,14 +45,16 @@ def _fetch(run: Run, work: FetchWork, cache: Path) -> None:
     from optcore.architecture import check_architecture, longest_sequence
     from optcore.calibration.text import check_texts
     from optcore.sources import fetch_data, fetch_model
+    from optcore.streaming.reader import TensorReader
 
     model = fetch_model(work.model, cache, run.progress)
     check_architecture(model.path)
     data = fetch_data(work.calibration, cache, run.progress)
     check_texts(model.path, work.calibration, tuple(data.files), longest_sequence(model.path), work.evaluations)
+    config, tensors = json.loads((model.path / "config.json").read_text()), TensorReader(model.path)
     run.results.update(
         source=str(model.path),
-        family=family_of(json.loads((model.path / "config.json").read_text())),
+        family=family_of(config, map(tensors.shape, tensors.names)),
         source_digest=model.digest,
         model_revision=model.revision,
         data_files=[str(file) for file in data.files],

@@ -1,6 +1,6 @@
 """Whether an engine will load what a recipe asks for: answered from the matrix, before any work."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from optcore.engines import ENGINES, KV, MIXED, Family, loading, obstacles, spoken
@@ -63,10 +63,16 @@ def check_export(
         )
 
 
-def family_of(config: dict[str, Any]) -> Family:
-    """The family of a model by its `config.json`: keys such as `n_routed_experts` tell a mixture of experts."""
-    counts = [value for key, value in {**config, **(config.get("text_config") or {})}.items() if key in _EXPERT_COUNTS]
-    return "moe" if any(isinstance(count, int) and count > 1 for count in counts) else "dense"
+def family_of(config: dict[str, Any], shapes: Iterable[tuple[int, ...]] = ()) -> Family:
+    """The family of a model by its `config.json` and the shapes of its tensors.
+
+    Keys such as `n_routed_experts` tell a mixture of experts; tensors with a first dimension of that size, fused ones.
+    """
+    known = {**config, **(config.get("text_config") or {})}
+    counts = {known[key] for key in _EXPERT_COUNTS if isinstance(known.get(key), int) and known[key] > 1}
+    if not counts:
+        return "dense"
+    return "fused_moe" if any(len(shape) == 3 and shape[0] in counts for shape in shapes) else "moe"
 
 
 def checkpoints(technique: "Technique") -> Iterator[Formats]:

@@ -6,7 +6,12 @@ from optcore.export import AnyExport
 from optcore.frozen import members, tag
 
 _WORDS = {"yes": "yes", "conditional": "with a condition", "no": "no"}
-_FAMILIES: dict[tuple[Family, ...], str] = {("dense",): " (dense models)", ("moe",): " (mixture of experts)"}
+_FAMILIES: dict[tuple[Family, ...], str] = {
+    ("dense",): " (dense models)",
+    ("moe", "fused_moe"): " (mixture of experts)",
+    ("dense", "moe"): " (experts stored one by one, or none)",
+    ("fused_moe",): " (experts stored as one tensor)",
+}
 
 
 def engines_page() -> str:

@@ -63,6 +63,7 @@ class _Pass:
             folder = also_folder(run.out, scheme)
             self.variants.append(_Variant(Assignment(scheme, technique, chosen), folder, records / scheme))
         self._probe = probe_state(decoder)
+        self._kinds_checked: set[frozenset[str]] = set()
 
     def walk(self) -> None:
         """Check, go through the layers, write what is outside them, describe the result."""
@@ -130,8 +131,7 @@ class _Pass:
     def _quantize(self, index: int, layer: nn.Module, states: Propagation | None) -> None:
         paths = module_paths(self.decoder, index, layer)
         groups = fused_groups(self.decoder, index, layer, self._probe)
-        for variant in self.variants:
-            variant.assignment.check([[paths[path] for path in group] for group in groups], [])
+        self._check_fused(index, paths, groups)
         cache = ObservingCache(rotate=self.technique.kv_rotate) if self.technique.kv_cache else None
         gram = self.technique.measures_gram
         statistics = states.measure(index, layer, groups, gram=gram, cache=cache) if states else {}
@@ -150,6 +150,20 @@ class _Pass:
                     states.advance(index, layer, quantizer.applied)
         if states:
             states.advance_original(index, layer)
+
+    def _check_fused(self, index: int, paths: dict[str, str], groups: list[list[str]]) -> None:
+        """Refuse formats that split what engines fuse, in this layer and every later one that has the same modules.
+
+        Groups are only known once a layer is in memory; a recipe's mistake in the last one is found at the first.
+        """
+        kind = frozenset(paths)
+        if kind in self._kinds_checked:
+            return
+        self._kinds_checked.add(kind)
+        alike = (own for later in range(index, len(self.decoder)) if (own := self._paths(later)).keys() == kind)
+        fused = [[own[path] for path in group] for own in alike for group in groups]
+        for variant in self.variants:
+            variant.assignment.check(fused, [])
 
     def _folds(self, index: int, layer: nn.Module) -> list[Fold]:
         """What may be rescaled. Values that were measured for a quantized cache must stay as they are."""

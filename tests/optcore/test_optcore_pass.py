@@ -306,9 +306,10 @@ def test_too_little_disk_is_said_before_any_layer(
     [
         ({"ignore": ("model.layers.0.mlp.downproj",)}, "matches no linear layer"),
         ({"ignore": ("re:.*q_proj",)}, "engines fuse into one matrix"),
+        ({"ignore": ("re:model\\.layers\\.1\\..*q_proj",)}, "engines fuse into one matrix"),
         ({"overrides": ({"modules": "re:.*experts\\.1\\.", "scheme": "fp8"},)}, "run as one kernel"),
     ],
-    ids=["misspelt", "half-of-a-group", "one-expert"],
+    ids=["misspelt", "half-of-a-group", "half-of-a-later-group", "one-expert"],
 )
 def test_patterns_that_cannot_be_meant_are_refused(
     changes: dict[str, Any], said: str, tiny_model: MakeModel, tmp_path: Path
@@ -316,6 +317,7 @@ def test_patterns_that_cannot_be_meant_are_refused(
     technique = Ptq.model_validate({"scheme": "int4_g32", **changes})
     with pytest.raises(RecipeError, match=said):
         quantized(tiny_model("Qwen3Moe"), tmp_path, technique)
+    assert not list(tmp_path.rglob("quantized-*"))
 
 
 def test_overrides_give_single_layers_another_format(tiny_model: MakeModel, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from optcore.frozen import members, tag
 from optcore.plan import check
 from optcore.recipe import recipe_from
 from optcore.schemes import KV_CACHE_PRESETS, PRESETS
+from optcore.streaming.reader import TensorReader
 from optcore.targets import check_target, family_of
 
 EXPORTS = {tag(kind): kind for kind in members(AnyExport) if issubclass(kind, Export)}
@@ -117,9 +118,30 @@ def test_an_architecture_can_decide() -> None:
         check_target(asked, "dense")
 
 
-@pytest.mark.parametrize(("model", "family"), [("Llama", "dense"), ("Mixtral", "moe"), ("DeepseekV3", "moe")])
-def test_a_config_says_its_family(model: str, family: str, tiny_model: MakeModel) -> None:
-    assert family_of(json.loads((tiny_model(model) / "config.json").read_text())) == family
+@pytest.mark.parametrize(
+    ("model", "family"),
+    [
+        ("Llama", "dense"),
+        ("Mixtral", "moe"),
+        ("DeepseekV3", "moe"),
+        ("GptOss", "fused_moe"),
+        ("GraniteMoe", "fused_moe"),
+    ],
+)
+def test_a_checkpoint_says_its_family(model: str, family: str, tiny_model: MakeModel) -> None:
+    folder = tiny_model(model)
+    tensors = TensorReader(folder)
+    assert family_of(json.loads((folder / "config.json").read_text()), map(tensors.shape, tensors.names)) == family
+
+
+def test_fused_experts_are_not_promised_to_transformers() -> None:
+    asked = recipe({"format": "compressed-tensors", "engine": "transformers"}, scheme="int4")
+    check_target(asked, "moe")
+    with pytest.raises(RecipeError, match=r"transformers .* does not load int4 .*one by one"):
+        check_target(asked, "fused_moe")
+
+
+def test_a_config_says_how_many_experts() -> None:
     assert family_of({"text_config": {"num_experts": 8}}) == "moe"
 
 
