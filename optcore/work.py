@@ -1,12 +1,12 @@
 """The work folder: finished stages by content key, shared by every run on the machine."""
 
 import fcntl
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from optcore.durable import settle
 from optcore.stage import StageRecord
 
 _RECORD = "record.json"
@@ -62,20 +62,11 @@ class WorkFolder:
             shutil.rmtree(part / name, ignore_errors=True)
         record = record.model_copy(update={"files": _facts(part / "files")})
         (part / _RECORD).write_text(record.model_dump_json(indent=2) + "\n")
-        _sync(part)
         stage = self._stages / record.key
         shutil.rmtree(stage, ignore_errors=True)  # a fetch that is looked up again, or one whose files changed
-        part.rename(stage)
+        settle(part, stage)
 
 
 def _facts(folder: Path) -> dict[str, tuple[int, int]]:
     facts = {str(path.relative_to(folder)): path.stat() for path in sorted(folder.rglob("*")) if path.is_file()}
     return {name: (fact.st_size, fact.st_mtime_ns) for name, fact in facts.items()}
-
-
-def _sync(folder: Path) -> None:
-    """Flush every file below a folder, so that a power cut cannot leave a named stage with empty files."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())

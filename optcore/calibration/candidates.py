@@ -19,6 +19,7 @@ from optcore.calibration.layer import LayerQuantizer
 from optcore.calibration.sensitivity import Group, HeldOut, InputSample, input_score, weight_score
 from optcore.calibration.statistics import InputStatistics, Observer
 from optcore.calibration.text import Texts
+from optcore.durable import settle
 from optcore.errors import BadCheckpoint, RecipeError
 from optcore.schemes import PRESETS
 from optcore.streaming.decoder import Decoder
@@ -40,7 +41,7 @@ def choose(run: "Run", technique: "AutoQuantize") -> Allocation:
     record.parent.mkdir(parents=True, exist_ok=True)
     part = record.with_suffix(".part")
     part.write_text(allocation.model_dump_json())
-    part.rename(record)
+    settle(part, record)
     return allocation
 
 

@@ -1,11 +1,11 @@
 """What a pass has finished, on the disk: a killed process goes on behind the last layer whose record is there."""
 
-import os
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
+from optcore.durable import settle
 from optcore.quantization import OUTSIDE, QuantizedLayer, layer_file
 
 
@@ -29,7 +29,7 @@ class Journal:
         self._save(tensors, layer_file(index))
         part = self._record(index).with_suffix(".part")
         part.write_text(layer.model_dump_json())
-        _settle(part, self._record(index))
+        settle(part, self._record(index))
 
     def write_outside(self, tensors: dict[str, torch.Tensor]) -> None:
         """The file of everything outside the decoder layers."""
@@ -43,11 +43,4 @@ class Journal:
         save_file({key: tensor.contiguous().cpu() for key, tensor in tensors.items()}, part, metadata={"format": "pt"})
         part.chmod(0o644)
         self.bytes_written += part.stat().st_size
-        _settle(part, self.out / name)
-
-
-def _settle(part: Path, path: Path) -> None:
-    """Rename once the bytes are on the disk: a name never stands for a half-written file, power cuts included."""
-    with part.open("rb") as file:
-        os.fsync(file.fileno())
-    part.rename(path)
+        settle(part, self.out / name)
