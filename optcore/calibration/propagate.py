@@ -51,11 +51,22 @@ class Propagation:
         self._sequential = sequential
 
     def measure(
-        self, index: int, layer: nn.Module, groups: Sequence[Sequence[str]], *, gram: bool, cache: object
+        self,
+        index: int,
+        layer: nn.Module,
+        groups: Sequence[Sequence[str]],
+        first: Sequence[Sequence[str]],
+        *,
+        gram: bool,
+        cache: object,
     ) -> Statistics:
-        """Statistics of the inputs of a layer as it was; `cache` sees keys and values."""
+        """Statistics of the inputs of a layer as it was; `cache` sees keys and values.
+
+        The groups of `first` are quantized on these; others are measured again, and only then in both models.
+        """
         if self._sequential:
-            return self._observed(index, layer, groups, gram, nullcontext, cache)
+            observer = Observer(layer, groups, gram=gram, cross=first if self._original else ())
+            return self._observed(index, layer, observer, nullcontext, cache)
         observer = Observer(layer, groups, gram=gram)
         with observer.measuring():
             self._states.advance(index, layer, cache)
@@ -65,7 +76,8 @@ class Propagation:
         self, index: int, layer: nn.Module, groups: Sequence[Sequence[str]], quantized: Quantized
     ) -> Statistics:
         """Statistics of the inputs of some groups, with the groups before them quantized."""
-        return self._observed(index, layer, groups, True, quantized, None)
+        observer = Observer(layer, groups, gram=True, cross=groups if self._original else ())
+        return self._observed(index, layer, observer, quantized, None)
 
     def advance(self, index: int, layer: nn.Module, quantized: Quantized) -> None:
         """Go past a layer, in `quantized` form where the next is measured on what quantized ones give."""
@@ -86,21 +98,14 @@ class Propagation:
         self.advance(index, layer, quantized)
 
     def _observed(
-        self,
-        index: int,
-        layer: nn.Module,
-        groups: Sequence[Sequence[str]],
-        gram: bool,
-        quantized: Quantized,
-        cache: object,
+        self, index: int, layer: nn.Module, observer: Observer, quantized: Quantized, cache: object
     ) -> Statistics:
         """Batch by batch, so that both models' inputs of the same tokens are in memory together."""
-        observer = Observer(layer, groups, gram=gram, cross=self._original is not None)
         originals = (state for _, state in self._original.states()) if self._original else repeat(None)
         for (_, state), original in zip(self._states.states(), originals, strict=False):
             if original is not None:
                 with observer.remembering():
                     self._decoder.forward(index, layer, original)
-            with quantized(), observer.measuring():
+            with quantized(), observer.measuring(to_the_end=cache is not None):
                 self._decoder.forward(index, layer, state, cache)
         return observer.finished()

@@ -134,14 +134,15 @@ class _Pass:
         self._check_fused(index, paths, groups)
         cache = ObservingCache(rotate=self.technique.kv_rotate) if self.technique.kv_cache else None
         gram = self.technique.measures_gram
-        statistics = states.measure(index, layer, groups, gram=gram, cache=cache) if states else {}
+        levels = self._levels(groups)
+        statistics = states.measure(index, layer, groups, levels[0], gram=gram, cache=cache) if states else {}
         keys_and_values = self._kv_tensors(index, layer, cache)
         smooth = self._folds(index, layer)
         for variant in self.variants:
             with _put_back(layer, needed=bool(smooth)):
                 quantizer = LayerQuantizer(layer, paths, self.technique, self.decoder.stored_dtype, variant.assignment)
                 smoothed = quantizer.smooth(smooth, statistics)
-                for number, level in enumerate(self._levels(groups)):
+                for number, level in enumerate(levels):
                     if number and states:
                         smoothed = states.measure_again(index, layer, level, quantizer.applied)
                     quantizer.quantize(level, smoothed)

@@ -3,16 +3,18 @@
 Legend: T tokens, K input channels. A fused group (q/k/v, gate/up) has one input, so it is measured once.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import nn
 
 from optcore.algorithms.gram import accumulate, accumulate_cross, symmetric
 from optcore.streaming.experts import Expert
+
+Group = tuple[str, ...]
+"""Paths of fused siblings."""
 
 
 @dataclass
@@ -48,19 +50,30 @@ class InputStatistics:
         )
 
 
-class Observer:
-    """Measures the input of each group's first linear layer while its layer runs."""
+class _AllSeen(Exception):
+    """The inputs of every group have come by: what the layer would still compute, nobody looks at."""
 
-    def __init__(self, layer: nn.Module, groups: Iterable[Sequence[str]], *, gram: bool, cross: bool = False) -> None:
+
+class Observer:
+    """Measures the input of each group's first linear layer while its layer runs; those of `cross` in two models."""
+
+    def __init__(
+        self,
+        layer: nn.Module,
+        groups: Iterable[Sequence[str]],
+        *,
+        gram: bool,
+        cross: Iterable[Sequence[str]] = (),
+    ) -> None:
         self._modules = {tuple(group): layer.get_submodule(group[0]) for group in groups}
         parents = {group: layer.get_submodule(group[0].rpartition(".")[0]) for group in self._modules}
         self._experts = {group: parent for group, parent in parents.items() if isinstance(parent, Expert)}
         self._gram = gram
-        self._cross = cross
+        self._cross = {tuple(group) for group in cross}
         self._found = {group: InputStatistics() for group in self._modules}
-        self._original: dict[tuple[str, ...], tuple[torch.Tensor, torch.Tensor | None]] = {}
+        self._original: dict[Group, tuple[torch.Tensor, torch.Tensor | None]] = {}
 
-    def finished(self) -> dict[tuple[str, ...], InputStatistics]:
+    def finished(self) -> dict[Group, InputStatistics]:
         """Means over all tokens seen, by group."""
         for found in self._found.values():
             if found.gram_KK is not None:
@@ -70,39 +83,52 @@ class Observer:
         return self._found
 
     @contextmanager
-    def measuring(self) -> Iterator[None]:
-        """Add every input to the statistics."""
-        with self._hooked(self._measure):
+    def measuring(self, *, to_the_end: bool = True) -> Iterator[None]:
+        """Add every input to the statistics; one forward of the layer, which need not come `to_the_end`."""
+        with self._hooked(self._measure, () if to_the_end else self._modules):
             yield
 
     @contextmanager
     def remembering(self) -> Iterator[None]:
-        """Keep the inputs of the original model, to be set against those measured next."""
+        """Keep the inputs of the original model, to be set against those measured next; the forward ends with them."""
         self._original = {}
-        with self._hooked(self._remember):
+        with self._hooked(self._remember, self._cross):
             yield
 
     @contextmanager
-    def _hooked(self, see: Any) -> Iterator[None]:
+    def _hooked(self, see: Callable[[Group, torch.Tensor], None], last: Iterable[Group]) -> Iterator[None]:
+        """`see` every input; the forward ends when those of `last` have been seen, unless there are none."""
+        waiting = set(last)
+
+        def hook(group: Group, x: torch.Tensor) -> None:
+            see(group, x)
+            if group in waiting:
+                waiting.remove(group)
+                if not waiting:
+                    raise _AllSeen
+
         handles = [
-            module.register_forward_pre_hook(lambda _, given, group=group: see(group, given[0]))
+            module.register_forward_pre_hook(lambda _, given, group=group: hook(group, given[0]))
             for group, module in self._modules.items()
         ]
         try:
             yield
+        except _AllSeen:
+            pass
         finally:
             for handle in handles:
                 handle.remove()
 
-    def _remember(self, group: tuple[str, ...], x: torch.Tensor) -> None:
-        self._original[group] = x.reshape(-1, x.shape[-1]), self._tokens(group)
+    def _remember(self, group: Group, x: torch.Tensor) -> None:
+        if group in self._cross:
+            self._original[group] = x.reshape(-1, x.shape[-1]), self._tokens(group)
 
-    def _tokens(self, group: tuple[str, ...]) -> torch.Tensor | None:
+    def _tokens(self, group: Group) -> torch.Tensor | None:
         """Which tokens an expert's rows are; None for a linear that is given all of them."""
         return self._experts[group].tokens_T if group in self._experts else None
 
     @torch.no_grad()
-    def _measure(self, group: tuple[str, ...], x: torch.Tensor) -> None:
+    def _measure(self, group: Group, x: torch.Tensor) -> None:
         x_TK = x.reshape(-1, x.shape[-1])
         if not len(x_TK):
             return
@@ -113,11 +139,11 @@ class Observer:
         if self._gram:
             found.gram_KK = _zeros_if_none(found.gram_KK, x_TK)
             accumulate(found.gram_KK, x_TK)
-        if self._cross:
+        if group in self._cross:
             found.cross_KK = _zeros_if_none(found.cross_KK, x_TK)
             accumulate_cross(found.cross_KK, x_TK, self._counterpart(group, x_TK))
 
-    def _counterpart(self, group: tuple[str, ...], x_TK: torch.Tensor) -> torch.Tensor:
+    def _counterpart(self, group: Group, x_TK: torch.Tensor) -> torch.Tensor:
         """The original model's inputs of the same tokens. A token that it sent to other experts has none: there the
         input stands for itself, and asks for no correction."""
         if group not in self._original:

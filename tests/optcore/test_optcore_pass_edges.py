@@ -106,7 +106,7 @@ def test_experts_that_were_given_other_tokens_ask_for_no_correction() -> None:
     layer = nn.Module()
     layer.experts = Experts(_fused_experts())
     group = ("experts.0.gate_proj", "experts.0.up_proj")
-    observer = Observer(layer, [group], gram=True, cross=True)
+    observer = Observer(layer, [group], gram=True, cross=[group])
     x_TH, z_TH, weights = torch.randn(4, 64), torch.randn(4, 64), torch.ones(4, 1)
     with observer.remembering():
         layer.experts(z_TH, torch.tensor([[0], [0], [1], [1]]), weights)
