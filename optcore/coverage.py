@@ -5,6 +5,7 @@ Read from the headers of the files, so nothing is taken on trust from the pass t
 
 import re
 from collections.abc import Callable, Mapping
+from itertools import groupby
 from pathlib import Path
 
 from optcore.quantization import Quantization, QuantizedLinear
@@ -51,9 +52,27 @@ def _row(
         parameters=sum(before[module][0] for module in modules),
         quantized=sum(before[module][0] for module in quantized),
         schemes=tuple(sorted({linears[module].scheme for module in quantized})),
+        layers=_layers(modules, linears),
         source_bytes=sum(before[module][1] for module in modules),
         result_bytes=sum(after[module][1] for module in modules if module in after),
     )
+
+
+def _layers(modules: list[str], linears: Mapping[str, QuantizedLinear]) -> dict[str, str]:
+    """Which layers got which format, where they differ; `none` for those left as they were."""
+    numbers: dict[str, set[int]] = {}
+    for module in modules:
+        number = _NUMBER.search(module)
+        scheme = linears[module].scheme if module in linears else "none"
+        numbers.setdefault(scheme, set()).add(int(number.group()) if number else 0)
+    return {scheme: _ranges(sorted(found)) for scheme, found in numbers.items()} if len(numbers) > 1 else {}
+
+
+def _ranges(numbers: list[int]) -> str:
+    """Such as `0-3, 5`."""
+    placed = groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0])  # within a run both rise by one
+    runs = [[number for _, number in run] for _, run in placed]
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
 
 
 _Size = tuple[int, int]

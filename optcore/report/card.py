@@ -93,8 +93,12 @@ def _coverage(report: Report) -> str:
         return ""
     lines = [_table_line(["Tensors", "Format", "Source", "Result"]), _table_line([":--", ":--", "--:", "--:"])]
     for row in found.classes:
-        formats = ", ".join(row.schemes) or "as it was"
-        cells = [f"`{code(row.name)}`", escape(formats), format_bytes(row.source_bytes), format_bytes(row.result_bytes)]
+        cells = [
+            f"`{code(row.name)}`",
+            escape(row.formats),
+            format_bytes(row.source_bytes),
+            format_bytes(row.result_bytes),
+        ]
         lines.append(_table_line(cells))
     fallbacks = "".join(f"\n- `{code(name)}`: {escape(reason)}" for name, reason in found.fallbacks.items())
     said = f"\n\nLayers that fell back to a weaker method:\n{fallbacks}" if fallbacks else ""

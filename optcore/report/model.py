@@ -62,9 +62,17 @@ class TensorClass(Frozen):
     """How many of them are stored in a number format now."""
     schemes: tuple[str, ...] = ()
     """The formats."""
+    layers: dict[str, str] = Field(default={})
+    """Mixed precision: numbers of the layers that got each format, such as `0-3, 5`; `none` was left as it was."""
     source_bytes: int
     result_bytes: int
     """Codes, scales and biases."""
+
+    @property
+    def formats(self) -> str:
+        """What became of these tensors, for people."""
+        mixed = "; ".join(f"{scheme} in {layers}" for scheme, layers in self.layers.items())
+        return mixed or ", ".join(self.schemes) or "as it was"
 
 
 class Coverage(Frozen):

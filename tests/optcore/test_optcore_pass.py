@@ -19,6 +19,7 @@ from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from optcore.algorithms.codes import fake_quantize
 from optcore.calibration.digest import weight_digest
+from optcore.coverage import coverage
 from optcore.errors import BadCheckpoint, OutOfDisk, RecipeError
 from optcore.events import Progress, RunFailed, RunFinished, parse_event
 from optcore.export import CompressedTensors
@@ -331,7 +332,12 @@ def test_overrides_give_single_layers_another_format(tiny_model: MakeModel, tmp_
     assert not any(name.startswith("model.layers.0.") for name in formats)
     assert formats["model.layers.1.mlp.down_proj"] == "fp8_dynamic"
     assert formats["model.layers.1.mlp.up_proj"] == "int4_g32"
-    config = json.loads((exported(checkpoint, model, tmp_path) / "config.json").read_text())["quantization_config"]
+    out = exported(checkpoint, model, tmp_path)
+    rows = {row.name: row for row in coverage(described(checkpoint), model, out).classes}
+    assert rows["model.layers.*.mlp.down_proj"].formats == "none in 0; fp8_dynamic in 1"
+    assert rows["model.layers.*.mlp.up_proj"].layers == {"none": "0", "int4_g32": "1"}
+    assert rows["model.layers.*.input_layernorm"].formats == "as it was"
+    config = json.loads((out / "config.json").read_text())["quantization_config"]
     assert config["format"] == "mixed-precision"
     assert {group["format"] for group in config["config_groups"].values()} == {"pack-quantized", "float-quantized"}
 
