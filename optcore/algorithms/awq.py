@@ -7,11 +7,12 @@ as clipping does, and weighs what is clipped by the inputs it meets.
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 
 from optcore.algorithms.scales import Method
-from optcore.algorithms.smoothing import Consumer, Family, Smoothing, Tie, balance, search
+from optcore.algorithms.smoothing import Consumer, Family, Smoothing, Tie, balance, search, smoothquant_scales
 from optcore.schemes import Scheme
 
 
@@ -20,10 +21,15 @@ def awq_scales(
 ) -> Smoothing:
     """The best ratio of 0, 0.05 .. 1 with and without weight magnitudes; ones where none helps.
 
-    Where the scheme rounds inputs too, their expected error counts as well, so W4A4 and W8A8 get what serves both.
+    Where the scheme rounds inputs too, their expected error counts as well, so W4A4 and W8A8 get what serves both. For
+    integers SmoothQuant's scales are tried beside: the largest value sets the step of all others, whatever their mean
+    square. On a floating grid it does not, and there they came out slightly worse.
     `method` finds the weight scales of each candidate.
     """
-    return search(_families(consumers), consumers, scheme, dtype, tie, method)
+    families = _families(consumers)
+    if scheme.activations is not None and scheme.activations.type == "int":
+        families.append(partial(smoothquant_scales, consumers))
+    return search(families, consumers, scheme, dtype, tie, method)
 
 
 def _families(consumers: Sequence[Consumer]) -> list[Family]:

@@ -16,6 +16,7 @@ from benchmarks.gptq_update import compare_gptq_updates
 from optcore.calibration.text import Texts
 from optcore.evaluate.fidelity_stream import compare
 from optcore.export import CompressedTensors
+from optcore.export.compressed_tensors_decoder import CompressedDecoder
 from optcore.plan import check
 from optcore.recipe import parse_recipe
 from optcore.references import Calibration
@@ -74,9 +75,17 @@ def test_every_scheme_runs_from_yaml_and_loads_back(scheme: str, stdlib_model: P
     out, checkpoint, kl = run_recipe(document, tmp_path)
     bits = size_measurements(stdlib_model, out)[1].result
     tokens = Texts(stdlib_model, Calibration(**SMALL), ()).evaluation_windows(2, 128, 1024)
-    model, info = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32, output_loading_info=True)
+    is_unpacked_in_bf16 = held and scheme.startswith(("nvfp4", "mxfp"))  # whatever it is loaded as
+    dtype = torch.bfloat16 if is_unpacked_in_bf16 else torch.float32
+    model, info = AutoModelForCausalLM.from_pretrained(out, dtype=dtype, output_loading_info=True)
     with torch.no_grad():
-        loaded = model.eval()(tokens).logits
+        model(tokens[:1, :1])  # compressed-tensors unpacks at the first call
+        torch.nn.Module.float(model)
+        if is_unpacked_in_bf16:
+            decoder = CompressedDecoder(out)
+            for name in Simulation(checkpoint).description.modules:
+                model.get_submodule(name).weight = torch.nn.Parameter(decoder.weight(name))
+        loaded = model(tokens).logits
     expected = simulated_logits(checkpoint, tokens, tmp_path / "scratch")
     error = float((loaded - expected).norm() / expected.norm())
     missing, unexpected = len(info["missing_keys"]), len(info["unexpected_keys"])
