@@ -1,6 +1,7 @@
 """Targets besides compressed-tensors: bytes by golden words, files by decoders of their own, and by transformers."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -104,6 +105,21 @@ def test_transformers_loads_fp8_blocks(quantized: Quantize, stdlib_model: Path, 
     noise = ((logits["fp8"] - logits["dense"]).norm() / logits["dense"].norm()).item()
     print(f"fp8: 0 missing, 0 unexpected, relative difference of the logits {noise:.2e}")
     assert noise < 1e-2
+
+
+def test_gptq_names_what_engines_fuse(quantized: Quantize, stdlib_model: Path, tmp_path: Path) -> None:
+    """vLLM looks up `qkv_proj`, which no checkpoint has."""
+    checkpoint = quantized("int4", ignore=["re:model\\.layers\\.0\\.self_attn\\.[qkv]_proj"])
+    export(GptqFormat(), checkpoint, tmp_path, stdlib_model)
+    rules = json.loads((tmp_path / "config.json").read_text())["quantization_config"]["dynamic"]
+    left = {name for name in ("q", "k", "v", "qkv", "o") if _is_left(rules, f"model.layers.0.self_attn.{name}_proj")}
+    assert left == {"q", "k", "v", "qkv"}
+    assert not _is_left(rules, "model.layers.1.self_attn.qkv_proj")
+
+
+def _is_left(rules: dict[str, object], name: str) -> bool:
+    """As vLLM reads `dynamic`."""
+    return any(re.match(rule.removeprefix("-:"), name) for rule in rules if rule.startswith("-:"))
 
 
 @pytest.mark.parametrize("target", [Awq(), GptqFormat(), Fp8Block()], ids=lambda target: target.format)
