@@ -89,7 +89,7 @@ class _Pass:
         for variant in self.variants:
             variant.assignment.check([], list(inputs))
             schemes = {name: scheme for name in inputs if (scheme := variant.assignment[name])}
-            if not schemes:
+            if not schemes and self.technique.kv_cache is None:
                 raise RecipeError(
                     "no linear layer is left to quantize",
                     remedy="let `ignore`, `overrides` or the bits asked for leave at least one",

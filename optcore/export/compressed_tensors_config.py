@@ -20,7 +20,7 @@ def quantization_config(description: Quantization) -> dict[str, Any]:
     layouts = {group["format"] for group in groups.values()}
     return {
         "quant_method": "compressed-tensors",
-        "format": "mixed-precision" if is_mixed else layouts.pop(),
+        "format": "mixed-precision" if is_mixed else layouts.pop() if layouts else "dense",
         "quantization_status": "compressed",
         "global_compression_ratio": None,
         "config_groups": groups,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
+from optcore.calibration.digest import weight_digest
 from optcore.errors import ExportMismatch
 from optcore.export.raw_reader import Array, RawFiles
 from optcore.links import link_companions
@@ -93,15 +94,18 @@ def _write_tensors(run: "Run", layout: Layout) -> set[str]:
 
 
 def _verify(run: "Run", layout: Layout, expected: set[str]) -> None:
-    files, modules = RawFiles(run.out), layout.state.description.modules
+    files, linears = RawFiles(run.out), layout.state.description.linears
     if files.names != expected:
         raise ExportMismatch(f"the files hold other tensors: {', '.join(sorted(files.names ^ expected)[:5])}")
     for name, tensor in layout.state.plain_tensors():
         if files.bits(name).tobytes() != _octets(tensor):
             raise ExportMismatch(f"{name} was not written as it is")
-    for count, name in enumerate(modules):
-        compare(name, layout.decode(files, name), layout.state.weight(name), layout.bound(name))
-        run.progress("verifying", count + 1, len(modules))
+    for count, (name, linear) in enumerate(linears.items()):
+        simulated = layout.state.weight(name)
+        if weight_digest(simulated) != linear.digest:  # what we decode is what the pass computed with
+            raise ExportMismatch(f"{name} in the checkpoint is not the weight that was simulated")
+        compare(name, layout.decode(files, name), simulated, layout.bound(name))
+        run.progress("verifying", count + 1, len(linears))
 
 
 def compare(name: str, decoded: Array, simulated: torch.Tensor, bound: Bound) -> None:

@@ -59,6 +59,8 @@ def quantization_config(description: Quantization) -> dict[str, Any]:
 
 
 def _algorithm(description: Quantization) -> dict[str, Any]:
+    if not description.schemes:
+        return {"quant_algo": None}  # a KV cache alone
     if len(description.schemes) == 1:
         return ALGORITHMS[description.schemes[0].name]
     # Every module by its name: a member of a fused matrix that is not listed is guessed, and read wrongly.

@@ -1,12 +1,18 @@
 """KV caches against float64 arithmetic written out here, in attention, and as models call them."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
+from fixtures.exporting import Quantize, export
 from fixtures.tiny_models import MakeModel
 from torch.nn.functional import scaled_dot_product_attention
+from transformers import AutoModelForCausalLM
 
 from optcore.algorithms.kv_cache import rotated
 from optcore.algorithms.rounding import E2M1_VALUES
+from optcore.export import CompressedTensors, Export, Modelopt
 from optcore.schemes import KV_CACHE_PRESETS
 from optcore.streaming.cache import ObservingCache, RoundingCache
 from optcore.streaming.decoder import Decoder
@@ -168,3 +174,19 @@ def test_layers_of_all_kinds_accept_it(family: str, tiny_model: MakeModel) -> No
 
 def _first(out: torch.Tensor | tuple[torch.Tensor, ...]) -> torch.Tensor:
     return out[0] if isinstance(out, tuple) else out
+
+
+@pytest.mark.parametrize("target", [CompressedTensors(), Modelopt()], ids=lambda target: target.format)
+def test_a_cache_alone_can_be_exported(target: Export, quantized: Quantize, stdlib_model: Path, tmp_path: Path) -> None:
+    """Every weight as it was, and two scales a layer."""
+    files = export(target, quantized("fp8", kv_cache="fp8", ignore=["re:.*"]), tmp_path, stdlib_model)
+    described = json.loads((tmp_path / "config.json").read_text())["quantization_config"]
+    assert described["kv_cache_scheme"]["num_bits"] == 8
+    assert not described.get("config_groups")
+    assert sum(name.endswith(("k_scale", "v_scale")) for name in files.names) == 2 * 6
+    if isinstance(target, CompressedTensors):
+        _, info = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+        assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    else:
+        nested = json.loads((tmp_path / "hf_quant_config.json").read_text())["quantization"]
+        assert (nested["quant_algo"], nested["kv_cache_quant_algo"]) == (None, "FP8")
