@@ -8,6 +8,7 @@ from fastapi import APIRouter
 from api import wire
 from api.deps import CallerDep
 from lathe.models import FormatInfo, Page, TechniqueInfo
+from optcore.engines import KV, loading
 from optcore.export import AnyExport, Export
 from optcore.frozen import members, tag
 from optcore.schemes import KV_CACHE_PRESETS, PRESETS
@@ -28,7 +29,7 @@ def list_formats(_caller: CallerDep) -> Page[FormatInfo]:
     """Number formats, with the targets that hold them and the engines that load those."""
     exports = [kind for kind in members(AnyExport) if issubclass(kind, Export)]
     weights = [
-        _format(scheme.name, scheme.title, "weights", (export for export in exports if scheme.name in export.schemes))
+        _format(scheme.name, scheme.title, "weights", (each for each in exports if scheme.name in each.schemes))
         for scheme in PRESETS.values()
     ]
     caches = [
@@ -51,5 +52,6 @@ def _technique(kind: type[Technique]) -> TechniqueInfo:
 
 
 def _format(name: str, title: str, kind: Any, exports: Iterable[type[Export]]) -> FormatInfo:
-    engines = {tag(export): export.engines for export in exports}
+    row = f"{KV}{name}" if kind == "kv_cache" else name
+    engines = {target: loading(target, (row,)) for target in map(tag, exports)}
     return FormatInfo(name=name, title=title, kind=kind, targets=tuple(engines), engines=engines)

@@ -1,12 +1,12 @@
 """The pages of techniques and formats, from the registries of the engine."""
 
-from typing import Any, get_args
+from typing import Any
 
 from docs.pages.markdown import codes, one_line, table
 from docs.pages.schema import fields_table
 from optcore.evaluate import AnyEvaluator
-from optcore.export import AnyExport
-from optcore.frozen import Frozen
+from optcore.export import AnyExport, Export
+from optcore.frozen import members, tag
 from optcore.schemes import KV_CACHE_PRESETS, PRESETS, QuantArgs, Scheme
 from optcore.techniques import AnyTechnique
 
@@ -21,7 +21,7 @@ _SCALES = {
 def techniques_page() -> str:
     """What a recipe's `chain` and `evaluate` may hold."""
     techniques = "\n".join(_technique(member) for member in members(AnyTechnique))
-    evaluators = "\n".join(_section(member, "evaluator") for member in members(AnyEvaluator))
+    evaluators = "\n".join(_section(member) for member in members(AnyEvaluator))
     return f"""# Techniques and evaluators
 
 ## Techniques
@@ -39,12 +39,12 @@ bits per weight and parameters are always measured.
 
 def formats_page() -> str:
     """Number formats, targets, and which target holds which format."""
-    targets = members(AnyExport)
+    targets = [target for target in members(AnyExport) if issubclass(target, Export)]
     schemes = [_scheme(scheme) for scheme in PRESETS.values()]
     caches = [(f"`{name}`", numbers(args)) for name, args in KV_CACHE_PRESETS.items()]
     holds = [
-        (f"`{name_of(target, 'format')}`", one_line(target.__doc__), codes(_in_order(target.schemes, PRESETS)),
-         codes(_in_order(target.kv_caches, KV_CACHE_PRESETS)), ", ".join(target.engines))
+        (f"`{tag(target)}`", one_line(target.__doc__), codes(_in_order(target.schemes, PRESETS)),
+         codes(_in_order(target.kv_caches, KV_CACHE_PRESETS)))
         for target in targets
     ]  # fmt: skip
     return f"""# Number formats and targets
@@ -64,22 +64,11 @@ Values of `kv_cache`.
 
 ## Targets
 
-Values of `target.format`: what is written to disk, which number formats it can hold and which engines load it. An
-engine still needs kernels for a format on the hardware at hand.
+Values of `target.format`: what is written to disk, and which number formats it can hold. Which engine loads which of
+them is [a page of its own](engines.md).
 
-{table(("Name", "What it is", "Formats", "KV cache", "Engines"), holds)}
+{table(("Name", "What it is", "Formats", "KV cache"), holds)}
 """
-
-
-def members(union: Any) -> tuple[Any, ...]:
-    """The classes of a registry: an annotated union, or a single annotated class."""
-    inner = get_args(union)[0]
-    return get_args(inner) or (inner,)
-
-
-def name_of(member: type[Frozen], tag: str) -> str:
-    """The name by which a recipe calls a member."""
-    return str(member.model_fields[tag].default)
 
 
 def numbers(args: QuantArgs | None) -> str:
@@ -103,14 +92,14 @@ def numbers(args: QuantArgs | None) -> str:
 def _technique(member: Any) -> str:
     facts = [("needs", member.needs), ("leaves", member.leaves), ("removes", member.removes)]
     said = "; ".join(f"{verb} {codes(sorted(names))}" for verb, names in facts if names).capitalize()
-    return _section(member, "technique", f"{said}. [Paper]({member.paper}).\n\n")
+    return _section(member, f"{said}. [Paper]({member.paper}).\n\n")
 
 
-def _section(member: Any, tag: str, facts: str = "") -> str:
+def _section(member: Any, facts: str = "") -> str:
     fields = fields_table(member.model_json_schema())
     # Links lead to the recipe reference, where the objects that several members share are explained once.
     fields = fields.replace("](#", "](recipe.md#")
-    heading = f"### `{name_of(member, tag)}`: {member.title}"
+    heading = f"### `{tag(member)}`: {member.title}"
     return f"{heading}\n\n{one_line(member.__doc__)}\n\n{facts}{fields}\n"
 
 

@@ -15,7 +15,6 @@ class Awq(Export):
     schemes: ClassVar[frozenset[str]] = frozenset(
         {"int4", "int4_g64", "int4_g32", "int4_asym", "int4_asym_g64", "int4_asym_g32"}
     )
-    engines: ClassVar[tuple[str, ...]] = ("vllm", "sglang", "onnxruntime-genai", "transformers")
 
     format: Literal["awq"] = "awq"
 

@@ -18,8 +18,6 @@ class Export(Frozen):
     """Names of the schemes it can hold."""
     kv_caches: ClassVar[frozenset[str]] = frozenset()
     """Names of the KV cache formats it can hold."""
-    engines: ClassVar[tuple[str, ...]]
-    """Engines that load it."""
 
     engine: EngineName | None = None
     """An engine that must load the result. A recipe whose number formats it cannot load in this target is refused

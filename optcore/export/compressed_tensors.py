@@ -15,7 +15,6 @@ class CompressedTensors(Export):
     title: ClassVar[str] = "compressed-tensors"
     schemes: ClassVar[frozenset[str]] = frozenset(PRESETS) - {"llm_int8", "nf4"}
     kv_caches: ClassVar[frozenset[str]] = frozenset({"fp8", "fp8_head"})
-    engines: ClassVar[tuple[str, ...]] = ("vllm", "sglang", "transformers")
 
     format: Literal["compressed-tensors"] = "compressed-tensors"
 

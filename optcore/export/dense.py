@@ -18,14 +18,6 @@ class Dense(Export):
     title: ClassVar[str] = "dequantized checkpoint"
     schemes: ClassVar[frozenset[str]] = frozenset(PRESETS)
     kv_caches: ClassVar[frozenset[str]] = frozenset(KV_CACHE_PRESETS)
-    engines: ClassVar[tuple[str, ...]] = (
-        "vllm",
-        "sglang",
-        "tensorrt-llm",
-        "transformers",
-        "llama.cpp",
-        "onnxruntime-genai",
-    )
 
     format: Literal["dense"] = "dense"
 

@@ -13,7 +13,6 @@ class Fp8Block(Export):
 
     title: ClassVar[str] = "DeepSeek-style FP8"
     schemes: ClassVar[frozenset[str]] = frozenset({"fp8_block"})
-    engines: ClassVar[tuple[str, ...]] = ("vllm", "sglang", "tensorrt-llm", "transformers", "llama.cpp")
 
     format: Literal["fp8"] = "fp8"
 

@@ -17,7 +17,6 @@ class GptqFormat(Export):
 
     title: ClassVar[str] = "GPTQ"
     schemes: ClassVar[frozenset[str]] = frozenset({"int4", "int4_g64", "int4_g32", "int8_w8a16"})
-    engines: ClassVar[tuple[str, ...]] = ("vllm", "sglang", "onnxruntime-genai", "transformers")
 
     format: Literal["gptq"] = "gptq"
 

@@ -20,7 +20,6 @@ class Modelopt(Export):
         {"fp8", "fp8_dynamic", "fp8_block", "nvfp4", "nvfp4_w4a16", "int4", "int4_fp8_static"}
     )
     kv_caches: ClassVar[frozenset[str]] = frozenset({"fp8", "nvfp4", "nvfp4_affine"})
-    engines: ClassVar[tuple[str, ...]] = ("tensorrt-llm", "vllm", "sglang", "llama.cpp", "onnxruntime-genai")
 
     format: Literal["modelopt"] = "modelopt"
 

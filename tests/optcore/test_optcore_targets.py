@@ -47,7 +47,6 @@ def test_a_target_holds_what_engines_load_from_it(target: str) -> None:
     schemes = loaded & set(PRESETS)
     assert schemes <= kind.schemes
     assert {name.removeprefix(KV) for name in loaded if name.startswith(KV)} <= kind.kv_caches
-    assert set(kind.engines) <= {row.engine for row in MATRIX if row.target == target and row.loads != "no"}
     held_for_nothing = [name for name in kind.schemes if not loading(target, (name,))]
     assert held_for_nothing == []
 
