@@ -47,5 +47,5 @@ def lattice(scales: Scales, args: QuantArgs, shape_NK: tuple[int, int]) -> Latti
 def _columns(matrix_NK: torch.Tensor, index: torch.Tensor | slice) -> torch.Tensor:
     """Columns of a matrix; one that repeats its only column stays a view."""
     if matrix_NK.stride(1) == 0 and isinstance(index, torch.Tensor):
-        return matrix_NK[:, :1].expand(-1, int(index.sum()) if index.dtype == torch.bool else len(index))
+        return matrix_NK[:, :1].expand(-1, len(index))
     return matrix_NK[:, index]

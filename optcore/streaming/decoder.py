@@ -93,10 +93,6 @@ class Decoder:
         kinds = getattr(self.model.config.get_text_config(), "layer_types", None)
         return self.is_causal and (not kinds or ("attention" in kinds[index] and "linear" not in kinds[index]))
 
-    def layer_tensor_names(self, index: int) -> list[str]:
-        """Names of the checkpoint's tensors that a layer is read from."""
-        return self._weights.layer_names(index)
-
     def stored_tensors(self, index: int, quantized: Sequence[str] = ()) -> dict[str, torch.Tensor]:
         """A layer's tensors as stored, by name; only within `layer(index, keep_stored=True)`.
 
@@ -111,11 +107,6 @@ class Decoder:
         Nothing is read twice, so all layers and these are exactly one read of the checkpoint.
         """
         return self._weights.outside()
-
-    @property
-    def unused_tensors(self) -> list[str]:
-        """Names of the checkpoint's tensors that the model has no place for, such as those of a speculative head."""
-        return self._weights.unused()
 
     @torch.no_grad()
     def embed(self, tokens_BT: torch.Tensor) -> State:

@@ -6,9 +6,8 @@ How a class lays its experts out (transposed, gate and up interleaved, with bias
 itself to transformers, and how gate and up are combined is its own function: no architecture is listed here.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -94,42 +93,6 @@ class Experts(nn.ModuleList):
                 out = expert(hidden_states[token]) * top_k_weights[token, place, None]
                 total_TH.index_add_(0, token, out.to(total_TH.dtype))
         return total_TH
-
-
-class ExpertCounts:
-    """Tokens routed to each expert: an expert that calibration never reached has scales by guess."""
-
-    def __init__(self) -> None:
-        self.tokens: dict[str, list[int]] = {}
-        """By the path of the experts, such as `model.layers.3.mlp.experts`: one count an expert."""
-
-    @contextmanager
-    def counting(self, name: str, layer: nn.Module) -> Iterator[None]:
-        """Count what is routed while `layer`, whose path is `name`, runs. Counts add up over several uses."""
-        found = {path: module for path, module in layer.named_modules() if isinstance(module, Experts)}
-        handles = [
-            module.register_forward_pre_hook(
-                lambda own, given, named, path=f"{name}.{path}": self._note(path, own, given, named), with_kwargs=True
-            )
-            for path, module in found.items()
-        ]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def unreached(self) -> list[str]:
-        """Paths of the experts that no token was routed to."""
-        return [f"{path}.{n}" for path, counts in self.tokens.items() for n, count in enumerate(counts) if not count]
-
-    def _note(self, path: str, experts: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
-        index = given[1] if len(given) > 1 else named["top_k_index"]
-        assert isinstance(experts, Experts)
-        chosen = index[index < len(experts)].flatten()  # some routers say "none" with a number past the last
-        counts = torch.bincount(chosen, minlength=len(experts)).tolist()
-        before = self.tokens.get(path, [0] * len(experts))
-        self.tokens[path] = [a + b for a, b in zip(before, counts, strict=True)]
 
 
 def unfuse(module: nn.Module) -> None:

@@ -55,11 +55,6 @@ class NameMap:
         """Checkpoint name by parameter name; an expert's own name where the checkpoint has all of them in one."""
         for stored in names:
             self._add(stored)
-        self._parameter = {stored: name for name, stored in self.stored_name.items()}
-
-    def parameter_name(self, stored: str) -> str:
-        """The parameter that a checkpoint's tensor fills."""
-        return self._parameter.get(stored) or self._converted(stored)
 
     def stored_module(self, module: str) -> str:
         """The checkpoint's name of a linear layer: where its scales go."""

@@ -53,13 +53,11 @@ class Fold:
         """Parameters that `apply` changes besides the weights of `consumers`."""
         return (*self.parameters, *(f"{path}.weight" for path in self.routers))
 
-    def tie(self, s_K: torch.Tensor, reduce: Literal["max", "mean"] = "max") -> torch.Tensor:
-        """The nearest scales [K] that the producer can take: one per output channel, by maximum or geometric mean."""
+    def tie(self, s_K: torch.Tensor) -> torch.Tensor:
+        """The nearest scales [K] that the producer can take: one per output channel, the largest of its readers'."""
         rows_K = self.rows_K.to(s_K.device)
-        kind: Literal["amax", "mean"] = "amax" if reduce == "max" else "mean"
-        log_N = torch.zeros(int(rows_K.max()) + 1, device=s_K.device)
-        log_N.scatter_reduce_(0, rows_K, s_K.float().log(), kind, include_self=False)
-        return log_N[rows_K].exp()
+        largest_N = torch.zeros(int(rows_K.max()) + 1, device=s_K.device)
+        return largest_N.scatter_reduce_(0, rows_K, s_K.float(), "amax", include_self=False)[rows_K]
 
     def per_row(self, s_K: torch.Tensor, outputs: int) -> torch.Tensor:
         """The scale of each of the producer's output channels: 1 where no consumer reads it."""

@@ -54,10 +54,6 @@ class Weights:
         self._kept: dict[str, torch.Tensor] = {}
         self._outside: dict[str, torch.Tensor] = {}
 
-    def layer_names(self, index: int) -> list[str]:
-        """Stored tensors that a layer is read from."""
-        return list(self._layer_targets[index])
-
     def load_outside(self) -> None:
         """Fill everything outside the layers; tensors that cannot be got back exactly are kept as stored."""
         self._build_buffers(self._outside_modules)
@@ -88,11 +84,6 @@ class Weights:
         for stored, targets in self._layer_targets[index].items():
             found |= self._split(stored, targets, self._is_split(index, quantized))
         return {name: tensor for name, tensor in found.items() if name.removesuffix(".weight") not in quantized}
-
-    def unused(self) -> list[str]:
-        """Stored tensors that no parameter takes."""
-        inside = {stored for targets in self._layer_targets for stored in targets}
-        return [name for name in self._reader.names if name not in inside and name not in self._outside_targets]
 
     def outside(self) -> Iterator[tuple[str, torch.Tensor]]:
         """What is in no layer, as stored; tensors that no parameter takes are read now."""

@@ -90,8 +90,6 @@ def test_repeated_heads_share_a_scale(tiny_model: MakeModel) -> None:
     s_K = _scales(128)
     pairs = s_K.view(2, 2, 32)
     torch.testing.assert_close(fold.tie(s_K).view(2, 2, 32), pairs.amax(1, keepdim=True).expand(2, 2, 32))
-    mean = pairs.log().mean(1, keepdim=True).exp().expand(2, 2, 32)
-    torch.testing.assert_close(fold.tie(s_K, "mean").view(2, 2, 32), mean)
     torch.testing.assert_close(fold.tie(fold.tie(s_K)), fold.tie(s_K))
 
 
@@ -134,8 +132,9 @@ def test_what_is_not_proportional_forbids_the_fold(bend: Callable[..., torch.Ten
 
 def test_a_layer_norm_takes_its_bias_along() -> None:
     norm, linear = nn.LayerNorm(8), nn.Linear(8, 4)
-    nn.init.normal_(norm.weight)
-    nn.init.normal_(norm.bias)
+    generator = torch.Generator().manual_seed(6)
+    for parameter in (*norm.parameters(), *linear.parameters()):
+        nn.init.normal_(parameter, generator=generator)
     layer = nn.Sequential(norm, linear)
     fold = Fold("norm", "0", (("1",),), (), torch.arange(8), parameters=("0.weight", "0.bias"))
     x = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
