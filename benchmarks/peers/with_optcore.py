@@ -1,7 +1,7 @@
 """Ours, as a recipe runs it: `default` or `nearest` and a scheme, `kv_` and a cache format, or `auto_` and a budget.
 
-What the compressed-tensors format can hold is scored as transformers loads it back, and the simulated model's KL is
-noted beside; the rest is scored as simulated.
+What transformers can load back and run in float32 is scored so, and the simulated model's KL is noted beside; the rest
+is scored as simulated.
 """
 
 from pathlib import Path
@@ -41,7 +41,7 @@ def quantize(job: Job) -> Any:
     if "allocation" in run.results:
         job.measured["bits"] = run.results["allocation"]["bits"]
     simulated = Simulated(checkpoint)
-    if technique.kv_cache or not _can_be_exported(technique):
+    if technique.kv_cache or not _runs_in_float32(technique):
         return simulated
     job.measured["simulated_kl"] = score(job.source_logits(), simulated, job.windows("evaluation"))["kl"]
     return _loaded_back(job, checkpoint)
@@ -57,10 +57,12 @@ def _loaded_back(job: Job, checkpoint: Path) -> Any:
     return load(export)
 
 
-def _can_be_exported(technique: Any) -> bool:
+def _runs_in_float32(technique: Any) -> bool:
+    """compressed-tensors unpacks FP4 and MX formats to bfloat16, whatever type a model is loaded in."""
     from optcore.export import CompressedTensors
 
-    return set(technique.schemes) <= CompressedTensors.schemes
+    names = set(technique.schemes)
+    return names <= CompressedTensors.schemes and not any(name.startswith(("nvfp4", "mxfp")) for name in names)
 
 
 def _technique(recipe: str) -> Any:
