@@ -12,6 +12,13 @@ def settle(part: Path, path: Path) -> None:
     _flush(path.parent)
 
 
+def write_settled(path: Path, text: str) -> None:
+    """A small file that is there whole, or not at all."""
+    part = path.with_suffix(".part")
+    part.write_text(text)
+    settle(part, path)
+
+
 def _flush(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:

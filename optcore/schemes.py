@@ -168,6 +168,9 @@ _SCHEMES = (
     ),
 )
 
+HIGH_PRECISION_bits = 16
+"""What a weight takes that is left alone."""
+
 PRESETS: dict[str, Scheme] = {scheme.name: scheme for scheme in _SCHEMES}
 
 KV_CACHE_PRESETS: dict[str, QuantArgs] = {

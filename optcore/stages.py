@@ -43,14 +43,14 @@ def perform(task: StageTask, emit: Callable[[AnyEvent], None]) -> dict[str, Any]
 
 def _fetch(run: Run, work: FetchWork, cache: Path) -> None:
     from optcore.architecture import check_architecture, longest_sequence
-    from optcore.calibration.text import check_texts
+    from optcore.calibration.text import Texts
     from optcore.sources import fetch_data, fetch_model
     from optcore.streaming.reader import TensorReader
 
     model = fetch_model(work.model, cache, run.progress)
     check_architecture(model.path)
     data = fetch_data(work.calibration, cache, run.progress)
-    check_texts(model.path, work.calibration, tuple(data.files), longest_sequence(model.path), work.evaluations)
+    Texts(model.path, work.calibration, tuple(data.files)).check(longest_sequence(model.path), work.evaluations)
     config, tensors = json.loads((model.path / "config.json").read_text()), TensorReader(model.path)
     run.results.update(
         source=str(model.path),

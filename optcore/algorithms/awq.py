@@ -2,8 +2,8 @@
 
 The paper compares a layer's outputs on calibration tokens for each candidate. Their squared error is tr(dW H dW^T)
 with H = X^T X / tokens, exactly, so the search costs the same for any number of tokens. The paper's second search, for
-clipping, is the scale search weighted by H that follows (`find_scales(..., "hessian")`): it shrinks each group's scale
-as clipping does, and weighs what is clipped by the inputs it meets.
+clipping, is the scale search that follows (`find_scales`): it shrinks each group's scale as clipping does, and with
+`"hessian"` weighs what is clipped by the inputs it meets.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from optcore.schemes import Scheme
 
 
 def awq_scales(
-    consumers: Sequence[Consumer], scheme: Scheme, dtype: torch.dtype, tie: Tie, method: Method = "hessian"
+    consumers: Sequence[Consumer], scheme: Scheme, dtype: torch.dtype, tie: Tie, method: Method
 ) -> Smoothing:
     """The best ratio of 0, 0.05 .. 1 with and without weight magnitudes; ones where none helps.
 

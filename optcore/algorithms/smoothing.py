@@ -75,7 +75,7 @@ def smoothquant_scales(consumers: Sequence[Consumer], alpha: float) -> torch.Ten
 
 
 def smoothquant_search(
-    consumers: Sequence[Consumer], scheme: Scheme, dtype: torch.dtype, tie: Tie, method: Method = "hessian"
+    consumers: Sequence[Consumer], scheme: Scheme, dtype: torch.dtype, tie: Tie, method: Method
 ) -> Smoothing:
     """SmoothQuant with the alpha of 0, 0.05 .. 1 that has the least expected output error (`alpha: auto`)."""
     family = partial(smoothquant_scales, consumers)
@@ -95,7 +95,7 @@ def search(
     scheme: Scheme,
     dtype: torch.dtype,
     tie: Tie,
-    method: Method = "hessian",
+    method: Method,
 ) -> Smoothing:
     """The member with the least expected error, tied; ones unless it beats them on the whole weights.
 
@@ -132,7 +132,7 @@ def _best_member(family: Family, tie: Tie, error_of: Callable[[torch.Tensor], fl
 
 
 def output_error(
-    consumers: Sequence[Consumer], scale_K: torch.Tensor, scheme: Scheme, dtype: torch.dtype, method: Method = "hessian"
+    consumers: Sequence[Consumer], scale_K: torch.Tensor, scheme: Scheme, dtype: torch.dtype, method: Method
 ) -> float:
     """Expected squared error of the outputs a token, when inputs are divided and weights multiplied by s.
 

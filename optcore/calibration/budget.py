@@ -7,7 +7,6 @@ from optcore.errors import RecipeError
 from optcore.frozen import Frozen
 
 NONE = "none"
-HIGH_PRECISION_bits = 16
 
 
 class Candidate(Frozen):

@@ -13,15 +13,15 @@ import torch
 from torch import nn
 
 from optcore.calibration.assignment import Assignment, all_experts
-from optcore.calibration.budget import NONE, Allocation, Candidate, HIGH_PRECISION_bits, Unit, spend
+from optcore.calibration.budget import NONE, Allocation, Candidate, Unit, spend
 from optcore.calibration.gradients import BackwardPass, OutputGradient
 from optcore.calibration.layer import LayerQuantizer
 from optcore.calibration.sensitivity import Group, HeldOut, InputSample, input_score, weight_score
 from optcore.calibration.statistics import InputStatistics, Observer
 from optcore.calibration.text import Texts
-from optcore.durable import settle
+from optcore.durable import write_settled
 from optcore.errors import BadCheckpoint, RecipeError
-from optcore.schemes import PRESETS
+from optcore.schemes import PRESETS, HIGH_PRECISION_bits
 from optcore.streaming.decoder import Decoder
 from optcore.streaming.groups import fused_groups, probe_state
 from optcore.streaming.match import is_matched
@@ -39,9 +39,7 @@ def choose(run: "Run", technique: "AutoQuantize") -> Allocation:
         return Allocation.model_validate_json(record.read_text())
     allocation = spend(score_units(run, technique), technique.effective_bits)
     record.parent.mkdir(parents=True, exist_ok=True)
-    part = record.with_suffix(".part")
-    part.write_text(allocation.model_dump_json())
-    settle(part, record)
+    write_settled(record, allocation.model_dump_json())
     return allocation
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from optcore.durable import settle
+from optcore.durable import settle, write_settled
 from optcore.quantization import OUTSIDE, QuantizedLayer, layer_file
 
 
@@ -27,9 +27,7 @@ class Journal:
     def write(self, index: int, tensors: dict[str, torch.Tensor], layer: QuantizedLayer) -> None:
         """Make a layer durable: its bytes first, then the record that says they are whole."""
         self._save(tensors, layer_file(index))
-        part = self._record(index).with_suffix(".part")
-        part.write_text(layer.model_dump_json())
-        settle(part, self._record(index))
+        write_settled(self._record(index), layer.model_dump_json())
 
     def write_outside(self, tensors: dict[str, torch.Tensor]) -> None:
         """The file of everything outside the decoder layers."""

@@ -7,8 +7,7 @@ channels n of g_n^2 * E[dy_n^2]; and for a rounded weight W + dW the mean square
 (The layer-wise model of HAWQ-V2, arXiv:1911.03852, with the trace of the Hessian refined by channel.)
 
 Rounded inputs err independently from token to token: their g_n^2 is the plain mean square. Rounded weights err alike on
-alike inputs: theirs is the coherent one. In the first layer, where equal tokens have equal inputs, that is a factor of
-three for q/k/v.
+alike inputs: theirs is the coherent one. They differ most in the first layer, where equal tokens have equal inputs.
 
 Legend: W [N, K], H [K, K], g [N] those squares; `share` is the share of all tokens that reach the layer: 1, or less for
 an expert, whose H and g are those of its own tokens.

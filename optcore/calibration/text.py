@@ -118,16 +118,6 @@ class Texts:
             )
 
 
-def check_texts(
-    model: Path, calibration: Calibration, files: tuple[Path, ...], longest: int, evaluations: Iterable[int] = ()
-) -> None:
-    """Whether text and tokenizer will do, before any hour is spent; `evaluations` are lengths of evaluation windows.
-
-    Raises `DataError` for too little text, `BadCheckpoint` for a tokenizer that does not match the model.
-    """
-    Texts(model, calibration, files).check(longest, evaluations)
-
-
 def frame_of(tokenizer: PreTrainedTokenizerBase) -> Frame:
     """What the tokenizer puts around a text of its own accord; at the end only an encoder's separator counts.
 

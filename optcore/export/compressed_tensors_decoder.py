@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from optcore.export.raw_reader import e2m1
 from optcore.streaming.reader import TensorReader
 
 
@@ -73,7 +74,8 @@ class CompressedDecoder:
         return _times_group(self._tensor(name, "weight").float(), step)
 
     def _fp4(self, name: str, step_NG: torch.Tensor) -> torch.Tensor:
-        values = _fp4(self._tensor(name, "weight_packed").numpy())
+        octets = self._tensor(name, "weight_packed").numpy()
+        values = e2m1(np.stack([octets & 15, octets >> 4], axis=-1).reshape(len(octets), -1))
         return _times_group(torch.from_numpy(values), step_NG)
 
     def _tensor(self, name: str, suffix: str) -> torch.Tensor:
@@ -88,15 +90,6 @@ def _integers(words: np.ndarray, bits: int, columns: int) -> np.ndarray:
     weights = 1 << np.arange(bits)
     codes = (stream.reshape(len(words), columns, bits) * weights).sum(-1)
     values: np.ndarray = codes.astype(np.float32) - 2 ** (bits - 1)
-    return values
-
-
-def _fp4(octets: np.ndarray) -> np.ndarray:
-    """E2M1 by its fields: sign, two exponent bits with bias 1, one mantissa bit; exponent 0 is subnormal."""
-    codes = np.stack([octets & 15, octets >> 4], axis=-1).reshape(len(octets), -1).astype(np.int32)
-    exponent, mantissa = (codes >> 1) & 3, codes & 1
-    magnitude = np.where(exponent == 0, mantissa * 0.5, (1 + mantissa * 0.5) * 2.0 ** (exponent - 1))
-    values: np.ndarray = np.where(codes & 8, -magnitude, magnitude).astype(np.float32)
     return values
 
 

@@ -5,19 +5,17 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from optcore.frozen import Frozen
-from optcore.schemes import PRESETS, SchemeName
+from optcore.schemes import PRESETS, HIGH_PRECISION_bits, SchemeName
 from optcore.techniques.ptq import Ptq, Quantizing
 
 if TYPE_CHECKING:
     from optcore.run import Run
 
-_HIGH_PRECISION_bits = 16
-
 
 class AutoQuantizeFallback(Frozen):
     """What to change when the gate fails."""
 
-    effective_bits: float = Field(gt=0, le=_HIGH_PRECISION_bits)
+    effective_bits: float = Field(gt=0, le=HIGH_PRECISION_bits)
 
 
 class AutoQuantize(Quantizing):
@@ -36,7 +34,7 @@ class AutoQuantize(Quantizing):
         default=("nvfp4", "fp8_dynamic", "none"), min_length=2, max_length=8
     )
     """Formats to choose from; `none` leaves a layer in 16 bits."""
-    effective_bits: float = Field(gt=0, le=_HIGH_PRECISION_bits)
+    effective_bits: float = Field(gt=0, le=HIGH_PRECISION_bits)
     """Most bits a weight, over all linear layers of the decoder: codes and scales, and 16 for a layer that is left
     alone. Embeddings and the head are not counted."""
     cost: Literal["weights", "active"] = "weights"

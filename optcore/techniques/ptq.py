@@ -62,8 +62,9 @@ class Quantizing(Technique):
     """SmoothQuant's migration strength: 0 leaves outliers in the input, 1 moves them into the weights. `auto` searches
     for the least error."""
     propagate: Literal["original", "quantized"] = "quantized"
-    """What later layers are measured on: the original model's hidden states (one forward in all), or those of the
-    layers quantized so far (one more)."""
+    """What later layers are measured on: the original model's hidden states (one forward of each layer), or those of
+    the layers quantized so far (a second one; with an asymmetric target, the default of `gptq`, also a part of the
+    layer for each of its groups, in both models)."""
     activation_search: bool = False
     """Choose NVFP4 and MX activation scales by least squared error instead of the maximum. Only an engine that does so
     at run time computes the figures of the report."""

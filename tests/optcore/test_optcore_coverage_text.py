@@ -9,7 +9,7 @@ import torch
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
-from optcore.calibration.text import Frame, Texts, check_texts, frame_of
+from optcore.calibration.text import Frame, Texts, frame_of
 from optcore.errors import BadCheckpoint, DataError
 from optcore.references import Calibration
 
@@ -54,11 +54,11 @@ def test_a_tokenizer_of_a_larger_vocabulary_is_refused(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "vocab_size": 100}))
     with pytest.raises(BadCheckpoint, match=r"gives token \d+, but the model has embeddings for 100"):
-        check_texts(folder, BUILT_IN, (), longest=1024)
+        Texts(folder, BUILT_IN, ()).check(1024)
 
 
 def test_enough_text_passes(folder: Path) -> None:
-    check_texts(folder, BUILT_IN, (), longest=1024, evaluations=[64])
+    Texts(folder, BUILT_IN, ()).check(1024, [64])
     assert len(Texts(folder, BUILT_IN, ()).evaluation_windows(2, 64, 1024)) == 2
 
 
@@ -72,7 +72,7 @@ def test_too_little_text_says_what_for(text: str, use: str, folder: Path, tmp_pa
     file.write_text(text)
     calibration = Calibration(path=str(file), samples=4, sequence_length=32)
     with pytest.raises(DataError, match=f"left for {use}"):
-        check_texts(folder, calibration, (file,), longest=1024, evaluations=[32])
+        Texts(folder, calibration, (file,)).check(1024, [32])
 
 
 @pytest.mark.parametrize("content", ["", " \n\n"])
@@ -80,7 +80,7 @@ def test_an_empty_calibration_set_is_a_typed_error(content: str, folder: Path, t
     file = tmp_path / "empty.txt"
     file.write_text(content)
     with pytest.raises(DataError, match="no text"):
-        check_texts(folder, Calibration(path=str(file)), (file,), longest=1024)
+        Texts(folder, Calibration(path=str(file)), (file,)).check(1024)
 
 
 @pytest.mark.parametrize("content", ["{}", "[]", "garbage", '{"version": "1.0", "added_tokens": [], "model": {}}'])
