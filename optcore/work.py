@@ -58,13 +58,13 @@ class WorkFolder:
 
     def commit(self, part: Path, record: StageRecord) -> None:
         """Make a stage visible: its record last, its bytes on the disk before its name."""
-        for name in ("scratch", JOURNAL):
-            shutil.rmtree(part / name, ignore_errors=True)
+        shutil.rmtree(part / "scratch", ignore_errors=True)
         record = record.model_copy(update={"files": _facts(part / "files")})
         (part / _RECORD).write_text(record.model_dump_json(indent=2) + "\n")
         stage = self._stages / record.key
         shutil.rmtree(stage, ignore_errors=True)  # a fetch that is looked up again, or one whose files changed
         settle(part, stage)
+        shutil.rmtree(stage / JOURNAL, ignore_errors=True)  # not before: a process killed here goes on with it
 
 
 def _facts(folder: Path) -> dict[str, tuple[int, int]]:

@@ -11,12 +11,12 @@ from optcore.streaming.match import is_matched, time_limit, unmatched
 if TYPE_CHECKING:
     from optcore.techniques.ptq import Ptq
 
-_EXPERT = re.compile(r"\.experts\.\d+\.")
+_EXPERT = re.compile(r"(?<![^.])experts\.\d+\.")
 
 
 def all_experts(name: str) -> str:
     """A module's name with an expert's number replaced by a star: what all experts of a layer have in common."""
-    return _EXPERT.sub(".experts.*.", name)
+    return _EXPERT.sub("experts.*.", name)
 
 
 class Assignment:

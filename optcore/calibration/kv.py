@@ -8,6 +8,15 @@ from optcore.streaming.decoder import Decoder
 from optcore.streaming.groups import linears
 
 
+def no_cache(index: int) -> RecipeError:
+    """For a layer that hands no keys and values to its cache."""
+    return RecipeError(
+        f"layer {index} has no attention whose keys and values could be measured",
+        remedy="leave `kv_cache` out",
+        field="/chain",
+    )
+
+
 def check_kv_cache(decoder: Decoder) -> None:
     """Refuse models whose cache does not hold keys and values."""
     if getattr(decoder.model.config.get_text_config(), "kv_lora_rank", None):
@@ -16,6 +25,8 @@ def check_kv_cache(decoder: Decoder) -> None:
             remedy="leave `kv_cache` out",
             field="/chain",
         )
+    if not any(decoder.has_key_value_cache(index) for index in range(len(decoder))):
+        raise no_cache(0)
 
 
 def attention_name(decoder: Decoder, index: int, layer: nn.Module) -> str:
@@ -23,11 +34,7 @@ def attention_name(decoder: Decoder, index: int, layer: nn.Module) -> str:
     attention = attention_path(layer)
     inside = next((path for path in linears(layer) if attention and path.startswith(f"{attention}.")), None)
     if inside is None:
-        raise RecipeError(
-            f"layer {index} has no attention whose keys and values could be measured",
-            remedy="leave `kv_cache` out",
-            field="/chain",
-        )
+        raise no_cache(index)
     stored = decoder.names.stored_module(f"{decoder.layer_name(index)}.{inside}")
     return stored.removesuffix(inside.removeprefix(attention))
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from optcore.calibration.assignment import Assignment, all_experts, check_groups
 from optcore.calibration.journal import Journal
-from optcore.calibration.kv import attention_name, attention_path, check_kv_cache, named
+from optcore.calibration.kv import attention_name, attention_path, check_kv_cache, named, no_cache
 from optcore.calibration.layer import LayerQuantizer, Quantized
 from optcore.calibration.propagate import Propagation, calibrated
 from optcore.errors import OutOfDisk, RecipeError
@@ -189,6 +189,8 @@ class _Pass:
     def _kv_tensors(self, index: int, layer: nn.Module, cache: ObservingCache | None) -> dict[str, torch.Tensor]:
         if cache is None or self.technique.kv_cache is None or not self.decoder.has_key_value_cache(index):
             return {}
+        if not cache.was_used:
+            raise no_cache(index)
         args = KV_CACHE_PRESETS[self.technique.kv_cache]
         return named(attention_name(self.decoder, index, layer), cache.tensors(args, self.decoder.stored_dtype))
 
@@ -248,7 +250,10 @@ class _Pass:
         matrices = (name for name in reader.names if name.endswith(".weight") and len(reader.shape(name)) == 2)
         linears = (name for index in range(len(self.decoder)) for name in self._paths(index).values())
         found = dict.fromkeys([*(name.removesuffix(".weight") for name in matrices), *linears])  # experts of one tensor
-        return tuple(name for name in found if name not in known)
+        left = [name for name in found if name not in known]
+        own = self.decoder.names.own_modules
+        renamed = [own[name] for name in left if own.get(name, name) != name]  # engines may look for either
+        return (*left, *renamed, *(name for name in self.decoder.tied_linears if name not in found))
 
 
 @contextmanager

@@ -4,7 +4,7 @@ Legend: T tokens, K input channels. A fused group (q/k/v, gate/up) has one input
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 import torch
@@ -112,16 +112,15 @@ class Observer:
             for group, module in self._modules.items()
         ]
         try:
-            yield
-        except _AllSeen:
-            pass
+            with suppress(_AllSeen):
+                yield
         finally:
             for handle in handles:
                 handle.remove()
 
     def _remember(self, group: Group, x: torch.Tensor) -> None:
         if group in self._cross:
-            self._original[group] = x.reshape(-1, x.shape[-1]), self._tokens(group)
+            self._original.setdefault(group, (x.reshape(-1, x.shape[-1]), self._tokens(group)))
 
     def _tokens(self, group: Group) -> torch.Tensor | None:
         """Which tokens an expert's rows are; None for a linear that is given all of them."""
@@ -144,14 +143,14 @@ class Observer:
             accumulate_cross(found.cross_KK, x_TK, self._counterpart(group, x_TK))
 
     def _counterpart(self, group: Group, x_TK: torch.Tensor) -> torch.Tensor:
-        """The original model's inputs of the same tokens. A token that it sent to other experts has none: there the
-        input stands for itself, and asks for no correction."""
+        """The original model's inputs of the same tokens. A token that it sent to other experts has none, nor has
+        another call with something else: there the input stands for itself, and asks for no correction."""
         if group not in self._original:
             return x_TK
         z_TK, theirs_T = self._original[group]
         own_T = self._tokens(group)
         if own_T is None or theirs_T is None:
-            return z_TK
+            return z_TK if z_TK.shape == x_TK.shape else x_TK
         place_T = torch.searchsorted(theirs_T, own_T).clamp(max=len(theirs_T) - 1)
         is_common_T = theirs_T[place_T] == own_T
         return torch.where(is_common_T[:, None], z_TK[place_T], x_TK)

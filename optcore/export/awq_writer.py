@@ -39,7 +39,7 @@ class AwqLayout(HalfScaleLayout):
                 "bits": 4,
                 "group_size": scheme.weights.group_size,
                 "zero_point": True,
-                "modules_to_not_convert": sorted({"lm_head", *self.state.description.ignored}),
+                "modules_to_not_convert": sorted({"lm_head", *self.left_alone}),
             }
         }
 

@@ -1,7 +1,7 @@
 """Tensors and description of a GPTQ checkpoint, version 1."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import torch
 
@@ -9,12 +9,6 @@ from optcore.export.gptq_decoder import decode_gptq
 from optcore.export.half_scale_writer import HalfScaleLayout, pack_words
 from optcore.export.layout_writer import Config
 from optcore.export.raw_reader import Array, RawFiles
-
-_FUSED = {
-    **dict.fromkeys(("q_proj", "k_proj", "v_proj"), "qkv_proj"),
-    **dict.fromkeys(("gate_proj", "up_proj"), "gate_up_proj"),
-}
-"""What vLLM and SGLang call the matrices that they put together, and look up in `dynamic`."""
 
 
 class GptqLayout(HalfScaleLayout):
@@ -39,7 +33,6 @@ class GptqLayout(HalfScaleLayout):
     def config(self, config: Config) -> Config:
         """`quantization_config` with `quant_method: gptq`; layers left alone are named by `dynamic` rules."""
         (scheme,) = self.state.description.schemes
-        ignored = {name for name in self.state.description.ignored if name != "lm_head"}
         return config | {
             "quantization_config": {
                 "quant_method": "gptq",
@@ -50,7 +43,7 @@ class GptqLayout(HalfScaleLayout):
                 "desc_act": False,
                 "lm_head": False,
                 "pack_dtype": "int32",
-                "dynamic": {f"-:^{re.escape(name)}$": {} for name in sorted(ignored | _fused(ignored))},
+                "dynamic": {f"-:^{re.escape(name)}$": {} for name in sorted(self.left_alone - {"lm_head"})},
             }
         }
 
@@ -58,9 +51,3 @@ class GptqLayout(HalfScaleLayout):
     def _bits(self) -> int:
         (scheme,) = self.state.description.schemes
         return scheme.weights.bits
-
-
-def _fused(ignored: Iterable[str]) -> set[str]:
-    """Names of the matrices that engines make of these; all parts of one are ignored, or none."""
-    parts = (name.rpartition(".") for name in ignored)
-    return {f"{parent}.{_FUSED[own]}" for parent, _, own in parts if own in _FUSED}

@@ -1,5 +1,6 @@
 """What AutoAWQ and GPTQ checkpoints share: integer codes in groups, with scales in float16."""
 
+import re
 from typing import NamedTuple
 
 import torch
@@ -10,6 +11,12 @@ from optcore.export.layout_writer import EXACT, Bound, Layout
 
 _HALF_ROUNDING = 2.0**-11
 _HALF_SMALLEST = 2.0**-24
+_EXPERTS = re.compile(r"(?<=\.experts)\.\d+\..*")
+_FUSED = {
+    **dict.fromkeys(("q_proj", "k_proj", "v_proj"), "qkv_proj"),
+    **dict.fromkeys(("gate_proj", "up_proj"), "gate_up_proj"),
+}
+"""What vLLM and SGLang call the matrices that they put together, and look up in `dynamic`."""
 
 
 class Groups(NamedTuple):
@@ -29,6 +36,14 @@ class HalfScaleLayout(Layout):
     Every bfloat16 scale from 2^-17 on is a float16 number too, and then the weight decodes bit for bit. Another one is
     rounded: by at most 2^-11 of itself, or half of float16's smallest step.
     """
+
+    @property
+    def left_alone(self) -> set[str]:
+        """Modules without codes, and what engines make of several: their parts are all left alone, or none is."""
+        names = set(self.state.description.ignored)
+        parts = [name.rpartition(".") for name in names]
+        fused = {f"{parent}.{_FUSED[own]}" for parent, _, own in parts if own in _FUSED}
+        return names | fused | {_EXPERTS.sub("", name) for name in names if _EXPERTS.search(name)}
 
     def groups(self, name: str) -> Groups:
         """Codes, zero points and scales of a linear layer. Raises `RecipeError` when they do not fit the layout."""

@@ -55,6 +55,11 @@ class ObservingCache(EmptyCache):
         self._observe("v", values)
         return keys, values
 
+    @property
+    def was_used(self) -> bool:
+        """Whether a layer handed its keys and values over."""
+        return bool(self._ranges)
+
     def tensors(self, args: QuantArgs, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         """What the format stores for the layer: `k_scale` or `k_global_scale`, `k_bias`, and the same of values."""
         return {

@@ -84,6 +84,14 @@ class Decoder:
         tables = [name for name, module in self.model.named_modules() if isinstance(module, nn.Embedding)]
         return {self.names.stored_module(name) for name in tables if f"{name}.weight" in self.names.stored_name}
 
+    @property
+    def tied_linears(self) -> list[str]:
+        """Linear modules outside the layers without a tensor of their own: a head that is tied to the embeddings."""
+        inside = f"{self._prefix}."
+        outside = {name: module for name, module in self.model.named_modules() if not name.startswith(inside)}
+        names = (name for name, module in outside.items() if isinstance(module, nn.Linear))
+        return [name for name in names if f"{name}.weight" not in self.names.stored_name]
+
     def layer_name(self, index: int) -> str:
         """Module path of a layer, such as `model.layers.3`."""
         return f"{self._prefix}.{index}"
@@ -91,7 +99,10 @@ class Decoder:
     def has_key_value_cache(self, index: int) -> bool:
         """Whether a layer keeps keys and values; hybrid models have layers with a recurrent state instead."""
         kinds = getattr(self.model.config.get_text_config(), "layer_types", None)
-        return self.is_causal and (not kinds or ("attention" in kinds[index] and "linear" not in kinds[index]))
+        if not self.is_causal or not kinds:
+            return self.is_causal
+        kind = kinds[index]  # `hybrid` is attention and a recurrent state side by side
+        return kind == "hybrid" or ("attention" in kind and "linear" not in kind)
 
     def stored_tensors(self, index: int, quantized: Sequence[str] = ()) -> dict[str, torch.Tensor]:
         """A layer's tensors as stored, by name; only within `layer(index, keep_stored=True)`.

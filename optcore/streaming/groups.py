@@ -3,8 +3,6 @@
 q/k/v, gate/up, MLA's q_a/kv_a and every expert's gate/up come out of the same rule, with no list of names.
 """
 
-from typing import Any
-
 import torch
 from torch import nn
 
@@ -39,16 +37,19 @@ def probe_state(decoder: Decoder) -> State:
 
 
 def fused_groups(decoder: Decoder, index: int, layer: nn.Module, probe: State) -> list[list[str]]:
-    """Paths of the layer's linears, those with a common input together, in the order of the layer.
+    """Paths of the layer's linears, siblings with a common input together, in the order of the layer.
 
-    Linears that the layer does not call as modules come last, each alone.
+    Attention and feed-forward side by side (Cohere, Phi) read one input and are not siblings. A linear counts by its
+    first call (DeBERTa's projections have two); one that is never called, whose weight is used in some other way
+    (Mamba's `dt_proj`), is left out: no engine would look for its codes.
     """
-    seen: dict[int, list[str]] = {}
-    kept_alive: list[Any] = []  # so that no address is given out twice while we compare them
+    seen: dict[tuple[int, str], list[str]] = {}
+    first_inputs: dict[str, torch.Tensor] = {}  # kept, so that no address is given out twice while we compare them
 
     def note(name: str, given: torch.Tensor) -> None:
-        kept_alive.append(given)
-        seen.setdefault(id(given), []).append(name)
+        if name not in first_inputs:
+            first_inputs[name] = given
+            seen.setdefault((id(given), name.rpartition(".")[0]), []).append(name)
 
     handles = [
         module.register_forward_pre_hook(lambda _, args, name=name: note(name, args[0]))
@@ -57,8 +58,8 @@ def fused_groups(decoder: Decoder, index: int, layer: nn.Module, probe: State) -
     decoder.forward(index, layer, probe)
     for name, module in layer.named_modules():
         if isinstance(module, Expert) and not any(f"{name}.up_proj" in names for names in seen.values()):
-            module(torch.zeros(1, module.up_proj.in_features, dtype=decoder.dtype, device=decoder.device))
+            weight = module.up_proj.weight  # the layer may be a float32 copy of what the decoder runs
+            module(torch.zeros(1, weight.shape[1], dtype=weight.dtype, device=weight.device))
     for handle in handles:
         handle.remove()
-    reached = {name for names in seen.values() for name in names}
-    return list(seen.values()) + [[name] for name in linears(layer) if name not in reached]
+    return list(seen.values())

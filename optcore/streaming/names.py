@@ -60,6 +60,13 @@ class NameMap:
         """The checkpoint's name of a linear layer: where its scales go."""
         return self.stored_name[f"{module}.weight"].removesuffix(".weight")
 
+    @property
+    def own_modules(self) -> dict[str, str]:
+        """The model's name of each linear layer by the checkpoint's, experts aside."""
+        own_names = (name for name in self.stored_name if name.endswith(".weight") and ".experts." not in name)
+        modules = (name.removesuffix(".weight") for name in own_names)
+        return {self.stored_module(module): module for module in modules}
+
     def _add(self, stored: str) -> None:
         if any(rule.rename_source_key(stored)[1] for rule in self._unknown):
             return  # its values would have to be rearranged in a way that we do not know

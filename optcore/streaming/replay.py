@@ -62,8 +62,15 @@ class Recording:
         with self._multiplied(outputs, inputs):
             return _first_tensor(self.layer.get_submodule(path)(*call.args, **call.kwargs))
 
-    def replayed_input(self, consumer: str, path: str, outputs: Factors) -> torch.Tensor:
-        """What a module is given when `path`, which holds it, is replayed."""
+    def around(self, first: str, second: str) -> str:
+        """Path of the smallest module that holds both and is called, which a list of modules is not."""
+        path = common_ancestor(first, second)
+        while path not in self.calls:
+            path = path.rpartition(".")[0]
+        return path
+
+    def replayed_input(self, consumer: str, path: str, outputs: Factors) -> torch.Tensor | None:
+        """What a module is given when `path`, which holds it, is replayed; None where it is not called then."""
         given: list[torch.Tensor] = []
         module = self.layer.get_submodule(consumer)
         handle = module.register_forward_pre_hook(lambda _, args: given.append(args[0]))
@@ -71,7 +78,7 @@ class Recording:
             self.replay(path, outputs)
         finally:
             handle.remove()
-        return given[-1]
+        return given[-1] if given else None
 
     @contextmanager
     def _multiplied(self, outputs: Factors, inputs: Factors) -> Iterator[None]:
@@ -115,11 +122,12 @@ def common_ancestor(first: str, second: str) -> str:
 
 
 def has_rows_of(x: torch.Tensor | None, source: torch.Tensor) -> bool:
-    """Whether every row of `x` [.., K] is a row of `source` [.., K], bit for bit."""
+    """Whether every row of `x` [.., K] is a row of `source` [.., K], bit for bit; rows of zeros say nothing."""
     if x is None or not x.numel() or x.shape[-1] != source.shape[-1]:
         return False
-    rows, sources = x.reshape(-1, 1, x.shape[-1]), source.reshape(1, -1, x.shape[-1])
-    return bool((rows == sources).all(-1).any(-1).all())
+    rows, sources = x.reshape(-1, x.shape[-1]), source.reshape(1, -1, x.shape[-1])
+    rows = rows[rows.any(-1)]
+    return len(rows) > 0 and bool((rows[:, None] == sources).all(-1).any(-1).all())
 
 
 def _scaled_output(factor_N: torch.Tensor) -> Any:

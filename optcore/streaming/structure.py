@@ -211,13 +211,17 @@ def _selections(
 
 def _rows(recording: Recording, producer: str, group: tuple[str, ...], selected_N: torch.Tensor) -> torch.Tensor | None:
     """The producer's row behind each of the group's inputs, or None where they do not follow it one by one."""
-    ancestor, chosen = common_ancestor(producer, group[0]), selected_N.nonzero().squeeze(1)
+    ancestor, chosen = recording.around(producer, group[0]), selected_N.nonzero().squeeze(1)
     given = recording.calls[group[0]].input
     assert given is not None
     factors = _LARGE * _random_scales(len(chosen))
     factor_N = torch.ones(len(selected_N)).index_copy(0, chosen, factors)
     moved = recording.replayed_input(group[0], ancestor, {producer: factor_N.to(given.device)})
+    if moved is None or moved.shape != given.shape:  # an expert that is given other tokens now
+        return None
     before, after = (x.reshape(-1, x.shape[-1]).double().cpu() for x in (given, moved))
+    if not (before.isfinite().all() and after.isfinite().all()):
+        return None
     energy_K = before.square().sum(0)
     ratio_K = (before * after).sum(0) / energy_K
     if not torch.allclose(after, before * ratio_K.nan_to_num(), rtol=_LEFT, atol=_LEFT * float(after.std())):
@@ -243,7 +247,7 @@ def _holds(recording: Recording, fold: Fold) -> bool:
     """
     ancestor, readers = fold.producer, (*fold.consumers, *fold.routers)
     for path in readers:
-        ancestor = common_ancestor(ancestor, path)
+        ancestor = recording.around(ancestor, path)
     device = recording.probe.hidden_BTH.device
     s_K = fold.tie(_random_scales(len(fold.rows_K), seed=1)).to(device)
     outputs = {fold.producer: 1 / fold.per_row(s_K, recording.calls[fold.producer].output.shape[-1])}
