@@ -49,10 +49,21 @@ def test_mx_steps_are_the_smallest_power_of_two_that_does_not_clip(bits: int, ex
     blocks, rounded = (
         values.unflatten(-1, (-1, 32)) for values in (x, _dynamic(x, 32, None, bits, exponent_bits, 8, 8))
     )
-    step = torch.exp2((blocks.abs().amax(-1, keepdim=True) / most).clamp(min=2.0**-126).log2().ceil())
-    assert ((rounded - blocks).abs() <= step * most / 6).all()
-    assert ((rounded / step).abs() <= most).all()
+    powers = torch.exp2(torch.arange(-126.0, 10))
+    step = powers[torch.searchsorted(powers * most, blocks.abs().amax(-1, keepdim=True))]  # the first that reaches it
+    x_in_steps, in_steps = blocks / step, rounded / step  # exactly: a step is a power of two
+    assert (in_steps.abs() <= most).all()
+    whole = in_steps / _spacing(in_steps, bits, exponent_bits)
+    assert torch.equal(whole, whole.round())  # on the grid
+    assert ((in_steps - x_in_steps).abs() <= _spacing(x_in_steps, bits, exponent_bits) / 2).all()  # and the nearest
     assert torch.equal(rounded[3, 0], torch.zeros(32))
+
+
+def _spacing(values: torch.Tensor, bits: int, exponent_bits: int) -> torch.Tensor:
+    """Distance of the floating-point numbers around each value: OCP Microscaling Formats v1.0, 5.3."""
+    smallest_exponent = 2 - 2 ** (exponent_bits - 1)  # below it numbers are subnormal, at the same distance
+    exponent = torch.frexp(values).exponent - 1
+    return torch.exp2(exponent.clamp(min=smallest_exponent) - (bits - 1 - exponent_bits))
 
 
 def test_nvfp4_agrees_with_modelopts_own_export() -> None:

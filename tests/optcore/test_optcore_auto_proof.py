@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fixtures.exporting import run_of
 from torch.nn.functional import kl_div, log_softmax
 from transformers import AutoModelForCausalLM
 
@@ -25,9 +26,7 @@ BUDGETS = (4.5, 5.0, 6.0)
 
 
 def run_on(model: Path, folder: Path, checkpoint: Path | None = None) -> Run:
-    (folder / "out").mkdir(parents=True)
-    paths = folder / "out", folder / "scratch"
-    return Run("stage", checkpoint or model, model, *paths, CALIBRATION, (), lambda event: None, folder / "journal")
+    return run_of(model, checkpoint or model, folder / "out", calibration=CALIBRATION)
 
 
 @pytest.mark.proof

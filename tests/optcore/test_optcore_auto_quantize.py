@@ -4,13 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fixtures.exporting import described, run_of
 from fixtures.tiny_models import MakeModel
 from pydantic import ValidationError
 
 from optcore.calibration.budget import Allocation, Candidate, Unit, spend
 from optcore.calibration.candidates import choose, score_units
 from optcore.errors import RecipeError
-from optcore.quantization import load_quantization
 from optcore.references import Calibration
 from optcore.run import Run
 from optcore.techniques import AutoQuantize, Gate
@@ -19,19 +19,8 @@ FAST: dict[str, Any] = {"rounding": "nearest", "scale_search": "max", "smoothing
 
 
 def run_on(model: Path, folder: Path) -> Run:
-    (folder / "out").mkdir(parents=True)
     calibration = Calibration(dataset="python-stdlib", samples=4, sequence_length=64)
-    return Run(
-        "1-auto_quantize",
-        model,
-        model,
-        folder / "out",
-        folder / "scratch",
-        calibration,
-        (),
-        lambda event: None,
-        folder / "journal",
-    )
+    return run_of(model, model, folder / "out", calibration=calibration)
 
 
 def test_the_formats_that_engines_fuse_are_one_unit(tiny_model: MakeModel, tmp_path: Path) -> None:
@@ -102,8 +91,7 @@ def test_the_checkpoint_holds_what_was_chosen(tiny_model: MakeModel, tmp_path: P
     allocation = Allocation.model_validate(run.results["allocation"])
     assert 5 < allocation.bits <= 6
     assert allocation.predicted_kl == pytest.approx(sum(choice.score for choice in allocation.choices))
-    description = load_quantization(run.out)
-    assert description is not None
+    description = described(run.out)
     chosen = {name: linear.scheme for name, linear in description.linears.items()}
     assert chosen == {name: scheme for name, scheme in allocation.assignment.items() if scheme}
     assert len(set(chosen.values())) == 2

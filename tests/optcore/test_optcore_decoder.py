@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fixtures.exporting import streamed_logits
 from fixtures.tiny_models import ENCODERS, EXTRAS, MakeModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
@@ -23,7 +24,7 @@ def test_logits_equal_transformers(family: str, tiny_model: MakeModel) -> None:
     reference = auto.from_pretrained(folder, dtype=torch.float32)
     with torch.no_grad():
         expected = reference(tokens_BT).logits
-    torch.testing.assert_close(stream(Decoder(folder), tokens_BT), expected, rtol=1e-5, atol=2e-5)
+    torch.testing.assert_close(streamed_logits(Decoder(folder), tokens_BT), expected, rtol=1e-5, atol=2e-5)
 
 
 def test_only_one_layer_is_in_memory(tiny_model: MakeModel) -> None:
@@ -60,8 +61,8 @@ def test_a_checkpoint_of_the_base_model_is_read(tiny_model: MakeModel, tmp_path:
     folder = _copy(tiny_model("Qwen2"), tmp_path)
     tensors = load_file(folder / "model.safetensors")
     save_file({name.removeprefix("model."): tensor for name, tensor in tensors.items()}, folder / "model.safetensors")
-    tokens_BT = torch.arange(12)[None]
-    assert torch.equal(stream(Decoder(folder), tokens_BT), stream(Decoder(tiny_model("Qwen2")), tokens_BT))
+    renamed, whole = (streamed_logits(Decoder(path), torch.arange(12)[None]) for path in (folder, tiny_model("Qwen2")))
+    assert torch.equal(renamed, whole)
     assert Decoder(folder).names.stored_module("model.layers.1.mlp.up_proj") == "layers.1.mlp.up_proj"
 
 
@@ -104,19 +105,11 @@ def test_a_cut_file_is_a_bad_checkpoint(tiny_model: MakeModel, tmp_path: Path) -
         Decoder(folder)
 
 
-def test_an_encoder_is_refused(tmp_path: Path) -> None:
+def test_an_unknown_architecture_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "no-such-model"}')
     save_file({"x": torch.zeros(1)}, tmp_path / "model.safetensors")
     with pytest.raises(UnknownArchitecture, match="no-such-model"):
         Decoder(tmp_path)
-
-
-def stream(decoder: Decoder, tokens_BT: torch.Tensor) -> torch.Tensor:
-    state = decoder.embed(tokens_BT)
-    for index in range(len(decoder)):
-        with decoder.layer(index) as layer:
-            state = decoder.forward(index, layer, state)
-    return decoder.logits(state)
 
 
 def _groups(folder: Path) -> list[list[str]]:

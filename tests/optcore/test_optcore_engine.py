@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -15,9 +16,11 @@ import yaml
 from fixtures.tiny_models import MakeModel
 from transformers import AutoModelForCausalLM
 
-from optcore.events import AnyEvent, RunFailed, RunFinished, StageFinished, StageStarted, parse_event
+from optcore.events import AnyEvent, Notice, RunFailed, RunFinished, StageFinished, StageStarted, parse_event
+from optcore.export.raw_reader import RawFiles
 from optcore.recipe import load_recipe
 from optcore.report import Report
+from optcore.schemes import PRESETS
 
 pytestmark = pytest.mark.timeout(600)
 Document = dict[str, Any]
@@ -144,18 +147,30 @@ def test_kill_in_any_stage_then_run_again(engine: Engine, stdlib_model: Path) ->
 
 
 def test_a_missed_gate_falls_back(engine: Engine, stdlib_model: Path) -> None:
-    gate = {"metric": "kl", "max": 1e-9, "on_fail": "fallback"}
-    chain = [{"technique": "ptq", "scheme": "int4", "gate": gate, "fallback": [{"scheme": "int8"}]}]
-    events = engine.run(recipe(stdlib_model, chain=chain))
+    """A bound that no format meets, then one between both divergences: the first that meets it ends the list."""
+    started, events = _gated(engine, stdlib_model, 1e-9, "int8")
     assert isinstance(events[-1], RunFailed)
-    assert events[-1].failure.kind == "quality_gate"
+    assert events[-1].failure.kind == "quality_gate", events[-1]
     assert "1-ptq-fallback1" in events[-1].failure.message
-    chain[0]["gate"] = {**gate, "max": 0.01}
-    chain[0]["scheme"] = "nvfp4"
-    chain[0]["fallback"] = [{"scheme": "int8"}]
-    wide = engine.run(recipe(stdlib_model, chain=[{**chain[0], "gate": {**gate, "max": 100.0}}]))
-    assert isinstance(wide[-1], RunFinished)
-    assert not any("fallback" in event.stage for event in wide if isinstance(event, StageStarted))
+    assert started == ["1-ptq", "1-ptq-fallback1"]
+    started, events = _gated(engine, stdlib_model, 0.03, "int8", "fp8")
+    assert isinstance(events[-1], RunFinished), events[-1]
+    assert started == ["1-ptq", "1-ptq-fallback1"]
+    report = Report.model_validate_json((engine.out / "report.json").read_text())
+    assert (report.schemes, report.scheme) == (("int8",), PRESETS["int8"].title)
+    assert RawFiles(engine.out).dtype("model.layers.0.mlp.up_proj.weight") == "I8"  # INT4 would be packed words
+
+
+def _gated(engine: Engine, model: Path, bound: float, *fallback: str) -> tuple[list[str], list[AnyEvent]]:
+    """A run of INT4 with a gate: the quantizations that it started, and its events."""
+    gate = {"metric": "kl", "max": bound, "on_fail": "fallback"}
+    quick = {"technique": "ptq", "rounding": "nearest", "smoothing": "none"}
+    chain = [{**quick, "scheme": "int4", "gate": gate, "fallback": [{"scheme": scheme} for scheme in fallback]}]
+    events = engine.run(recipe(model, chain=chain))
+    for said in (event.message for event in events if isinstance(event, Notice)):
+        print(said)
+    names = [event.stage for event in events if isinstance(event, StageStarted)]
+    return [name for name in names if re.fullmatch(r"1-ptq(-fallback\d)?", name)], events
 
 
 @pytest.mark.parametrize(("family", "scheme"), [("Qwen3", "fp8"), ("Mistral", "nvfp4"), ("Mixtral", "fp8_dynamic")])

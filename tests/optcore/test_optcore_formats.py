@@ -10,6 +10,7 @@ import pytest
 import torch
 from compressed_tensors.compressors.base import BaseCompressor
 from compressed_tensors.quantization import QuantizationConfig
+from fixtures.exporting import run_of, simulated_logits
 from fixtures.tiny_models import MakeModel
 from transformers import AutoModelForCausalLM
 
@@ -20,9 +21,7 @@ from optcore.export import CompressedTensors
 from optcore.export.compressed_tensors_decoder import CompressedDecoder
 from optcore.references import Calibration
 from optcore.report import Measurement
-from optcore.run import Run
 from optcore.schemes import PRESETS
-from optcore.streaming.decoder import Decoder
 from optcore.streaming.reader import TensorReader
 from optcore.streaming.simulate import Simulation
 from optcore.techniques import Ptq
@@ -48,7 +47,9 @@ SCHEMES = [
 """One of each kind; the proofs run them all."""
 BF16_NOISE = 8e-3
 """Computing this model in bfloat16 costs about this much by itself, more than 8-bit weights do."""
-PLAIN = {"rounding": "nearest", "scale_search": "max", "smoothing": "none"}
+SEARCHED = {"rounding": "nearest", "scale_search": "mse", "smoothing": "none"}
+"""Nothing but the scales differs from `PLAIN`."""
+PLAIN = {**SEARCHED, "scale_search": "max"}
 KV_CACHE = {"fp8_dynamic": "fp8", "nvfp4_w4a16": "fp8"}  # with and without activations of their own
 
 
@@ -64,14 +65,14 @@ Make = Callable[..., Quantized]
 
 @pytest.fixture(scope="module")
 def quantized(tmp_path_factory: pytest.TempPathFactory, stdlib_model: Path) -> Make:
-    made: dict[tuple[str, bool], Quantized] = {}
+    made: dict[str, Quantized] = {}
 
-    def make(scheme: str, plain: bool = False) -> Quantized:
-        if (scheme, plain) not in made:
-            settings = PLAIN if plain else {}
+    def make(scheme: str, **settings: str) -> Quantized:
+        key = f"{scheme} {sorted(settings.items())}"
+        if key not in made:
             technique = Ptq.model_validate({"scheme": scheme, "kv_cache": KV_CACHE.get(scheme), **settings})
-            made[scheme, plain] = _quantize(technique, stdlib_model, tmp_path_factory.mktemp(scheme))
-        return made[scheme, plain]
+            made[key] = _quantize(technique, stdlib_model, tmp_path_factory.mktemp(scheme))
+        return made[key]
 
     return make
 
@@ -93,7 +94,7 @@ def test_transformers_loads_it_and_computes_what_we_simulated(
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
     assert not info["mismatched_keys"]
-    simulated = _simulated_logits(checkpoint, text_BT)
+    simulated = simulated_logits(checkpoint, text_BT)
     with torch.no_grad():
         in_bfloat16 = model(text_BT).logits.float()
         decoder = CompressedDecoder(export)
@@ -114,7 +115,7 @@ def test_transformers_loads_it_and_computes_what_we_simulated(
 @pytest.mark.parametrize("scheme", ["fp8", "fp8_dynamic", "int8", "int4", "nvfp4", "nvfp4_w4a16"])
 def test_every_byte_is_what_compressed_tensors_writes(scheme: str, quantized: Make, stdlib_model: Path) -> None:
     """Its own compressor, fed our max-calibrated scales and the model's weights in float32."""
-    export = quantized(scheme, plain=True).export
+    export = quantized(scheme, **PLAIN).export
     written, source = TensorReader(export), TensorReader(stdlib_model)
     config = QuantizationConfig.model_validate(json.loads((export / "config.json").read_text())["quantization_config"])
     oracle = BaseCompressor.get_value_from_registry(config.format)
@@ -138,8 +139,8 @@ def test_every_byte_is_what_compressed_tensors_writes(scheme: str, quantized: Ma
 @pytest.mark.proof
 @pytest.mark.parametrize("scheme", ["int4", "nvfp4", "nvfp4_w4a16"])
 def test_scale_search_lowers_kl(scheme: str, quantized: Make, stdlib_model: Path, tmp_path: Path) -> None:
-    """The table of the report: the same format by max scales and by search, against the source."""
-    kl = _measure(quantized(scheme), stdlib_model, tmp_path)["mean_kl"]
+    """The table of the report: the same format, rounded to nearest by max scales and by searched ones."""
+    kl = _measure(quantized(scheme, **SEARCHED), stdlib_model, tmp_path / "measured")["mean_kl"]
     print(f"{scheme}: KL {kl.baseline:.5f} by max, {kl.result:.5f} by search, ratio {kl.result / kl.baseline:.3f}")
     assert 0 < kl.result < kl.baseline
 
@@ -147,7 +148,7 @@ def test_scale_search_lowers_kl(scheme: str, quantized: Make, stdlib_model: Path
 def test_the_baseline_is_what_max_scales_give(quantized: Make, stdlib_model: Path, tmp_path: Path) -> None:
     """The report's `max scales` column is a real quantization: quantizing with `max` gives its figure."""
     searched = _measure(quantized("int4"), stdlib_model, tmp_path / "searched")["mean_kl"]
-    plain = _measure(quantized("int4", plain=True), stdlib_model, tmp_path / "plain")["mean_kl"]
+    plain = _measure(quantized("int4", **PLAIN), stdlib_model, tmp_path / "plain")["mean_kl"]
     assert plain.baseline is None
     assert searched.baseline == pytest.approx(plain.result, rel=1e-6)
 
@@ -219,27 +220,11 @@ def test_routers_and_the_head_are_named_as_ignored(tiny_model: MakeModel, tmp_pa
 
 def _quantize(technique: Ptq, model: Path, folder: Path) -> Quantized:
     made = Quantized(folder / "checkpoint", folder / "export")
-    for part in made:
-        part.mkdir(parents=True)
-    technique.apply(_run(model, model, made.checkpoint))
-    CompressedTensors().write(_run(model, made.checkpoint, made.export))
+    technique.apply(run_of(model, model, made.checkpoint, calibration=CALIBRATION))
+    CompressedTensors().write(run_of(model, made.checkpoint, made.export, calibration=CALIBRATION))
     return made
 
 
-def _measure(made: Quantized, model: Path, scratch: Path) -> dict[str, Measurement]:
-    rows = Fidelity(samples=8, sequence_length=256).measure(_run(model, made.checkpoint, scratch))
-    return {row.name: row for row in rows}
-
-
-def _run(model: Path, checkpoint: Path, out: Path) -> Run:
-    scratch = out.parent / "scratch"
-    return Run("stage", checkpoint, model, out, scratch, CALIBRATION, (), lambda event: None)
-
-
-def _simulated_logits(checkpoint: Path, tokens_BT: torch.Tensor) -> torch.Tensor:
-    decoder, simulation = Decoder(checkpoint), Simulation(checkpoint)
-    state = decoder.embed(tokens_BT)
-    for index in range(len(decoder)):
-        with decoder.layer(index) as layer, simulation.applied(decoder, index, layer):
-            state = decoder.forward(index, layer, state, simulation.cache(index))
-    return decoder.logits(state)
+def _measure(made: Quantized, model: Path, out: Path) -> dict[str, Measurement]:
+    run = run_of(model, made.checkpoint, out, calibration=CALIBRATION)
+    return {row.name: row for row in Fidelity(samples=8, sequence_length=256).measure(run)}

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from fixtures.exporting import described, export, run_of
 from fixtures.tiny_models import EXTRAS, SIZES, MakeModel
 from safetensors.torch import load_file, save_file
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
@@ -23,7 +24,7 @@ from optcore.coverage import coverage
 from optcore.errors import BadCheckpoint, OutOfDisk, RecipeError
 from optcore.events import Progress, RunFailed, RunFinished, parse_event
 from optcore.export import CompressedTensors
-from optcore.quantization import Quantization, also_folder, load_quantization
+from optcore.quantization import also_folder
 from optcore.references import Calibration
 from optcore.run import Run
 from optcore.streaming.quantized import QuantizedCheckpoint
@@ -35,37 +36,17 @@ pytestmark = pytest.mark.timeout(600)
 CALIBRATION = Calibration(dataset="python-stdlib", samples=4, sequence_length=64)
 
 
-def quantized(model: Path, folder: Path, technique: Ptq, journal: Path | None = None) -> tuple[Path, Run]:
+def quantized(model: Path, folder: Path, technique: Ptq) -> tuple[Path, Run]:
     """Apply a technique as its stage would; the checkpoint and the stage's context."""
     torch.set_num_threads(1)
-    out = folder / "checkpoint"
-    out.mkdir(parents=True, exist_ok=True)
-    run = Run(
-        "1-ptq",
-        model,
-        model,
-        out,
-        folder / "scratch",
-        CALIBRATION,
-        (),
-        lambda event: None,
-        journal or folder / "journal",
-    )
+    run = run_of(model, model, folder / "checkpoint", calibration=CALIBRATION)
     technique.apply(run)
-    return out, run
+    return run.out, run
 
 
 def exported(checkpoint: Path, model: Path, folder: Path) -> Path:
-    out = folder / "export"
-    out.mkdir()
-    CompressedTensors().write(Run("2-export", checkpoint, model, out, folder, CALIBRATION, (), lambda event: None))
-    return out
-
-
-def described(checkpoint: Path) -> Quantization:
-    description = load_quantization(checkpoint)
-    assert description
-    return description
+    export(CompressedTensors(), checkpoint, folder / "export", model)
+    return folder / "export"
 
 
 @pytest.mark.parametrize("family", ["Llama", "Qwen3Moe", "Gemma2"])

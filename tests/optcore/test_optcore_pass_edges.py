@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from fixtures.exporting import export, plain, run_of
+from fixtures.exporting import described, export, plain, run_of
 from fixtures.tiny_models import EXTRAS, SIZES, MakeModel
 from safetensors.torch import load_file
 from torch import nn
@@ -15,7 +15,6 @@ from optcore.calibration.statistics import Observer
 from optcore.coverage import coverage
 from optcore.errors import OutOfDisk, RecipeError
 from optcore.export import CompressedTensors, Dense
-from optcore.quantization import Quantization, load_quantization
 from optcore.streaming.decoder import Decoder
 from optcore.streaming.experts import Experts
 from optcore.streaming.groups import probe_state
@@ -31,12 +30,6 @@ def quantized(model: Path, out: Path, scheme: str, **more: Any) -> Path:
     torch.set_num_threads(1)
     Ptq.model_validate({"scheme": scheme, **more}).apply(run_of(model, model, out))
     return out
-
-
-def described(checkpoint: Path) -> Quantization:
-    description = load_quantization(checkpoint)
-    assert description
-    return description
 
 
 def test_outlier_columns_meet_the_weight_that_their_input_is_for(stdlib_model: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fixtures.exporting import run_of
 from torch.nn.functional import kl_div, log_softmax
 from transformers import AutoModelForCausalLM
 
@@ -13,7 +14,6 @@ from optcore.calibration.sensitivity import HeldOut, InputSample, input_score, w
 from optcore.calibration.statistics import Observer
 from optcore.calibration.text import Texts
 from optcore.references import Calibration
-from optcore.run import Run
 from optcore.streaming.quantized import QuantizedCheckpoint
 from optcore.techniques import AutoQuantize
 
@@ -21,7 +21,9 @@ CALIBRATION = Calibration(dataset="python-stdlib", samples=16, sequence_length=2
 
 
 def test_scores_are_means_over_tokens() -> None:
-    x_TK, change_NK, g_N = torch.randn(50, 8), torch.randn(6, 8), torch.rand(6)
+    generator = _generator()
+    x_TK, change_NK = torch.randn(50, 8, generator=generator), torch.randn(6, 8, generator=generator)
+    g_N = torch.rand(6, generator=generator)
     gram_KK = x_TK.T @ x_TK / 50
     expected = 0.5 * 0.25 * ((x_TK @ change_NK.T).square() * g_N).sum(1).mean()
     assert weight_score(g_N, 0.25, change_NK, gram_KK) == pytest.approx(float(expected), rel=1e-5)
@@ -45,7 +47,7 @@ def test_a_sample_is_spread_over_all_tokens() -> None:
 def test_what_is_held_out_is_not_in_the_rest() -> None:
     layer = torch.nn.Sequential(torch.nn.Linear(3, 2))
     observer, held_out = Observer(layer, [["0"]], gram=True), HeldOut(layer, [["0"]])
-    batches = torch.randn(3, 8, 3)
+    batches = torch.randn(3, 8, 3, generator=_generator())
     with observer.measuring():
         for batch in batches:
             layer(batch)
@@ -61,7 +63,7 @@ def test_few_tokens_judge_themselves() -> None:
     layer = torch.nn.Sequential(torch.nn.Linear(3, 2))
     observer, held_out = Observer(layer, [["0"]], gram=True), HeldOut(layer, [["0"]])
     with observer.measuring():
-        layer(torch.randn(3, 3))
+        layer(torch.randn(3, 3, generator=_generator()))
     rest, judge_KK = held_out.parted(observer.finished())[("0",)]
     assert rest.tokens == 3
     assert judge_KK is rest.gram_KK
@@ -78,20 +80,10 @@ def test_scores_rank_the_true_divergence(scheme: str, rounding: str, stdlib_mode
     """One unit at a time is rounded in the whole model in memory; its KL on held-out text is set against its score."""
     settings = {"rounding": rounding, "smoothing": "none", "propagate": "original"}
     technique = AutoQuantize.model_validate({"candidates": (scheme, "none"), "effective_bits": 16, **settings})
-    run = Run(
-        "stage",
-        stdlib_model,
-        stdlib_model,
-        tmp_path,
-        tmp_path / "s",
-        CALIBRATION,
-        (),
-        lambda event: None,
-        tmp_path / "j",
-    )
+    run = run_of(stdlib_model, stdlib_model, tmp_path / "out", calibration=CALIBRATION)
     units = score_units(run, technique)
     quantize_checkpoint(run, technique.quantizing)
-    rounded = QuantizedCheckpoint(tmp_path)
+    rounded = QuantizedCheckpoint(run.out)
     model = AutoModelForCausalLM.from_pretrained(stdlib_model, dtype=torch.float32).eval()
     tokens_BT = Texts(stdlib_model, CALIBRATION, ()).evaluation_windows(8, 256, 1024)
     with torch.no_grad():
@@ -113,6 +105,10 @@ def test_scores_rank_the_true_divergence(scheme: str, rounding: str, stdlib_mode
     print(f"true divergences to {sum(true):.5f} nats/token")
     assert found >= 0.8
     assert 0.5 < sum(scores) / sum(true) < 2
+
+
+def _generator() -> torch.Generator:
+    return torch.Generator().manual_seed(2)
 
 
 def rank_correlation(a: list[float], b: list[float]) -> float:
