@@ -5,10 +5,13 @@ Legend: states are [B, H, T, D]: batch, key-value heads, tokens, head dimension.
 | --- | --- |
 | fp8, fp8_head | one scale a tensor [1] or a head [H], measured |
 | nvfp4 | an E4M3 scale for 16 of D, made at run time; one float32 divisor [1] of these, measured |
-| nvfp4_affine | the same of the states less a bias [1, H, 1, D], the middle of each channel's measured range |
+| nvfp4_affine | the same of the states less a bias [1, H, 1, D], each channel's measured mean |
 | int8 | a scale a token and head, made at run time |
 | int4 | a scale and a zero point for 32 of D, made at run time |
 """
+
+from dataclasses import dataclass
+from typing import Self
 
 import torch
 
@@ -17,15 +20,34 @@ from optcore.algorithms.hadamard import hadamard
 from optcore.schemes import QuantArgs
 
 
-def measured_tensors(
-    low_HD: torch.Tensor, high_HD: torch.Tensor, args: QuantArgs, dtype: torch.dtype
-) -> dict[str, torch.Tensor]:
-    """What a format stores, from measured ranges of channels: `scale` or (NVFP4's divisor) `global_scale`; `bias`."""
+@dataclass
+class ChannelStatistics:
+    """What was seen of each channel of keys or values."""
+
+    low_HD: torch.Tensor
+    high_HD: torch.Tensor
+    sum_HD: torch.Tensor
+    tokens: int
+
+    @classmethod
+    def of(cls, states_BHTD: torch.Tensor) -> Self:
+        """Of one batch, on the CPU."""
+        states = states_BHTD.float()
+        low_HD, high_HD, sum_HD = (measure(states, dim=(0, 2)).cpu() for measure in (torch.amin, torch.amax, torch.sum))
+        return cls(low_HD, high_HD, sum_HD, states.shape[0] * states.shape[2])
+
+    def __add__(self, other: Self) -> Self:
+        low_HD, high_HD = torch.minimum(self.low_HD, other.low_HD), torch.maximum(self.high_HD, other.high_HD)
+        return type(self)(low_HD, high_HD, self.sum_HD + other.sum_HD, self.tokens + other.tokens)
+
+
+def measured_tensors(seen: ChannelStatistics, args: QuantArgs, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """What a format stores: `scale` or (NVFP4's divisor) `global_scale`; `bias`."""
     if args.dynamic and args.strategy != "tensor_group":
         return {}
-    tensors = {}
-    if not args.symmetric:
-        bias = ((low_HD + high_HD) / 2).to(dtype)
+    tensors, low_HD, high_HD = {}, seen.low_HD, seen.high_HD
+    if not args.symmetric:  # a floating grid is finest near its zero, which is where most values should be
+        bias = (seen.sum_HD / seen.tokens).to(dtype)
         tensors["bias"] = bias[None, :, None, :]
         low_HD, high_HD = low_HD - bias.float(), high_HD - bias.float()
     amax_H = torch.maximum(-low_HD, high_HD).amax(1).clamp(min=0)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import torch
 
-from optcore.algorithms.kv_cache import fake_quantize_states, measured_tensors, rotated
+from optcore.algorithms.kv_cache import ChannelStatistics, fake_quantize_states, measured_tensors, rotated
 from optcore.schemes import QuantArgs
 
 KeysAndValues = tuple[torch.Tensor, torch.Tensor]
@@ -43,11 +43,11 @@ class EmptyCache:
 
 
 class ObservingCache(EmptyCache):
-    """Remembers the range of every channel of keys and values; of keys as `rotate` would have them stored."""
+    """Remembers range and mean of every channel of keys and values; of keys as `rotate` would have them stored."""
 
     def __init__(self, *, rotate: bool = False) -> None:
         self.rotate = rotate
-        self._ranges: dict[str, KeysAndValues] = {}
+        self._seen: dict[str, ChannelStatistics] = {}
 
     def update(self, keys: torch.Tensor, values: torch.Tensor, layer: int, *_: object, **__: object) -> KeysAndValues:
         """What attention calls; returns its input."""
@@ -58,23 +58,19 @@ class ObservingCache(EmptyCache):
     @property
     def was_used(self) -> bool:
         """Whether a layer handed its keys and values over."""
-        return bool(self._ranges)
+        return bool(self._seen)
 
     def tensors(self, args: QuantArgs, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         """What the format stores for the layer: `k_scale` or `k_global_scale`, `k_bias`, and the same of values."""
         return {
             f"{kind}_{name}": tensor
-            for kind, (low_HD, high_HD) in self._ranges.items()
-            for name, tensor in measured_tensors(low_HD, high_HD, args, dtype).items()
+            for kind, seen in self._seen.items()
+            for name, tensor in measured_tensors(seen, args, dtype).items()
         }
 
     def _observe(self, kind: str, states_BHTD: torch.Tensor) -> None:
-        low_HD, high_HD = (end.float().cpu() for end in states_BHTD.aminmax(dim=2))
-        low_HD, high_HD = low_HD.amin(0), high_HD.amax(0)
-        if kind in self._ranges:
-            low_HD = torch.minimum(low_HD, self._ranges[kind][0])
-            high_HD = torch.maximum(high_HD, self._ranges[kind][1])
-        self._ranges[kind] = low_HD, high_HD
+        found = ChannelStatistics.of(states_BHTD)
+        self._seen[kind] = self._seen[kind] + found if kind in self._seen else found
 
 
 class RoundingCache(EmptyCache):

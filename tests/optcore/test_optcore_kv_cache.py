@@ -57,9 +57,8 @@ def _nvfp4(x: torch.Tensor, amax: torch.Tensor) -> torch.Tensor:
 
 
 def _affine(x: torch.Tensor) -> torch.Tensor:
-    low, high = x.amin((0, 2), keepdim=True), x.amax((0, 2), keepdim=True)
-    bias = (low + high) / 2
-    return _nvfp4(x - bias, (high - low).amax() / 2) + bias
+    bias = x.mean((0, 2), keepdim=True).float().double()  # as it is stored
+    return _nvfp4(x - bias, (x - bias).abs().amax()) + bias
 
 
 def _int8(x: torch.Tensor) -> torch.Tensor:
