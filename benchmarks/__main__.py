@@ -1,10 +1,11 @@
-"""`python -m benchmarks [formats | ptq]`: every benchmark prints the table that `docs/performance.md` holds."""
+"""`python -m benchmarks [steps | gptq | ptq]`: every benchmark prints a table that `docs/performance.md` holds."""
 
 import argparse
 from pathlib import Path
 
-from benchmarks.formats import compare_formats
+from benchmarks.gptq_update import compare_gptq_updates
 from benchmarks.ptq import compare_quantizers
+from benchmarks.steps import compare_steps
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -12,14 +13,16 @@ ROOT = Path(__file__).resolve().parents[1]
 def main() -> None:
     """Run the benchmark that was named."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("which", nargs="?", choices=("formats", "ptq"), default="formats")
+    parser.add_argument("which", nargs="?", choices=("steps", "gptq", "ptq"), default="steps")
     parser.add_argument("--model", type=Path, default=ROOT / "models" / "stdlib-5m")
     parser.add_argument("--only", nargs="+", default=(), help="ptq: formats or quantizers, such as nvfp4 ours")
     parser.add_argument("--again", action="store_true", help="ptq: measure anew what an earlier run has kept")
     parser.add_argument("--print", action="store_true", help="ptq: print what is kept and run nothing")
     given = parser.parse_args()
-    if given.which == "formats":
-        compare_formats(given.model)
+    if given.which == "steps":
+        compare_steps(given.model)
+    elif given.which == "gptq":
+        compare_gptq_updates()
     else:
         compare_quantizers(given.model, given.only, again=given.again, run=not given.print)
 
