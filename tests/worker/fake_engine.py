@@ -3,6 +3,7 @@
 Finished stages are remembered below `--work/stages`, as the real engine does.
 """
 
+import fcntl
 import hashlib
 import json
 import os
@@ -52,6 +53,13 @@ def run(recipe: dict, wishes: dict, work: Path, out: Path) -> None:
 def do_stage(stage: str, recipe: dict, wishes: dict, work: Path) -> None:
     key = hashlib.sha256(f"{stage}{recipe['seed']}".encode()).hexdigest()
     done = work / "stages" / key
+    done.parent.mkdir(parents=True, exist_ok=True)
+    with done.with_suffix(".lock").open("w") as lock:  # a second engine waits and finds it done, as with the real one
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        do_locked(stage, key, done, wishes)
+
+
+def do_locked(stage: str, key: str, done: Path, wishes: dict) -> None:
     if done.exists():
         return say("stage_finished", stage=stage, key=key, cached=True, seconds=0.0, peak_memory_bytes=0)
     say("stage_started", stage=stage, key=key)
@@ -59,7 +67,6 @@ def do_stage(stage: str, recipe: dict, wishes: dict, work: Path) -> None:
     print(f"working on {stage}", file=sys.stderr, flush=True)
     if stage == "1-ptq":
         misbehave(stage, wishes)
-    done.parent.mkdir(parents=True, exist_ok=True)
     with (done.parent / "runs.log").open("a") as runs:
         runs.write(f"{stage}\n")
     done.touch()
