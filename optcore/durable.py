@@ -7,9 +7,9 @@ from pathlib import Path
 def settle(part: Path, path: Path) -> None:
     """Rename a finished file or folder: its bytes reach the disk before the name, and the name before we go on."""
     for file in (part, *part.rglob("*")):
-        _flush(file)
+        flush(file)
     part.rename(path)
-    _flush(path.parent)
+    flush(path.parent)
 
 
 def write_settled(path: Path, text: str) -> None:
@@ -19,7 +19,8 @@ def write_settled(path: Path, text: str) -> None:
     settle(part, path)
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Wait until a file's bytes, or a folder's names, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -2,12 +2,12 @@
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from api.store.artifacts import ArtifactFile
+from optcore.durable import flush
 from optcore.errors import OptError
 
 MANIFEST = "manifest.json"
@@ -42,9 +42,9 @@ def collect(folder: Path) -> FinishedArtifact:
     for file in files:
         _settle(folder, file)
     own = ArtifactFile(MANIFEST, len(text), hashlib.sha256(text).hexdigest())
-    _flush(folder / MANIFEST)
+    flush(folder / MANIFEST)
     for place in (*(path for path in folder.rglob("*") if path.is_dir()), folder, folder.parent):
-        _flush(place)  # a file's name is on the disk when its folder is
+        flush(place)  # a file's name is on the disk when its folder is
     return FinishedArtifact(digest, (*(file for file in files if file.path != MANIFEST), own))
 
 
@@ -70,12 +70,4 @@ def _settle(folder: Path, file: ArtifactFile) -> None:
         raise BadArtifact(f"{MANIFEST} lists {file.path!r}, which leaves the output folder")
     if (size := path.stat().st_size) != file.bytes:
         raise BadArtifact(f"{file.path} has {size} bytes, {MANIFEST} says {file.bytes}")
-    _flush(path)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    flush(path)

@@ -66,6 +66,6 @@ def test_a_manifest_that_is_none_is_refused(folder: Path, text: str) -> None:
 
 def test_folders_within_are_made_durable_too(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flushed: list[Path] = []
-    monkeypatch.setattr("worker.artifact._flush", flushed.append)
+    monkeypatch.setattr("worker.artifact.flush", flushed.append)
     collect(_manifest(folder, _file("sub/a.txt", 1)))
     assert {folder / "sub", folder / "sub" / "a.txt", folder, folder.parent} <= set(flushed)
