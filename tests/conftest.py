@@ -1,6 +1,7 @@
 """What every test has: a quiet environment and the fixtures of `tests/fixtures`."""
 
 import os
+import signal
 import tempfile
 from pathlib import Path
 
@@ -22,6 +23,9 @@ for _name in (
     "ALL_PROXY",
 ):
     os.environ.pop(_name, None)
+
+# A shell that starts us in the background has us ignore it, and our children would too, whose end by it is tested.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 pytest_plugins = [
     "fixtures.servers",
