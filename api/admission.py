@@ -14,10 +14,10 @@ from optcore.plan import check
 from optcore.recipe import Recipe
 
 
-def admit(session: Session, settings: Settings, owner_id: str, recipe: Recipe) -> Recipe:
+def admit(session: Session, settings: Settings, project_id: str, recipe: Recipe) -> Recipe:
     """The recipe with local paths made absolute, symbolic links resolved. Raises `Invalid` or `OptError`."""
     check(recipe)
-    if recipe.publish and not credentials.known(session, owner_id, recipe.publish.credential):
+    if recipe.publish and not credentials.known(session, project_id, recipe.publish.credential):
         name = recipe.publish.credential
         raise _refused(
             "credential_unknown",

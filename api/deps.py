@@ -1,16 +1,18 @@
 """What routes ask for, by type."""
 
 from collections.abc import Iterator
-from typing import Annotated
+from typing import Annotated, cast
 
-from fastapi import Depends, Header, Query, Request
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi import Depends, Header, Query, Request, Security
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer, SecurityScopes
 from sqlalchemy.orm import Session
 
 from api import auth
+from api.auth import Caller
 from api.listener import Listener
 from api.settings import Settings
 from api.store.session import Sessions
+from lathe.models import Scope
 
 _bearer = HTTPBearer(auto_error=False, description="An API key, `lk_...`.")
 
@@ -42,16 +44,29 @@ def session(make: Annotated[Sessions, Depends(sessions)]) -> Iterator[Session]:
 def caller(
     make: Annotated[Sessions, Depends(sessions)],
     credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
-) -> str:
-    """The owner that the request's API key speaks for."""
-    return auth.owner_of(make, credentials.credentials if credentials else None)
+    security: SecurityScopes,
+) -> Caller:
+    """Who calls, with a key that has the scopes that the route names. Raises `Unauthorized` and `Forbidden`."""
+    known = auth.caller_of(make, credentials.credentials if credentials else None)
+    for scope in security.scopes:
+        known.require(cast("Scope", scope))
+    return known
 
 
 SettingsDep = Annotated[Settings, Depends(settings)]
 SessionsDep = Annotated[Sessions, Depends(sessions)]
 SessionDep = Annotated[Session, Depends(session, scope="function")]
 ListenerDep = Annotated[Listener, Depends(listener)]
-CallerDep = Annotated[str, Depends(caller)]
+JobReader = Annotated[Caller, Security(caller, scopes=["jobs:read"])]
+JobWriter = Annotated[Caller, Security(caller, scopes=["jobs:write"])]
+WebhookReader = Annotated[Caller, Security(caller, scopes=["webhooks:read"])]
+WebhookWriter = Annotated[Caller, Security(caller, scopes=["webhooks:write"])]
+CredentialReader = Annotated[Caller, Security(caller, scopes=["credentials:read"])]
+CredentialWriter = Annotated[Caller, Security(caller, scopes=["credentials:write"])]
+KeyReader = Annotated[Caller, Security(caller, scopes=["keys:read"])]
+KeyWriter = Annotated[Caller, Security(caller, scopes=["keys:write"])]
+AuditReader = Annotated[Caller, Security(caller, scopes=["audit:read"])]
+AnyCaller = Annotated[Caller, Security(caller)]
 LimitDep = Annotated[int, Query(ge=1, le=100, description="Rows of a page.")]
 AfterDep = Annotated[str | None, Query(max_length=200, description="`last_id` of the page before.")]
 IdempotencyKeyDep = Annotated[

@@ -2,6 +2,7 @@
 
     ServiceError
     ├── Unauthorized            401  no API key, or one that we do not know
+    ├── Forbidden               403  the key does not allow it
     ├── NotFound                404  absent, or another tenant's: the same answer
     ├── Conflict                409  the job's state forbids it
     │   └── Fenced              409  a newer claim owns the job: stop, write nothing
@@ -40,6 +41,14 @@ class Unauthorized(ServiceError):
     status = 401
     code = "unauthorized"
     title = "Not authenticated"
+
+
+class Forbidden(ServiceError):
+    """The API key does not allow it."""
+
+    status = 403
+    code = "forbidden"
+    title = "Not allowed"
 
 
 class NotFound(ServiceError):

@@ -37,7 +37,7 @@ class Once:
 
     session: Session
     vault: Vault
-    owner_id: str
+    project_id: str
     route: str
     key: str | None
 
@@ -45,11 +45,11 @@ class Once:
         """The stored answer, else the one that `make` gives. Raises `IdempotencyMismatch` for another document."""
         if self.key is None:
             return make().response()
-        place = f"answer/{self.owner_id}/{self.route}/{self.key}"
-        stored = idempotency.begin(self.session, self.owner_id, self.route, self.key, digest_of(document))
+        place = f"answer/{self.project_id}/{self.route}/{self.key}"
+        stored = idempotency.begin(self.session, self.project_id, self.route, self.key, digest_of(document))
         if stored is not None:
             return Answer.model_validate_json(self.vault.open(stored, place)).response(replayed=True)
         made = make()
         sealed = self.vault.seal(made.model_dump_json(), place)
-        idempotency.store(self.session, self.owner_id, self.route, self.key, sealed)
+        idempotency.store(self.session, self.project_id, self.route, self.key, sealed)
         return made.response()

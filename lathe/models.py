@@ -1,7 +1,7 @@
 """The wire: what the API answers and the SDK reads. One definition; `api` imports it, so there is no second schema."""
 
 from datetime import datetime
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -9,10 +9,24 @@ from optcore.errors import Failure
 from optcore.events import Phase
 from optcore.recipe import Recipe
 
-JobStatus = Literal["queued", "running", "cancelling", "succeeded", "failed", "cancelled"]
+JobStatus = Literal["queued", "running", "pausing", "paused", "cancelling", "succeeded", "failed", "cancelled"]
 StageStatus = Literal["pending", "running", "succeeded", "cached", "failed", "cancelled"]
 PublishStatus = Literal["not_requested", "pending", "uploading", "published", "failed"]
 WebhookEventType = Literal["job.succeeded", "job.failed", "job.cancelled", "publish.succeeded", "publish.failed"]
+
+Scope = Literal[
+    "jobs:read",
+    "jobs:write",
+    "webhooks:read",
+    "webhooks:write",
+    "credentials:read",
+    "credentials:write",
+    "keys:read",
+    "keys:write",
+    "audit:read",
+]
+SCOPES: tuple[Scope, ...] = get_args(Scope)
+"""What an API key may be allowed: reading or changing one kind of thing."""
 
 TERMINAL: frozenset[JobStatus] = frozenset({"succeeded", "failed", "cancelled"})
 

@@ -11,7 +11,7 @@ from optcore.errors import RecipeError
 from optcore.evaluate import AnyEvaluator, Fidelity, Throughput
 from optcore.export import AnyExport, CompressedTensors
 from optcore.frozen import Frozen, canonical_json, digest_of, tags
-from optcore.references import Calibration, Label, ModelRef, Publish
+from optcore.references import Calibration, Hardware, Label, Limits, ModelRef, Publish
 from optcore.techniques import AnyTechnique
 from optcore.yaml_text import read_document
 
@@ -37,6 +37,10 @@ class Recipe(Frozen):
     evaluate: tuple[AnyEvaluator, ...] = Field(default=(Fidelity(), Throughput()), max_length=8)
     """What to measure before and after."""
     publish: Publish | None = None
+    hardware: Hardware = Hardware()
+    limits: Limits = Limits()
+    priority: int = Field(default=0, ge=-10, le=10)
+    """Among the jobs that wait, higher ones are run first."""
     metadata: dict[Label, Annotated[str, StringConstraints(max_length=500)]] = Field(default={}, max_length=32)
     """Free labels, for the user's own bookkeeping."""
     seed: int = Field(default=0, ge=0, lt=2**31)

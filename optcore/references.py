@@ -1,6 +1,6 @@
 """What a recipe refers to outside of it: a model, a data set, a place to publish."""
 
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
@@ -52,6 +52,31 @@ class Calibration(Frozen):
     """Windows of text."""
     sequence_length: int = Field(default=2048, ge=2, le=131_072)
     """Tokens a window; cut to what the model can hold."""
+
+
+class Hardware(Frozen):
+    """What a worker must have to run the job. The engine ignores it: the service chooses the worker."""
+
+    device: Literal["any", "cuda", "cpu"] = "any"
+    gpu_kind: Annotated[str, StringConstraints(min_length=1, max_length=100)] | None = None
+    """Part of the GPU's name, such as `H200`; case does not matter."""
+    gpu_memory_gib: float | None = Field(default=None, gt=0, le=4096)
+    """Memory that each GPU must have."""
+
+    @model_validator(mode="after")
+    def _a_gpu_is_no_cpu(self) -> Self:
+        if self.device == "cpu" and (self.gpu_kind or self.gpu_memory_gib):
+            raise ValueError("a job for `cpu` cannot ask for a GPU: leave out gpu_kind and gpu_memory_gib")
+        return self
+
+
+class Limits(Frozen):
+    """How long a job may take. The engine ignores them: the service counts. Without them, nothing ends it."""
+
+    max_run_seconds: int | None = Field(default=None, ge=1, le=10**8)
+    """In workers' hands, over all attempts; waiting is not counted."""
+    max_queue_seconds: int | None = Field(default=None, ge=1, le=10**8)
+    """In the queue, each time that the job waits."""
 
 
 class Publish(Frozen):

@@ -11,7 +11,7 @@ from celery import Celery, Task
 from celery.signals import setup_logging, worker_process_init, worker_ready, worker_shutting_down
 
 from worker import drain
-from worker.conf import assert_safe, configuration
+from worker.conf import ENGINE_QUEUE, assert_safe, configuration
 from worker.context import settings
 from worker.logs import configure
 from worker.presence import announce_presence
@@ -35,8 +35,13 @@ def _configure_logging(**_: object) -> None:
     configure(settings().log_level)
 
 
-def _start_presence(**_: object) -> None:
-    announce_presence()
+def _start_threads(**_: object) -> None:
+    runs_engines = ENGINE_QUEUE in app.amqp.queues.consume_from
+    announce_presence(runs_engines=runs_engines)
+    if runs_engines:
+        from worker.poller import watch_the_queue  # it knows the work, which the application must not load
+
+        watch_the_queue()
 
 
 def _check(**_: object) -> None:
@@ -49,6 +54,6 @@ def _drain(**_: object) -> None:
 
 
 setup_logging.connect(_configure_logging)
-worker_process_init.connect(_start_presence)
+worker_process_init.connect(_start_threads)
 worker_ready.connect(_check)
 worker_shutting_down.connect(_drain)

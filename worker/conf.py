@@ -10,7 +10,8 @@ from celery import Celery
 VISIBILITY_seconds = 3600
 """Guards only the moment between delivery and the early ack. Redis wants the same number in three places."""
 
-QUEUES = {"run_job": "gpu", "publish": "cpu", "deliver_webhook": "cpu"}
+ENGINE_QUEUE = "gpu"
+QUEUES = {"run_job": ENGINE_QUEUE, "publish": "cpu", "deliver_webhook": "cpu"}
 """Topics of the outbox, which are the names of the tasks, and the queue of each."""
 
 

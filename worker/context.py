@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from functools import cache
 
 from api.store.session import Sessions, make_engine, make_sessions
+from api.store.workers import Capacity
+from worker.capacity import capacity
 from worker.settings import WorkerSettings
 
 
@@ -18,7 +20,7 @@ class Context:
     sessions: Sessions
     worker_id: str
     """Names a process, not a host: after a restart it is another one, so an old claim is never mistaken for ours."""
-    host: str
+    capacity: Capacity
 
 
 @cache
@@ -30,10 +32,9 @@ def settings() -> WorkerSettings:
 @cache
 def context() -> Context:
     """This process's context. A connection must not cross a fork: never call it in a process that forks later."""
-    host = socket.gethostname()
     return Context(
         settings=settings(),
         sessions=make_sessions(make_engine(settings().database_url)),
-        worker_id=f"{host}:{os.getpid()}:{secrets.token_hex(3)}",
-        host=host,
+        worker_id=f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}",
+        capacity=capacity(),
     )

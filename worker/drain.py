@@ -14,6 +14,11 @@ def begin() -> None:
     _draining.set()
 
 
+def wait(seconds: float) -> bool:
+    """Sleep, but not through a drain; whether there is one."""
+    return _draining.wait(seconds)
+
+
 def is_on() -> bool:
     """Whether this worker takes no new job."""
     return _draining.is_set()

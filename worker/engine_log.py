@@ -17,12 +17,14 @@ class EngineLog:
     Use as a context: leaving it closes the file.
     """
 
-    def __init__(self, path: Path, *, limit_bytes: int, secrets: Sequence[str] = ()) -> None:
+    def __init__(self, path: Path, *, limit_bytes: int, news_limit_bytes: int = 0, secrets: Sequence[str] = ()) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch(mode=0o600)
         self._file = path.open("ab")
         self._room_bytes = limit_bytes - self._file.tell()
         self._dropped_bytes = 0
+        self._news: list[str] = []
+        self._news_room = news_limit_bytes
         self._tail: deque[str] = deque(maxlen=TAIL_LINES)
         self._secrets = tuple(secret for secret in secrets if secret)
         self._lock = threading.Lock()
@@ -35,12 +37,27 @@ class EngineLog:
         data = text.encode() + b"\n"
         with self._lock:
             self._tail.append(text)
+            self._report(text)
             if len(data) <= self._room_bytes and not self._file.closed:
                 self._room_bytes -= len(data)
                 self._file.write(data)
                 self._file.flush()
             else:
                 self._dropped_bytes += len(data)
+
+    def take_news(self) -> str:
+        """The lines since the last call, as long as they are within the limit for an attempt."""
+        with self._lock:
+            news, self._news = self._news, []
+        return "".join(news)
+
+    def _report(self, text: str) -> None:
+        if self._news_room <= 0:
+            return
+        self._news_room -= len(text) + 1
+        self._news.append(f"{text}\n".replace("\0", "\ufffd"))
+        if self._news_room <= 0:
+            self._news.append("[the rest is in the log file on the worker]\n")
 
     def tail(self, lines: int = 5, limit_chars: int = 1500) -> str:
         """The last lines that are not empty."""

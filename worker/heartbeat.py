@@ -1,4 +1,4 @@
-"""Keeps a lease alive from a thread of its own, and carries orders back: cancel, or stop because it is not ours."""
+"""Keeps a lease alive from a thread of its own, and carries orders back: pause, cancel, stop, it is not ours."""
 
 import logging
 import threading
@@ -27,16 +27,20 @@ class Order(IntEnum):
 
     RELEASE = 1
     """The worker is draining: give the job back."""
-    CANCEL = 2
-    """The owner asked for it."""
-    ABANDON = 3
+    PAUSE = 2
+    """The owner wants it set aside."""
+    TIME_OUT = 3
+    """The run has used up the time that its recipe allows."""
+    CANCEL = 4
+    """The owner wants it ended."""
+    ABANDON = 5
     """The job is not ours any more: stop at once, write nothing."""
 
 
 class Heartbeat:
     """Calls `renew` every period until left, and measures the silence since the last success."""
 
-    def __init__(self, renew: Callable[[], bool], *, period_seconds: float, inbox: Inbox) -> None:
+    def __init__(self, renew: Callable[[], Order | None], *, period_seconds: float, inbox: Inbox) -> None:
         self._renew = renew
         self._period_seconds = period_seconds
         self._inbox = inbox
@@ -63,7 +67,7 @@ class Heartbeat:
         while not self._over.wait(self._period_seconds):
             started = time.monotonic()
             try:
-                cancel = self._renew()
+                order = self._renew()
             except Fenced:
                 self._inbox.put(Order.ABANDON)
                 return
@@ -71,5 +75,5 @@ class Heartbeat:
                 log.warning("lease not renewed for %.0f s: %s", self.silence_seconds, type(error).__name__)
                 continue
             self._renewed = started
-            if cancel:
-                self._inbox.put(Order.CANCEL)
+            if order is not None:
+                self._inbox.put(order)

@@ -4,6 +4,7 @@ import logging
 import threading
 
 from api.store import workers
+from api.store.workers import Capacity
 from worker import drain
 from worker.context import context
 from worker.heartbeat import UNREACHABLE
@@ -11,18 +12,19 @@ from worker.heartbeat import UNREACHABLE
 log = logging.getLogger(__name__)
 
 
-def announce_presence() -> None:
+def announce_presence(*, runs_engines: bool) -> None:
     """Start a thread that beats for as long as the process lives."""
-    threading.Thread(name="presence", target=_beat, daemon=True).start()
+    threading.Thread(name="presence", target=_beat, args=(runs_engines,), daemon=True).start()
 
 
-def _beat() -> None:
+def _beat(runs_engines: bool) -> None:
     here = context()
+    offered = here.capacity if runs_engines else Capacity(here.capacity.host)
     pause = threading.Event()
     while True:
         try:
             with here.sessions.begin() as session:
-                workers.beat(session, here.worker_id, here.host, draining=drain.is_on())
+                workers.beat(session, here.worker_id, offered, draining=drain.is_on())
         except UNREACHABLE as error:
             log.warning("presence not written: %s", type(error).__name__)
         pause.wait(here.settings.renew_seconds)

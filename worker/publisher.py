@@ -43,10 +43,9 @@ def publish(job_id: str, context: Context) -> None:
 
 
 def _push(claim: lifecycle.PublishClaim, context: Context) -> None:
-    def renew() -> bool:
+    def renew() -> None:
         with context.sessions.begin() as session:
             lifecycle.renew_publish(session, claim)
-        return False
 
     inbox: Inbox = Inbox()
     with Heartbeat(renew, period_seconds=RENEW_seconds, inbox=inbox):
@@ -68,7 +67,7 @@ def _push(claim: lifecycle.PublishClaim, context: Context) -> None:
 
 
 def _upload(claim: lifecycle.PublishClaim, context: Context) -> hub.PublishedCommit:
-    wanted = Publish.model_validate(claim.recipe["publish"])
+    wanted = Publish.model_validate(claim.publish_to)
     with context.sessions() as session:
         token = _token(session, claim, context, wanted)
     folder = context.settings.artifacts_dir / claim.job_id / str(claim.artifact_epoch)
@@ -83,7 +82,7 @@ def _require_the_artifact(folder: Path, claim: lifecycle.PublishClaim) -> None:
 
 
 def _token(session: Session, claim: lifecycle.PublishClaim, context: Context, wanted: Publish) -> str:
-    token = credentials.token(session, context.settings.vault, claim.owner_id, wanted.credential)
+    token = credentials.token(session, context.settings.vault, claim.project_id, wanted.credential)
     if token is None:
         raise NoCredential(
             f"there is no Hub credential named {wanted.credential!r}",

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, assert_never
@@ -31,14 +32,27 @@ AGAIN_seconds = 1.0
 LOOK_seconds = 0.25
 
 
-def run_job(job_id: str, context: Context) -> None:
-    """Take the job if it can be taken, and see this attempt to its end. A late or doubled call does nothing."""
-    with context.sessions.begin() as session:
-        claim = lifecycle.claim(session, job_id, context.worker_id)
-    if claim is None:
-        log.info("nothing to claim for %s", job_id)
-        return
-    _Attempt(claim, context).run()
+_busy = threading.Lock()
+
+
+def run_next(context: Context) -> bool:
+    """Take the job that is first in line, and see this attempt to its end; False when there is none for us.
+
+    One at a time in a process: a call while another is at work does nothing. The job that it was about stays queued.
+    """
+    if not _busy.acquire(blocking=False):
+        log.info("busy: what is queued stays so")
+        return False
+    try:
+        with context.sessions.begin() as session:
+            claim = lifecycle.claim_next(session, context.capacity, context.worker_id)
+        if claim is None:
+            log.info("nothing to claim")
+            return False
+        _Attempt(claim, context).run()
+        return True
+    finally:
+        _busy.release()
 
 
 class _Attempt:
@@ -51,9 +65,15 @@ class _Attempt:
         self._inbox: Inbox = Inbox()
         self._out = self._settings.artifacts_dir / claim.job_id / str(claim.epoch)
         self._folder = self._settings.attempt_dir(claim.job_id, claim.epoch)
-        self._work = self._settings.work_dir(claim.owner_id)
+        self._work = self._settings.work_dir(claim.project_id)
         self._heartbeat = Heartbeat(self._renew, period_seconds=self._settings.renew_seconds, inbox=self._inbox)
-        self._supervisor = Supervisor(self._settings, inbox=self._inbox, heartbeat=self._heartbeat, record=self._record)
+        self._supervisor = Supervisor(
+            self._settings,
+            inbox=self._inbox,
+            heartbeat=self._heartbeat,
+            record=self._record,
+            record_log=self._record_log,
+        )
 
     def run(self) -> None:
         log.info("attempt %d of %s begins, epoch %d", self._claim.attempt, self._claim.job_id, self._claim.epoch)
@@ -88,7 +108,10 @@ class _Attempt:
         token = self._hub_token()
         self._make_folders()
         with EngineLog(
-            self._folder / "engine.log", limit_bytes=self._settings.log_limit_bytes, secrets=[token or ""]
+            self._folder / "engine.log",
+            limit_bytes=self._settings.log_limit_bytes,
+            news_limit_bytes=self._settings.log_stored_bytes,
+            secrets=[token or ""],
         ) as engine_log:
             if _needs_fetch(recipe):
                 ending = self._step("fetch", recipe, self._rooted(fetch_environment(token)), engine_log)
@@ -118,7 +141,7 @@ class _Attempt:
         publish = self._claim.recipe.get("publish") or {}
         with self._context.sessions() as session:
             return credentials.token(
-                session, self._settings.vault, self._claim.owner_id, publish.get("credential", "default")
+                session, self._settings.vault, self._claim.project_id, publish.get("credential", "default")
             )
 
     def _settle(self, ending: Ending) -> None:
@@ -132,6 +155,10 @@ class _Attempt:
                 self._insist(lambda session: lifecycle.fail(session, claim, failure))
             case Order.CANCEL:
                 self._insist(lambda session: lifecycle.cancelled(session, claim))
+            case Order.TIME_OUT:
+                self._insist(lambda session: lifecycle.out_of_time(session, claim))
+            case Order.PAUSE:
+                self._insist(lambda session: lifecycle.paused(session, claim))
             case Order.RELEASE:
                 self._insist(lambda session: lifecycle.release(session, claim))
             case Order.ABANDON:
@@ -164,13 +191,22 @@ class _Attempt:
             time.sleep(AGAIN_seconds)
         log.error("gave up on the database: another attempt finishes %s", self._claim.job_id)
 
-    def _renew(self) -> bool:
+    def _renew(self) -> Order | None:
         with self._context.sessions.begin() as session:
-            return lifecycle.renew(session, self._claim).cancel_requested
+            renewal = lifecycle.renew(session, self._claim)
+        if renewal.cancel_requested:
+            return Order.CANCEL
+        if renewal.out_of_time:
+            return Order.TIME_OUT
+        return Order.PAUSE if renewal.pause_requested else None
 
     def _record(self, events: Sequence[AnyEvent]) -> None:
         with self._context.sessions.begin() as session:
             lifecycle.record(session, self._claim, events)
+
+    def _record_log(self, text: str) -> None:
+        with self._context.sessions.begin() as session:
+            lifecycle.record_log(session, self._claim, text)
 
 
 def _needs_fetch(recipe: dict[str, Any]) -> bool:

@@ -38,8 +38,12 @@ class WorkerSettings(Settings):
     """Events are written in batches, so often."""
     log_limit_bytes: int = Field(default=50 * 1024 * 1024, gt=0)
     """Largest engine log of an attempt."""
+    log_stored_bytes: int = Field(default=4 * 1024 * 1024, ge=0)
+    """How much of an attempt's log is kept in the database, where its owner can read it."""
     relay_poll_seconds: float = Field(default=1, gt=0)
     """How long an outbox message can lie when its notification was lost."""
+    watchdog_seconds: float = Field(default=15, gt=0)
+    """How often an idle worker looks for queued jobs itself, in case the broker lost the message."""
     reconcile_seconds: float = Field(default=10, gt=0)
     """Time between two rounds of the reconciler."""
     lease_amnesty_seconds: float = Field(default=60, ge=0)
@@ -49,12 +53,12 @@ class WorkerSettings(Settings):
     webhook_timeout_seconds: float = Field(default=20, gt=0)
     """A receiver's time for a complete answer."""
 
-    def work_dir(self, owner_id: str) -> Path:
+    def work_dir(self, project_id: str) -> Path:
         """The engine's content-addressed cache, shared by an owner's jobs on this host.
 
         Never by two owners: a cached download needs no credential, so it would open one's private models to the other.
         """
-        return self.data_dir / "work" / hashlib.sha256(owner_id.encode()).hexdigest()[:16]
+        return self.data_dir / "work" / hashlib.sha256(project_id.encode()).hexdigest()[:16]
 
     def attempt_dir(self, job_id: str, epoch: int) -> Path:
         """Where the recipe and the log of one attempt lie."""

@@ -45,13 +45,26 @@ Ending = Completed | Failed | Order
 
 
 class Supervisor:
-    """Runs engine processes one after another for one claim. `record` writes events under the claim's fence."""
+    """Runs engine processes one after another for one claim.
 
-    def __init__(self, settings: WorkerSettings, *, inbox: Inbox, heartbeat: Heartbeat, record: Record) -> None:
+    `record` writes events, and `record_log` what the engine wrote on standard error, under the claim's fence.
+    """
+
+    def __init__(
+        self,
+        settings: WorkerSettings,
+        *,
+        inbox: Inbox,
+        heartbeat: Heartbeat,
+        record: Record,
+        record_log: Callable[[str], None],
+    ) -> None:
         self._settings = settings
         self._inbox = inbox
         self._heartbeat = heartbeat
         self._record = record
+        self._record_log = record_log
+        self._unwritten_log = ""
         self._journal = Journal()
         self._order: Order | None = None
         self._kill_at: float | None = None
@@ -86,9 +99,10 @@ class Supervisor:
                 case Order() as order:
                     self._obey(order, process)
                 case Exited(returncode):
-                    self._flush()
+                    self._flush(engine_log)
                     return self._ending(returncode, said, engine_log)
-            self._flush_if_due()
+            if time.monotonic() >= self._flush_at:
+                self._flush(engine_log)
             self._enforce(process)
 
     @property
@@ -114,6 +128,8 @@ class Supervisor:
         grace = {
             Order.ABANDON: 0.0,
             Order.CANCEL: self._settings.cancel_grace_seconds,
+            Order.TIME_OUT: self._settings.cancel_grace_seconds,
+            Order.PAUSE: self._settings.cancel_grace_seconds,
             Order.RELEASE: self._settings.drain_grace_seconds,
         }[order]
         log.info("order %s", order.name)
@@ -126,23 +142,24 @@ class Supervisor:
         if self._kill_at is not None and time.monotonic() >= self._kill_at:
             process.kill()
 
-    def _flush_if_due(self) -> None:
-        if time.monotonic() >= self._flush_at:
-            self._flush()
-
-    def _flush(self) -> None:
+    def _flush(self, engine_log: EngineLog) -> None:
+        """Write what is new, as far as the database takes it; the rest waits for the next time."""
         self._flush_at = time.monotonic() + self._settings.flush_seconds
-        while len(self._journal) and self._order is not Order.ABANDON and not self.is_isolated:
-            batch = self._journal.batch()
-            try:
+        self._unwritten_log += engine_log.take_news()
+        if self._order is Order.ABANDON or self.is_isolated:
+            return
+        try:
+            while len(self._journal):
+                batch = self._journal.batch()
                 self._record(batch)
-            except Fenced:
-                self._inbox.put(Order.ABANDON)
-                return
-            except UNREACHABLE as error:
-                log.warning("events not written yet: %s", type(error).__name__)
-                return
-            self._journal.written(len(batch))
+                self._journal.written(len(batch))
+            if self._unwritten_log:
+                self._record_log(self._unwritten_log)
+                self._unwritten_log = ""
+        except Fenced:
+            self._inbox.put(Order.ABANDON)
+        except UNREACHABLE as error:
+            log.warning("events not written yet: %s", type(error).__name__)
 
     def _ending(self, returncode: int, said: "_Story", engine_log: EngineLog) -> Ending:
         if self._order is Order.ABANDON or self.is_cut_off:

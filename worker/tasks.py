@@ -4,14 +4,14 @@ from worker.app import app
 from worker.context import context
 from worker.drain import is_on as draining
 from worker.publisher import publish as push
-from worker.runner import run_job as run
+from worker.runner import run_next
 from worker.webhooks import deliver
 
 
 def run_job(job_id: str) -> None:
-    """Run one attempt of a job. While the worker drains it is left: the reconciler announces it again."""
-    if not draining():
-        run(job_id, context())
+    """Somebody said that a job waits: run those that are first in line, until none is left for us or we drain."""
+    while not draining() and run_next(context()):
+        pass
 
 
 def publish(job_id: str) -> None:

@@ -15,6 +15,8 @@ _GOOD = {"job.succeeded", "publish.published"}
 _SILENT = {"progress"}
 """Told by the table of stages."""
 
+_ASKED = {"submitted", "resumed", "retried"}
+
 Data = dict[str, Any]
 
 
@@ -50,7 +52,9 @@ def _tone(type: str) -> str:
 
 def _queued(data: Data) -> str:
     reason = data.get("reason", "submitted")
-    return "Submitted" if reason == "submitted" else f"Queued again, attempt {data.get('attempt')}: {reason}"
+    if reason in _ASKED:
+        return str(reason).capitalize()
+    return f"Queued again, attempt {data.get('attempt')}: {reason}"
 
 
 def _failed(data: Data) -> str:
@@ -72,6 +76,8 @@ def _metric(data: Data) -> str:
 _WORDS: dict[str, Callable[[Data], str]] = {
     "job.queued": _queued,
     "job.running": lambda data: f"Claimed by worker {data.get('worker_id', '')}",
+    "job.pausing": lambda _: "Pause requested",
+    "job.paused": lambda _: "Paused",
     "job.cancelling": lambda _: "Cancel requested",
     "job.cancelled": lambda _: "Cancelled",
     "job.succeeded": lambda data: f"Succeeded with {data.get('files', 0)} files",

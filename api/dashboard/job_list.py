@@ -29,11 +29,11 @@ def show_jobs(
     request: Request, session: SessionDep, viewer: ViewerDep, after: AfterDep = None, show: Show = "all"
 ) -> Response:
     """The newest jobs; the page asks again by itself."""
-    rows, has_more = jobs.page(session, viewer, limit=ROWS, after=after, statuses=_STATUSES[show])
+    rows, has_more = jobs.page(session, viewer.project_id, limit=ROWS, after=after, statuses=_STATUSES[show])
     all_stages = stages.of(session, [row.id for row in rows])
     return page(
         "jobs_table.html" if is_partial(request) else "jobs.html",
-        viewer=viewer,
+        viewer=viewer.project_name,
         jobs=[wire.job(row, all_stages) for row in rows],
         show=show,
         shows=list(_STATUSES),

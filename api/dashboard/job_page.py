@@ -10,7 +10,7 @@ from starlette.concurrency import run_in_threadpool
 from api import lifecycle
 from api.dashboard import live
 from api.dashboard.pages import PageRoute, is_partial, page
-from api.dashboard.session import OURS, ViewerDep
+from api.dashboard.session import OURS, EditorDep, ViewerDep
 from api.dashboard.snapshot import Watch
 from api.deps import ListenerDep, SessionDep, SessionsDep, SettingsDep
 from api.routes import artifacts
@@ -25,7 +25,7 @@ router = APIRouter(prefix="/jobs/{job_id}", route_class=PageRoute, include_in_sc
 def show_job(sessions: SessionsDep, settings: SettingsDep, viewer: ViewerDep, job_id: str) -> Response:
     """The whole page; it follows the job by itself until nothing can change any more."""
     found = Watch(sessions, settings, viewer, job_id).look()
-    return page("job.html", viewer=viewer, found=found, job=found.job)
+    return page("job.html", viewer=viewer.project_name, found=found, job=found.job)
 
 
 @router.get("/live")
@@ -46,9 +46,9 @@ async def follow_job(
 
 
 @router.post("/cancel", dependencies=[OURS])
-def cancel_job(request: Request, session: SessionDep, viewer: ViewerDep, job_id: str) -> Response:
+def cancel_job(request: Request, session: SessionDep, viewer: EditorDep, job_id: str) -> Response:
     """Ask for the job's end; the stream tells the rest."""
-    lifecycle.request_cancel(session, viewer, job_id)
+    lifecycle.request_cancel(session, viewer.project_id, job_id)
     if is_partial(request):
         return Response(status_code=204)
     return RedirectResponse(f"/jobs/{job_id}", status_code=303)
@@ -57,7 +57,7 @@ def cancel_job(request: Request, session: SessionDep, viewer: ViewerDep, job_id:
 @router.get("/recipe.yaml")
 def download_recipe(session: SessionDep, viewer: ViewerDep, job_id: str) -> Response:
     """The recipe as a file, pinned where that is known."""
-    job = jobs.get(session, viewer, job_id)
+    job = jobs.get(session, viewer.project_id, job_id)
     headers = {"Content-Disposition": f'attachment; filename="{job.id}.yaml"'}
     text = recipe_from(job.resolved or job.recipe).to_yaml()
     return Response(text, media_type="application/yaml", headers=headers)

@@ -8,10 +8,11 @@ from fastapi import APIRouter, Query, Response
 from fastapi.responses import RedirectResponse
 
 from api import admission, lifecycle, wire
+from api.auth import Caller
 from api.dashboard import recipe_text
 from api.dashboard.form import FieldsDep
 from api.dashboard.pages import PageRoute, page
-from api.dashboard.session import OURS, ViewerDep
+from api.dashboard.session import OURS, EditorDep
 from api.deps import SessionDep, SettingsDep
 from api.errors import ServiceError
 from api.replay import Answer, Once
@@ -35,28 +36,28 @@ _ONCE = re.compile(r"[\w-]{22}")
 
 @router.get("/new")
 def show_form(
-    session: SessionDep, viewer: ViewerDep, like: Annotated[str | None, Query(max_length=64)] = None
+    session: SessionDep, viewer: EditorDep, like: Annotated[str | None, Query(max_length=64)] = None
 ) -> Response:
     """The form: an example, or the recipe of a job of the reader's."""
-    text = recipe_from(jobs.get(session, viewer, like).recipe).to_yaml() if like else EXAMPLE
+    text = recipe_from(jobs.get(session, viewer.project_id, like).recipe).to_yaml() if like else EXAMPLE
     return _form(viewer, text)
 
 
 @router.post("/new", dependencies=[OURS])
-def submit_recipe(session: SessionDep, settings: SettingsDep, viewer: ViewerDep, fields: FieldsDep) -> Response:
+def submit_recipe(session: SessionDep, settings: SettingsDep, viewer: EditorDep, fields: FieldsDep) -> Response:
     """Submit the recipe, once however often the button is pressed; or show what there is to correct."""
     text = fields.get("recipe", "").replace("\r\n", "\n")
     try:
         document = recipe_text.read(text)
-        recipe = admission.admit(session, settings, viewer, recipe_from(document))
+        recipe = admission.admit(session, settings, viewer.project_id, recipe_from(document))
     except (OptError, ServiceError) as error:
         return _form(viewer, text, error)
 
     def submit() -> Answer:
-        row = lifecycle.submit(session, viewer, recipe)
+        row = lifecycle.submit(session, viewer.project_id, recipe)
         return Answer.of(f"/jobs/{row.id}", wire.job(row, ()))
 
-    made = Once(session, settings.vault, viewer, "POST /new", _key(fields.get("once", ""), document))
+    made = Once(session, settings.vault, viewer.project_id, "POST /new", _key(fields.get("once", ""), document))
     return RedirectResponse(made.answer(document, submit).headers["location"], status_code=303)
 
 
@@ -65,11 +66,11 @@ def _key(once: str, document: object) -> str | None:
     return f"{once}-{digest_of(document)[:16]}" if _ONCE.fullmatch(once) else None
 
 
-def _form(viewer: str, text: str, error: OptError | ServiceError | None = None) -> Response:
+def _form(viewer: Caller, text: str, error: OptError | ServiceError | None = None) -> Response:
     return page(
         "new.html",
         status=422 if error else 200,
-        viewer=viewer,
+        viewer=viewer.project_name,
         text=text,
         complaints=recipe_text.complaints(error, text) if error else [],
         once=secrets.token_urlsafe(16),

@@ -8,6 +8,7 @@ from typing import Annotated
 from fastapi import Depends, Request, Response
 
 from api import auth
+from api.auth import Caller
 from api.deps import SessionsDep, SettingsDep
 from api.errors import ServiceError, Unauthorized, VaultError
 from api.settings import Settings
@@ -43,8 +44,8 @@ def end(response: Response, settings: Settings) -> None:
     response.delete_cookie(cookie_name(settings), httponly=True, samesite="strict")
 
 
-def viewer(request: Request, settings: SettingsDep, sessions: SessionsDep) -> str:
-    """The owner whose session the browser sent. Raises `Unauthorized`."""
+def viewer(request: Request, settings: SettingsDep, sessions: SessionsDep) -> Caller:
+    """Whose session the browser sent, with all that its API key allows. Raises `Unauthorized`."""
     try:
         text = settings.vault.open(request.cookies.get(cookie_name(settings), ""), _PLACE)
     except VaultError as error:
@@ -52,7 +53,15 @@ def viewer(request: Request, settings: SettingsDep, sessions: SessionsDep) -> st
     expires, _, key = text.partition(" ")
     if time.time() > int(expires):
         raise Unauthorized("the session is over", remedy="sign in again")
-    return auth.owner_of(sessions, key)
+    known = auth.caller_of(sessions, key)
+    known.require("jobs:read")
+    return known
+
+
+def editor(viewer: Annotated[Caller, Depends(viewer)]) -> Caller:
+    """A viewer whose key may change jobs. Raises `Forbidden`."""
+    viewer.require("jobs:write")
+    return viewer
 
 
 def same_origin(request: Request) -> None:
@@ -71,6 +80,7 @@ def _secret(settings: Settings) -> bytes:
     return settings.secret_key.get_secret_value().encode()
 
 
-ViewerDep = Annotated[str, Depends(viewer)]
+ViewerDep = Annotated[Caller, Depends(viewer)]
+EditorDep = Annotated[Caller, Depends(editor)]
 OURS = Depends(same_origin)
 """What each route that changes something depends on."""

@@ -40,7 +40,7 @@ def sign_in(request: Request, settings: SettingsDep, sessions: SessionsDep, fiel
     """Exchange an API key for a session."""
     key, back = fields.get("key", "").strip(), _own(fields.get("next", "/"))
     try:
-        auth.owner_of(sessions, key)
+        auth.caller_of(sessions, key)
     except Unauthorized as error:
         return page("sign_in.html", status=401, next=back, trusted=False, refused=error)
     answer = RedirectResponse(back, status_code=303)

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
 from api import wire
+from api.auth import Caller
 from api.dashboard.feed import Line, lines
 from api.dashboard.pages import render
 from api.errors import NotFound
@@ -77,17 +78,17 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class Watch:
-    """One owner's view of one job. Each look is a transaction of its own."""
+    """One viewer's view of one job. Each look is a transaction of its own."""
 
     sessions: Sessions
     settings: Settings
-    owner_id: str
+    viewer: Caller
     job_id: str
 
     def look(self, after: int | None = None) -> Snapshot:
         """The job now, with the events above `after`, or the latest ones. Raises `NotFound`."""
         with self.sessions() as session:
-            row = jobs.get(session, self.owner_id, self.job_id)
+            row = jobs.get(session, self.viewer.project_id, self.job_id)
             job = wire.job(row, stages.of(session, [row.id]))
             seq = max(0, row.last_seq - FEED_EVENTS) if after is None else after
             found = [wire.event(each) for each in events.after(session, row.id, seq, FEED_EVENTS)]
@@ -102,7 +103,7 @@ class Watch:
         if "report.json" not in paths:
             return None
         try:
-            file = download_artifact(session, self.settings, self.owner_id, job.id, "report.json")
+            file = download_artifact(session, self.settings, self.viewer, job.id, "report.json")
             assert isinstance(file, FileResponse)
             path = Path(file.path)
             return Report.model_validate_json(path.read_bytes()) if path.stat().st_size <= MAX_REPORT_bytes else None

@@ -64,6 +64,8 @@ def headline(job: Job) -> str:
         return f"Stage {job.stages.index(running) + 1} of {len(job.stages)}: {running.name}"
     sentences: Mapping[str, str] = {
         "running": "A worker has the job",
+        "pausing": "Pausing; the worker finishes the current layer",
+        "paused": "Set aside; what is finished is kept",
         "cancelling": "Stopping; the worker ends the current stage",
         "succeeded": "Finished: the checkpoint and its report are ready",
         "failed": "Ended without a checkpoint",

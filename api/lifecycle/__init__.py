@@ -1,25 +1,29 @@
 """The life of a job: the only place where a status changes.
 
     submit -> claim -> renew, record -> finish | fail | cancelled | release
-    beside it: request_cancel; expire_leases and republish_stuck for the reconciler; then publishing, a life of its own
+    its owner's verbs: request_cancel, request_pause, resume, retry, delete, request_publish
+    the reconciler's: expire_leases, enforce_deadlines, republish_stuck
+    after it, a life of its own: publishing
 
 Every function takes a session and does not commit. A change of status is one conditional UPDATE (`transitions.move`)
 that takes the job's next event number and writes that event, so history has no gaps and no change is silent.
 Every write of a worker is fenced by the epoch of its claim.
 """
 
-from api.lifecycle.claims import Claim, Renewal, claim, renew
-from api.lifecycle.outcome import cancelled, fail, finish, release
-from api.lifecycle.progress import record
+from api.lifecycle.claims import Claim, Renewal, claim, claim_next, renew
+from api.lifecycle.outcome import cancelled, fail, finish, out_of_time, paused, release
+from api.lifecycle.progress import record, record_log
 from api.lifecycle.publishing import (
     PublishClaim,
     claim_publish,
+    note_pull_request,
     publish_failed,
     publish_succeeded,
     renew_publish,
+    request_publish,
 )
-from api.lifecycle.recovery import expire_leases, republish_stuck
-from api.lifecycle.submission import request_cancel, submit
+from api.lifecycle.recovery import enforce_deadlines, expire_leases, republish_stuck
+from api.lifecycle.submission import delete, request_cancel, request_pause, resume, retry, submit
 from api.store.artifacts import ArtifactFile
 
 __all__ = [
@@ -29,17 +33,28 @@ __all__ = [
     "Renewal",
     "cancelled",
     "claim",
+    "claim_next",
     "claim_publish",
+    "delete",
+    "enforce_deadlines",
     "expire_leases",
     "fail",
     "finish",
+    "note_pull_request",
+    "out_of_time",
+    "paused",
     "publish_failed",
     "publish_succeeded",
     "record",
+    "record_log",
     "release",
     "renew",
     "renew_publish",
     "republish_stuck",
     "request_cancel",
+    "request_pause",
+    "request_publish",
+    "resume",
+    "retry",
     "submit",
 ]

@@ -8,9 +8,10 @@ from sqlalchemy.orm import Session
 
 from api.errors import Fenced
 from api.lifecycle.transitions import LEASE_seconds, move
-from api.store import attempts, jobs
+from api.store import attempts, hosts, jobs, projects
 from api.store.clock import in_seconds
 from api.store.models import Job
+from api.store.workers import Capacity
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Claim:
     epoch: int
     worker_id: str
     attempt: int
-    owner_id: str
+    project_id: str
     recipe: dict[str, Any]
     resolved: dict[str, Any] | None
     """The pinned recipe, where an earlier attempt found it: run that one."""
@@ -36,33 +37,57 @@ class Claim:
 class Renewal:
     """What a heartbeat brings back."""
 
-    cancel_requested: bool
+    cancel_requested: bool = False
+    pause_requested: bool = False
+    out_of_time: bool = False
+    """The run has used up `limits.max_run_seconds`."""
 
 
-def claim(session: Session, job_id: str, worker_id: str) -> Claim | None:
-    """Take a queued job for 60 s; None when it is taken, over or gone: a late or doubled message."""
+def claim_next(session: Session, worker: Capacity, worker_id: str) -> Claim | None:
+    """Take the queued job that is first in line among those that fit the worker; None when there is none.
+
+    First comes the higher priority, then the project with fewer running jobs, then the longer wait. A project at its
+    limit of running jobs is passed over. Nothing is given to a host in quarantine.
+    """
+    if hosts.in_quarantine(session, worker.host):
+        return None
+    full: set[str] = set()
+    while (job := jobs.first_in_line(session, worker, but=full)) is not None:
+        project = projects.hold(session, job.project_id)  # two workers must not both take its last place
+        if project.max_running is None or jobs.count_held(session, project.id) < project.max_running:
+            return claim(session, job.id, worker_id, worker)
+        full.add(project.id)
+    return None
+
+
+def claim(session: Session, job_id: str, worker_id: str, worker: Capacity | None = None) -> Claim | None:
+    """Take this queued job for 60 s; None when it is taken, over or gone."""
     job = move(
         session,
         job_id,
         "running",
-        Job.cancel_requested_at.is_(None),
         data={"worker_id": worker_id},
         epoch=Job.epoch + 1,
         attempt=Job.attempt + 1,
         worker_id=worker_id,
         lease_until=in_seconds(LEASE_seconds),
+        claimed_at=func.now(),
         started_at=func.coalesce(Job.started_at, func.now()),
     )
     if job is None:
         return None
-    attempts.begin(session, job_id, job.epoch, worker_id)
-    return Claim(job_id, job.epoch, worker_id, job.attempt, job.owner_id, job.recipe, job.resolved)
+    attempts.begin(session, job, worker)
+    return Claim(job_id, job.epoch, worker_id, job.attempt, job.project_id, job.recipe, job.resolved)
 
 
 def renew(session: Session, claim: Claim) -> Renewal:
     """Hold the job for another 60 s. Raises `Fenced` when it is not ours any more."""
     job = held(session, claim, lease_until=in_seconds(LEASE_seconds))
-    return Renewal(cancel_requested=job.status == "cancelling")
+    return Renewal(
+        cancel_requested=job.status == "cancelling",
+        pause_requested=job.status == "pausing",
+        out_of_time=jobs.is_out_of_time(session, job.id),
+    )
 
 
 def held(session: Session, claim: Claim, **values: Any) -> Job:

@@ -6,11 +6,22 @@ from sqlalchemy.orm import Session
 
 from api.errors import Fenced
 from api.lifecycle.claims import Claim, held
-from api.lifecycle.transitions import MAX_INFRA_ATTEMPTS, announce, move, to_cancelled, to_failed, to_queue
+from api.lifecycle.publishing import begin_publishing
+from api.lifecycle.timeouts import ran_too_long
+from api.lifecycle.transitions import (
+    MAX_INFRA_ATTEMPTS,
+    announce,
+    end_attempt,
+    move,
+    to_cancelled,
+    to_failed,
+    to_paused,
+    to_queue,
+)
 from api.store import artifacts as files
-from api.store import attempts, jobs, outbox, stages
+from api.store import jobs, stages
 from api.store.artifacts import ArtifactFile
-from api.store.clock import in_seconds
+from api.store.models import Job
 from optcore.errors import Failure
 
 
@@ -19,8 +30,6 @@ def finish(session: Session, claim: Claim, digest: str, artifacts: Sequence[Arti
 
     An expired lease that nobody took over is accepted. Raises `Fenced` when it was.
     """
-    publish = "pending" if claim.recipe.get("publish") else "not_requested"
-    wake = {"publish_wake_at": in_seconds(jobs.REANNOUNCE_seconds)} if publish == "pending" else {}
     job = move(
         session,
         claim.job_id,
@@ -28,16 +37,14 @@ def finish(session: Session, claim: Claim, digest: str, artifacts: Sequence[Arti
         claim.fence,
         data={"artifact_digest": digest, "files": len(artifacts)},
         artifact_digest=digest,
-        publish_status=publish,
-        **wake,
     )
     if job is None:
         return _must_be_finished(session, claim, digest)
     files.add(session, claim.job_id, artifacts)
-    attempts.end(session, claim.job_id, claim.epoch, "succeeded")
+    end_attempt(session, job, "succeeded")
     stages.close(session, claim.job_id, "succeeded")
-    if publish == "pending":
-        outbox.add(session, "publish", {"job_id": claim.job_id})
+    if job.publish_to:
+        job = begin_publishing(session, job) or job
     announce(session, job, "job.succeeded")
 
 
@@ -49,6 +56,8 @@ def fail(session: Session, claim: Claim, failure: Failure) -> None:
         to_failed(session, job, failure=data)
     elif job.status == "cancelling":
         to_cancelled(session, job)
+    elif job.status == "pausing":
+        to_paused(session, job, state="failed", failure=data)
     elif job.losses + 1 >= MAX_INFRA_ATTEMPTS:
         to_failed(session, job, failure=data)
     else:
@@ -57,8 +66,22 @@ def fail(session: Session, claim: Claim, failure: Failure) -> None:
 
 def cancelled(session: Session, claim: Claim) -> None:
     """The engine stopped because the owner asked. Raises `Fenced`, also when nobody did."""
-    if to_cancelled(session, held(session, claim)) is None:
+    if to_cancelled(session, held(session, claim), Job.status == "cancelling") is None:
         raise Fenced(f"nobody asked to cancel job {claim.job_id}", remedy="release the job instead")
+
+
+def paused(session: Session, claim: Claim) -> None:
+    """The engine stopped because the owner wants the job set aside, or ended since. Raises `Fenced`."""
+    release(session, claim)
+
+
+def out_of_time(session: Session, claim: Claim) -> None:
+    """The engine was stopped because the run has used up its time. Raises `Fenced`."""
+    job = held(session, claim)
+    if job.status == "cancelling":
+        to_cancelled(session, job)
+    else:
+        to_failed(session, job, failure=ran_too_long(job))
 
 
 def release(session: Session, claim: Claim) -> None:
@@ -66,6 +89,8 @@ def release(session: Session, claim: Claim) -> None:
     job = held(session, claim)
     if job.status == "cancelling":
         to_cancelled(session, job)
+    elif job.status == "pausing":
+        to_paused(session, job)
     else:
         to_queue(session, job, state="released")
 

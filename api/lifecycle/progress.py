@@ -8,14 +8,14 @@ from sqlalchemy.orm import Session
 
 from api.lifecycle.claims import Claim, held
 from api.store import events as history
-from api.store import stages
+from api.store import logs, metrics, stages
 from api.store.models import Job
-from optcore.events import AnyEvent, Progress, RecipeResolved, RunPlanned, StageFinished, StageStarted
+from optcore.events import AnyEvent, Metric, Progress, RecipeResolved, RunPlanned, StageFinished, StageStarted
 
 
 def record(session: Session, claim: Claim, events: Sequence[AnyEvent]) -> None:
-    """Apply a batch of engine events in order. Of progress in one phase only the last is kept. Raises `Fenced`."""
-    kept = _without_stale_progress(events)
+    """Apply a batch of engine events in order. Of what is said often, the last is kept. Raises `Fenced`."""
+    kept = _thinned(events)
     values: dict[str, Any] = {"last_seq": Job.last_seq + len(kept)}
     pinned = [event.recipe for event in kept if isinstance(event, RecipeResolved)]
     if pinned:
@@ -23,12 +23,30 @@ def record(session: Session, claim: Claim, events: Sequence[AnyEvent]) -> None:
     job = held(session, claim, **values)
     for event in kept:
         _apply(session, job.id, event)
+    metrics.put(session, job.id, [event for event in events if isinstance(event, Metric)])
     history.append(session, job.id, job.last_seq, [(event.event, _data(event)) for event in kept])
 
 
-def _without_stale_progress(events: Sequence[AnyEvent]) -> list[AnyEvent]:
-    last = {(e.stage, e.phase): i for i, e in enumerate(events) if isinstance(e, Progress)}
-    return [e for i, e in enumerate(events) if not isinstance(e, Progress) or last[e.stage, e.phase] == i]
+def record_log(session: Session, claim: Claim, text: str) -> None:
+    """Keep what the engine wrote on standard error since the last time. Raises `Fenced`."""
+    held(session, claim)
+    logs.append(session, claim.job_id, claim.epoch, text)
+
+
+def _thinned(events: Sequence[AnyEvent]) -> list[AnyEvent]:
+    """Of progress in one phase, and of one metric, only the newest; metrics are kept whole elsewhere."""
+    series = [_series(event) for event in events]
+    last = {name: i for i, name in enumerate(series)}
+    return [event for i, (event, name) in enumerate(zip(events, series, strict=True)) if not name or last[name] == i]
+
+
+def _series(event: AnyEvent) -> tuple[str, str, str] | None:
+    match event:
+        case Progress():
+            return "progress", event.stage, event.phase
+        case Metric():
+            return "metric", event.stage, event.name
+    return None
 
 
 def _apply(session: Session, job_id: str, event: AnyEvent) -> None:

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, or_
+from sqlalchemy import ColumnElement, or_, true
 from sqlalchemy.orm import Session
 
-from api.errors import Fenced
+from api.errors import Conflict, Fenced
 from api.lifecycle.transitions import announce, move_publish
 from api.store import jobs, outbox
 from api.store.clock import in_seconds
@@ -29,11 +29,13 @@ class PublishClaim:
 
     job_id: str
     epoch: int
-    """Of the publishing; also its attempt."""
+    """Of the publishing."""
     worker_id: str
     attempt: int
-    owner_id: str
-    recipe: dict[str, Any]
+    project_id: str
+    publish_to: dict[str, Any]
+    pull_request: int | None
+    """The one that an earlier try opened."""
     artifact_epoch: int
     """The files lie in `artifacts/<job_id>/<artifact_epoch>/`."""
     artifact_digest: str
@@ -42,6 +44,34 @@ class PublishClaim:
     def fence(self) -> ColumnElement[bool]:
         """True for the row as long as nobody else took the push over."""
         return (Job.publish_epoch == self.epoch) & (Job.publish_worker_id == self.worker_id)
+
+
+def begin_publishing(session: Session, job: Job) -> Job | None:
+    """Have a finished artifact pushed to `publish_to`; None where it is being pushed, or was."""
+    due = {"publish_wake_at": in_seconds(jobs.REANNOUNCE_seconds), "publish_failure": None, "publish_attempt": 0}
+    begun = move_publish(session, job.id, "pending", data={}, **due)
+    if begun is not None:
+        outbox.add(session, "publish", {"job_id": job.id})
+    return begun
+
+
+def request_publish(session: Session, project_id: str, job_id: str, where: dict[str, Any] | None) -> Job:
+    """Push a finished job to `where`, or once more to where a push failed. One that is under way stays as it is.
+
+    Raises `NotFound`, and `Conflict` when there is nothing to push, nowhere to, or it was pushed before.
+    """
+    job = jobs.get(session, project_id, job_id, lock=True)
+    if job.status != "succeeded":
+        raise Conflict(f"the job is {job.status}", remedy="only the result of a job that succeeded can be published")
+    if job.publish_status == "published":
+        raise Conflict(f"it is published at {job.publish_url}", remedy="submit the recipe again to publish elsewhere")
+    if job.publish_status in {"pending", "uploading"}:
+        return job
+    if where is None and job.publish_to is None:
+        raise Conflict("the recipe does not say where to publish", remedy='send {"repo_id": "you/model"}')
+    if where is not None:
+        jobs.touch(session, job.id, true(), publish_to=where, publish_pull_request=None)
+    return begin_publishing(session, job) or job
 
 
 def claim_publish(session: Session, job_id: str, worker_id: str) -> PublishClaim | None:
@@ -53,6 +83,7 @@ def claim_publish(session: Session, job_id: str, worker_id: str) -> PublishClaim
         or_(Job.publish_status == "pending", Job.publish_wake_at < in_seconds(0)),
         data={"worker_id": worker_id},
         publish_epoch=Job.publish_epoch + 1,
+        publish_attempt=Job.publish_attempt + 1,
         publish_worker_id=worker_id,
         publish_wake_at=in_seconds(PUBLISH_LEASE_seconds),
         publish_failure=None,
@@ -60,14 +91,31 @@ def claim_publish(session: Session, job_id: str, worker_id: str) -> PublishClaim
     if job is None:
         return None
     assert job.artifact_digest is not None
-    epoch = job.publish_epoch
-    return PublishClaim(job_id, epoch, worker_id, epoch, job.owner_id, job.recipe, job.epoch, job.artifact_digest)
+    assert job.publish_to is not None
+    return PublishClaim(
+        job_id,
+        job.publish_epoch,
+        worker_id,
+        job.publish_attempt,
+        job.project_id,
+        job.publish_to,
+        job.publish_pull_request,
+        job.epoch,
+        job.artifact_digest,
+    )
 
 
 def renew_publish(session: Session, claim: PublishClaim) -> None:
     """Hold the push for another 10 minutes. Raises `Fenced`."""
     fence = claim.fence & (Job.publish_status == "uploading")
     if jobs.touch(session, claim.job_id, fence, publish_wake_at=in_seconds(PUBLISH_LEASE_seconds)) is None:
+        raise _fenced(claim)
+
+
+def note_pull_request(session: Session, claim: PublishClaim, number: int) -> None:
+    """Remember the pull request that the push goes through. Raises `Fenced`."""
+    fence = claim.fence & (Job.publish_status == "uploading")
+    if jobs.touch(session, claim.job_id, fence, publish_pull_request=number) is None:
         raise _fenced(claim)
 
 
@@ -103,7 +151,7 @@ def give_up_stale_uploads(session: Session) -> None:
     """Pushes whose worker was lost become pending, still due, so that they are announced again; five times at most."""
     overdue = Job.publish_wake_at < in_seconds(0)
     for job_id in jobs.with_stale_upload(session):
-        tried_often = overdue & (Job.publish_epoch >= MAX_PUBLISH_ATTEMPTS)
+        tried_often = overdue & (Job.publish_attempt >= MAX_PUBLISH_ATTEMPTS)
         lost = _LOST.model_dump(mode="json")
         values = {"publish_failure": lost, "publish_wake_at": None}
         job = move_publish(session, job_id, "failed", tried_often, data={"failure": lost}, **values)

@@ -3,7 +3,15 @@
 from sqlalchemy.orm import Session
 
 from api.lifecycle.publishing import give_up_stale_uploads
-from api.lifecycle.transitions import MAX_INFRA_ATTEMPTS, to_cancelled, to_failed, to_queue
+from api.lifecycle.timeouts import ran_too_long, waited_too_long
+from api.lifecycle.transitions import (
+    MAX_INFRA_ATTEMPTS,
+    LEASE_seconds,
+    to_cancelled,
+    to_failed,
+    to_paused,
+    to_queue,
+)
 from api.store import jobs, outbox, webhooks
 from api.store.models import Job
 from optcore.errors import Failure
@@ -12,7 +20,7 @@ _LOST = Failure(
     kind="infrastructure",
     code="worker_lost",
     message=f"the worker that ran this job was lost {MAX_INFRA_ATTEMPTS} times",
-    remedy="look at the workers' logs and memory, then submit the job again: finished stages are kept",
+    remedy="look at the workers' logs and memory, then retry the job: finished stages are kept",
     retryable=True,
 )
 
@@ -23,6 +31,15 @@ def expire_leases(session: Session) -> int:
     for job in expired:
         _lose(session, job)
     return len(expired)
+
+
+def enforce_deadlines(session: Session) -> int:
+    """End jobs that waited too long, and those that their worker let run too long: how many."""
+    late = jobs.with_deadline_passed(session, grace_seconds=2 * LEASE_seconds)
+    for job in late:
+        waited = job.status == "queued"
+        to_failed(session, job, failure=waited_too_long(job) if waited else ran_too_long(job), state="lost")
+    return len(late)
 
 
 def republish_stuck(session: Session) -> int:
@@ -41,6 +58,8 @@ def republish_stuck(session: Session) -> int:
 def _lose(session: Session, job: Job) -> None:
     if job.status == "cancelling":
         to_cancelled(session, job, state="lost")
+    elif job.status == "pausing":
+        to_paused(session, job, state="lost")
     elif job.losses + 1 >= MAX_INFRA_ATTEMPTS:
         to_failed(session, job, failure=_LOST.model_dump(mode="json"), state="lost")
     else:

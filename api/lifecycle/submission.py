@@ -1,41 +1,126 @@
-"""What an owner does to a job: submit it, ask for its end."""
+"""What its owner does to a job: submit it, end it, set it aside, begin it anew, throw it away."""
+
+from typing import Any
 
 from sqlalchemy import func
 from sqlalchemy.orm import Session
 
 from api.errors import Conflict
 from api.ids import new_id
-from api.lifecycle.transitions import move, to_cancelled
-from api.store import events, jobs, outbox
+from api.lifecycle.transitions import call_a_worker, move, to_cancelled, to_paused, waiting
+from api.store import artifacts, events, jobs, stages
 from api.store.models import Job
+from lathe.models import TERMINAL
 from optcore.recipe import Recipe
 
+GIB = 1024**3
 
-def submit(session: Session, owner_id: str, recipe: Recipe) -> Job:
+
+def submit(session: Session, project_id: str, recipe: Recipe) -> Job:
     """A queued job with its first event, and the announcement that wakes a worker."""
     job = jobs.create(
         session,
         id=new_id("job"),
-        owner_id=owner_id,
+        project_id=project_id,
         recipe=recipe.model_dump(mode="json"),
         digest=recipe.digest,
         last_seq=1,
+        publish_to=recipe.publish and recipe.publish.model_dump(mode="json"),
+        priority=recipe.priority,
+        **_needs(recipe),
+        **recipe.limits.model_dump(),
     )
     events.append(session, job.id, 1, [("job.queued", {"reason": "submitted"})])
-    outbox.add(session, "run_job", {"job_id": job.id})
+    call_a_worker(session, job)
     return job
 
 
-def request_cancel(session: Session, owner_id: str, job_id: str) -> Job:
-    """End a queued job at once, a running one when its worker hears of it; asking again changes nothing.
+def request_cancel(session: Session, project_id: str, job_id: str) -> Job:
+    """End a waiting job at once, a running one when its worker hears of it; asking again changes nothing.
 
     Raises `NotFound`, and `Conflict` when the job succeeded or failed.
     """
-    job = jobs.get(session, owner_id, job_id, lock=True)
+    job = jobs.get(session, project_id, job_id, lock=True)
     if job.status in {"succeeded", "failed"}:
         raise Conflict(f"the job has {job.status} already", remedy="a finished job stays as it is; submit a new one")
-    if job.status == "queued":
+    if job.status in {"queued", "paused"}:
         job = to_cancelled(session, job) or job
-    elif job.status == "running":
+    elif job.status in {"running", "pausing"}:
         job = move(session, job_id, "cancelling", data={}, cancel_requested_at=func.now()) or job
     return job
+
+
+def request_pause(session: Session, project_id: str, job_id: str) -> Job:
+    """Set a waiting job aside at once, a running one when its worker hears of it; asking again changes nothing.
+
+    Raises `NotFound`, and `Conflict` when the job is over or being cancelled.
+    """
+    job = jobs.get(session, project_id, job_id, lock=True)
+    if job.status in TERMINAL or job.status == "cancelling":
+        raise Conflict(f"the job is {job.status}", remedy="only a job that waits or runs can be paused")
+    if job.status == "queued":
+        job = to_paused(session, job) or job
+    elif job.status == "running":
+        job = move(session, job_id, "pausing", data={}) or job
+    return job
+
+
+def resume(session: Session, project_id: str, job_id: str) -> Job:
+    """Queue a paused job again: finished stages and layers are kept. One that waits or runs stays as it is.
+
+    Raises `NotFound`, and `Conflict` when the job is over, or its worker is still busy with stopping.
+    """
+    job = jobs.get(session, project_id, job_id, lock=True)
+    if job.status in {"queued", "running"}:
+        return job
+    if job.status != "paused":
+        remedy = "wait until it is paused" if job.status == "pausing" else "retry it, or submit a new one"
+        raise Conflict(f"the job is {job.status}", remedy=remedy)
+    return _queue(session, job, "resumed")
+
+
+def retry(session: Session, project_id: str, job_id: str) -> Job:
+    """Begin a new run of a job that failed or was cancelled: same job, same recipe, finished stages kept.
+
+    Raises `NotFound`, and `Conflict` in any other state.
+    """
+    job = jobs.get(session, project_id, job_id, lock=True)
+    if job.status not in {"failed", "cancelled"}:
+        raise Conflict(f"the job is {job.status}", remedy="only a job that failed or was cancelled can be retried")
+    stages.reopen(session, job.id)
+    begun: dict[str, Any] = {
+        "run_number": Job.run_number + 1,
+        "losses": 0,
+        "run_seconds": 0,
+        "failure": None,
+        "cancel_requested_at": None,
+    }
+    return _queue(session, job, "retried", **begun)
+
+
+def delete(session: Session, project_id: str, job_id: str) -> None:
+    """Forget a job that is over, its history and its artifact. Raises `NotFound`, and `Conflict` before its end."""
+    job = jobs.get(session, project_id, job_id, lock=True)
+    if job.status not in TERMINAL:
+        raise Conflict(f"the job is {job.status}", remedy="cancel it first")
+    if job.publish_status in {"pending", "uploading"}:
+        raise Conflict("the job is being published", remedy="wait for the end of that")
+    artifacts.give_up(session, job.id)
+    jobs.remove(session, job.id)
+
+
+def _queue(session: Session, job: Job, reason: str, **values: Any) -> Job:
+    moved = move(session, job.id, "queued", data={"reason": reason}, **waiting(), **values)
+    assert moved is not None, "the row is locked"
+    call_a_worker(session, moved)
+    return moved
+
+
+def _needs(recipe: Recipe) -> dict[str, Any]:
+    wanted = recipe.hardware
+    gpu = wanted.gpu_kind is not None or wanted.gpu_memory_gib is not None
+    return {
+        "device": "cuda" if gpu else None if wanted.device == "any" else wanted.device,
+        "gpu_kind": wanted.gpu_kind,
+        "gpu_memory_bytes": wanted.gpu_memory_gib and round(wanted.gpu_memory_gib * GIB),
+    }

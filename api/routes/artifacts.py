@@ -9,7 +9,7 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import FileResponse
 
 from api import wire
-from api.deps import CallerDep, SessionDep, SettingsDep
+from api.deps import JobReader, SessionDep, SettingsDep
 from api.errors import BadRequest, NotFound, RangeNotSatisfiable
 from api.settings import Settings
 from api.store import artifacts, jobs
@@ -32,13 +32,13 @@ _REPORT = {"application/json": {"schema": {"type": "object"}}, "text/html": {"sc
 @router.get("/{job_id}/artifacts")
 def list_artifacts(
     session: SessionDep,
-    caller: CallerDep,
+    caller: JobReader,
     job_id: str,
     limit: Annotated[int, Query(ge=1, le=1000)] = 1000,
     after: Annotated[str | None, Query(max_length=4096, pattern=r"^[^\x00]*$")] = None,
 ) -> Page[Artifact]:
     """The files of a finished job, by path; none before it succeeded."""
-    jobs.get(session, caller, job_id)
+    jobs.get(session, caller.project_id, job_id)
     rows = artifacts.page(session, job_id, limit=limit + 1, after=after)
     kept = rows[:limit]
     return wire.page([wire.artifact(row) for row in kept], [row.path for row in kept], has_more=len(rows) > limit)
@@ -52,13 +52,13 @@ def list_artifacts(
 def download_artifact(
     session: SessionDep,
     settings: SettingsDep,
-    caller: CallerDep,
+    caller: JobReader,
     job_id: str,
     path: str,
     range: Annotated[str | None, Header(description="One range of bytes.")] = None,
 ) -> Response:
     """The bytes of one file. Its SHA-256 is the `ETag`."""
-    job = jobs.get(session, caller, job_id)
+    job = jobs.get(session, caller.project_id, job_id)
     row = artifacts.get(session, job.id, path)
     file = _on_disk(settings, job, row)
     if range is not None:
@@ -69,10 +69,10 @@ def download_artifact(
 
 @router.get("/{job_id}/report", response_class=Response, responses={200: {"content": _REPORT}})
 def get_report(
-    request: Request, session: SessionDep, settings: SettingsDep, caller: CallerDep, job_id: str
+    request: Request, session: SessionDep, settings: SettingsDep, caller: JobReader, job_id: str
 ) -> Response:
     """The measured before and after, as JSON; as a page with `Accept: text/html`."""
-    job = jobs.get(session, caller, job_id)
+    job = jobs.get(session, caller.project_id, job_id)
     wants_page = "text/html" in request.headers.get("accept", "")
     try:
         row = artifacts.get(session, job.id, "report.html" if wants_page else "report.json")

@@ -6,7 +6,7 @@ from typing import Any
 from fastapi import APIRouter
 
 from api import wire
-from api.deps import CallerDep
+from api.deps import AnyCaller
 from lathe.models import FormatInfo, Page, TechniqueInfo
 from optcore.engines import KV, loading
 from optcore.export import AnyExport, Export
@@ -18,14 +18,14 @@ router = APIRouter(prefix="/v1", tags=["catalog"])
 
 
 @router.get("/techniques")
-def list_techniques(_caller: CallerDep) -> Page[TechniqueInfo]:
+def list_techniques(_caller: AnyCaller) -> Page[TechniqueInfo]:
     """Techniques that a chain may name, with the schema of each."""
     data = [_technique(kind) for kind in members(AnyTechnique) if issubclass(kind, Technique)]
     return wire.page(data, [each.name for each in data])
 
 
 @router.get("/formats")
-def list_formats(_caller: CallerDep) -> Page[FormatInfo]:
+def list_formats(_caller: AnyCaller) -> Page[FormatInfo]:
     """Number formats, with the targets that hold them and the engines that load those."""
     exports = [kind for kind in members(AnyExport) if issubclass(kind, Export)]
     weights = [

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from api import wire
 from api.body import body_of
-from api.deps import CallerDep, SessionDep, SettingsDep
+from api.deps import CredentialReader, CredentialWriter, SessionDep, SettingsDep
 from api.errors import Conflict, NotFound
 from api.openapi import takes
 from api.store import credentials
@@ -31,26 +31,26 @@ class CredentialPut(BaseModel):
 def put_credential(
     session: SessionDep,
     settings: SettingsDep,
-    caller: CallerDep,
+    caller: CredentialWriter,
     name: NameDep,
     wanted: Annotated[CredentialPut, Depends(body_of(CredentialPut))],
 ) -> Credential:
     """Store a token under a name, or replace it. Recipes refer to it as `publish.credential`."""
-    stored = credentials.of(session, caller)
+    stored = credentials.of(session, caller.project_id)
     if len(stored) >= MAX_CREDENTIALS and name not in {row.name for row in stored}:
         raise Conflict(f"you have {MAX_CREDENTIALS} credentials already", remedy="remove one first")
-    return wire.credential(credentials.put(session, settings.vault, caller, name, wanted.token))
+    return wire.credential(credentials.put(session, settings.vault, caller.project_id, name, wanted.token))
 
 
 @router.get("")
-def list_credentials(session: SessionDep, caller: CallerDep) -> Page[Credential]:
+def list_credentials(session: SessionDep, caller: CredentialReader) -> Page[Credential]:
     """The names of your tokens."""
-    rows = credentials.of(session, caller)
+    rows = credentials.of(session, caller.project_id)
     return wire.page([wire.credential(row) for row in rows], [row.name for row in rows])
 
 
 @router.delete("/{name}", status_code=204)
-def delete_credential(session: SessionDep, caller: CallerDep, name: NameDep) -> None:
+def delete_credential(session: SessionDep, caller: CredentialWriter, name: NameDep) -> None:
     """Forget a token."""
-    if not credentials.remove(session, caller, name):
+    if not credentials.remove(session, caller.project_id, name):
         raise NotFound("you have no credential of that name", remedy="list yours with GET /v1/credentials")

@@ -11,7 +11,7 @@ from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
 from starlette.concurrency import run_in_threadpool
 
 from api import wire
-from api.deps import CallerDep, ListenerDep, SessionsDep
+from api.deps import JobReader, ListenerDep, SessionsDep
 from api.listener import Listener
 from api.store import events, jobs
 from api.store.session import Sessions
@@ -34,13 +34,13 @@ class History:
     """What one owner may read of one job. Each read is a transaction of its own."""
 
     sessions: Sessions
-    owner_id: str
+    project_id: str
     job_id: str
 
     def above(self, seq: int, limit: int) -> tuple[list[JobEvent], bool, bool]:
         """Events above `seq`; whether there are more; and whether these are all that will ever be needed."""
         with self.sessions() as session:
-            job = jobs.get(session, self.owner_id, self.job_id)  # before the events: what is terminal is complete
+            job = jobs.get(session, self.project_id, self.job_id)  # before the events: what is terminal is complete
             rows = events.after(session, self.job_id, seq, limit + 1)
         has_more = len(rows) > limit
         return [wire.event(row) for row in rows[:limit]], has_more, job.status in TERMINAL and not has_more
@@ -51,14 +51,14 @@ async def list_job_events(
     request: Request,
     sessions: SessionsDep,
     listener: ListenerDep,
-    caller: CallerDep,
+    caller: JobReader,
     job_id: str,
     after: SeqDep = 0,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     last_event_id: LastEventIdDep = None,
 ) -> Response:
     """Events in order, as a page; or as server-sent events with `Accept: text/event-stream`, until the job ends."""
-    history = History(sessions, caller, job_id)
+    history = History(sessions, caller.project_id, job_id)
     seq = after if last_event_id is None else last_event_id
     if "text/event-stream" in request.headers.get("accept", ""):
         await run_in_threadpool(history.above, seq, 1)  # an absent job is a 404, not an empty stream

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Depends, Query, Response
 
 from api import admission, lifecycle, wire
 from api.body import json_body
-from api.deps import AfterDep, CallerDep, IdempotencyKeyDep, LimitDep, SessionDep, SettingsDep
+from api.deps import AfterDep, IdempotencyKeyDep, JobReader, JobWriter, LimitDep, SessionDep, SettingsDep
 from api.openapi import takes
 from api.replay import Answer, Once
 from api.store import jobs, stages
@@ -21,16 +21,17 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 def create_job(
     session: SessionDep,
     settings: SettingsDep,
-    caller: CallerDep,
+    caller: JobWriter,
     document: Annotated[Any, Depends(json_body)],
     idempotency_key: IdempotencyKeyDep = None,
 ) -> Response:
     """Submit a recipe. It is checked completely before the answer; the job is queued."""
     recipe = recipe_from(document)
-    once = Once(session, settings.vault, caller, "POST /v1/jobs", idempotency_key)
+    once = Once(session, settings.vault, caller.project_id, "POST /v1/jobs", idempotency_key)
 
     def submit() -> Answer:
-        row = lifecycle.submit(session, caller, admission.admit(session, settings, caller, recipe))
+        admitted = admission.admit(session, settings, caller.project_id, recipe)
+        row = lifecycle.submit(session, caller.project_id, admitted)
         return Answer.of(f"/v1/jobs/{row.id}", wire.job(row, ()))
 
     return once.answer(document, submit)
@@ -39,28 +40,28 @@ def create_job(
 @router.get("")
 def list_jobs(
     session: SessionDep,
-    caller: CallerDep,
+    caller: JobReader,
     limit: LimitDep = 20,
     after: AfterDep = None,
     status: Annotated[list[JobStatus] | None, Query(max_length=6, description="Only jobs in one of these.")] = None,
 ) -> Page[Job]:
     """Your jobs, newest first."""
-    rows, has_more = jobs.page(session, caller, limit=limit, after=after, statuses=status or ())
+    rows, has_more = jobs.page(session, caller.project_id, limit=limit, after=after, statuses=status or ())
     ids = [row.id for row in rows]
     all_stages = stages.of(session, ids)
     return wire.page([wire.job(row, all_stages) for row in rows], ids, has_more=has_more)
 
 
 @router.get("/{job_id}")
-def get_job(session: SessionDep, caller: CallerDep, job_id: str) -> Job:
+def get_job(session: SessionDep, caller: JobReader, job_id: str) -> Job:
     """One job with its stages."""
-    return _whole(session, jobs.get(session, caller, job_id))
+    return _whole(session, jobs.get(session, caller.project_id, job_id))
 
 
 @router.post("/{job_id}/cancel")
-def cancel_job(session: SessionDep, caller: CallerDep, job_id: str) -> Job:
+def cancel_job(session: SessionDep, caller: JobWriter, job_id: str) -> Job:
     """Stop a job: a queued one at once, a running one within seconds. Asking again changes nothing."""
-    return _whole(session, lifecycle.request_cancel(session, caller, job_id))
+    return _whole(session, lifecycle.request_cancel(session, caller.project_id, job_id))
 
 
 @router.get(
@@ -68,9 +69,9 @@ def cancel_job(session: SessionDep, caller: CallerDep, job_id: str) -> Job:
     response_class=Response,
     responses={200: {"content": {"application/yaml": {"schema": {"type": "string"}}}}},
 )
-def get_job_recipe(session: SessionDep, caller: CallerDep, job_id: str) -> Response:
+def get_job_recipe(session: SessionDep, caller: JobReader, job_id: str) -> Response:
     """The recipe as YAML; pinned to commits and digests once the worker knows them."""
-    job = jobs.get(session, caller, job_id)
+    job = jobs.get(session, caller.project_id, job_id)
     return Response(recipe_from(job.resolved or job.recipe).to_yaml(), media_type="application/yaml")
 
 

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Response
 
 from api import wire
 from api.body import body_of
-from api.deps import CallerDep, IdempotencyKeyDep, SessionDep, SettingsDep
+from api.deps import IdempotencyKeyDep, SessionDep, SettingsDep, WebhookReader, WebhookWriter
 from api.errors import Conflict, Invalid, NotFound
 from api.openapi import takes
 from api.replay import Answer, Once
@@ -25,34 +25,34 @@ MAX_ENDPOINTS = 50
 def create_webhook_endpoint(
     session: SessionDep,
     settings: SettingsDep,
-    caller: CallerDep,
+    caller: WebhookWriter,
     wanted: Annotated[WebhookEndpointCreate, Depends(body_of(WebhookEndpointCreate))],
     idempotency_key: IdempotencyKeyDep = None,
 ) -> Response:
     """Add a receiver. Its secret is in this answer and in no other."""
     _check(wanted.url, settings)
-    once = Once(session, settings.vault, caller, "POST /v1/webhook_endpoints", idempotency_key)
+    once = Once(session, settings.vault, caller.project_id, "POST /v1/webhook_endpoints", idempotency_key)
 
     def add() -> Answer:
-        if len(webhooks.endpoints(session, caller)) >= MAX_ENDPOINTS:
+        if len(webhooks.endpoints(session, caller.project_id)) >= MAX_ENDPOINTS:
             raise Conflict(f"you have {MAX_ENDPOINTS} webhook endpoints already", remedy="remove one first")
-        row, secret = webhooks.create_endpoint(session, settings.vault, caller, wanted.url, wanted.events)
+        row, secret = webhooks.create_endpoint(session, settings.vault, caller.project_id, wanted.url, wanted.events)
         return Answer.of(f"/v1/webhook_endpoints/{row.id}", wire.endpoint(row, secret))
 
     return once.answer(wanted, add)
 
 
 @router.get("")
-def list_webhook_endpoints(session: SessionDep, caller: CallerDep) -> Page[WebhookEndpoint]:
+def list_webhook_endpoints(session: SessionDep, caller: WebhookReader) -> Page[WebhookEndpoint]:
     """Your receivers, newest first, without their secrets."""
-    rows = webhooks.endpoints(session, caller)
+    rows = webhooks.endpoints(session, caller.project_id)
     return wire.page([wire.endpoint(row) for row in rows], [row.id for row in rows])
 
 
 @router.delete("/{endpoint_id}", status_code=204)
-def delete_webhook_endpoint(session: SessionDep, caller: CallerDep, endpoint_id: str) -> None:
+def delete_webhook_endpoint(session: SessionDep, caller: WebhookWriter, endpoint_id: str) -> None:
     """Remove a receiver; messages that were not delivered yet are dropped."""
-    if not webhooks.remove_endpoint(session, caller, endpoint_id):
+    if not webhooks.remove_endpoint(session, caller.project_id, endpoint_id):
         raise NotFound("no such webhook endpoint", remedy="list yours with GET /v1/webhook_endpoints")
 
 

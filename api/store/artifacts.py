@@ -3,11 +3,12 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
-from sqlalchemy import insert, select
+from sqlalchemy import select
+from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from api.errors import NotFound
-from api.store.models import Artifact
+from api.store.models import Artifact, Removal
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,11 @@ def add(session: Session, job_id: str, files: Iterable[ArtifactFile]) -> None:
     rows = [{"job_id": job_id, **asdict(file)} for file in files]
     if rows:
         session.execute(insert(Artifact), rows)
+
+
+def give_up(session: Session, job_id: str) -> None:
+    """Have the files of a job removed, once this transaction is committed and its row is gone."""
+    session.execute(insert(Removal).values(prefix=job_id).on_conflict_do_nothing())
 
 
 def page(session: Session, job_id: str, *, limit: int, after: str | None = None) -> Sequence[Artifact]:

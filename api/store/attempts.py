@@ -1,23 +1,33 @@
-"""Rows of attempts: which worker held a job, when, and how it ended."""
+"""Rows of attempts: which worker held a job, where, when, and how it ended."""
 
+from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import func, insert, update
+from sqlalchemy import func, insert, select, update
 from sqlalchemy.orm import Session
 
-from api.store.models import Attempt
+from api.store.models import Attempt, Job
+from api.store.workers import Capacity
 
 
-def begin(session: Session, job_id: str, epoch: int, worker_id: str) -> None:
+def begin(session: Session, job: Job, worker: Capacity | None) -> None:
     """A worker claimed the job."""
-    session.execute(insert(Attempt).values(job_id=job_id, epoch=epoch, worker_id=worker_id))
+    where = {"host": worker.host, "gpus": worker.gpus} if worker else {}
+    values = {"job_id": job.id, "epoch": job.epoch, "run_number": job.run_number, "worker_id": job.worker_id}
+    session.execute(insert(Attempt).values(**values, **where))
 
 
-def end(session: Session, job_id: str, epoch: int, state: str, failure: dict[str, Any] | None = None) -> None:
-    """The claim is over."""
-    session.execute(
+def end(session: Session, job_id: str, epoch: int, state: str, failure: dict[str, Any] | None = None) -> str | None:
+    """The claim is over; the host that it was on."""
+    return session.scalar(
         update(Attempt)
         .where(Attempt.job_id == job_id, Attempt.epoch == epoch, Attempt.state == "running")
         .values(state=state, failure=failure, finished_at=func.now())
+        .returning(Attempt.host)
         .execution_options(synchronize_session=False)
     )
+
+
+def of(session: Session, job_id: str) -> Sequence[Attempt]:
+    """The attempts of a job, in order."""
+    return session.scalars(select(Attempt).where(Attempt.job_id == job_id).order_by(Attempt.epoch)).all()

@@ -11,17 +11,17 @@ from api.store.models import IdempotencyKey
 RETENTION_seconds = 24 * 3600
 
 
-def begin(session: Session, owner_id: str, route: str, key: str, body_sha256: str) -> str | None:
+def begin(session: Session, project_id: str, route: str, key: str, body_sha256: str) -> str | None:
     """Reserve the key for this transaction, or return the sealed answer that is stored under it.
 
     A second request with the key waits here for the first one's commit. Raises `IdempotencyMismatch` on another body.
     """
     old = IdempotencyKey.created_at < in_seconds(-RETENTION_seconds)
-    session.execute(delete(IdempotencyKey).where(IdempotencyKey.owner_id == owner_id, old))
-    statement = insert(IdempotencyKey).values(owner_id=owner_id, route=route, key=key, body_sha256=body_sha256)
+    session.execute(delete(IdempotencyKey).where(IdempotencyKey.project_id == project_id, old))
+    statement = insert(IdempotencyKey).values(project_id=project_id, route=route, key=key, body_sha256=body_sha256)
     if session.scalar(statement.on_conflict_do_nothing().returning(IdempotencyKey.key)):
         return None
-    row = session.get_one(IdempotencyKey, (owner_id, route, key))
+    row = session.get_one(IdempotencyKey, (project_id, route, key))
     if row.body_sha256 != body_sha256:
         raise IdempotencyMismatch(
             "this Idempotency-Key was used with another body",
@@ -30,7 +30,7 @@ def begin(session: Session, owner_id: str, route: str, key: str, body_sha256: st
     return row.sealed_answer
 
 
-def store(session: Session, owner_id: str, route: str, key: str, sealed_answer: str) -> None:
+def store(session: Session, project_id: str, route: str, key: str, sealed_answer: str) -> None:
     """Keep the answer under the key that `begin` reserved."""
-    place = (IdempotencyKey.owner_id == owner_id, IdempotencyKey.route == route, IdempotencyKey.key == key)
+    place = (IdempotencyKey.project_id == project_id, IdempotencyKey.route == route, IdempotencyKey.key == key)
     session.execute(update(IdempotencyKey).where(*place).values(sealed_answer=sealed_answer))

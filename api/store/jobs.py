@@ -3,13 +3,14 @@
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, exists, insert, select, update
+from sqlalchemy import ColumnElement, Subquery, and_, delete, exists, func, insert, or_, select, update
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from api.errors import BadRequest, NotFound
 from api.ids import is_id
 from api.store.clock import in_seconds
-from api.store.models import ACTIVE, Job, OutboxMessage
+from api.store.models import ACTIVE, Job, OutboxMessage, Project
+from api.store.workers import Capacity
 
 REANNOUNCE_seconds = 60
 """How long a queued job may wait for a claim before it is announced again."""
@@ -22,9 +23,9 @@ def create(session: Session, **values: Any) -> Job:
     ).scalar_one()
 
 
-def get(session: Session, owner_id: str, job_id: str, *, lock: bool = False) -> Job:
-    """The owner's job. Raises `NotFound`, also for another tenant's."""
-    statement = select(Job).where(Job.id == job_id, Job.owner_id == owner_id)
+def get(session: Session, project_id: str, job_id: str, *, lock: bool = False) -> Job:
+    """The project's job. Raises `NotFound`, also for another tenant's."""
+    statement = select(Job).where(Job.id == job_id, Job.project_id == project_id)
     if lock:
         statement = statement.with_for_update()
     fresh = statement.execution_options(populate_existing=True)
@@ -40,12 +41,12 @@ def find(session: Session, job_id: str) -> Job | None:
 
 
 def page(
-    session: Session, owner_id: str, *, limit: int, after: str | None, statuses: Collection[str] = ()
+    session: Session, project_id: str, *, limit: int, after: str | None, statuses: Collection[str] = ()
 ) -> tuple[Sequence[Job], bool]:
     """Newest first, from below `after`; and whether there are more. Raises `BadRequest` for an unknown cursor."""
-    statement = select(Job).where(Job.owner_id == owner_id).order_by(Job.id.desc()).limit(limit + 1)
+    statement = select(Job).where(Job.project_id == project_id).order_by(Job.id.desc()).limit(limit + 1)
     if after is not None:
-        if not (is_id("job", after) and _exists(session, owner_id, after)):
+        if not (is_id("job", after) and _exists(session, project_id, after)):
             raise BadRequest(
                 "the cursor is no job of yours", remedy="pass the last_id of the page before", field="after"
             )
@@ -56,8 +57,70 @@ def page(
     return rows[:limit], len(rows) > limit
 
 
-def _exists(session: Session, owner_id: str, job_id: str) -> bool:
-    return bool(session.scalar(select(exists().where(Job.id == job_id, Job.owner_id == owner_id))))
+def _exists(session: Session, project_id: str, job_id: str) -> bool:
+    return bool(session.scalar(select(exists().where(Job.id == job_id, Job.project_id == project_id))))
+
+
+def first_in_line(session: Session, worker: Capacity, but: Collection[str] = ()) -> Job | None:
+    """The queued job that a worker should take, locked, leaving out the projects in `but`; None when there is none.
+
+    Rows that another worker is about to take are passed over.
+    """
+    held = _held_by_project()
+    statement = (
+        select(Job)
+        .outerjoin(held, held.c.project_id == Job.project_id)
+        .where(Job.status == "queued", Job.not_before <= func.now(), worker.fits, Job.project_id.not_in(list(but)))
+        .order_by(Job.priority.desc(), func.coalesce(held.c.n, 0), Job.queued_at, Job.id)
+        .limit(1)
+        .with_for_update(of=Job, skip_locked=True)
+    )
+    return session.scalars(statement.execution_options(populate_existing=True)).one_or_none()
+
+
+def _held_by_project() -> Subquery:
+    return (
+        select(Job.project_id, func.count().label("n"))
+        .where(Job.status.in_(ACTIVE))
+        .group_by(Job.project_id)
+        .subquery("held")
+    )
+
+
+def count_held(session: Session, project_id: str) -> int:
+    """How many of a project's jobs workers hold."""
+    statement = select(func.count()).where(Job.project_id == project_id, Job.status.in_(ACTIVE))
+    return session.scalar(statement) or 0
+
+
+def held_back(session: Session, project_id: str, but: str) -> str | None:
+    """A queued job of a project that has a limit of running ones."""
+    limited = select(Project.id).where(Project.id == project_id, Project.max_running.is_not(None))
+    statement = select(Job.id).where(Job.project_id.in_(limited), Job.status == "queued", Job.id != but)
+    return session.scalar(statement.order_by(Job.priority.desc(), Job.queued_at).limit(1))
+
+
+_RUN_IS_OVER = Job.run_seconds + func.extract("epoch", func.now() - Job.claimed_at) > Job.max_run_seconds
+_WAIT_IS_OVER = func.extract("epoch", func.now() - Job.queued_at) > Job.max_queue_seconds
+
+
+def is_out_of_time(session: Session, job_id: str) -> bool:
+    """Whether a held job has used up the time that it may run."""
+    return bool(session.scalar(select(_RUN_IS_OVER).where(Job.id == job_id, Job.max_run_seconds.is_not(None))))
+
+
+def with_deadline_passed(session: Session, grace_seconds: float) -> Sequence[Job]:
+    """Queued jobs that waited too long, and held ones whose worker let them run too long; locked."""
+    waited = and_(Job.status == "queued", Job.max_queue_seconds.is_not(None), _WAIT_IS_OVER)
+    late = Job.run_seconds + func.extract("epoch", func.now() - Job.claimed_at) - grace_seconds > Job.max_run_seconds
+    ran = and_(Job.status.in_(ACTIVE), Job.max_run_seconds.is_not(None), late)
+    statement = select(Job).where(or_(waited, ran)).limit(100).with_for_update(skip_locked=True)
+    return session.scalars(statement.execution_options(populate_existing=True)).all()
+
+
+def remove(session: Session, job_id: str) -> None:
+    """Delete a job and all that is known of it."""
+    session.execute(delete(Job).where(Job.id == job_id).execution_options(synchronize_session=False))
 
 
 def change(session: Session, job_id: str, *conditions: ColumnElement[bool], **values: Any) -> Job | None:

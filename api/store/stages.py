@@ -43,6 +43,12 @@ def finish(session: Session, job_id: str, name: str, key: str, *, cached: bool, 
     put(session, job_id, name, key=key, status=status, phase=None, finished_at=func.now(), **values)
 
 
+def reopen(session: Session, job_id: str) -> None:
+    """Make what failed or was cancelled pending again, for another run; what is finished stays."""
+    statement = update(Stage).where(Stage.job_id == job_id, Stage.status.in_(("failed", "cancelled")))
+    session.execute(statement.values(status="pending", phase=None).execution_options(synchronize_session=False))
+
+
 def close(session: Session, job_id: str, status: str, *, only: str | None = None) -> None:
     """Give every open stage (or `only` that one) a last status."""
     statement = update(Stage).where(Stage.job_id == job_id, Stage.status.in_(OPEN))

@@ -38,35 +38,37 @@ class Outgoing:
 
 
 def create_endpoint(
-    session: Session, vault: Vault, owner_id: str, url: str, events: Sequence[str]
+    session: Session, vault: Vault, project_id: str, url: str, events: Sequence[str]
 ) -> tuple[WebhookEndpoint, str]:
     """Add a receiver: its row, and the secret that is shown once."""
     secret = "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode()
     endpoint_id = new_id("whe")
-    values = {"id": endpoint_id, "owner_id": owner_id, "url": url, "events": list(dict.fromkeys(events))}
+    values = {"id": endpoint_id, "project_id": project_id, "url": url, "events": list(dict.fromkeys(events))}
     sealed = vault.seal(secret, endpoint_id)
     statement = insert(WebhookEndpoint).values(sealed_secret=sealed, **values).returning(WebhookEndpoint)
     return session.scalars(statement).one(), secret
 
 
-def endpoints(session: Session, owner_id: str) -> Sequence[WebhookEndpoint]:
-    """The owner's receivers, newest first."""
-    statement = select(WebhookEndpoint).where(WebhookEndpoint.owner_id == owner_id)
+def endpoints(session: Session, project_id: str) -> Sequence[WebhookEndpoint]:
+    """The project's receivers, newest first."""
+    statement = select(WebhookEndpoint).where(WebhookEndpoint.project_id == project_id)
     return session.scalars(statement.order_by(WebhookEndpoint.id.desc())).all()
 
 
-def remove_endpoint(session: Session, owner_id: str, endpoint_id: str) -> bool:
+def remove_endpoint(session: Session, project_id: str, endpoint_id: str) -> bool:
     """Forget a receiver and its messages; False when there is none."""
     if not is_id("whe", endpoint_id):
         return False
-    statement = delete(WebhookEndpoint).where(WebhookEndpoint.id == endpoint_id, WebhookEndpoint.owner_id == owner_id)
+    statement = delete(WebhookEndpoint).where(
+        WebhookEndpoint.id == endpoint_id, WebhookEndpoint.project_id == project_id
+    )
     return session.execute(statement.returning(WebhookEndpoint.id)).first() is not None
 
 
-def enqueue(session: Session, owner_id: str, job_id: str, type: str, payload: dict[str, Any]) -> None:
-    """One message for each of the owner's receivers of that type, and its announcement."""
+def enqueue(session: Session, project_id: str, job_id: str, type: str, payload: dict[str, Any]) -> None:
+    """One message for each of the project's receivers of that type, and its announcement."""
     statement = select(WebhookEndpoint.id).where(
-        WebhookEndpoint.owner_id == owner_id,
+        WebhookEndpoint.project_id == project_id,
         WebhookEndpoint.disabled_at.is_(None),
         literal(type) == any_(WebhookEndpoint.events),
     )

@@ -183,7 +183,7 @@ class Stack:
         path = self.data_dir / "api_key"
         if path.exists() and self._is_accepted(key := path.read_text()):
             return key
-        printed = self._run("api.keys", ["-m", "api.keys", "create", "--owner", "local"], environment)
+        printed = self._run("api.keys", ["-m", "api.keys", "create", "--project", "local"], environment)
         found = re.search(r"lk_[\w-]{43}", printed)
         if found is None:
             raise LatheError("the service made no API key", remedy="see `python -m api.keys create --help`")

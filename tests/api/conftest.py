@@ -60,9 +60,9 @@ def client_of(settings: Settings, sessions: Sessions) -> Iterator[Callable[[str]
     """Makes a client with an API key of the owner."""
     with TestClient(create_app(settings), raise_server_exceptions=False) as anonymous:
 
-        def make(owner_id: str) -> TestClient:
+        def make(project_id: str) -> TestClient:
             with sessions.begin() as session:
-                _, key = keys.create(session, owner_id)
+                _, key = keys.create(session, project_id)
             return TestClient(anonymous.app, headers={"Authorization": f"Bearer {key}"}, raise_server_exceptions=False)
 
         yield make

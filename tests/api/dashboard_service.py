@@ -26,13 +26,13 @@ class Service:
     settings: Settings
     sessions: Sessions
 
-    def key(self, owner_id: str) -> str:
+    def key(self, project_id: str) -> str:
         with self.sessions.begin() as session:
-            return keys.create(session, owner_id)[1]
+            return keys.create(session, project_id)[1]
 
-    def submit(self, owner_id: str, recipe: Recipe) -> str:
+    def submit(self, project_id: str, recipe: Recipe) -> str:
         with self.sessions.begin() as session:
-            return lifecycle.submit(session, owner_id, recipe).id
+            return lifecycle.submit(session, project_id, recipe).id
 
     def claim(self, job_id: str) -> Claim:
         with self.sessions.begin() as session:

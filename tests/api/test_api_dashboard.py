@@ -38,9 +38,9 @@ def anonymous(settings: Settings) -> Iterator[TestClient]:
 
 @pytest.fixture
 def signed_in(anonymous: TestClient, sessions: Sessions) -> SignedIn:
-    def make(owner_id: str) -> TestClient:
+    def make(project_id: str) -> TestClient:
         with sessions.begin() as opened:
-            _, key = keys.create(opened, owner_id)
+            _, key = keys.create(opened, project_id)
         client = TestClient(anonymous.app, follow_redirects=False, raise_server_exceptions=False)
         assert client.post("/sign-in", data={"key": f" {key}\n"}, headers=OURS).status_code == 303
         return client
@@ -55,7 +55,7 @@ def reader(signed_in: SignedIn) -> TestClient:
 
 def test_a_session_is_sealed_strict_and_out_of_reach_of_scripts(anonymous: TestClient, sessions: Sessions) -> None:
     with sessions.begin() as opened:
-        key_id, key = keys.create(opened, "acme")
+        row, key = keys.create(opened, "acme")
     answer = anonymous.post("/sign-in", data={"key": key, "next": "/new"}, headers=OURS)
     assert (answer.status_code, answer.headers["location"]) == (303, "/new")
     cookie = answer.headers["set-cookie"]
@@ -63,7 +63,7 @@ def test_a_session_is_sealed_strict_and_out_of_reach_of_scripts(anonymous: TestC
     assert key not in cookie
     assert anonymous.get("/").status_code == 200
     with sessions.begin() as opened:
-        keys.revoke(opened, key_id)
+        keys.revoke(opened, "acme", row.id)
     assert anonymous.get("/").status_code == 303, "a revoked key ends its sessions"
 
 

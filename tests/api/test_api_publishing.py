@@ -53,7 +53,7 @@ def test_a_push(sessions: Sessions, done: str, begin: Callable[[], PublishClaim]
     with sessions.begin() as session:
         assert [(m.topic, m.payload) for m in outbox.take(session)] == [("publish", {"job_id": done})]
     claim = begin()
-    assert (claim.artifact_epoch, claim.artifact_digest, claim.recipe["publish"]["repo_id"]) == (1, "digest", "me/x")
+    assert (claim.artifact_epoch, claim.artifact_digest, claim.publish_to["repo_id"]) == (1, "digest", "me/x")
     assert begin() is None, "another worker has it"
     with sessions.begin() as session:
         lifecycle.renew_publish(session, claim)

@@ -79,9 +79,9 @@ def test_unknown_event_types_are_refused(client: TestClient) -> None:
     assert answer.json()["errors"][0]["pointer"] == "/events/0"
 
 
-def _subscribe(sessions: Sessions, settings: Settings, owner_id: str, *events: str) -> str:
+def _subscribe(sessions: Sessions, settings: Settings, project_id: str, *events: str) -> str:
     with sessions.begin() as session:
-        endpoint, _ = webhooks.create_endpoint(session, settings.vault, owner_id, URL, events)
+        endpoint, _ = webhooks.create_endpoint(session, settings.vault, project_id, URL, events)
     return endpoint.id
 
 
@@ -178,13 +178,13 @@ def test_keys_are_made_refused_and_revoked(
     sessions: Sessions, client_of: Callable[[str], TestClient], recipe: Recipe
 ) -> None:
     with sessions.begin() as session:
-        key_id, key = keys.create(session, "acme")
+        row, key = keys.create(session, "acme")
     client = TestClient(client_of("acme").app, headers={"Authorization": f"Bearer {key}"})
     assert client.get("/v1/jobs").status_code == 200
     with sessions.begin() as session:
         dump = "".join(str(row) for row in session.execute(text("SELECT * FROM api_keys")).all())
         assert key not in dump
-        assert [keys.revoke(session, key_id) for _ in range(2)] == [True, False]
+        assert [keys.revoke(session, "acme", row.id) for _ in range(2)] == ["acme", None]
     assert client.get("/v1/jobs").status_code == 401
 
 
@@ -196,7 +196,7 @@ def test_the_command_makes_a_key_that_works(
 ) -> None:
     for name, value in {"DATABASE_URL": database_url, "DATA_DIR": "/none", "SECRET_KEY": "k" * 40}.items():
         monkeypatch.setenv(f"LATHE_{name}", value)
-    assert main(["create", "--owner", "acme"]) == 0
+    assert main(["create", "--project", "acme"]) == 0
     printed = capsys.readouterr()
     key, key_id = printed.out.strip(), printed.err.partition(":")[0]
     client = TestClient(client_of("other").app, headers={"Authorization": f"Bearer {key}"})
@@ -204,4 +204,4 @@ def test_the_command_makes_a_key_that_works(
     assert [main(["revoke", key_id]) for _ in range(2)] == [0, 1]
     assert client.get("/v1/jobs").status_code == 401
     with pytest.raises(SystemExit):
-        main(["create", "--owner", "a\nb"])
+        main(["create", "--project", "a\nb"])

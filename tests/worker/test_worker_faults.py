@@ -122,11 +122,13 @@ def test_a_flushed_broker_costs_a_wait_and_no_job(service: Service) -> None:
     service.flush_broker()
     hold.release()
     service.await_status(first, "succeeded")
-    after = service.submit(seed=2)
-    service.await_status(after, "succeeded")
-    assert service.job(lost).status == "queued"
-    service.rows("UPDATE jobs SET wake_at = now() WHERE id = :id", id=lost)
     service.await_status(lost, "succeeded")
+
+
+def test_an_idle_worker_finds_what_the_broker_lost(service: Service) -> None:
+    service.start_worker()
+    lost = service.submit()
+    assert service.await_status(lost, "succeeded").attempt == 1, "no relay ever announced it"
 
 
 def test_the_broker_may_be_killed_and_come_back(service: Service, tmp_path: Path) -> None:
@@ -247,5 +249,6 @@ def _on(service: Service, url: str) -> Iterator[None]:
     service.engine.dispose()
     service.database_url = url
     service.__post_init__()
+    service.add_project()
     yield
     service.close()

@@ -33,14 +33,13 @@ def test_a_primary_that_became_a_standby_does_not_end_the_heartbeat(service: Ser
     job_id = service.submit()
     beats: list[str] = []
 
-    def renew() -> bool:
+    def renew() -> None:
         beats.append("tried")
         mode = "READ ONLY" if len(beats) < 3 else "READ WRITE"
         with service.sessions.begin() as session:
             session.execute(text(f"SET TRANSACTION {mode}"))
             session.execute(text("UPDATE jobs SET lease_until = now() WHERE id = :id"), {"id": job_id})
         beats.append("renewed")
-        return False
 
     with Heartbeat(renew, period_seconds=0.05, inbox=Inbox()) as heartbeat:
         until(lambda: "renewed" in beats, "a renewal after the primary came back")

@@ -30,6 +30,7 @@ PERIODS = {
     "FLUSH_SECONDS": 0.1,
     "RELAY_POLL_SECONDS": 0.2,
     "RECONCILE_SECONDS": 0.3,
+    "WATCHDOG_SECONDS": 2,
     "LEASE_AMNESTY_SECONDS": 0.5,
     "CANCEL_GRACE_SECONDS": 1,
     "DRAIN_GRACE_SECONDS": 2,
@@ -117,6 +118,10 @@ class Service:
             self.kill(name)
         self.engine.dispose()
 
+    def add_project(self) -> None:
+        """For a database that is not the tests' own."""
+        self.rows("INSERT INTO projects (id, name) VALUES (:id, :id)", id=OWNER)
+
     def submit(self, *, wishes: Mapping[str, object] | None = None, **more: Any) -> str:
         with self.sessions.begin() as session:
             return lifecycle.submit(session, OWNER, recipe(wishes or {}, **more)).id
@@ -154,6 +159,7 @@ class Service:
     def hurry(self, job_id: str) -> None:
         """Let the waiting time of a queued job pass."""
         self.rows("UPDATE outbox SET available_at = now() WHERE payload->>'job_id' = :id", id=job_id)
+        self.rows("UPDATE jobs SET not_before = now() WHERE id = :id AND status = 'queued'", id=job_id)
 
     def lose_lease(self, job_id: str) -> None:
         """Let the lease's time pass."""
