@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 from api import auth
 from api.auth import Caller
 from api.listener import Listener
+from api.rate_limit import RateLimit
 from api.settings import Settings
 from api.store.session import Sessions
 from lathe.models import Scope
@@ -41,15 +42,26 @@ def session(make: Annotated[Sessions, Depends(sessions)]) -> Iterator[Session]:
         yield opened
 
 
+def rate_limit(request: Request) -> RateLimit:
+    """Counts the requests of each key."""
+    value: RateLimit = request.app.state.rate_limit
+    return value
+
+
 def caller(
     make: Annotated[Sessions, Depends(sessions)],
     credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
+    limit: Annotated[RateLimit, Depends(rate_limit)],
     security: SecurityScopes,
 ) -> Caller:
-    """Who calls, with a key that has the scopes that the route names. Raises `Unauthorized` and `Forbidden`."""
+    """Who calls, with a key that has the scopes that the route names.
+
+    Raises `Unauthorized`, `Forbidden` and `TooManyRequests`.
+    """
     known = auth.caller_of(make, credentials.credentials if credentials else None)
     for scope in security.scopes:
         known.require(cast("Scope", scope))
+    limit.count(known.key_id)
     return known
 
 
@@ -69,6 +81,7 @@ AuditReader = Annotated[Caller, Security(caller, scopes=["audit:read"])]
 AnyCaller = Annotated[Caller, Security(caller)]
 LimitDep = Annotated[int, Query(ge=1, le=100, description="Rows of a page.")]
 AfterDep = Annotated[str | None, Query(max_length=200, description="`last_id` of the page before.")]
+BeforeDep = Annotated[str | None, Query(max_length=200, description="`first_id` of the page behind.")]
 IdempotencyKeyDep = Annotated[
     str | None, Header(min_length=1, max_length=255, pattern=r"^[\x20-\x7e]+$", description="Kept for 24 hours.")
 ]

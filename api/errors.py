@@ -3,6 +3,7 @@
     ServiceError
     ├── Unauthorized            401  no API key, or one that we do not know
     ├── Forbidden               403  the key does not allow it
+    │   └── QuotaExceeded       403  a limit of the project is reached
     ├── NotFound                404  absent, or another tenant's: the same answer
     ├── Conflict                409  the job's state forbids it
     │   └── Fenced              409  a newer claim owns the job: stop, write nothing
@@ -12,6 +13,7 @@
     ├── BodyTooLarge            413
     ├── UnsupportedMediaType    415
     ├── RangeNotSatisfiable     416
+    ├── TooManyRequests         429  more than the key may ask
     ├── Unavailable             503  the database does not answer
     └── VaultError              500  a stored secret cannot be opened
 
@@ -49,6 +51,13 @@ class Forbidden(ServiceError):
     status = 403
     code = "forbidden"
     title = "Not allowed"
+
+
+class QuotaExceeded(Forbidden):
+    """A limit of the project is reached."""
+
+    code = "quota_exceeded"
+    title = "A limit of the project is reached"
 
 
 class NotFound(ServiceError):
@@ -118,6 +127,15 @@ class RangeNotSatisfiable(ServiceError):
     status = 416
     code = "range_not_satisfiable"
     title = "Range not satisfiable"
+
+
+class TooManyRequests(ServiceError):
+    """More requests than the key may send in a while."""
+
+    status = 429
+    code = "too_many_requests"
+    title = "Too many requests"
+    retryable = True
 
 
 class Unavailable(ServiceError):

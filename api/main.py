@@ -11,12 +11,16 @@ from api import logs, openapi, problems
 from api.dashboard.mount import mount
 from api.listener import Listener
 from api.middleware import Around
-from api.routes import artifacts, catalog, credentials, events, health, jobs, webhooks
+from api.rate_limit import RateLimit
+from api.routes import artifacts, catalog, credentials, events, health, jobs, keys, project, verbs, webhooks
 from api.settings import Settings
 from api.store.session import make_engine, make_sessions
-from lathe.models import WebhookEndpointCreate
+from lathe.models import ApiKeyCreate, WebhookEndpointCreate
 from optcore.recipe import Recipe
+from optcore.references import Publish
 
+BODIES = [Recipe, Publish, WebhookEndpointCreate, ApiKeyCreate, credentials.CredentialPut]
+"""Models of bodies that routes read by themselves."""
 DESCRIPTION = "Optimization-as-a-service for language models: a recipe in, a smaller checkpoint and a report out."
 
 
@@ -37,9 +41,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.engine = make_engine(settings.database_url, pool_size=10)
     app.state.sessions = make_sessions(app.state.engine)
     app.state.listener = Listener(settings.database_url)
+    app.state.rate_limit = RateLimit(settings.rate_limit, settings.rate_limit_storage.get_secret_value())
     app.add_middleware(Around)
     problems.install(app)
-    for room in (jobs, events, artifacts, catalog, webhooks, credentials, health):
+    for room in (jobs, verbs, events, artifacts, catalog, webhooks, credentials, keys, project, health):
         app.include_router(room.router)
     mount(app)
     return app
@@ -51,7 +56,9 @@ class Service(FastAPI):
     def openapi(self) -> dict[str, Any]:
         """Made once, on first use."""
         if not self.openapi_schema:
-            self.openapi_schema = openapi.document(self, [Recipe, WebhookEndpointCreate, credentials.CredentialPut])
+            self.openapi_schema = openapi.document(
+                self, [Recipe, Publish, WebhookEndpointCreate, ApiKeyCreate, credentials.CredentialPut]
+            )
         return self.openapi_schema
 
 

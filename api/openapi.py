@@ -12,10 +12,10 @@ from lathe.models import Problem
 _TEMPLATE = "#/components/schemas/{model}"
 
 
-def takes(model: type[BaseModel]) -> dict[str, Any]:
+def takes(model: type[BaseModel], *, required: bool = True) -> dict[str, Any]:
     """`openapi_extra` of a route that reads its body itself."""
     content = {"application/json": {"schema": {"$ref": _TEMPLATE.format(model=model.__name__)}}}
-    return {"requestBody": {"required": True, "content": content}}
+    return {"requestBody": {"required": required, "content": content}}
 
 
 def document(app: FastAPI, bodies: list[type[BaseModel]]) -> dict[str, Any]:
@@ -26,7 +26,10 @@ def document(app: FastAPI, bodies: list[type[BaseModel]]) -> dict[str, Any]:
     made["components"]["schemas"] |= schemas["$defs"]
     for path in made["paths"].values():
         for operation in path.values():
+            operation["responses"].pop("422", None)  # the framework's own form, which `api.problems` replaces
             operation["responses"]["default"] = _PROBLEM
+    for unused in ("HTTPValidationError", "ValidationError"):
+        made["components"]["schemas"].pop(unused, None)
     made["components"]["schemas"] = dict(sorted(made["components"]["schemas"].items()))
     return made
 

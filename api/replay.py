@@ -14,20 +14,28 @@ from optcore.frozen import Frozen, digest_of
 
 
 class Answer(Frozen):
-    """A 201 with the address of what was made."""
+    """A 201 with the address of what was made, or a 200 where nothing was."""
 
-    location: str
+    location: str | None = None
     body: str
     """JSON."""
 
     @classmethod
-    def of(cls, location: str, made: BaseModel) -> "Answer":
-        """From a wire model."""
+    def made(cls, location: str, made: BaseModel) -> "Answer":
+        """Something new, from its wire model."""
         return cls(location=location, body=made.model_dump_json())
+
+    @classmethod
+    def of(cls, changed: BaseModel) -> "Answer":
+        """Something that was there before, as it is now."""
+        return cls(body=changed.model_dump_json())
 
     def response(self, *, replayed: bool = False) -> Response:
         """The HTTP answer."""
-        headers = {"Location": self.location} | ({"Idempotent-Replayed": "true"} if replayed else {})
+        headers = {"Idempotent-Replayed": "true"} if replayed else {}
+        if self.location is None:
+            return Response(self.body, media_type="application/json", headers=headers)
+        headers["Location"] = self.location
         return Response(self.body, status_code=201, media_type="application/json", headers=headers)
 
 

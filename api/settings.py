@@ -49,6 +49,10 @@ class Settings(BaseSettings):
     """Least level of the JSON log lines."""
     max_body_bytes: int = 256 * 1024
     """Largest request body."""
+    rate_limit: str = "1200/minute"
+    """Requests of one API key, as in `10/second` or `1200/minute`."""
+    rate_limit_storage: SecretStr = SecretStr("memory://")
+    """Where they are counted: `redis://...` when several API processes serve; each counts for itself otherwise."""
     host: str = "127.0.0.1"
     """Address that `python -m api` listens on."""
     port: int = Field(default=8000, ge=0, le=65535)

@@ -1,21 +1,34 @@
 """Rows as the wire models that clients see."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from itertools import groupby
 from typing import TypeVar
 
 from pydantic import BaseModel
 
 from api.store import models as rows
+from api.store.metrics import Bucket
+from api.store.projects import LIMITS, Usage
 from lathe import models as wire
 from lathe.models import TERMINAL
 from optcore.errors import Failure
 from optcore.recipe import Recipe
 
+_COLUMNS = Bucket._fields[2:]
+
 W = TypeVar("W", bound=BaseModel)
 
 
-def job(row: rows.Job, stages: Sequence[rows.Stage]) -> wire.Job:
-    """A job with its stages."""
+def job(
+    row: rows.Job,
+    stages: Sequence[rows.Stage],
+    *,
+    waiting: wire.Waiting | None = None,
+    attempts: Sequence[rows.Attempt] | None = None,
+    artifacts: Sequence[rows.Artifact] | None = None,
+) -> wire.Job:
+    """A job with its stages, and what else was asked for."""
     recipe = Recipe.model_validate(row.recipe)
     return wire.Job(
         id=row.id,
@@ -24,7 +37,9 @@ def job(row: rows.Job, stages: Sequence[rows.Stage]) -> wire.Job:
         is_terminal=row.status in TERMINAL,
         recipe=recipe,
         resolved=row.resolved,
+        run_number=row.run_number,
         attempt=row.attempt,
+        waiting=waiting,
         stages=tuple(stage(each) for each in stages if each.job_id == row.id),
         failure=_failure(row.failure),
         artifact_digest=row.artifact_digest,
@@ -34,6 +49,8 @@ def job(row: rows.Job, stages: Sequence[rows.Stage]) -> wire.Job:
             commit=row.publish_commit,
             failure=_failure(row.publish_failure),
         ),
+        attempts=None if attempts is None else tuple(map(attempt, attempts)),
+        artifacts=None if artifacts is None else tuple(map(artifact, artifacts)),
         metadata=dict(recipe.metadata),
         created_at=row.created_at,
         started_at=row.started_at,
@@ -44,6 +61,41 @@ def job(row: rows.Job, stages: Sequence[rows.Stage]) -> wire.Job:
 def stage(row: rows.Stage) -> wire.Stage:
     """A stage."""
     return wire.Stage.model_validate(row, from_attributes=True)
+
+
+def attempt(row: rows.Attempt) -> wire.Attempt:
+    """One claim."""
+    return wire.Attempt.model_validate(row, from_attributes=True)
+
+
+def log_chunk(row: rows.LogChunk) -> wire.LogChunk:
+    """A piece of a log."""
+    return wire.LogChunk.model_validate(row, from_attributes=True)
+
+
+def curves(buckets: Iterable[Bucket]) -> list[wire.MetricCurve]:
+    """Curves from their buckets, which come in order."""
+    found = []
+    for (stage, name), group in groupby(buckets, key=lambda each: each[:2]):
+        columns = zip(*(each[2:] for each in group), strict=True)
+        found.append(wire.MetricCurve(stage=stage, name=name, **dict(zip(_COLUMNS, columns, strict=True))))
+    return found
+
+
+def key(row: rows.ApiKey, text: str | None = None) -> wire.ApiKey:
+    """An API key; with its text only in the answer to its making."""
+    return wire.ApiKey.model_validate(row, from_attributes=True).model_copy(update={"key": text})
+
+
+def project(row: rows.Project, used: Usage) -> wire.Project:
+    """A project and what it uses."""
+    limits = {name: getattr(row, name) for name in LIMITS}
+    return wire.Project(id=row.id, name=row.name, **limits, **asdict(used))
+
+
+def audit_entry(row: rows.AuditEntry) -> wire.AuditEntry:
+    """A line of the audit log."""
+    return wire.AuditEntry.model_validate(row, from_attributes=True)
 
 
 def event(row: rows.Event) -> wire.JobEvent:

@@ -8,22 +8,29 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from time import time
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 from urllib.parse import quote
 
 import httpx
 from pydantic import TypeAdapter, ValidationError
 
+from lathe._stream import Cursor, L
 from lathe.errors import APIError, BadResponse, ConnectionFailed, api_error
 from lathe.models import (
+    ApiKey,
     Artifact,
+    AuditEntry,
     Credential,
     FormatInfo,
     Health,
     Job,
     JobEvent,
+    LogChunk,
+    MetricCurve,
     Page,
     Problem,
+    Project,
+    Scope,
     TechniqueInfo,
     WebhookEndpoint,
 )
@@ -31,6 +38,7 @@ from optcore.recipe import Recipe
 
 T = TypeVar("T")
 Params = Mapping[str, Any]
+Verb = Literal["cancel", "pause", "resume", "retry", "publish"]
 EVENT_STREAM = "text/event-stream"
 
 
@@ -130,7 +138,11 @@ def _key(idempotency_key: str | None = None) -> dict[str, str]:
 
 _job: Callable[[bytes], Job] = _json(Job)
 _jobs: Callable[[bytes], Page[Job]] = _json(Page[Job])
-_events: Callable[[bytes], Page[JobEvent]] = _json(Page[JobEvent])
+_curves: Callable[[bytes], Page[MetricCurve]] = _json(Page[MetricCurve])
+_LINES: Mapping[type, tuple[str, Callable[[bytes], Page[Any]]]] = {
+    JobEvent: ("events", _json(Page[JobEvent])),
+    LogChunk: ("logs", _json(Page[LogChunk])),
+}
 _artifacts: Callable[[bytes], Page[Artifact]] = _json(Page[Artifact])
 _document: Callable[[bytes], dict[str, Any]] = _json(dict[str, Any])
 _techniques: Callable[[bytes], Page[TechniqueInfo]] = _json(Page[TechniqueInfo])
@@ -139,6 +151,10 @@ _endpoint: Callable[[bytes], WebhookEndpoint] = _json(WebhookEndpoint)
 _endpoints: Callable[[bytes], Page[WebhookEndpoint]] = _json(Page[WebhookEndpoint])
 _credential: Callable[[bytes], Credential] = _json(Credential)
 _credentials: Callable[[bytes], Page[Credential]] = _json(Page[Credential])
+_api_key: Callable[[bytes], ApiKey] = _json(ApiKey)
+_api_keys: Callable[[bytes], Page[ApiKey]] = _json(Page[ApiKey])
+_project: Callable[[bytes], Project] = _json(Project)
+_audit: Callable[[bytes], Page[AuditEntry]] = _json(Page[AuditEntry])
 _health: Callable[[bytes], Health] = _json(Health)
 
 
@@ -150,28 +166,40 @@ def create_job(recipe: Recipe | Mapping[str, Any], idempotency_key: str | None) 
     return Call("POST", "/v1/jobs", _job, body=body, headers=_key(idempotency_key))
 
 
-def get_job(job_id: str) -> Call[Job]:
-    return Call("GET", f"/v1/jobs/{segment(job_id)}", _job)
+def get_job(job_id: str, params: Params | None = None) -> Call[Job]:
+    return Call("GET", f"/v1/jobs/{segment(job_id)}", _job, params or {})
 
 
 def list_jobs(params: Params) -> Call[Page[Job]]:
     return Call("GET", "/v1/jobs", _jobs, params)
 
 
-def cancel_job(job_id: str) -> Call[Job]:
-    return Call("POST", f"/v1/jobs/{segment(job_id)}/cancel", _job, headers=_key())
+def change_job(job_id: str, verb: Verb, body: Mapping[str, Any] | None = None) -> Call[Job]:
+    document = None if body is None else dict(body)
+    return Call("POST", f"/v1/jobs/{segment(job_id)}/{verb}", _job, body=document, headers=_key())
 
 
-def list_events(job_id: str, after_seq: int) -> Call[Page[JobEvent]]:
-    params = {"after": after_seq or None}
-    return Call("GET", f"/v1/jobs/{segment(job_id)}/events", _events, params, headers={"Accept": "application/json"})
+def delete_job(job_id: str) -> Call[None]:
+    return Call("DELETE", f"/v1/jobs/{segment(job_id)}", _nothing)
 
 
-def stream_events(job_id: str, after_seq: int) -> Call[None]:
+def list_lines(job_id: str, cursor: Cursor[L]) -> Call[Page[L]]:
+    """A page of the events or the log, from where the cursor is."""
+    name, parse = _LINES[cursor.line]
+    params, headers = {"after": cursor.seq or None}, {"Accept": "application/json"}
+    return Call("GET", f"/v1/jobs/{segment(job_id)}/{name}", parse, params, headers=headers)
+
+
+def stream_lines(job_id: str, cursor: Cursor[L]) -> Call[None]:
+    """The same as a stream, which is read line by line and not from `parse`."""
     headers = {"Accept": EVENT_STREAM, "Cache-Control": "no-store"}
-    if after_seq:
-        headers["Last-Event-ID"] = str(after_seq)
-    return Call("GET", f"/v1/jobs/{segment(job_id)}/events", _nothing, headers=headers)
+    if cursor.seq:
+        headers["Last-Event-ID"] = str(cursor.seq)
+    return Call("GET", f"/v1/jobs/{segment(job_id)}/{_LINES[cursor.line][0]}", _nothing, headers=headers)
+
+
+def get_metrics(job_id: str, params: Params) -> Call[Page[MetricCurve]]:
+    return Call("GET", f"/v1/jobs/{segment(job_id)}/metrics", _curves, params)
 
 
 def list_artifacts(job_id: str, params: Params) -> Call[Page[Artifact]]:
@@ -227,6 +255,27 @@ def list_credentials(params: Params) -> Call[Page[Credential]]:
 
 def delete_credential(name: str) -> Call[None]:
     return Call("DELETE", f"/v1/credentials/{segment(name)}", _nothing)
+
+
+def create_key(name: str, scopes: Sequence[Scope], expires_in_days: int | None) -> Call[ApiKey]:
+    body = {"name": name, "scopes": list(scopes), "expires_in_days": expires_in_days}
+    return Call("POST", "/v1/keys", _api_key, body=body, headers=_key())
+
+
+def list_keys(params: Params) -> Call[Page[ApiKey]]:
+    return Call("GET", "/v1/keys", _api_keys, params)
+
+
+def revoke_key(key_id: str) -> Call[None]:
+    return Call("DELETE", f"/v1/keys/{segment(key_id)}", _nothing)
+
+
+def get_project() -> Call[Project]:
+    return Call("GET", "/v1/project", _project)
+
+
+def list_audit_entries(params: Params) -> Call[Page[AuditEntry]]:
+    return Call("GET", "/v1/audit", _audit, params)
 
 
 def health() -> Call[Health]:

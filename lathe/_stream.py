@@ -1,26 +1,31 @@
-"""Following a job's history over server-sent events, without I/O: decode lines, remember where to go on."""
+"""Following a job's history or log over server-sent events, without I/O: decode lines, remember where to go on."""
 
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 from pydantic import ValidationError
 
 from lathe._retry import backoff
 from lathe.errors import BadResponse, LatheError
-from lathe.models import JobEvent
+from lathe.models import JobEvent, LogChunk
 
 MAX_EVENT_bytes = 1024 * 1024
 
 
-@dataclass
-class Cursor:
-    """How far a job's history has been read; survives the connections that it is read over."""
+L = TypeVar("L", JobEvent, LogChunk)
 
+
+@dataclass
+class Cursor(Generic[L]):
+    """How far the numbered lines of a job have been read; survives the connections that it is read over."""
+
+    line: type[L]
     seq: int = 0
-    """Number of the last event that was given out."""
+    """Number of the last line that was given out."""
     ended: bool = False
     """The service said that there will be no more."""
     drops: int = 0
-    """Connections lost since the last event."""
+    """Connections lost since the last line."""
     patience: int = 8
     _kind: str = field(default="", init=False)
     _data: list[str] = field(default_factory=list, init=False)
@@ -29,8 +34,8 @@ class Cursor:
         """A new connection: half an event of the last one is forgotten, and will be sent again."""
         self._kind, self._data = "", []
 
-    def feed(self, line: str) -> JobEvent | None:
-        """Take one line of the stream, without its end; an event when the line completes one that is new."""
+    def feed(self, line: str) -> L | None:
+        """Take one line of the stream, without its end; what it completes, when that is new."""
         if line:
             self._collect(line)
             return None
@@ -41,7 +46,7 @@ class Cursor:
             return None
         return self._advance(data) if data else None
 
-    def accept(self, event: JobEvent) -> bool:
+    def accept(self, event: L) -> bool:
         """Whether the event is new; if so, it is where to go on from."""
         if event.seq <= self.seq:
             return False
@@ -65,9 +70,9 @@ class Cursor:
             if sum(map(len, self._data)) > MAX_EVENT_bytes:
                 raise BadResponse("the event stream sent an event larger than 1 MiB", remedy="update this package")
 
-    def _advance(self, data: str) -> JobEvent | None:
+    def _advance(self, data: str) -> L | None:
         try:
-            event = JobEvent.model_validate_json(data)
+            event = self.line.model_validate_json(data)
         except ValidationError as error:
             raise BadResponse(
                 f"the event stream sent something else than an event: {data[:80]!r}", remedy="update this package"

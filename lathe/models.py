@@ -54,6 +54,31 @@ class Stage(Wire):
     peak_memory_bytes: int | None = None
 
 
+class Attempt(Wire):
+    """One claim of a job by a worker."""
+
+    epoch: int
+    """Rises with each claim; what an older one writes is refused."""
+    run_number: int
+    worker_id: str
+    host: str
+    gpus: int
+    state: Literal["running", "succeeded", "failed", "cancelled", "lost", "released", "paused"]
+    """`lost`: the worker or its machine went away. `released`: it stopped and handed the job back."""
+    failure: Failure | None
+    started_at: datetime
+    finished_at: datetime | None
+
+
+class Waiting(Wire):
+    """Why a queued job is not running yet."""
+
+    reason: Literal["no_worker", "project_limit", "after_loss", "in_line"]
+    message: str
+    ahead: int
+    """Queued jobs of every project that come first by priority and time."""
+
+
 class PublishState(Wire):
     """The push to the Hub: a state of its own, so an upload error never costs a finished run."""
 
@@ -76,13 +101,21 @@ class Job(Wire):
     """As posted, defaults filled in."""
     resolved: dict[str, Any] | None
     """The recipe with commits and digests pinned, once the worker knows them."""
+    run_number: int = 1
+    """Raised by each retry."""
     attempt: int
-    """How many times a worker has claimed the job."""
+    """How many times a worker has claimed the job, in all of its runs."""
+    waiting: Waiting | None = None
+    """Of a queued job that is looked at."""
     stages: tuple[Stage, ...]
     failure: Failure | None
     artifact_digest: str | None
     """SHA-256 over the checkpoint's files."""
     publish: PublishState
+    attempts: tuple[Attempt, ...] | None = None
+    """With `expand=attempts`."""
+    artifacts: tuple["Artifact", ...] | None = None
+    """With `expand=artifacts`."""
     metadata: dict[str, str]
     created_at: datetime
     started_at: datetime | None
@@ -106,6 +139,89 @@ class Artifact(Wire):
     """Relative to the artifact, with `/`; also its address below `/v1/jobs/{id}/artifacts/`."""
     bytes: int
     sha256: str
+
+
+class LogChunk(Wire):
+    """What the engine wrote on standard error in a second or so."""
+
+    seq: int
+    epoch: int
+    """Of the attempt that wrote it."""
+    at: datetime
+    text: str
+
+
+class MetricCurve(Wire):
+    """One measured number of a stage over its steps, thinned by the server: neighbouring steps are one point."""
+
+    stage: str
+    name: str
+    first_step: tuple[int, ...]
+    last_step: tuple[int, ...]
+    mean: tuple[float, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    last: tuple[float, ...]
+    """As measured at `last_step`."""
+
+
+class ApiKey(Wire):
+    """A key that speaks for the project, within its scopes."""
+
+    id: str
+    name: str
+    prefix: str
+    """The key's first characters, to recognize it by."""
+    key: str | None = None
+    """`lk_...`, shown once when the key is made."""
+    scopes: tuple[Scope, ...]
+    created_at: datetime
+    expires_at: datetime | None
+    revoked_at: datetime | None
+    last_used_at: datetime | None
+    """To the minute."""
+
+
+class ApiKeyCreate(BaseModel):
+    """A key to make. It can be allowed no more than the key that asks for it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    name: Annotated[str, Field(max_length=100, pattern=r"^[^\x00]*$")] = ""
+    scopes: Annotated[tuple[Scope, ...], Field(min_length=1, max_length=len(SCOPES))]
+    expires_in_days: Annotated[int, Field(ge=1, le=3650)] | None = None
+
+
+class Project(Wire):
+    """The tenant that the key speaks for, its limits and what it uses of them. An absent limit does not bind."""
+
+    id: str
+    name: str
+    max_running: int | None
+    """Jobs that workers hold at one time; more wait."""
+    max_unfinished: int | None
+    """Jobs that are not over; more are refused."""
+    max_storage_bytes: int | None
+    max_gpu_seconds: int | None
+    """In 30 days."""
+    unfinished: int
+    storage_bytes: int
+    gpu_seconds: float
+    """In the last 30 days."""
+
+
+class AuditEntry(Wire):
+    """Who did what, and when."""
+
+    id: int
+    at: datetime
+    actor: str
+    """Id of an API key, or `operator`."""
+    action: str
+    """Such as `job.cancel`."""
+    target: str
+    request_id: str
+    address: str
 
 
 class WebhookEndpoint(Wire):
@@ -141,6 +257,9 @@ T = TypeVar("T")
 
 class Page(Wire, Generic[T]):
     """A page of a list, newest first; ask for the next one with `after=last_id`."""
+
+    # For `Page[X]` pydantic would look for docstrings in the source of whoever writes that, and may fail to read it.
+    model_config = ConfigDict(use_attribute_docstrings=False)
 
     object: Literal["list"] = "list"
     data: tuple[T, ...]

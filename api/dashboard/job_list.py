@@ -8,7 +8,7 @@ from api import wire
 from api.dashboard.pages import PageRoute, is_partial, page
 from api.dashboard.session import ViewerDep
 from api.deps import AfterDep, SessionDep
-from api.store import jobs, stages
+from api.store import listing, stages
 from lathe.models import JobStatus
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
@@ -17,7 +17,7 @@ ROWS = 20
 Show = Literal["all", "active", "succeeded", "failed", "cancelled"]
 _STATUSES: dict[Show, tuple[JobStatus, ...]] = {
     "all": (),
-    "active": ("queued", "running", "cancelling"),
+    "active": ("queued", "running", "pausing", "paused", "cancelling"),
     "succeeded": ("succeeded",),
     "failed": ("failed",),
     "cancelled": ("cancelled",),
@@ -29,7 +29,8 @@ def show_jobs(
     request: Request, session: SessionDep, viewer: ViewerDep, after: AfterDep = None, show: Show = "all"
 ) -> Response:
     """The newest jobs; the page asks again by itself."""
-    rows, has_more = jobs.page(session, viewer.project_id, limit=ROWS, after=after, statuses=_STATUSES[show])
+    query = listing.Query(statuses=_STATUSES[show])
+    rows, has_more = listing.page(session, viewer.project_id, limit=ROWS, query=query, after=after)
     all_stages = stages.of(session, [row.id for row in rows])
     return page(
         "jobs_table.html" if is_partial(request) else "jobs.html",

@@ -7,8 +7,8 @@ from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 from starlette.concurrency import run_in_threadpool
 
 from api.dashboard.snapshot import Watch
+from api.following import PING_seconds, POLL_seconds, woken
 from api.listener import Listener
-from api.routes.events import PING_seconds, POLL_seconds, woken
 
 BREATH_seconds = 0.1
 """Between two messages: many events in a row become one."""

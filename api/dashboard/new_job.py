@@ -55,7 +55,7 @@ def submit_recipe(session: SessionDep, settings: SettingsDep, viewer: EditorDep,
 
     def submit() -> Answer:
         row = lifecycle.submit(session, viewer.project_id, recipe)
-        return Answer.of(f"/jobs/{row.id}", wire.job(row, ()))
+        return Answer.made(f"/jobs/{row.id}", wire.job(row, ()))
 
     made = Once(session, settings.vault, viewer.project_id, "POST /new", _key(fields.get("once", ""), document))
     return RedirectResponse(made.answer(document, submit).headers["location"], status_code=303)

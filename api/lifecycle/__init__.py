@@ -24,6 +24,7 @@ from api.lifecycle.publishing import (
 )
 from api.lifecycle.recovery import enforce_deadlines, expire_leases, republish_stuck
 from api.lifecycle.submission import delete, request_cancel, request_pause, resume, retry, submit
+from api.lifecycle.waiting import reasons as waiting_reasons
 from api.store.artifacts import ArtifactFile
 
 __all__ = [
@@ -57,4 +58,5 @@ __all__ = [
     "resume",
     "retry",
     "submit",
+    "waiting_reasons",
 ]

@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 
 from api.errors import Fenced
 from api.lifecycle.transitions import LEASE_seconds, move
-from api.store import attempts, hosts, jobs, projects
+from api.store import attempts, hosts, jobs, projects, queue
 from api.store.clock import in_seconds
 from api.store.models import Job
 from api.store.workers import Capacity
@@ -52,9 +52,9 @@ def claim_next(session: Session, worker: Capacity, worker_id: str) -> Claim | No
     if hosts.in_quarantine(session, worker.host):
         return None
     full: set[str] = set()
-    while (job := jobs.first_in_line(session, worker, but=full)) is not None:
+    while (job := queue.first_in_line(session, worker, but=full)) is not None:
         project = projects.hold(session, job.project_id)  # two workers must not both take its last place
-        if project.max_running is None or jobs.count_held(session, project.id) < project.max_running:
+        if project.max_running is None or queue.count_held(session, project.id) < project.max_running:
             return claim(session, job.id, worker_id, worker)
         full.add(project.id)
     return None

@@ -6,7 +6,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Double, case, cast, func
 from sqlalchemy.orm import Session
 
-from api.store import attempts, clock, events, hosts, jobs, outbox, stages, webhooks
+from api.store import attempts, clock, events, hosts, jobs, outbox, queue, stages, webhooks
 from api.store.models import ACTIVE, Job
 from lathe.models import TERMINAL, JobStatus, PublishStatus
 
@@ -66,7 +66,7 @@ def move(
 
 def _let_the_next_one_in(session: Session, job: Job) -> None:
     """Where a project's limit kept a job waiting, the end of an attempt makes room for it."""
-    if (held_back := jobs.held_back(session, job.project_id, but=job.id)) is not None:
+    if (held_back := queue.held_back(session, job.project_id, but=job.id)) is not None:
         outbox.add(session, "run_job", {"job_id": held_back})
 
 

@@ -6,6 +6,7 @@ from fastapi import APIRouter, Depends, Path
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from api import wire
+from api.audit import TrailDep
 from api.body import body_of
 from api.deps import CredentialReader, CredentialWriter, SessionDep, SettingsDep
 from api.errors import Conflict, NotFound
@@ -32,10 +33,12 @@ def put_credential(
     session: SessionDep,
     settings: SettingsDep,
     caller: CredentialWriter,
+    trail: TrailDep,
     name: NameDep,
     wanted: Annotated[CredentialPut, Depends(body_of(CredentialPut))],
 ) -> Credential:
     """Store a token under a name, or replace it. Recipes refer to it as `publish.credential`."""
+    trail.note(caller, "credential.put", name)
     stored = credentials.of(session, caller.project_id)
     if len(stored) >= MAX_CREDENTIALS and name not in {row.name for row in stored}:
         raise Conflict(f"you have {MAX_CREDENTIALS} credentials already", remedy="remove one first")
@@ -50,7 +53,8 @@ def list_credentials(session: SessionDep, caller: CredentialReader) -> Page[Cred
 
 
 @router.delete("/{name}", status_code=204)
-def delete_credential(session: SessionDep, caller: CredentialWriter, name: NameDep) -> None:
+def delete_credential(session: SessionDep, caller: CredentialWriter, trail: TrailDep, name: NameDep) -> None:
     """Forget a token."""
     if not credentials.remove(session, caller.project_id, name):
         raise NotFound("you have no credential of that name", remedy="list yours with GET /v1/credentials")
+    trail.note(caller, "credential.delete", name)

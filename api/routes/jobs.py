@@ -1,20 +1,27 @@
-"""Jobs: submit, list, look at, cancel; and the recipe that a job runs."""
+"""Jobs: submit, list, look at; and the recipe that a job runs."""
 
-from typing import Annotated, Any
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Response
 
 from api import admission, lifecycle, wire
+from api.audit import TrailDep
 from api.body import json_body
-from api.deps import AfterDep, IdempotencyKeyDep, JobReader, JobWriter, LimitDep, SessionDep, SettingsDep
+from api.deps import AfterDep, BeforeDep, IdempotencyKeyDep, JobReader, JobWriter, LimitDep, SessionDep, SettingsDep
+from api.errors import BadRequest
 from api.openapi import takes
 from api.replay import Answer, Once
-from api.store import jobs, stages
-from api.store.models import Job as Row
+from api.store import artifacts, attempts, jobs, listing, stages
 from lathe.models import Job, JobStatus, Page
 from optcore.recipe import Recipe, recipe_from
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+
+Expand = Literal["attempts", "artifacts"]
+MAX_EXPANDED_files = 1000
+_Text = Query(max_length=500, pattern=r"^[^\x00]*$")
 
 
 @router.post("", status_code=201, response_model=Job, openapi_extra=takes(Recipe))
@@ -22,6 +29,7 @@ def create_job(
     session: SessionDep,
     settings: SettingsDep,
     caller: JobWriter,
+    trail: TrailDep,
     document: Annotated[Any, Depends(json_body)],
     idempotency_key: IdempotencyKeyDep = None,
 ) -> Response:
@@ -32,36 +40,68 @@ def create_job(
     def submit() -> Answer:
         admitted = admission.admit(session, settings, caller.project_id, recipe)
         row = lifecycle.submit(session, caller.project_id, admitted)
-        return Answer.of(f"/v1/jobs/{row.id}", wire.job(row, ()))
+        trail.note(caller, "job.create", row.id)
+        return Answer.made(f"/v1/jobs/{row.id}", wire.job(row, ()))
 
     return once.answer(document, submit)
+
+
+def job_query(
+    status: Annotated[list[JobStatus] | None, Query(max_length=8, description="Only jobs in one of these.")] = None,
+    technique: Annotated[str | None, _Text] = None,
+    model: Annotated[str | None, Query(max_length=4096, pattern=r"^[^\x00]*$", description="Id or path.")] = None,
+    name_contains: Annotated[str | None, _Text] = None,
+    metadata: Annotated[list[str] | None, Query(max_length=32, description="`key=value`; all must match.")] = None,
+    created_after: datetime | None = None,
+    created_before: datetime | None = None,
+    order: Annotated[Literal["asc", "desc"], Query(description="By time of creation.")] = "desc",
+) -> listing.Query:
+    """Which jobs to list."""
+    return listing.Query(
+        statuses=status or (),
+        technique=technique,
+        model=model,
+        name_contains=name_contains,
+        metadata=_pairs(metadata or ()),
+        created_after=created_after,
+        created_before=created_before,
+        oldest_first=order == "asc",
+    )
 
 
 @router.get("")
 def list_jobs(
     session: SessionDep,
     caller: JobReader,
+    query: Annotated[listing.Query, Depends(job_query)],
     limit: LimitDep = 20,
     after: AfterDep = None,
-    status: Annotated[list[JobStatus] | None, Query(max_length=6, description="Only jobs in one of these.")] = None,
+    before: BeforeDep = None,
 ) -> Page[Job]:
-    """Your jobs, newest first."""
-    rows, has_more = jobs.page(session, caller.project_id, limit=limit, after=after, statuses=status or ())
+    """Your jobs, newest first unless `order` says otherwise."""
+    rows, has_more = listing.page(session, caller.project_id, limit=limit, query=query, after=after, before=before)
     ids = [row.id for row in rows]
-    all_stages = stages.of(session, ids)
-    return wire.page([wire.job(row, all_stages) for row in rows], ids, has_more=has_more)
+    steps, waiting = stages.of(session, ids), lifecycle.waiting_reasons(session, rows)
+    found = [wire.job(row, steps, waiting=waiting.get(row.id)) for row in rows]
+    return wire.page(found, ids, has_more=has_more)
 
 
 @router.get("/{job_id}")
-def get_job(session: SessionDep, caller: JobReader, job_id: str) -> Job:
-    """One job with its stages."""
-    return _whole(session, jobs.get(session, caller.project_id, job_id))
-
-
-@router.post("/{job_id}/cancel")
-def cancel_job(session: SessionDep, caller: JobWriter, job_id: str) -> Job:
-    """Stop a job: a queued one at once, a running one within seconds. Asking again changes nothing."""
-    return _whole(session, lifecycle.request_cancel(session, caller.project_id, job_id))
+def get_job(
+    session: SessionDep,
+    caller: JobReader,
+    job_id: str,
+    expand: Annotated[list[Expand] | None, Query(max_length=2, description="What to answer besides.")] = None,
+) -> Job:
+    """One job with its stages; its attempts and files too when they are asked for."""
+    row, wanted = jobs.get(session, caller.project_id, job_id), expand or ()
+    return wire.job(
+        row,
+        stages.of(session, [row.id]),
+        waiting=lifecycle.waiting_reasons(session, [row]).get(row.id),
+        attempts=attempts.of(session, row.id) if "attempts" in wanted else None,
+        artifacts=artifacts.page(session, row.id, limit=MAX_EXPANDED_files) if "artifacts" in wanted else None,
+    )
 
 
 @router.get(
@@ -75,5 +115,11 @@ def get_job_recipe(session: SessionDep, caller: JobReader, job_id: str) -> Respo
     return Response(recipe_from(job.resolved or job.recipe).to_yaml(), media_type="application/yaml")
 
 
-def _whole(session: SessionDep, row: Row) -> Job:
-    return wire.job(row, stages.of(session, [row.id]))
+def _pairs(items: Sequence[str]) -> dict[str, str]:
+    found = {}
+    for item in items:
+        key, equals, value = item.partition("=")
+        if not equals or "\0" in item:
+            raise BadRequest("metadata is filtered by key=value", remedy="send metadata=team=nlp", field="metadata")
+        found[key] = value
+    return found

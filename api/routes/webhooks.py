@@ -37,7 +37,7 @@ def create_webhook_endpoint(
         if len(webhooks.endpoints(session, caller.project_id)) >= MAX_ENDPOINTS:
             raise Conflict(f"you have {MAX_ENDPOINTS} webhook endpoints already", remedy="remove one first")
         row, secret = webhooks.create_endpoint(session, settings.vault, caller.project_id, wanted.url, wanted.events)
-        return Answer.of(f"/v1/webhook_endpoints/{row.id}", wire.endpoint(row, secret))
+        return Answer.made(f"/v1/webhook_endpoints/{row.id}", wire.endpoint(row, secret))
 
     return once.answer(wanted, add)
 

@@ -1,16 +1,15 @@
 """Rows of jobs: create, read, page, and the conditional updates that the lifecycle is made of."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Subquery, and_, delete, exists, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, and_, delete, exists, func, insert, or_, select, update
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
-from api.errors import BadRequest, NotFound
+from api.errors import NotFound
 from api.ids import is_id
 from api.store.clock import in_seconds
-from api.store.models import ACTIVE, Job, OutboxMessage, Project
-from api.store.workers import Capacity
+from api.store.models import ACTIVE, Job, OutboxMessage
 
 REANNOUNCE_seconds = 60
 """How long a queued job may wait for a claim before it is announced again."""
@@ -38,66 +37,6 @@ def get(session: Session, project_id: str, job_id: str, *, lock: bool = False) -
 def find(session: Session, job_id: str) -> Job | None:
     """The job whoever owns it, fresh from the database; for workers."""
     return session.get(Job, job_id, populate_existing=True)
-
-
-def page(
-    session: Session, project_id: str, *, limit: int, after: str | None, statuses: Collection[str] = ()
-) -> tuple[Sequence[Job], bool]:
-    """Newest first, from below `after`; and whether there are more. Raises `BadRequest` for an unknown cursor."""
-    statement = select(Job).where(Job.project_id == project_id).order_by(Job.id.desc()).limit(limit + 1)
-    if after is not None:
-        if not (is_id("job", after) and _exists(session, project_id, after)):
-            raise BadRequest(
-                "the cursor is no job of yours", remedy="pass the last_id of the page before", field="after"
-            )
-        statement = statement.where(Job.id < after)
-    if statuses:
-        statement = statement.where(Job.status.in_(statuses))
-    rows = session.scalars(statement).all()
-    return rows[:limit], len(rows) > limit
-
-
-def _exists(session: Session, project_id: str, job_id: str) -> bool:
-    return bool(session.scalar(select(exists().where(Job.id == job_id, Job.project_id == project_id))))
-
-
-def first_in_line(session: Session, worker: Capacity, but: Collection[str] = ()) -> Job | None:
-    """The queued job that a worker should take, locked, leaving out the projects in `but`; None when there is none.
-
-    Rows that another worker is about to take are passed over.
-    """
-    held = _held_by_project()
-    statement = (
-        select(Job)
-        .outerjoin(held, held.c.project_id == Job.project_id)
-        .where(Job.status == "queued", Job.not_before <= func.now(), worker.fits, Job.project_id.not_in(list(but)))
-        .order_by(Job.priority.desc(), func.coalesce(held.c.n, 0), Job.queued_at, Job.id)
-        .limit(1)
-        .with_for_update(of=Job, skip_locked=True)
-    )
-    return session.scalars(statement.execution_options(populate_existing=True)).one_or_none()
-
-
-def _held_by_project() -> Subquery:
-    return (
-        select(Job.project_id, func.count().label("n"))
-        .where(Job.status.in_(ACTIVE))
-        .group_by(Job.project_id)
-        .subquery("held")
-    )
-
-
-def count_held(session: Session, project_id: str) -> int:
-    """How many of a project's jobs workers hold."""
-    statement = select(func.count()).where(Job.project_id == project_id, Job.status.in_(ACTIVE))
-    return session.scalar(statement) or 0
-
-
-def held_back(session: Session, project_id: str, but: str) -> str | None:
-    """A queued job of a project that has a limit of running ones."""
-    limited = select(Project.id).where(Project.id == project_id, Project.max_running.is_not(None))
-    statement = select(Job.id).where(Job.project_id.in_(limited), Job.status == "queued", Job.id != but)
-    return session.scalar(statement.order_by(Job.priority.desc(), Job.queued_at).limit(1))
 
 
 _RUN_IS_OVER = Job.run_seconds + func.extract("epoch", func.now() - Job.claimed_at) > Job.max_run_seconds

@@ -5,18 +5,16 @@ from collections.abc import Sequence
 from sqlalchemy import func, insert, literal, select
 from sqlalchemy.orm import Session
 
+from api.store import events
 from api.store.models import LogChunk
-
-CHANNEL = "job_logs"
-"""LISTEN here; the payload is the id of the job whose log grew."""
 
 
 def append(session: Session, job_id: str, epoch: int, text: str) -> None:
-    """Add a piece. The caller holds the job's row, so numbers have no gaps."""
+    """Add a piece, and wake who follows the job. The caller holds the job's row, so numbers have no gaps."""
     seq = select(func.coalesce(func.max(LogChunk.seq), 0) + 1).where(LogChunk.job_id == job_id)
     values = select(literal(job_id), seq.scalar_subquery(), literal(epoch), literal(text))
     session.execute(insert(LogChunk).from_select(["job_id", "seq", "epoch", "text"], values))
-    session.execute(select(func.pg_notify(CHANNEL, job_id)))
+    session.execute(select(func.pg_notify(events.CHANNEL, job_id)))
 
 
 def after(session: Session, job_id: str, seq: int, limit: int) -> Sequence[LogChunk]:

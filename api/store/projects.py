@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import func, insert, select
+from sqlalchemy import func, insert, or_, select, update
 from sqlalchemy.orm import Session
 
 from api.ids import new_id
 from api.store.clock import in_seconds
-from api.store.models import Artifact, Attempt, Job, Project
+from api.store.models import ACTIVE, Artifact, Attempt, Job, Project
 
 GPU_WINDOW_seconds = 30 * 24 * 3600
 LIMITS = ("max_running", "max_unfinished", "max_storage_bytes", "max_gpu_seconds")
@@ -39,6 +39,12 @@ def everyone(session: Session) -> Sequence[Project]:
     return session.scalars(select(Project).order_by(Project.name)).all()
 
 
+def has_quota(session: Session, project_id: str) -> bool:
+    """Whether any limit has to be checked before a job is accepted."""
+    bound = or_(*(getattr(Project, name).is_not(None) for name in LIMITS if name != "max_running"))
+    return bool(session.scalar(select(bound).where(Project.id == project_id)))
+
+
 def hold(session: Session, project_id: str) -> Project:
     """The project, its row locked until the commit: counting against a limit and acting on it are then one step.
 
@@ -46,6 +52,23 @@ def hold(session: Session, project_id: str) -> Project:
     """
     statement = select(Project).where(Project.id == project_id).with_for_update(key_share=True)
     return session.scalars(statement.execution_options(populate_existing=True)).one()
+
+
+def is_full(session: Session, project_id: str) -> bool:
+    """Whether as many of its jobs are held as may be at one time."""
+    held = select(func.count()).where(Job.project_id == project_id, Job.status.in_(ACTIVE)).scalar_subquery()
+    return bool(session.scalar(select(held >= Project.max_running).where(Project.id == project_id)))
+
+
+def get(session: Session, project_id: str) -> Project:
+    """The project of a caller."""
+    return session.get_one(Project, project_id, populate_existing=True)
+
+
+def limit(session: Session, name: str, **limits: int | None) -> bool:
+    """Set limits (see `LIMITS`); False when there is no project of that name."""
+    statement = update(Project).where(Project.name == name).values(**limits).returning(Project.id)
+    return session.scalar(statement) is not None
 
 
 def usage(session: Session, project_id: str) -> Usage:

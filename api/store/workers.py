@@ -2,17 +2,21 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from sqlalchemy import ColumnElement, func, literal, or_, select
+from sqlalchemy import ColumnElement, and_, exists, func, literal, or_, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
+from sqlalchemy.sql.elements import SQLCoreOperations
 
 from api.store.clock import in_seconds
-from api.store.models import Job, Worker
+from api.store.models import Host, Job, Worker
 
 ALIVE_seconds = 60
 """A worker that was not heard of for so long is not counted on."""
+
+
+_ALIVE = (Worker.seen_at > in_seconds(-ALIVE_seconds), Worker.draining.is_(False))
 
 
 @dataclass(frozen=True)
@@ -31,12 +35,22 @@ class Capacity:
     @property
     def fits(self) -> ColumnElement[bool]:
         """True for the jobs that it may claim."""
-        kind, memory = literal(self.gpu_kind or ""), self.gpu_memory_bytes or 0
-        return (
-            or_(Job.device.is_(None), Job.device == self.device)
-            & or_(Job.gpu_memory_bytes.is_(None), Job.gpu_memory_bytes <= memory)
-            & or_(Job.gpu_kind.is_(None), func.strpos(func.lower(kind), func.lower(Job.gpu_kind)) > 0)
-        )
+        return _fits(literal(self.device), literal(self.gpu_kind or ""), literal(self.gpu_memory_bytes or 0))
+
+
+def fits_one_that_is_there() -> ColumnElement[bool]:
+    """True for the jobs that some worker which is alive and trusted may claim."""
+    distrusted = select(Host.name).where(Host.quarantined_at.is_not(None))
+    fits = _fits(Worker.device, func.coalesce(Worker.gpu_kind, ""), func.coalesce(Worker.gpu_memory_bytes, 0))
+    return exists().where(*_ALIVE, Worker.device.is_not(None), Worker.host.not_in(distrusted), fits)
+
+
+def _fits(device: SQLCoreOperations[Any], gpu_kind: Any, gpu_memory: Any) -> ColumnElement[bool]:
+    return and_(
+        or_(Job.device.is_(None), Job.device == device),
+        or_(Job.gpu_memory_bytes.is_(None), Job.gpu_memory_bytes <= gpu_memory),
+        or_(Job.gpu_kind.is_(None), func.strpos(func.lower(gpu_kind), func.lower(Job.gpu_kind)) > 0),
+    )
 
 
 def beat(session: Session, worker_id: str, capacity: Capacity, *, draining: bool = False) -> None:
@@ -49,11 +63,4 @@ def beat(session: Session, worker_id: str, capacity: Capacity, *, draining: bool
 
 def alive(session: Session) -> Sequence[Worker]:
     """Workers that were heard of lately and take work."""
-    fresh = (Worker.seen_at > in_seconds(-ALIVE_seconds), Worker.draining.is_(False))
-    return session.scalars(select(Worker).where(*fresh).order_by(Worker.id)).all()
-
-
-def capacity_of(row: Worker) -> Capacity:
-    """What a worker said of itself."""
-    device: Literal["cuda", "cpu"] | None = None if row.device is None else ("cuda" if row.device == "cuda" else "cpu")
-    return Capacity(row.host, device, row.gpus, row.gpu_kind, row.gpu_memory_bytes)
+    return session.scalars(select(Worker).where(*_ALIVE).order_by(Worker.id)).all()

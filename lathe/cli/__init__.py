@@ -6,7 +6,7 @@ line.
 
 import typer
 
-from lathe.cli import catalog, credential, engine, jobs, up, webhook
+from lathe.cli import catalog, credential, engine, jobs, key, up, verbs, webhook
 from lathe.cli.group import Commands
 
 app = typer.Typer(
@@ -20,11 +20,14 @@ app.command(rich_help_panel="On this machine")(engine.run)
 app.command(rich_help_panel="On this machine")(engine.validate)
 app.command(rich_help_panel="On this machine")(engine.schema)
 app.command(rich_help_panel="On this machine")(up.up)
-for command in (jobs.submit, jobs.ls, jobs.show, jobs.events, jobs.wait, jobs.cancel, jobs.download, jobs.recipe):
+for command in (jobs.submit, jobs.ls, jobs.show, jobs.events, jobs.logs, jobs.wait, jobs.download, jobs.recipe):
+    app.command(rich_help_panel="With a service")(command)
+for command in (verbs.cancel, verbs.pause, verbs.resume, verbs.retry, verbs.publish, verbs.delete):
     app.command(rich_help_panel="With a service")(command)
 app.command(rich_help_panel="With a service")(catalog.techniques)
 app.command(rich_help_panel="With a service")(catalog.formats)
 app.add_typer(webhook.app, name="webhook", rich_help_panel="With a service")
 app.add_typer(credential.app, name="credential", rich_help_panel="With a service")
+app.add_typer(key.app, name="key", rich_help_panel="With a service")
 
 __all__ = ["app"]

@@ -7,7 +7,7 @@ import typer
 
 from lathe.cli.engine import RecipePath
 from lathe.cli.group import explain
-from lathe.cli.output import console, errors, print_json, print_measurements, print_table
+from lathe.cli.output import console, errors, print_json, print_measurements, print_table, printable_lines
 from lathe.cli.session import AsJson, JobId, connect
 from lathe.cli.view import watch
 from lathe.client import Client
@@ -102,14 +102,14 @@ def wait(
         raise typer.Exit(1)
 
 
-def cancel(job_id: JobId, as_json: AsJson = False) -> None:
-    """Ask a job to stop."""
+def logs(
+    job_id: JobId,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job has ended.")] = False,
+) -> None:
+    """Print what the engine wrote on standard error."""
     with connect() as client:
-        job = client.jobs.cancel(job_id)
-    if as_json:
-        print_json(job)
-    else:
-        console.out(f"{job.id} {job.status}", highlight=False)
+        for chunk in client.jobs.logs(job_id, follow=follow):
+            console.print(printable_lines(chunk.text), soft_wrap=True)
 
 
 def download(job_id: JobId, out: Annotated[Path, typer.Option(help="Folder to write to; made when absent.")]) -> None:

@@ -205,7 +205,7 @@ def test_signing_in_by_hand_and_out_again(browser_page: "Page", service: Service
 def test_the_key_of_a_link_is_never_sent_and_only_used_for_who_opened_it(
     browser_page: "Page", service: Service
 ) -> None:
-    page, key = browser_page, service.key("somebody else")
+    page, key = browser_page, service.key("other")
     sent: list[str] = []
     page.on("request", lambda request: sent.append(request.url))
     link = f"{service.url}/sign-in#key={key}"

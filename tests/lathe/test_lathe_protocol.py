@@ -94,7 +94,11 @@ def test_an_identifier_never_becomes_another_address() -> None:
 
 
 def test_every_post_carries_a_new_idempotency_key_unless_one_is_given() -> None:
-    calls = [protocol.create_job(RECIPE, None), protocol.create_job(RECIPE, None), protocol.cancel_job("job_1")]
+    calls = [
+        protocol.create_job(RECIPE, None),
+        protocol.create_job(RECIPE, None),
+        protocol.change_job("job_1", "cancel"),
+    ]
     keys = {call.headers["Idempotency-Key"] for call in (*calls, protocol.create_webhook_endpoint("https://x", None))}
     assert len(keys) == 4
     assert protocol.create_job(RECIPE, "mine").headers["Idempotency-Key"] == "mine"

@@ -100,7 +100,7 @@ def test_the_plain_history_reads_every_page_and_opens_no_stream(server: Script) 
 
 
 def test_what_is_no_event_is_refused_and_so_is_an_endless_one() -> None:
-    cursor = Cursor()
+    cursor = Cursor(lathe.JobEvent)
     cursor.feed("data: not json")
     with pytest.raises(lathe.BadResponse, match="something else than an event"):
         cursor.feed("")
@@ -110,7 +110,7 @@ def test_what_is_no_event_is_refused_and_so_is_an_endless_one() -> None:
 
 
 def test_patience_with_lost_connections_has_an_end() -> None:
-    cursor, error = Cursor(patience=2), lathe.ConnectionFailed("away")
+    cursor, error = Cursor(lathe.JobEvent, patience=2), lathe.ConnectionFailed("away")
     assert cursor.dropped(error) > 0
     assert cursor.dropped(error) > 0
     with pytest.raises(lathe.ConnectionFailed):

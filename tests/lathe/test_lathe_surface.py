@@ -28,7 +28,7 @@ def test_importing_the_package_loads_nothing_else() -> None:
 
 
 def test_both_clients_have_the_same_methods_with_the_same_arguments() -> None:
-    for name in ("Jobs", "Artifacts", "WebhookEndpoints", "Credentials", "Client"):
+    for name in ("Jobs", "Artifacts", "WebhookEndpoints", "Credentials", "Keys", "Client"):
         one, other = getattr(client, name), getattr(async_client, f"Async{name}")
         methods = _public_methods(one)
         assert methods == _public_methods(other)

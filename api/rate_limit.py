@@ -1,0 +1,40 @@
+"""How often a key may ask: one window for each key, of the library `limits`.
+
+With several API processes, `LATHE_RATE_LIMIT_STORAGE` names a Redis that they share; else each counts for itself.
+A storage that does not answer lets requests through: it must not take the service down with it.
+"""
+
+import logging
+import math
+import time
+
+from limits import parse
+from limits.errors import StorageError
+from limits.storage import storage_from_string
+from limits.strategies import SlidingWindowCounterRateLimiter
+
+from api.errors import TooManyRequests
+
+log = logging.getLogger(__name__)
+
+
+class RateLimit:
+    """Counts requests, and says no to one too many."""
+
+    def __init__(self, rate: str, storage: str) -> None:
+        """`rate` as in `1200/minute`; raises `ValueError` when it cannot be read."""
+        self._rate = parse(rate)
+        self._windows = SlidingWindowCounterRateLimiter(storage_from_string(storage, wrap_exceptions=True))
+
+    def count(self, key_id: str) -> None:
+        """Raises `TooManyRequests`, with the seconds to wait."""
+        try:
+            if self._windows.hit(self._rate, key_id):
+                return
+            reset = self._windows.get_window_stats(self._rate, key_id).reset_time
+        except StorageError as error:
+            log.warning("rate limits are not counted: %s", error)
+            return
+        refused = TooManyRequests(f"more than {self._rate} with this key", remedy="wait as Retry-After says")
+        refused.headers = {"Retry-After": str(max(1, math.ceil(reset - time.time())))}
+        raise refused
