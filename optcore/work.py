@@ -1,7 +1,9 @@
 """The work folder: finished stages by content key, shared by every run on the machine."""
 
 import fcntl
+import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,7 +39,31 @@ class WorkFolder:
         if not path.exists():
             return None
         record = StageRecord.model_validate_json(path.read_text())
-        return record if record.files == _facts(self.files(key)) else None
+        if record.files != _facts(self.files(key)):
+            return None
+        os.utime(path)  # its last use, which `forget` goes by
+        return record
+
+    def forget(self, *, unused_seconds: float, keep_bytes: int = 0) -> int:
+        """Delete stages that no run used for so long, then the longest unused ones above `keep_bytes` (0: no limit).
+
+        The bytes that were freed. Call it while no run is at work here: a run reads a stage without holding its key.
+        """
+        stages = sorted(self._uses(), key=lambda use: use[1])
+        total, oldest = sum(size for _, _, size in stages), time.time() - unused_seconds
+        freed = 0
+        for path, used_at, size in stages:
+            if used_at < oldest or (keep_bytes and total - freed > keep_bytes):
+                shutil.rmtree(path, ignore_errors=True)
+                freed += size
+        return freed
+
+    def _uses(self) -> Iterator[tuple[Path, float, int]]:
+        """Stages, finished or begun: folder, last use in seconds since 1970, bytes (of linked files too)."""
+        for path in self._stages.iterdir():
+            if path.is_dir():
+                marker = path / _RECORD if (path / _RECORD).exists() else path
+                yield path, marker.stat().st_mtime, sum(size for size, _ in _facts(path).values())
 
     @contextmanager
     def locked(self, key: str) -> Iterator[None]:

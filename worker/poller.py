@@ -11,11 +11,12 @@ import logging
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 
 from api.store import outbox
-from worker import drain
+from worker import cache, drain
 from worker.context import Context, context
 from worker.heartbeat import UNREACHABLE
 from worker.logs import configure
@@ -40,8 +41,10 @@ def watch_the_queue() -> None:
 
 def _watch() -> None:
     here, pause = context(), threading.Event()
+    sweep = _sweeping(here)
     while not pause.wait(here.settings.watchdog_seconds):
         _until_idle(lambda: not drain.is_on() and run_next(here))
+        _until_idle(sweep)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -61,7 +64,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _engines(here: Context) -> Callable[[], bool]:
-    return lambda: not drain.is_on() and run_next(here)
+    sweep = _sweeping(here)
+    return lambda: not drain.is_on() and (run_next(here) or sweep())
+
+
+def _sweeping(here: Context) -> Callable[[], bool]:
+    """Sweeps the caches of this host when its period is over; never answers that there is more to do."""
+    due = time.monotonic()
+
+    def step() -> bool:
+        nonlocal due
+        if time.monotonic() >= due:
+            due = time.monotonic() + here.settings.sweep_seconds
+            cache.sweep(here.settings)
+        return False
+
+    return step
 
 
 def _short_work(here: Context) -> Callable[[], bool]:

@@ -18,6 +18,7 @@ from optcore.recipe import recipe_from
 from optcore.references import BUILT_IN
 from worker import drain
 from worker.artifact import FinishedArtifact, collect
+from worker.cache import in_use
 from worker.context import Context
 from worker.engine_environment import fetch_environment, run_environment
 from worker.engine_log import EngineLog
@@ -107,18 +108,21 @@ class _Attempt:
         recipe = self._claim.resolved or self._claim.recipe
         token = self._hub_token()
         self._make_folders()
-        with EngineLog(
-            self._folder / "engine.log",
-            limit_bytes=self._settings.log_limit_bytes,
-            news_limit_bytes=self._settings.log_stored_bytes,
-            secrets=[token or ""],
-        ) as engine_log:
+        with in_use(self._work), self._engine_log(token) as engine_log:
             if _needs_fetch(recipe):
                 ending = self._step("fetch", recipe, self._rooted(fetch_environment(token)), engine_log)
                 if not isinstance(ending, Completed):
                     return ending
                 recipe = ending.recipe or recipe
             return self._step("run", recipe, self._rooted(run_environment()), engine_log, "--out", str(self._out))
+
+    def _engine_log(self, token: str | None) -> EngineLog:
+        return EngineLog(
+            self._folder / "engine.log",
+            limit_bytes=self._settings.log_limit_bytes,
+            news_limit_bytes=self._settings.log_stored_bytes,
+            secrets=[token or ""],
+        )
 
     def _step(
         self, verb: str, recipe: dict[str, Any], environment: dict[str, str], engine_log: EngineLog, *more: str

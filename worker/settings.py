@@ -49,16 +49,31 @@ class WorkerSettings(Settings):
     lease_amnesty_seconds: float = Field(default=60, ge=0)
     """After the database came back (or the relay started) no lease expires for so long: one full lease."""
     sweep_seconds: float = Field(default=600, gt=0)
-    """Time between two searches for output folders that nobody owns."""
+    """Time between two searches for what may be deleted."""
+    detail_days: int = Field(default=30, ge=1)
+    """Logs and metrics of a job are kept for so long after its end."""
+    job_days: int = Field(default=0, ge=0)
+    """Jobs are deleted so long after their end, with their files; 0 keeps them."""
+    audit_days: int = Field(default=365, ge=1)
+    """How long the audit log reaches back."""
+    cache_days: float = Field(default=14, gt=0)
+    """A cached stage that no job used for so long is deleted from the worker's disk."""
+    cache_bytes: int = Field(default=0, ge=0)
+    """Largest cache of stages of a project on a worker, the longest unused going first; 0 sets no limit."""
     webhook_timeout_seconds: float = Field(default=20, gt=0)
     """A receiver's time for a complete answer."""
+
+    @property
+    def works_dir(self) -> Path:
+        """The engine's caches on this host, one folder a project."""
+        return self.data_dir / "work"
 
     def work_dir(self, project_id: str) -> Path:
         """The engine's content-addressed cache, shared by an owner's jobs on this host.
 
         Never by two owners: a cached download needs no credential, so it would open one's private models to the other.
         """
-        return self.data_dir / "work" / hashlib.sha256(project_id.encode()).hexdigest()[:16]
+        return self.works_dir / hashlib.sha256(project_id.encode()).hexdigest()[:16]
 
     def attempt_dir(self, job_id: str, epoch: int) -> Path:
         """Where the recipe and the log of one attempt lie."""

@@ -1,14 +1,13 @@
 """Stored answers to POSTs, so that a request sent twice is done once. Kept for a day."""
 
-from sqlalchemy import delete, update
+from sqlalchemy import func, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from api.errors import IdempotencyMismatch
 from api.store.clock import in_seconds
 from api.store.models import IdempotencyKey
-
-RETENTION_seconds = 24 * 3600
+from api.store.retention import IDEMPOTENCY_seconds
 
 
 def begin(session: Session, project_id: str, route: str, key: str, body_sha256: str) -> str | None:
@@ -16,10 +15,11 @@ def begin(session: Session, project_id: str, route: str, key: str, body_sha256: 
 
     A second request with the key waits here for the first one's commit. Raises `IdempotencyMismatch` on another body.
     """
-    old = IdempotencyKey.created_at < in_seconds(-RETENTION_seconds)
-    session.execute(delete(IdempotencyKey).where(IdempotencyKey.project_id == project_id, old))
     statement = insert(IdempotencyKey).values(project_id=project_id, route=route, key=key, body_sha256=body_sha256)
-    if session.scalar(statement.on_conflict_do_nothing().returning(IdempotencyKey.key)):
+    over = IdempotencyKey.created_at < in_seconds(-IDEMPOTENCY_seconds)
+    anew = {"body_sha256": body_sha256, "sealed_answer": None, "created_at": func.now()}
+    reserved = statement.on_conflict_do_update(index_elements=["project_id", "route", "key"], set_=anew, where=over)
+    if session.scalar(reserved.returning(IdempotencyKey.key)):
         return None
     row = session.get_one(IdempotencyKey, (project_id, route, key))
     if row.body_sha256 != body_sha256:
