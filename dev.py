@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The one entry for people: `python3 dev.py demo`, `test`, `check`, `up`, `proofs`, `bench`, `docs`.
+"""The one entry for people: `python3 dev.py demo`, `test`, `check`, `up`, `proofs`, `chaos`, `bench`, `docs`.
 
 Needs Python 3.11 or newer and nothing else: no pip, no venv, no make. Each target first makes what it needs in `.venv`:
 
@@ -74,6 +74,12 @@ def proofs(arguments: list[str]) -> int:
     return become(PYTHON, "-m", "pytest", "-m", "proof", "-rP", *arguments)
 
 
+def chaos(arguments: list[str]) -> int:
+    """Hundreds of faults in random order: no job lost, none with two results."""
+    prepare("full")
+    return become(PYTHON, "-m", "pytest", "-m", "chaos", "-s", "-n", "0", "tests/chaos", *arguments)
+
+
 def bench(arguments: list[str]) -> int:
     """Side-by-side measurements."""
     prepare("full")
@@ -98,7 +104,7 @@ def docs(arguments: list[str]) -> int:
 
 TARGETS = {
     target.__name__.replace("_", "-"): target
-    for target in (demo, test, check, up, proofs, proofs_ptq, bench, bench_ptq, docs)
+    for target in (demo, test, check, up, proofs, proofs_ptq, chaos, bench, bench_ptq, docs)
 }
 
 

@@ -46,7 +46,7 @@ def run_next(context: Context) -> bool:
         return False
     try:
         with context.sessions.begin() as session:
-            claim = lifecycle.claim_next(session, context.capacity, context.worker_id)
+            claim = lifecycle.claim_next(session, context.capacity, context.worker_id, context.settings.lease_seconds)
         if claim is None:
             log.info("nothing to claim")
             return False

@@ -24,6 +24,8 @@ class WorkerSettings(Settings):
 
     engine_command: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)] = (sys.executable, "-m", "optcore")
     """The engine, as words of a command line or a JSON list; `run` or `fetch` and their arguments are added."""
+    lease_seconds: float = Field(default=60, gt=0)
+    """How long a job is a worker's without a sign of life. Some renewals must fit in."""
     renew_seconds: float = Field(default=15, gt=0)
     """Time between two renewals of a lease."""
     isolate_seconds: float = Field(default=45, gt=0)

@@ -26,6 +26,7 @@ class Claim:
     recipe: dict[str, Any]
     resolved: dict[str, Any] | None
     """The pinned recipe, where an earlier attempt found it: run that one."""
+    lease_seconds: float = LEASE_seconds
 
     @property
     def fence(self) -> ColumnElement[bool]:
@@ -43,7 +44,9 @@ class Renewal:
     """The run has used up `limits.max_run_seconds`."""
 
 
-def claim_next(session: Session, worker: Capacity, worker_id: str) -> Claim | None:
+def claim_next(
+    session: Session, worker: Capacity, worker_id: str, lease_seconds: float = LEASE_seconds
+) -> Claim | None:
     """Take the queued job that is first in line among those that fit the worker; None when there is none.
 
     First comes the higher priority, then the project with fewer running jobs, then the longer wait. A project at its
@@ -55,13 +58,19 @@ def claim_next(session: Session, worker: Capacity, worker_id: str) -> Claim | No
     while (job := queue.first_in_line(session, worker, but=full)) is not None:
         project = projects.hold(session, job.project_id)  # two workers must not both take its last place
         if project.max_running is None or queue.count_held(session, project.id) < project.max_running:
-            return claim(session, job.id, worker_id, worker)
+            return claim(session, job.id, worker_id, worker, lease_seconds)
         full.add(project.id)
     return None
 
 
-def claim(session: Session, job_id: str, worker_id: str, worker: Capacity | None = None) -> Claim | None:
-    """Take this queued job for 60 s; None when it is taken, over or gone."""
+def claim(
+    session: Session,
+    job_id: str,
+    worker_id: str,
+    worker: Capacity | None = None,
+    lease_seconds: float = LEASE_seconds,
+) -> Claim | None:
+    """Take this queued job for a minute; None when it is taken, over or gone."""
     job = move(
         session,
         job_id,
@@ -70,19 +79,19 @@ def claim(session: Session, job_id: str, worker_id: str, worker: Capacity | None
         epoch=Job.epoch + 1,
         attempt=Job.attempt + 1,
         worker_id=worker_id,
-        lease_until=in_seconds(LEASE_seconds),
+        lease_until=in_seconds(lease_seconds),
         claimed_at=func.now(),
         started_at=func.coalesce(Job.started_at, func.now()),
     )
     if job is None:
         return None
     attempts.begin(session, job, worker)
-    return Claim(job_id, job.epoch, worker_id, job.attempt, job.project_id, job.recipe, job.resolved)
+    return Claim(job_id, job.epoch, worker_id, job.attempt, job.project_id, job.recipe, job.resolved, lease_seconds)
 
 
 def renew(session: Session, claim: Claim) -> Renewal:
-    """Hold the job for another 60 s. Raises `Fenced` when it is not ours any more."""
-    job = held(session, claim, lease_until=in_seconds(LEASE_seconds))
+    """Hold the job for another term. Raises `Fenced` when it is not ours any more."""
+    job = held(session, claim, lease_until=in_seconds(claim.lease_seconds))
     return Renewal(
         cancel_requested=job.status == "cancelling",
         pause_requested=job.status == "pausing",

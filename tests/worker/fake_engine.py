@@ -78,6 +78,8 @@ def misbehave(stage: str, wishes: dict) -> None:
     if "grandchild" in wishes:
         child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
         Path(wishes["grandchild"]).write_text(str(child.pid))
+    if "sleep" in wishes:
+        time.sleep(float(wishes["sleep"]))
     if "hold" in wishes:
         Path(wishes["hold"]).with_suffix(".pid").write_text(str(os.getpid()))
         while Path(wishes["hold"]).exists():
@@ -100,7 +102,7 @@ def write_output(recipe: dict, out: Path) -> str:
         (temporary / path).parent.mkdir(exist_ok=True)
         (temporary / path).write_bytes(data)
         files.append({"path": path, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()})
-    digest = hashlib.sha256(json.dumps([recipe["model"], recipe["seed"]]).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps([recipe["model"], recipe["seed"]], sort_keys=True).encode()).hexdigest()
     (temporary / "manifest.json").write_text(json.dumps({"digest": digest, "files": files}))
     temporary.rename(out)
     return digest
