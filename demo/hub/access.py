@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 from fastapi import Request
 
 from demo.hub.refusal import Refusal, no_repository
-from demo.hub.repository import Repository
+from demo.hub.repository import PULL, Repository
 from demo.hub.store import Store
 
 
@@ -58,6 +58,21 @@ class Door:
             message = f"Access to {kind[:-1]} {id} is restricted. You must have access to it and be authenticated."
             raise Refusal(403 if user else 401, message, code="GatedRepo")
         return repository
+
+    def to_propose(self, request: Request, kind: str, id: str) -> Repository:
+        """A repository that the user may open a pull request on: whoever may read it."""
+        user, repository = self.signed_in(request), self.to_read(request, kind, id)
+        if user.role != "write":
+            raise Refusal(403, f"You don't have the rights to propose changes to {id}")
+        return repository
+
+    def to_push(self, request: Request, kind: str, id: str, revision: str) -> Repository:
+        """A repository of which the user may change a revision: the owner any, the author a pull request."""
+        number = revision.removeprefix(PULL) if revision.startswith(PULL) else ""
+        pull = self.to_propose(request, kind, id).state["pulls"].get(number)
+        if pull is not None and pull["author"] == self.signed_in(request).name:
+            return self.to_propose(request, kind, id)
+        return self.to_write(request, kind, id)
 
     def to_write(self, request: Request, kind: str, id: str) -> Repository:
         """A repository that the user may change."""

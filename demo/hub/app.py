@@ -10,7 +10,7 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI
 
-from demo.hub import pages, routes_commit, routes_files, routes_lfs, routes_repos
+from demo.hub import pages, routes_commit, routes_discussions, routes_files, routes_lfs, routes_repos
 from demo.hub.access import Door, User
 from demo.hub.faults import Faults
 from demo.hub.refusal import Refusal, answer_refusal
@@ -28,7 +28,7 @@ def create_app(root: Path, users: dict[str, User], *, part_bytes: int = PART_byt
     app.state.door, app.state.signer, app.state.part_bytes = Door(store, users), Signer(), part_bytes
     app.middleware("http")(faults.between)
     app.add_exception_handler(Refusal, answer_refusal)
-    for module in (routes_repos, routes_commit, routes_lfs, routes_files, pages):
+    for module in (routes_repos, routes_commit, routes_discussions, routes_lfs, routes_files, pages):
         app.include_router(module.router)
     return app
 

@@ -1,12 +1,13 @@
-"""Failures on demand: the next answers to matching requests are an error of your choice."""
+"""Failures on demand: the next answers to matching requests are an error of your choice, late, or cut off."""
 
+import asyncio
 import re
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 
 from fastapi import Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 
 @dataclass
@@ -19,6 +20,10 @@ class Fault:
     headers: dict[str, str] = field(default_factory=dict)
     after: bool = False
     """Do what was asked, and lose the answer."""
+    cut_after_bytes: int | None = None
+    """Close the connection when so much of the body has come, instead of an answer."""
+    delay_seconds: float = 0
+    """Wait so long first; with status 200 that is all."""
 
 
 class Faults:
@@ -40,6 +45,11 @@ class Faults:
         fault = self._take(f"{request.method} {request.url.path}")
         if fault is None:
             return await call_next(request)
+        await asyncio.sleep(fault.delay_seconds)
+        if fault.cut_after_bytes is not None:
+            return await _cut(request, fault.cut_after_bytes)
+        if fault.status == 200:
+            return await call_next(request)
         if fault.after:
             await call_next(request)
         return JSONResponse({"error": "injected fault"}, fault.status, fault.headers)
@@ -52,3 +62,18 @@ class Faults:
                     fault.times -= 1
                     return fault
         return None
+
+
+async def _cut(request: Request, bytes_: int) -> Response:
+    """Take so much of the body, then promise a byte that never comes: the server closes the connection."""
+    taken = 0
+    async for chunk in request.stream():
+        taken += len(chunk)
+        if taken >= bytes_:
+            break
+    return StreamingResponse(_nothing(), headers={"content-length": "1"})
+
+
+async def _nothing() -> AsyncIterator[bytes]:
+    return
+    yield b""

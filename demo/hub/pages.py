@@ -8,7 +8,7 @@ from fastapi.responses import HTMLResponse, Response
 from demo.hub.access import Door
 from demo.hub.deps import TheDoor
 from demo.hub.refusal import Refusal
-from demo.hub.repository import MAIN, Repository
+from demo.hub.repository import MAIN, PULL, Repository
 
 _SIGN_IN = {"WWW-Authenticate": 'Basic realm="a token, as the password"'}
 _STYLE = "body{font:15px/1.5 system-ui;max-width:56rem;margin:2em auto;padding:0 1em}td{padding:.2em 1em .2em 0}"
@@ -33,6 +33,11 @@ def dataset(request: Request, door: TheDoor, id: str) -> Response:
 @router.get("/{id:repo}/commit/{commit:path}")
 def commit(request: Request, door: TheDoor, id: str, commit: str) -> Response:
     return _show(door, request, "models", id, commit)
+
+
+@router.get("/{id:repo}/discussions/{num:int}")
+def discussion(request: Request, door: TheDoor, id: str, num: int) -> Response:
+    return _show(door, request, "models", id, f"{PULL}{num}")
 
 
 @router.get("/{id:repo}")

@@ -1,4 +1,4 @@
-"""One repository: commits as lists of files, and the branches and tags that name them."""
+"""One repository: commits as lists of files, and the branches, tags and pull requests that name them."""
 
 import hashlib
 import json
@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from demo.hub.refusal import Refusal, no_entry, no_revision
 
 MAIN = "main"
+PULL = "refs/pr/"
 
 
 class Entry(NamedTuple):
@@ -40,7 +41,7 @@ class Repository:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.state: dict[str, Any] = json.loads((folder / "repo.json").read_text())
+        self.state: dict[str, Any] = {"pulls": {}} | json.loads((folder / "repo.json").read_text())
 
     @classmethod
     def create(cls, folder: Path, *, kind: str, id: str, owner: str, private: bool) -> "Repository":
@@ -48,7 +49,7 @@ class Repository:
         for name in ("commits", "blobs"):
             (folder / name).mkdir(parents=True)
         state = {"kind": kind, "id": id, "owner": owner, "private": private, "gated": False, "granted": []}
-        write_json(folder / "repo.json", {**state, "branches": {}, "tags": {}, "created": now()})
+        write_json(folder / "repo.json", {**state, "branches": {}, "tags": {}, "pulls": {}, "created": now()})
         repository = cls(folder)
         attributes = b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n"
         first = repository.put_blob(attributes)
@@ -71,8 +72,10 @@ class Repository:
         write_json(self.folder / "repo.json", self.state)
 
     def resolve(self, revision: str) -> Commit:
-        """The commit that a branch, tag or commit id names."""
-        id = self.state["branches"].get(revision) or self.state["tags"].get(revision) or revision
+        """The commit that a branch, tag, pull request (`refs/pr/1`) or commit id names."""
+        pull = self.state["pulls"].get(revision.removeprefix(PULL)) if revision.startswith(PULL) else None
+        named = self.state["branches"].get(revision) or self.state["tags"].get(revision)
+        id = pull["head"] if pull else named or revision
         path = self.folder / "commits" / f"{id}.json"
         if not id.isalnum() or not path.is_file():
             raise no_revision(revision)
@@ -105,9 +108,9 @@ class Repository:
             id = commit.parent
 
     def add_commit(
-        self, branch: str, parent: str | None, files: dict[str, Entry], *, title: str, message: str, author: str
+        self, ref: str, parent: str | None, files: dict[str, Entry], *, title: str, message: str, author: str
     ) -> Commit:
-        """Write a commit, then let the branch name it: nobody sees half of it."""
+        """Write a commit, then let the branch or the pull request name it: nobody sees half of it."""
         document: dict[str, Any] = {
             "parent": parent,
             "title": title,
@@ -118,7 +121,12 @@ class Repository:
         text = json.dumps([document, files, os.urandom(8).hex()], sort_keys=True)
         commit = Commit(id=hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest(), **document, files=files)
         write_json(self.folder / "commits" / f"{commit.id}.json", commit._asdict())
-        self.change(branches={**self.state["branches"], branch: commit.id})
+        if ref.startswith(PULL):
+            number = ref.removeprefix(PULL)
+            pull = {**self.state["pulls"][number], "head": commit.id}
+            self.change(pulls={**self.state["pulls"], number: pull})
+        else:
+            self.change(branches={**self.state["branches"], ref: commit.id})
         return commit
 
     def put_blob(self, content: bytes) -> Entry:

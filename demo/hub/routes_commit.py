@@ -11,8 +11,9 @@ from fastapi.responses import JSONResponse, Response
 
 from demo.hub.access import Door
 from demo.hub.deps import TheDoor
-from demo.hub.refusal import Refusal
-from demo.hub.repository import Commit, Entry, Repository, lfs_entry
+from demo.hub.pull_request import open_pull
+from demo.hub.refusal import Refusal, no_revision
+from demo.hub.repository import PULL, Commit, Entry, Repository, lfs_entry
 from demo.hub.routes_repos import API
 
 LARGE_bytes = 10_000_000
@@ -29,22 +30,29 @@ async def validate_yaml(request: Request) -> Response:
 
 
 @router.post(API + "/preupload/{revision:path}")
-async def preupload(request: Request, door: TheDoor, kind: str, id: str, revision: str) -> dict[str, Any]:
-    commit = door.to_write(request, kind, id).resolve(revision)
+async def preupload(
+    request: Request, door: TheDoor, kind: str, id: str, revision: str, create_pr: bool = False
+) -> dict[str, Any]:
+    repository = door.to_propose(request, kind, id) if create_pr else door.to_push(request, kind, id, revision)
+    commit = repository.resolve(revision)
     return {"files": [_mode(file, commit) for file in (await request.json())["files"]]}
 
 
-@router.post(API + "/commit/{branch:path}")
-async def commit(request: Request, door: TheDoor, kind: str, id: str, branch: str) -> dict[str, Any]:
-    repository, user = door.to_write(request, kind, id), door.signed_in(request)
-    if request.query_params.get("create_pr"):
-        raise Refusal(501, "this peer has no pull requests")
+@router.post(API + "/commit/{revision:path}")
+async def commit(
+    request: Request, door: TheDoor, kind: str, id: str, revision: str, create_pr: bool = False
+) -> dict[str, Any]:
+    found = door.to_propose(request, kind, id) if create_pr else door.to_push(request, kind, id, revision)
+    author = door.signed_in(request).name
     lines = [json.loads(line) for line in (await request.body()).splitlines() if line]
     with door.store.lock:
-        made = _commit(door, Repository(repository.folder), branch, lines, user.name)
-    prefix = "" if kind == "models" else f"{kind}/"
-    url = f"{request.base_url}{prefix}{id}/commit/{made.id}"
-    return {"success": True, "commitOid": made.id, "commitUrl": url, "hookOutput": ""}
+        repository = Repository(found.folder)
+        make = _propose if create_pr else _commit
+        made = make(door, repository, revision, lines, author)
+    address = f"{request.base_url}{'' if kind == 'models' else f'{kind}/'}{id}"
+    answer = {"success": True, "commitOid": made.id, "commitUrl": f"{address}/commit/{made.id}", "hookOutput": ""}
+    number = len(repository.state["pulls"])
+    return answer | ({"pullRequestUrl": f"{address}/discussions/{number}"} if create_pr else {})
 
 
 def _yaml_problems(text: str) -> list[dict[str, str]]:
@@ -63,18 +71,40 @@ def _mode(file: dict[str, Any], commit: Commit) -> dict[str, Any]:
     return {"path": path, "uploadMode": "lfs" if large else "regular", "shouldIgnore": False, "oid": oid}
 
 
-def _commit(door: Door, repository: Repository, branch: str, lines: list[dict[str, Any]], author: str) -> Commit:
-    header = next(line["value"] for line in lines if line["key"] == "header")
-    if branch not in repository.state["branches"]:
-        raise Refusal(404, f"Invalid rev id: {quote(branch)}", code="RevisionNotFound")
-    head = repository.resolve(branch)
+def _header(lines: list[dict[str, Any]]) -> dict[str, Any]:
+    header: dict[str, Any] = next(line["value"] for line in lines if line["key"] == "header")
+    return header
+
+
+def _propose(door: Door, repository: Repository, base: str, lines: list[dict[str, Any]], author: str) -> Commit:
+    """A commit in a new pull request against a branch. One that is refused opens none."""
+    header = _header(lines)
+    if base not in repository.state["branches"]:
+        raise no_revision(quote(base))
+    start = repository.resolve(header.get("parentCommit") or base)
+    files, title, message = _tree(door, repository, start, lines), str(header["summary"]), str(header["description"])
+    words = {"title": title, "description": message, "author": author}
+    pull = open_pull(repository, base=base, start=start, status="open", **words)
+    return repository.add_commit(f"{PULL}{pull['num']}", start.id, files, title=title, message=message, author=author)
+
+
+def _commit(door: Door, repository: Repository, ref: str, lines: list[dict[str, Any]], author: str) -> Commit:
+    header = _header(lines)
+    if ref not in repository.state["branches"] and not ref.startswith(PULL):
+        raise no_revision(quote(ref))
+    head = repository.resolve(ref)
     if header.get("parentCommit") not in (None, head.id):
         raise Refusal(412, "A commit has happened since. Please refresh and try again.")
-    files = dict(head.files)
+    files = _tree(door, repository, head, lines)
+    title, message = str(header["summary"]), str(header.get("description", ""))
+    return repository.add_commit(ref, head.id, files, title=title, message=message, author=author)
+
+
+def _tree(door: Door, repository: Repository, start: Commit, lines: list[dict[str, Any]]) -> dict[str, Entry]:
+    files = dict(start.files)
     for line in lines:
         _apply(door, repository, files, line["key"], line["value"])
-    title, message = str(header["summary"]), str(header.get("description", ""))
-    return repository.add_commit(branch, head.id, files, title=title, message=message, author=author)
+    return files
 
 
 def _apply(door: Door, repository: Repository, files: dict[str, Entry], key: str, value: dict[str, Any]) -> None:

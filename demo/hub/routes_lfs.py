@@ -16,8 +16,10 @@ router = APIRouter()
 
 
 @router.get(API + "/xet-write-token/{revision:path}")
-def xet_write_token(request: Request, door: TheDoor, kind: str, id: str, revision: str) -> Response:
-    door.to_write(request, kind, id)
+def xet_write_token(
+    request: Request, door: TheDoor, kind: str, id: str, revision: str, create_pr: bool = False
+) -> Response:
+    _ = door.to_propose(request, kind, id) if create_pr else door.to_push(request, kind, id, revision)
     connection = door.store.xet.connection()
     names = {"X-Xet-Cas-Url": "casUrl", "X-Xet-Access-Token": "accessToken", "X-Xet-Token-Expiration": "exp"}
     return JSONResponse(connection, headers={header: str(connection[name]) for header, name in names.items()})
@@ -25,13 +27,13 @@ def xet_write_token(request: Request, door: TheDoor, kind: str, id: str, revisio
 
 @router.post("/datasets/{id:repo}.git/info/lfs/objects/batch")
 async def batch_of_dataset(request: Request, door: TheDoor, signer: TheSigner, part_bytes: PartBytes, id: str) -> Any:
-    door.to_write(request, "datasets", id)
+    door.to_propose(request, "datasets", id)
     return _batch(door, signer, part_bytes, str(request.base_url), await request.json())
 
 
 @router.post("/{id:repo}.git/info/lfs/objects/batch")
 async def batch_of_model(request: Request, door: TheDoor, signer: TheSigner, part_bytes: PartBytes, id: str) -> Any:
-    door.to_write(request, "models", id)
+    door.to_propose(request, "models", id)
     return _batch(door, signer, part_bytes, str(request.base_url), await request.json())
 
 

@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse
 from demo.hub.access import Door
 from demo.hub.deps import TheDoor
 from demo.hub.refusal import Refusal
-from demo.hub.repository import MAIN, Commit, Entry, Repository
+from demo.hub.repository import MAIN, PULL, Commit, Entry, Repository
 
 API = "/api/{kind:kind}/{id:repo}"
 
@@ -61,11 +61,12 @@ async def settings(request: Request, door: TheDoor, kind: str, id: str) -> dict[
 
 
 @router.get(API + "/refs")
-def refs(request: Request, door: TheDoor, kind: str, id: str) -> dict[str, Any]:
+def refs(request: Request, door: TheDoor, kind: str, id: str, include_prs: bool = False) -> dict[str, Any]:
     state = door.to_see(request, kind, id).state
     branches = [_ref("heads", *item) for item in state["branches"].items()]
     tags = [_ref("tags", *item) for item in state["tags"].items()]
-    return {"branches": branches, "tags": tags, "converts": [], "pullRequests": []}
+    found = {"branches": branches, "tags": tags, "converts": []}
+    return found | ({"pullRequests": [_pull_ref(pull) for pull in state["pulls"].values()]} if include_prs else {})
 
 
 @router.post(API + "/branch/{name:path}")
@@ -123,6 +124,11 @@ def info(request: Request, door: TheDoor, kind: str, id: str) -> dict[str, Any]:
 
 def _ref(namespace: str, name: str, commit: str) -> dict[str, str]:
     return {"name": name, "ref": f"refs/{namespace}/{name}", "targetCommit": commit}
+
+
+def _pull_ref(pull: dict[str, Any]) -> dict[str, str]:
+    ref = f"{PULL}{pull['num']}"
+    return {"name": ref, "ref": ref, "targetCommit": pull["head"]}
 
 
 def _add_ref(door: Door, repository: Repository, namespace: str, name: str, commit: Commit) -> Any:
