@@ -121,6 +121,7 @@ def _report(outcome: Outcome, digest: str) -> Report:
         scheme=_scheme_line(outcome),
         schemes=_schemes(outcome),
         target=outcome.result.export.format,
+        result=outcome.result.name,
         recipe=_public(recipe).model_dump(mode="json"),
         measurements=(*size_measurements(source, Path(outcome.inputs.exported)), *measured),
         stages=outcome.costs,

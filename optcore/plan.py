@@ -6,6 +6,7 @@ from optcore.errors import RecipeError
 from optcore.export import AnyExport
 from optcore.frozen import tag
 from optcore.recipe import Recipe
+from optcore.references import REPO_ID_LIMIT
 from optcore.targets import check_target
 from optcore.techniques import Technique
 
@@ -95,6 +96,7 @@ def check(recipe: Recipe) -> None:
     if "quantized" not in properties:
         raise RecipeError("nothing in the chain quantizes", remedy="add a `ptq` entry", field="/chain")
     _check_also(recipe)
+    _check_places(recipe)
     check_target(recipe)
 
 
@@ -120,3 +122,20 @@ def _check_also(recipe: Recipe) -> None:
                 remedy="add a target that can to the recipe's `also`",
                 field=f"/chain/{len(recipe.chain) - 1}/also",
             )
+
+
+def _check_places(recipe: Recipe) -> None:
+    """Names on the Hub that would be refused or shared after hours of work."""
+    places = [recipe.publish.place(result.name) for result in results(recipe)] if recipe.publish else []
+    if len(set(places)) < len(places):
+        raise RecipeError(
+            "two results would be published to one place",
+            remedy="name another branch, or another `layout`",
+            field="/publish/revision",
+        )
+    if long := next((place.repo_id for place in places if len(place.repo_id) > REPO_ID_LIMIT), None):
+        raise RecipeError(
+            f"the repository name {long} is longer than {REPO_ID_LIMIT} characters",
+            remedy="name a shorter one, or another `layout`",
+            field="/publish/repo_id",
+        )

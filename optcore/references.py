@@ -1,6 +1,6 @@
 """What a recipe refers to outside of it: a model, a data set, a place to publish."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, NamedTuple, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
@@ -9,7 +9,11 @@ from optcore.frozen import Frozen
 BUILT_IN = "python-stdlib"
 """The data set that every machine has."""
 
-RepoId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$", max_length=96)]
+REPO_ID_LIMIT = 96
+"""Characters in the name of a repository, the owner included."""
+RepoId = Annotated[
+    str, StringConstraints(pattern=r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$", max_length=REPO_ID_LIMIT)
+]
 Revision = Annotated[str, StringConstraints(pattern=r"^[\w][\w./-]*$", max_length=200)]
 LocalPath = Annotated[str, StringConstraints(min_length=1, max_length=4096, pattern=r"^[^\x00]+$")]
 Label = Annotated[str, StringConstraints(min_length=1, max_length=200)]
@@ -79,6 +83,15 @@ class Limits(Frozen):
     """In the queue, each time that the job waits."""
 
 
+class Place(NamedTuple):
+    """Where one result lies on the Hub."""
+
+    repo_id: str
+    branch: str
+    folder: str = ""
+    """Below the repository's root; empty for the root itself."""
+
+
 class Publish(Frozen):
     """Where the finished checkpoint goes on the Hub. The engine ignores it: the service publishes."""
 
@@ -88,3 +101,24 @@ class Publish(Frozen):
     """Name of a stored Hub credential; never the token itself."""
     revision: Revision = "main"
     """Branch to publish to; made when absent."""
+    via: Literal["pull_request", "branch"] = "pull_request"
+    """A pull request that is filled, checked and merged; or, where the server has none, one commit on the branch."""
+    merge: bool = True
+    """`false` leaves the pull request open for a person."""
+    layout: Literal["folder", "branch", "repo"] = "folder"
+    """Where a further result (`also`) goes: to the folder `also/<name>/`, to a branch `<name>`, or to a repository
+    `<repo_id>-<name>`."""
+
+    @model_validator(mode="after")
+    def _something_to_leave_open(self) -> Self:
+        if self.via == "branch" and not self.merge:
+            raise ValueError("without a pull request there is nothing to merge: leave out `merge`")
+        return self
+
+    def place(self, result: str) -> Place:
+        """Where a result goes; the main one has no name."""
+        if result and self.layout == "branch":
+            return Place(self.repo_id, result)
+        if result and self.layout == "repo":
+            return Place(f"{self.repo_id}-{result}", self.revision)
+        return Place(self.repo_id, self.revision, f"also/{result}" if result else "")

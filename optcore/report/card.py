@@ -1,11 +1,11 @@
 """The model card: the README of the checkpoint, in the form that the Hub reads."""
 
-import json
 import re
-import shlex
 
 import yaml
 
+from optcore.references import Place, Publish
+from optcore.report.loading import loading_commands
 from optcore.report.model import Measurement, Report
 from optcore.report.numbers import format_bytes, format_change, format_seconds, format_value
 
@@ -55,13 +55,16 @@ def _front_matter(report: Report) -> str:
 
 
 def _title(report: Report) -> str:
-    repository = _repository(report)
-    return repository.rpartition("/")[2] if repository else f"{report.model}, {report.scheme}"
+    place = _place(report)
+    if place is None:
+        return f"{report.model}, {report.scheme}"
+    name = place.repo_id.rpartition("/")[2]
+    return name if name.endswith(report.result) else f"{name}, {report.result}"
 
 
-def _repository(report: Report) -> str:
+def _place(report: Report) -> Place | None:
     publish = report.recipe.get("publish")
-    return str(publish["repo_id"]) if isinstance(publish, dict) and publish.get("repo_id") else ""
+    return Publish.model_validate(publish).place(report.result) if publish else None
 
 
 def _measurements(report: Report) -> str:
@@ -107,14 +110,7 @@ def _coverage(report: Report) -> str:
 
 
 def _loading(report: Report) -> str:
-    name = _repository(report) or "path/to/this/folder"
-    python = (
-        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        f"name = {json.dumps(name)}\n"
-        'model = AutoModelForCausalLM.from_pretrained(name, device_map="auto")\n'
-        "tokenizer = AutoTokenizer.from_pretrained(name)\n"
-    )
-    shell = f"vllm serve {shlex.quote(name)}\n"
+    python, shell = loading_commands(_place(report))
     return (
         "## Use\n\nIn transformers, with `compressed-tensors` installed:\n\n"
         + fenced("python", python)

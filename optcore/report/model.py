@@ -120,6 +120,8 @@ class Report(Frozen):
     """Names of the number formats that were applied, a fallback's instead of what it replaced."""
     target: str = "compressed-tensors"
     """Name of the export."""
+    result: str = ""
+    """Its name among several results of one run; the main one has none."""
     recipe: dict[str, object]
     """The recipe with commits and data digests pinned."""
     measurements: tuple[Measurement, ...] = ()
