@@ -1,120 +1,116 @@
-"""Publishing: a finished checkpoint becomes one commit on the Hub, whole or not at all.
+"""Publishing: a finished checkpoint becomes visible on the Hub, whole or not at all.
 
-Large files are uploaded first, where nobody sees them; the commit that names all files is the last step, so a crash
-leaves the branch as it was. Running it again finds what is there by its hashes, and makes no second commit.
+Large files are uploaded first, where nobody sees them; then all files are pushed to a pull request and compared, and
+merging it is the last step, so a crash leaves the branch as it was. Running it again finds what is there by its hashes,
+and makes nothing twice.
 """
 
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
-from huggingface_hub.hf_api import RepoFile
+from huggingface_hub import HfApi
 
-from optcore.errors import HubUnavailable
-from optcore.references import Publish
+from optcore.errors import OptError
+from optcore.references import Place, Publish
 from optcore.sources.client import ClientError, hub_api
-from worker.hub_errors import PublishConflict, PublishMismatch, PublishRefused, explain
-from worker.hub_files import LocalFile, local_files
+from worker import pull_request
+from worker.hub_client import PATIENCE_seconds, bound_waits
+from worker.hub_errors import HubBusy, PublishConflict, PublishRefused, explain
+from worker.hub_files import Files, by_place, local_files
+from worker.hub_target import Memory, Pushed, Target
+from worker.hub_tree import changes, head_of, verify
 
 WAITS_seconds = (2.0, 10.0)
-"""Between tries while the Hub does not answer, on top of what the client does by itself."""
-_PATHS_A_CALL = 500
-_WEIGHTS = (".safetensors", ".safetensors.index.json")
+"""Between tries of one push, on top of what the client does by itself."""
 
 
-class PublishedCommit(NamedTuple):
-    """Where the checkpoint can be seen."""
+class Published(NamedTuple):
+    """Where the main result can be seen."""
 
     url: str
     commit: str
 
 
-class _Target(NamedTuple):
-    repo_id: str
-    branch: str
-    head: str
-
-
 def publish_folder(
-    folder: Path, publish: Publish, token: str, *, message: str = "Publish an optimized checkpoint"
-) -> PublishedCommit:
-    """Make a branch of a repository hold the files of a folder; safe to repeat after any failure.
+    folder: Path, publish: Publish, token: str, *, message: str = "Publish an optimized checkpoint", memory: Memory
+) -> Published:
+    """Have the Hub hold the files of a folder where `publish` says; safe to repeat after any failure.
 
-    Other files on the branch stay, except weights of an earlier model. Raises `PublishRefused`, `PublishConflict`,
-    `PublishMismatch` and `HubUnavailable`; the token is in none of them.
+    Other files there stay, except weights and further results of an earlier model. `message` names the pull requests,
+    and must be of this push alone. Raises `PublishRefused`, `PublishConflict`, `PublishMismatch`, `HubUnavailable`, and
+    what `memory` raises; the token is in none of them.
     """
-    api, files = hub_api(token), local_files(folder)
+    api, wanted = hub_api(token), by_place(local_files(folder), publish)
     for wait in (*WAITS_seconds, None):
         try:
-            return _publish(api, files, publish, message)
-        except (*ClientError, ValueError) as error:
-            problem = explain(error, publish, token)
-            if wait is None or not isinstance(problem, HubUnavailable):
+            bound_waits()
+            return _publish(api, wanted, publish, message, memory)
+        except (*ClientError, ValueError, OptError) as error:
+            problem = error if isinstance(error, OptError) else explain(error, publish, token)
+            asked = problem.retry_after_seconds if isinstance(problem, HubBusy) else 0.0
+            if wait is None or not problem.retryable or asked > PATIENCE_seconds:
                 raise problem from None  # the cause holds the request, with the token in its headers
-            time.sleep(wait)
+            time.sleep(max(wait, asked))
     raise AssertionError("the last try returns or raises")
 
 
-def _publish(api: HfApi, files: dict[str, LocalFile], publish: Publish, message: str) -> PublishedCommit:
-    target = _prepare(api, publish)
-    there = _hashes(api.list_repo_tree(target.repo_id, recursive=True, revision=target.head))
-    changes = _changes(files, there)
-    commit = target.head
-    if changes:
-        made = api.create_commit(
-            target.repo_id,
-            changes,
-            commit_message=message,
-            revision=target.branch,
-            parent_commit=target.head,
-        )
-        commit = made.oid
-        _verify(api, target.repo_id, commit, files)
-    return PublishedCommit(f"{api.endpoint}/{target.repo_id}/tree/{commit}", commit)
+def _publish(
+    api: HfApi, wanted: Sequence[tuple[Place, Files]], publish: Publish, message: str, memory: Memory
+) -> Published:
+    targets = [_prepare(api, place, files, publish, message) for place, files in wanted]
+    if publish.via == "branch":
+        commits = [_commit(api, target) for target in targets]
+    else:
+        pushed = [pull_request.push(api, target, memory) for target in targets]
+        if not publish.merge:
+            return _left_open(api, pushed)
+        commits = [pull_request.merge(api, one, memory) for one in pushed]
+    return Published(f"{api.endpoint}/{targets[-1].repo_id}/tree/{commits[-1]}", commits[-1])
 
 
-def _prepare(api: HfApi, publish: Publish) -> _Target:
-    """Make the repository and the branch when they are absent; gives the branch's commit."""
-    repo_id = api.create_repo(publish.repo_id, private=publish.private, exist_ok=True).repo_id
+def _left_open(api: HfApi, pushed: Sequence[Pushed]) -> Published:
+    for one in pushed:
+        pull_request.ready(api, one)
+    main = pushed[-1]
+    below = f"discussions/{main.number}" if main.number else f"tree/{main.commit}"
+    return Published(f"{api.endpoint}/{main.target.repo_id}/{below}", main.commit)
+
+
+def _prepare(api: HfApi, place: Place, files: Files, publish: Publish, message: str) -> Target:
+    """Make the repository and the branch when they are absent."""
+    repo_id = api.create_repo(place.repo_id, private=publish.private, exist_ok=True).repo_id
     if publish.private and not api.model_info(repo_id).private:
         remedy = "make the repository private on the Hub, name another one, or set `private: false`"
-        message = f"{repo_id} exists and is public, and the recipe says private"
-        raise PublishRefused(message, remedy=remedy, field="/publish/private")
-    head = _head(api, repo_id, publish.revision)
+        said = f"{repo_id} exists and is public, and the recipe says private"
+        raise PublishRefused(said, remedy=remedy, field="/publish/private")
+    head = head_of(api, repo_id, place.branch) or _new_branch(api, repo_id, place.branch)
+    title = message if place.branch == publish.revision else f"{message}, {place.branch}"
+    return Target(place._replace(repo_id=repo_id), head, files, title)
+
+
+def _new_branch(api: HfApi, repo_id: str, branch: str) -> str:
+    """From the repository's first commit: from `main` it would show another model under the new name."""
+    first = api.list_repo_commits(repo_id)[-1].commit_id
+    api.create_branch(repo_id, branch=branch, revision=first, exist_ok=True)
+    head = head_of(api, repo_id, branch)
     if head is None:
-        api.create_branch(repo_id, branch=publish.revision, exist_ok=True)
-        head = _head(api, repo_id, publish.revision)
-    if head is None:
-        raise PublishConflict(f"branch {publish.revision} of {repo_id} vanished", remedy="publish again")
-    return _Target(repo_id, publish.revision, head)
+        raise PublishConflict(f"branch {branch} of {repo_id} vanished", remedy="publish again")
+    return head
 
 
-def _head(api: HfApi, repo_id: str, branch: str) -> str | None:
-    branches = api.list_repo_refs(repo_id).branches
-    return next((ref.target_commit for ref in branches if ref.name == branch), None)
-
-
-def _changes(files: dict[str, LocalFile], there: dict[str, str]) -> list[CommitOperationAdd | CommitOperationDelete]:
-    """What turns the tree into ours. A weight file of an earlier model would be half of a wrong one: it goes."""
-    stale = [path for path in there if path not in files and "/" not in path and path.endswith(_WEIGHTS)]
-    added = [CommitOperationAdd(path, file.path) for path, file in files.items() if there.get(path) not in file.hashes]
-    return [*added, *(CommitOperationDelete(path) for path in stale)]
-
-
-def _verify(api: HfApi, repo_id: str, commit: str, files: dict[str, LocalFile]) -> None:
-    paths = list(files)
-    there: dict[str, str] = {}
-    for start in range(0, len(paths), _PATHS_A_CALL):
-        there |= _hashes(api.get_paths_info(repo_id, paths[start : start + _PATHS_A_CALL], revision=commit))
-    for path, file in files.items():
-        if there.get(path) not in file.hashes:
-            raise PublishMismatch(f"{path} on the Hub is not the file that was sent", remedy="publish again")
-
-
-def _hashes(entries: Iterable[object]) -> dict[str, str]:
-    """What names each file's content: SHA-256 of a large one, git's SHA-1 of a small one."""
-    return {
-        entry.path: entry.lfs.sha256 if entry.lfs else entry.blob_id for entry in entries if isinstance(entry, RepoFile)
-    }
+def _commit(api: HfApi, target: Target) -> str:
+    """All changes in one commit on the branch, which is refused when the branch has moved."""
+    operations = changes(api, target.repo_id, target.head, target.files)
+    if not operations:
+        return target.head
+    made = api.create_commit(
+        target.repo_id,
+        operations,
+        commit_message=target.title,
+        revision=target.place.branch,
+        parent_commit=target.head,
+    )
+    verify(api, target.repo_id, made.oid, target.files)
+    return made.oid

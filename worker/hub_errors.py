@@ -5,6 +5,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, Repository
 from optcore.errors import HubUnavailable, Kind, OptError
 from optcore.references import Publish
 from optcore.sources.client import status_of
+from worker.hub_client import asked_wait_seconds
 
 _BUSY = (408, 429, 500, 502, 503, 504)
 
@@ -14,6 +15,20 @@ class PublishRefused(OptError):
 
     code = "publish_refused"
     kind: Kind = "user_error"
+
+
+class PullRequestClosed(PublishRefused):
+    """Somebody closed our pull request: a decision, which we do not undo by ourselves."""
+
+    code = "pull_request_closed"
+
+
+class HubBusy(HubUnavailable):
+    """The Hub said how long it wants to be left alone."""
+
+    def __init__(self, message: str, *, retry_after_seconds: float) -> None:
+        super().__init__(message, remedy="try again later", field="/publish")
+        self.retry_after_seconds = retry_after_seconds
 
 
 class PublishConflict(OptError):
@@ -34,9 +49,11 @@ class PublishMismatch(OptError):
 
 def explain(error: Exception, publish: Publish, token: str) -> OptError:
     """Our error for one of the client's."""
+    if isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception):
+        return explain(error.__cause__, publish, token)  # an upload in a thread of the client's
     status, repo_id = status_of(error), publish.repo_id
     said = _said(error, token)
-    if status == 412:
+    if status in (409, 412):
         message = f"{repo_id} changed while we were publishing to {publish.revision}"
         return PublishConflict(message, remedy="publish again", field="/publish/revision")
     if isinstance(error, RepositoryNotFoundError) or status in (401, 403):
@@ -49,9 +66,14 @@ def explain(error: Exception, publish: Publish, token: str) -> OptError:
         message = f"the Hub refused what we publish: {str(error).replace(token, '***')[:300]}"
         return PublishRefused(message, remedy="correct the model card", field="/publish")
     if status is not None and status not in _BUSY:
-        return PublishRefused(f"the Hub refused the commit to {repo_id} (HTTP {status}{said})", field="/publish")
+        remedy = "if this server has no pull requests, publish `via: branch`" if publish.via == "pull_request" else ""
+        message = f"the Hub refused what we publish to {repo_id} (HTTP {status}{said})"
+        return PublishRefused(message, remedy=remedy, field="/publish")
     what = f"answered HTTP {status}" if status else f"did not answer ({type(error).__name__})"
-    return HubUnavailable(f"the Hub {what} while publishing to {repo_id}", remedy="try again later", field="/publish")
+    message = f"the Hub {what} while publishing to {repo_id}"
+    if wait_seconds := asked_wait_seconds(error):
+        return HubBusy(message, retry_after_seconds=wait_seconds)
+    return HubUnavailable(message, remedy="try again later", field="/publish")
 
 
 def _said(error: Exception, token: str) -> str:

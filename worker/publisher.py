@@ -16,6 +16,8 @@ from worker.artifact import BadArtifact, collect
 from worker.context import Context
 from worker.engine_process import Inbox
 from worker.heartbeat import Heartbeat
+from worker.hub_errors import HubBusy
+from worker.hub_target import Memory, Numbers
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +52,9 @@ def _push(claim: lifecycle.PublishClaim, context: Context) -> None:
     inbox: Inbox = Inbox()
     with Heartbeat(renew, period_seconds=RENEW_seconds, inbox=inbox):
         try:
-            commit = _upload(claim, context)
+            published = _upload(claim, context)
+        except HubBusy as error:
+            return _fail(claim, context, error.failure(), error.retry_after_seconds)
         except OptError as error:
             return _fail(claim, context, error.failure())
         except ServiceError as error:
@@ -63,16 +67,22 @@ def _push(claim: lifecycle.PublishClaim, context: Context) -> None:
             said = f"the artifact could not be read: {type(error).__name__}"
             return _fail(claim, context, Failure(kind="infrastructure", code="publish_broken", message=said))
     with context.sessions.begin() as session:
-        lifecycle.publish_succeeded(session, claim, commit.url, commit.commit)
+        lifecycle.publish_succeeded(session, claim, published.url, published.commit)
 
 
-def _upload(claim: lifecycle.PublishClaim, context: Context) -> hub.PublishedCommit:
+def _upload(claim: lifecycle.PublishClaim, context: Context) -> hub.Published:
     wanted = Publish.model_validate(claim.publish_to)
     with context.sessions() as session:
         token = _token(session, claim, context, wanted)
     folder = context.settings.artifacts_dir / claim.job_id / str(claim.artifact_epoch)
     _require_the_artifact(folder, claim)
-    return hub.publish_folder(folder, wanted, token, message=f"Add the result of {claim.job_id}")
+
+    def keep(numbers: Numbers) -> None:
+        with context.sessions.begin() as session:
+            lifecycle.note_pull_requests(session, claim, numbers)
+
+    message = f"Add the result of {claim.job_id}"
+    return hub.publish_folder(folder, wanted, token, message=message, memory=Memory(claim.pull_requests, keep))
 
 
 def _require_the_artifact(folder: Path, claim: lifecycle.PublishClaim) -> None:
@@ -92,7 +102,7 @@ def _token(session: Session, claim: lifecycle.PublishClaim, context: Context, wa
     return token
 
 
-def _fail(claim: lifecycle.PublishClaim, context: Context, failure: Failure) -> None:
+def _fail(claim: lifecycle.PublishClaim, context: Context, failure: Failure, retry_after_seconds: float = 0) -> None:
     log.warning("push of %s failed: %s %s", claim.job_id, failure.code, failure.message)
     with context.sessions.begin() as session:
-        lifecycle.publish_failed(session, claim, failure)
+        lifecycle.publish_failed(session, claim, failure, retry_after_seconds=retry_after_seconds)

@@ -16,7 +16,7 @@ from api.lifecycle.progress import record, record_log
 from api.lifecycle.publishing import (
     PublishClaim,
     claim_publish,
-    note_pull_request,
+    note_pull_requests,
     publish_failed,
     publish_succeeded,
     renew_publish,
@@ -41,7 +41,7 @@ __all__ = [
     "expire_leases",
     "fail",
     "finish",
-    "note_pull_request",
+    "note_pull_requests",
     "out_of_time",
     "paused",
     "publish_failed",

@@ -1,5 +1,9 @@
-"""The push to the Hub: a life of its own after the job's, so that an upload error never costs a finished run."""
+"""The push to the Hub: a life of its own after the job's, so that an upload error never costs a finished run.
 
+A project pushes to one repository once at a time: a push whose turn it is not stays pending, and has not been tried.
+"""
+
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,13 +12,15 @@ from sqlalchemy.orm import Session
 
 from api.errors import Conflict, Fenced
 from api.lifecycle.transitions import announce, move_publish
-from api.store import jobs, outbox
+from api.store import jobs, outbox, pushes
 from api.store.clock import in_seconds
 from api.store.models import Job
 from optcore.errors import Failure
 
 PUBLISH_LEASE_seconds = 600
 MAX_PUBLISH_ATTEMPTS = 5
+RETRY_AFTER_LIMIT_seconds = 3600
+"""The longest wait that the Hub may ask for between two tries."""
 _LOST = Failure(
     kind="infrastructure",
     code="publisher_lost",
@@ -34,8 +40,8 @@ class PublishClaim:
     attempt: int
     project_id: str
     publish_to: dict[str, Any]
-    pull_request: int | None
-    """The one that an earlier try opened."""
+    pull_requests: dict[str, int]
+    """Those that earlier tries opened, by `repository@branch`."""
     artifact_epoch: int
     """The files lie in `artifacts/<job_id>/<artifact_epoch>/`."""
     artifact_digest: str
@@ -69,13 +75,14 @@ def request_publish(session: Session, project_id: str, job_id: str, where: dict[
         return job
     if where is None and job.publish_to is None:
         raise Conflict("the recipe does not say where to publish", remedy='send {"repo_id": "you/model"}')
-    if where is not None:
-        jobs.touch(session, job.id, true(), publish_to=where, publish_pull_request=None)
+    jobs.touch(session, job.id, true(), publish_to=where or job.publish_to, publish_pull_requests={})
     return begin_publishing(session, job) or job
 
 
 def claim_publish(session: Session, job_id: str, worker_id: str) -> PublishClaim | None:
-    """Take a pending push for 10 minutes, or one whose worker was lost; None when there is nothing to do."""
+    """Take a pending push for 10 minutes, or one whose worker was lost; None when nothing is to be done, or not yet."""
+    if not pushes.may_begin(session, job_id):
+        return None
     job = move_publish(
         session,
         job_id,
@@ -99,7 +106,7 @@ def claim_publish(session: Session, job_id: str, worker_id: str) -> PublishClaim
         job.publish_attempt,
         job.project_id,
         job.publish_to,
-        job.publish_pull_request,
+        job.publish_pull_requests,
         job.epoch,
         job.artifact_digest,
     )
@@ -112,10 +119,10 @@ def renew_publish(session: Session, claim: PublishClaim) -> None:
         raise _fenced(claim)
 
 
-def note_pull_request(session: Session, claim: PublishClaim, number: int) -> None:
-    """Remember the pull request that the push goes through. Raises `Fenced`."""
+def note_pull_requests(session: Session, claim: PublishClaim, numbers: Mapping[str, int]) -> None:
+    """Remember the pull requests that the push goes through. Raises `Fenced`."""
     fence = claim.fence & (Job.publish_status == "uploading")
-    if jobs.touch(session, claim.job_id, fence, publish_pull_request=number) is None:
+    if jobs.touch(session, claim.job_id, fence, publish_pull_requests=dict(numbers)) is None:
         raise _fenced(claim)
 
 
@@ -129,11 +136,14 @@ def publish_succeeded(session: Session, claim: PublishClaim, url: str, commit: s
     announce(session, job, "publish.succeeded")
 
 
-def publish_failed(session: Session, claim: PublishClaim, failure: Failure) -> None:
-    """The push failed; one that may go better is tried again, five times, from 30 s on doubling. Raises `Fenced`."""
+def publish_failed(session: Session, claim: PublishClaim, failure: Failure, *, retry_after_seconds: float = 0) -> None:
+    """The push failed; one that may go better is tried again, five times, from 30 s on doubling. Raises `Fenced`.
+
+    The Hub may have asked for a longer wait, and gets it, up to an hour.
+    """
     data = failure.model_dump(mode="json")
     again = failure.retryable and claim.attempt < MAX_PUBLISH_ATTEMPTS
-    delay_seconds = 30 * 2 ** (claim.attempt - 1)
+    delay_seconds = max(30 * 2 ** (claim.attempt - 1), min(retry_after_seconds, RETRY_AFTER_LIMIT_seconds))
     wake_at = in_seconds(delay_seconds + jobs.REANNOUNCE_seconds) if again else None
     values = {"publish_failure": data, "publish_wake_at": wake_at}
     job = move_publish(

@@ -6,7 +6,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Double, case, cast, func
 from sqlalchemy.orm import Session
 
-from api.store import attempts, clock, events, hosts, jobs, outbox, queue, stages, webhooks
+from api.store import attempts, clock, events, hosts, jobs, outbox, pushes, queue, stages, webhooks
 from api.store.models import ACTIVE, Job
 from lathe.models import TERMINAL, JobStatus, PublishStatus
 
@@ -84,6 +84,8 @@ def move_publish(
     job = jobs.change(session, job_id, *allowed, publish_status=to, **values)
     if job is not None:
         events.append(session, job_id, job.last_seq, [(f"publish.{to}", dict(data))])
+        if to != "uploading" and (waiting := pushes.next_in_turn(session, job)) is not None:
+            outbox.add(session, "publish", {"job_id": waiting})
     return job
 
 

@@ -1,4 +1,4 @@
-"""Publishing through the real client to a local peer of the Hub: one commit, whole or not at all."""
+"""Publishing through the real client to a local peer of the Hub: one pull request, visible whole or not at all."""
 
 import json
 import os
@@ -12,8 +12,9 @@ from fixtures.hub import OTHER_TOKEN, OWNER_TOKEN, READER_TOKEN, HubPeer
 import worker.hub
 from optcore.errors import HubUnavailable
 from optcore.references import Publish
-from worker.hub import publish_folder
+from worker.hub import Published, publish_folder
 from worker.hub_errors import PublishConflict, PublishMismatch, PublishRefused
+from worker.hub_target import Memory
 
 PLACE = Publish(repo_id="me/small", private=True)
 
@@ -37,16 +38,20 @@ def folder(tmp_path: Path) -> Path:
     return made
 
 
+def publish(folder: Path, place: Publish, token: str, memory: Memory | None = None, **more: str) -> Published:
+    return publish_folder(folder, place, token, memory=memory or Memory({}, lambda _: None), **more)
+
+
 def names(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_a_new_private_repository_holds_the_folder_in_one_commit(hub: HubPeer, folder: Path, tmp_path: Path) -> None:
-    published = publish_folder(folder, PLACE, OWNER_TOKEN, message="Publish")
+    published = publish(folder, PLACE, OWNER_TOKEN, message="Publish")
     api = hub.api()
     assert published.url == f"{hub.url}/me/small/tree/{published.commit}"
     assert api.model_info("me/small").private
-    assert [commit.title for commit in api.list_repo_commits("me/small")] == ["Publish", "initial commit"]
+    assert [commit.title for commit in api.list_repo_commits("me/small")] == ["Publish (#1)", "initial commit"]
     got = Path(api.snapshot_download("me/small", revision=published.commit, local_dir=tmp_path / "got"))
     published_names = names(folder) - {".cache"}
     assert published_names == {name for name in names(got) if not name.startswith((".cache", ".git"))}
@@ -57,17 +62,17 @@ def test_a_new_private_repository_holds_the_folder_in_one_commit(hub: HubPeer, f
 
 
 def test_publishing_again_unchanged_makes_no_commit_and_uploads_nothing(hub: HubPeer, folder: Path) -> None:
-    first = publish_folder(folder, PLACE, OWNER_TOKEN)
+    first = publish(folder, PLACE, OWNER_TOKEN)
     hub.requests.clear()
-    assert publish_folder(folder, PLACE, OWNER_TOKEN) == first
+    assert publish(folder, PLACE, OWNER_TOKEN) == first
     assert not [line for line in hub.requests if "commit" in line or "preupload" in line or "xet" in line]
 
 
 def test_a_change_is_one_more_commit_without_the_weights_of_the_earlier_model(hub: HubPeer, folder: Path) -> None:
-    publish_folder(folder, PLACE, OWNER_TOKEN)
+    publish(folder, PLACE, OWNER_TOKEN)
     hub.put("me/small", {"NOTES.txt": "somebody's own"})
     (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
-    publish_folder(folder, PLACE, OWNER_TOKEN)
+    publish(folder, PLACE, OWNER_TOKEN)
     on_hub = hub.api().list_repo_files("me/small")
     assert "model-00001-of-00001.safetensors" in on_hub
     assert "model.safetensors" not in on_hub
@@ -75,7 +80,7 @@ def test_a_change_is_one_more_commit_without_the_weights_of_the_earlier_model(hu
 
 
 def test_another_branch_is_made_and_main_stays(hub: HubPeer, folder: Path) -> None:
-    published = publish_folder(folder, PLACE.model_copy(update={"revision": "nvfp4/v1"}), OWNER_TOKEN)
+    published = publish(folder, PLACE.model_copy(update={"revision": "nvfp4/v1"}), OWNER_TOKEN)
     api = hub.api()
     assert {ref.name: ref.target_commit for ref in api.list_repo_refs("me/small").branches}[
         "nvfp4/v1"
@@ -84,7 +89,7 @@ def test_another_branch_is_made_and_main_stays(hub: HubPeer, folder: Path) -> No
 
 
 def test_a_name_without_owner_goes_to_the_tokens_owner(hub: HubPeer, folder: Path) -> None:
-    published = publish_folder(folder, Publish(repo_id="small", private=False), OWNER_TOKEN)
+    published = publish(folder, Publish(repo_id="small", private=False), OWNER_TOKEN)
     assert published.url.startswith(f"{hub.url}/me/small/")
     assert hub.api(None).model_info("me/small").sha == published.commit
 
@@ -93,7 +98,7 @@ def test_a_name_without_owner_goes_to_the_tokens_owner(hub: HubPeer, folder: Pat
 def test_a_token_that_may_not_write_is_refused_by_name_of_the_field(hub: HubPeer, folder: Path, token: str) -> None:
     hub.put("me/small", {"config.json": "{}"}, private=True)
     with pytest.raises(PublishRefused, match="does not let us write") as caught:
-        publish_folder(folder, PLACE, token)
+        publish(folder, PLACE, token)
     failure = caught.value.failure()
     assert (failure.field, failure.kind, failure.retryable) == ("/publish/credential", "user_error", False)
     assert token not in failure.model_dump_json()
@@ -103,14 +108,14 @@ def test_a_token_that_may_not_write_is_refused_by_name_of_the_field(hub: HubPeer
 def test_a_public_repository_never_gets_what_should_be_private(hub: HubPeer, folder: Path) -> None:
     hub.put("me/small", {"config.json": "{}"})
     with pytest.raises(PublishRefused, match="public") as caught:
-        publish_folder(folder, PLACE, OWNER_TOKEN)
+        publish(folder, PLACE, OWNER_TOKEN)
     assert caught.value.field == "/publish/private"
 
 
 def test_a_bad_card_is_refused_before_anything_is_visible(hub: HubPeer, folder: Path) -> None:
     (folder / "README.md").write_text("---\n[unclosed\n---\n")
     with pytest.raises(PublishRefused, match=r"README\.md"):
-        publish_folder(folder, PLACE, OWNER_TOKEN)
+        publish(folder, PLACE, OWNER_TOKEN)
     assert hub.api().list_repo_files("me/small") == [".gitattributes"]
 
 
@@ -127,10 +132,10 @@ def test_a_race_is_a_conflict_and_the_next_try_wins(
     with monkeypatch.context() as patch:
         patch.setattr(worker.hub.HfApi, "list_repo_tree", somebody_commits)
         with pytest.raises(PublishConflict) as caught:
-            publish_folder(folder, PLACE, OWNER_TOKEN)
+            publish(folder, PLACE, OWNER_TOKEN)
     assert caught.value.retryable
     assert "model.safetensors" not in hub.api().list_repo_files("me/small")
-    publish_folder(folder, PLACE, OWNER_TOKEN)
+    publish(folder, PLACE, OWNER_TOKEN)
     assert {"model.safetensors", "other.txt"} <= set(hub.api().list_repo_files("me/small"))
 
 
@@ -138,27 +143,27 @@ def test_a_race_is_a_conflict_and_the_next_try_wins(
 @pytest.mark.parametrize("line", ["POST /api/repos/create", "GET .*/refs", "POST .*/commit/", "POST .*/paths-info"])
 def test_one_unavailable_answer_is_survived(hub: HubPeer, folder: Path, status: int, line: str) -> None:
     hub.fail(line, status)
-    published = publish_folder(folder, PLACE, OWNER_TOKEN)
+    published = publish(folder, PLACE, OWNER_TOKEN)
     assert hub.api().model_info("me/small").sha == published.commit
 
 
 def test_a_lost_answer_to_the_commit_makes_no_second_one(hub: HubPeer, folder: Path) -> None:
     hub.fail("POST .*/commit/main", 504, after=True)
-    publish_folder(folder, PLACE, OWNER_TOKEN)
+    publish(folder, PLACE, OWNER_TOKEN)
     assert len(hub.api().list_repo_commits("me/small")) == 2
 
 
 def test_a_hub_that_stays_away_is_typed_and_retryable(hub: HubPeer, folder: Path) -> None:
     hub.fail("POST /api/repos/create", 503, times=100)
     with pytest.raises(HubUnavailable, match="HTTP 503") as caught:
-        publish_folder(folder, PLACE, OWNER_TOKEN)
+        publish(folder, PLACE, OWNER_TOKEN)
     assert caught.value.retryable
 
 
 def test_no_server_is_typed_and_retryable(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(HubUnavailable, match="did not answer") as caught:
-        publish_folder(folder, PLACE, OWNER_TOKEN)
+        publish(folder, PLACE, OWNER_TOKEN)
     assert OWNER_TOKEN not in str(caught.value.failure())
 
 
@@ -173,15 +178,17 @@ def test_a_hash_that_differs_on_the_hub_is_noticed(hub: HubPeer, folder: Path, m
 
     monkeypatch.setattr(worker.hub.HfApi, "get_paths_info", damaged)
     with pytest.raises(PublishMismatch, match="is not the file that was sent"):
-        publish_folder(folder, PLACE, OWNER_TOKEN)
+        publish(folder, PLACE, OWNER_TOKEN)
 
 
 PROGRAM = """
 import os, sys
 from pathlib import Path
 from optcore.references import Publish
-from worker.hub import publish_folder
-print(publish_folder(Path(sys.argv[1]), Publish(repo_id="me/small"), os.environ["HF_TOKEN"]).commit)
+from worker.hub import Published, publish_folder
+from worker.hub_target import Memory
+where = Publish(repo_id="me/small")
+print(publish_folder(Path(sys.argv[1]), where, os.environ["HF_TOKEN"], memory=Memory({}, lambda _: None)).commit)
 """
 
 

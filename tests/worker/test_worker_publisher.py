@@ -1,5 +1,6 @@
 """The push after the job: through the real Hub client, tried again, never at the cost of the result."""
 
+import re
 from typing import Any
 
 import pytest
@@ -42,12 +43,42 @@ def test_the_result_is_pushed_after_the_job(running: Service, hub: Any) -> None:
 
 def test_a_push_is_tried_again_and_the_job_stays_succeeded(running: Service, hub: Any) -> None:
     running.add_token(hub.environment["HF_TOKEN"])
-    hub.fail("POST /api/models/.*/commit/", 412)
+    hub.fail("POST /api/models/.*/commit/", 503, headers={"Retry-After": "900"})
     job_id = running.submit(publish={"repo_id": "me/again"})
     job = _publish_status(running, job_id, "published", "failed")
     assert job.status == "succeeded"
     assert job.publish_status == "published"
     assert job.publish_epoch == 2
+    assert job.publish_failure is None
+
+
+@pytest.mark.parametrize("line", ["POST .*/preupload/", "POST .*/commit/main", "POST .*/discussions/1/merge"])
+def test_a_worker_that_is_lost_in_the_middle_costs_a_try_and_nothing_twice(
+    running: Service, hub: Any, line: str
+) -> None:
+    running.add_token(hub.environment["HF_TOKEN"])
+    hub.fail(line, 200, delay_seconds=3)
+    job_id = running.submit(publish={"repo_id": "me/lost"})
+    until(lambda: [one for one in hub.requests if re.search(line, one)], f"a request {line}", 20)
+    running.kill("worker")
+    running.rows("UPDATE jobs SET publish_wake_at = now() - interval '1 second' WHERE id = :id", id=job_id)
+    running.start_worker()
+    job = _publish_status(running, job_id, "published", "failed")
+    assert (job.publish_status, job.publish_epoch) == ("published", 2)
+    statuses = [one.status for one in hub.api().get_repo_discussions("me/lost")]
+    assert statuses.count("merged") == 1
+    assert [one.title.startswith("Add") for one in hub.api().list_repo_commits("me/lost")] == [True, False]
+    assert hub.api().model_info("me/lost").sha == job.publish_commit
+
+
+def test_two_jobs_for_one_repository_wait_their_turn(running: Service, hub: Any) -> None:
+    running.add_token(hub.environment["HF_TOKEN"])
+    running.start_worker("second")
+    job_ids = [running.submit(publish={"repo_id": "me/shared"}, seed=seed) for seed in range(4)]
+    done = [_publish_status(running, job_id, "published", "failed") for job_id in job_ids]
+    assert [(job.publish_status, job.publish_attempt, job.publish_epoch) for job in done] == [("published", 1, 1)] * 4
+    assert {one.status for one in hub.api().get_repo_discussions("me/shared")} == {"merged"}
+    assert len(hub.api().list_repo_commits("me/shared")) == 5
 
 
 def test_a_missing_credential_fails_the_push_and_not_the_job(running: Service) -> None:

@@ -95,8 +95,8 @@ class Job(Row):
     """When a pending push is announced again, or an uploading one is given up."""
     publish_url: Mapped[str | None]
     publish_commit: Mapped[str | None]
-    publish_pull_request: Mapped[int | None]
-    """Number of the pull request that the push goes through, so that a repeat opens no second one."""
+    publish_pull_requests: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'::jsonb"))
+    """Numbers of the pull requests that the push goes through, by `repository@branch`: a repeat opens no second one."""
     publish_failure: Mapped[dict[str, Any] | None]
     created_at: Mapped[datetime] = created()
     started_at: Mapped[datetime | None]

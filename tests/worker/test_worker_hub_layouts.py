@@ -1,0 +1,126 @@
+"""Several results of one run: in folders, on branches or in repositories, all of them or the push is not done."""
+
+import json
+from pathlib import Path
+
+import pytest
+from fixtures.hub import OWNER_TOKEN, HubPeer
+
+import worker.hub
+from optcore.errors import HubUnavailable
+from optcore.references import Publish
+from worker.hub import Published, publish_folder
+from worker.hub_errors import PublishRefused
+from worker.hub_target import Memory
+
+VARIANTS = ("fp8-compressed-tensors", "int4-awq")
+OWN = {"config.json", "manifest.json", "model.safetensors"}
+
+
+@pytest.fixture(autouse=True)
+def _this_hub(hub: HubPeer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    monkeypatch.setattr(worker.hub, "WAITS_seconds", (0.01, 0.01))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A main result and two more, as the engine lays them out."""
+    made = tmp_path / "artifact"
+    for variant in VARIANTS:
+        _checkpoint(made / "also" / variant, variant)
+    _checkpoint(made, "main")
+    return made
+
+
+def _checkpoint(folder: Path, content: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "model.safetensors").write_bytes(content.encode() * 1000)
+    (folder / "config.json").write_text(json.dumps({"of": content}))
+    paths = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    (folder / "manifest.json").write_text(json.dumps({"digest": content, "files": [{"path": path} for path in paths]}))
+
+
+def publish(folder: Path, layout: str, memory: Memory | None = None, **more: object) -> Published:
+    place = Publish.model_validate({"repo_id": "me/small", "private": False, "layout": layout} | more)
+    return publish_folder(folder, place, OWNER_TOKEN, memory=memory or Memory({}, lambda _: None))
+
+
+def files(hub: HubPeer, repo_id: str, revision: str = "main") -> set[str]:
+    return set(hub.api().list_repo_files(repo_id, revision=revision)) - {".gitattributes"}
+
+
+def config(hub: HubPeer, repo_id: str, revision: str = "main", path: str = "config.json") -> str:
+    return str(json.loads(Path(hub.api().hf_hub_download(repo_id, path, revision=revision)).read_text())["of"])
+
+
+def listed(hub: HubPeer, repo_id: str) -> set[str]:
+    document = json.loads(Path(hub.api().hf_hub_download(repo_id, "manifest.json")).read_text())
+    return {row["path"] for row in document["files"]}
+
+
+def test_folders_of_one_repository_change_together(hub: HubPeer, folder: Path) -> None:
+    published = publish(folder, "folder")
+    assert files(hub, "me/small") == OWN | {f"also/{variant}/{name}" for variant in VARIANTS for name in OWN}
+    assert len(hub.api().list_repo_commits("me/small")) == 2
+    assert publish(folder, "folder") == published
+
+
+def test_results_of_an_earlier_model_go_and_strangers_stay(hub: HubPeer, folder: Path) -> None:
+    old = {f"also/nvfp4-awq/{name}": "old" for name in OWN} | {"also/int4-awq/model-00002.safetensors": "old"}
+    hub.put("me/small", {**old, "model-00001.safetensors": "old", "also/notes/a.safetensors": "theirs"})
+    publish(folder, "folder")
+    ours = OWN | {f"also/{variant}/{name}" for variant in VARIANTS for name in OWN}
+    assert files(hub, "me/small") == ours | {"also/notes/a.safetensors"}
+
+
+def test_branches_hold_a_whole_checkpoint_each(hub: HubPeer, folder: Path) -> None:
+    hub.put("me/small", {"NOTES.md": "by hand", "model-00001.safetensors": b"old"})
+    published = publish(folder, "branch")
+    heads = {ref.name: ref.target_commit for ref in hub.api().list_repo_refs("me/small").branches}
+    assert set(heads) == {"main", *VARIANTS}
+    assert published.commit == heads["main"]
+    assert files(hub, "me/small") == OWN | {"NOTES.md"}
+    assert listed(hub, "me/small") == OWN - {"manifest.json"}
+    for variant in VARIANTS:
+        assert files(hub, "me/small", variant) == OWN, "nothing of main under another name"
+        assert config(hub, "me/small", variant) == variant
+    assert publish(folder, "branch") == published
+    assert {one.status for one in hub.api().get_repo_discussions("me/small")} == {"merged"}
+    assert len(list(hub.api().get_repo_discussions("me/small"))) == 3
+
+
+@pytest.mark.parametrize("via", ["pull_request", "branch"])
+def test_repositories_hold_a_whole_checkpoint_each(hub: HubPeer, folder: Path, via: str) -> None:
+    published = publish(folder, "repo", via=via)
+    assert published.url.startswith(f"{hub.url}/me/small/tree/")
+    assert (files(hub, "me/small"), config(hub, "me/small")) == (OWN, "main")
+    for variant in VARIANTS:
+        assert (files(hub, f"me/small-{variant}"), config(hub, f"me/small-{variant}")) == (OWN, variant)
+    assert publish(folder, "repo", via=via) == published
+    for repo_id in ("me/small", *(f"me/small-{variant}" for variant in VARIANTS)):
+        assert len(hub.api().list_repo_commits(repo_id)) == 2
+
+
+def test_none_is_merged_before_all_are_there_and_the_main_one_is_last(hub: HubPeer, folder: Path) -> None:
+    hub.fail("POST .*/commit/main", 503, times=100)
+    memory = Memory({}, lambda _: None)
+    with pytest.raises(HubUnavailable):
+        publish(folder, "branch", memory)
+    assert [line for line in hub.requests if line.endswith("/merge")] == []
+    hub.app.state.faults.waiting.clear()
+    hub.fail("POST .*/discussions/3/merge", 503, times=100)
+    with pytest.raises(HubUnavailable):
+        publish(folder, "branch", memory)
+    assert files(hub, "me/small") == set()
+    assert memory.numbers == {"me/small@int4-awq": 1, "me/small@fp8-compressed-tensors": 2, "me/small@main": 3}
+    hub.app.state.faults.waiting.clear()
+    publish(folder, "branch", memory)
+    assert files(hub, "me/small") == OWN
+    assert [one.status for one in hub.api().get_repo_discussions("me/small")] == ["merged"] * 3
+
+
+def test_two_results_never_share_a_branch(hub: HubPeer, folder: Path) -> None:
+    with pytest.raises(PublishRefused, match="two results"):
+        publish(folder, "branch", revision="int4-awq")
+    assert hub.requests == []
