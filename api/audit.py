@@ -25,7 +25,7 @@ class Trail:
         audit.add(self.session, caller.project_id, caller.key_id, action, target, **origin)
 
 
-def trail(request: Request, session: SessionDep) -> Trail:
+async def trail(request: Request, session: SessionDep) -> Trail:
     """The trail of this request."""
     address = request.client.host if request.client else ""
     return Trail(session, request.scope.get("request_id", ""), address)

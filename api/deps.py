@@ -1,4 +1,7 @@
-"""What routes ask for, by type."""
+"""What routes ask for, by type.
+
+Those that wait for nothing are coroutines: for a plain function the framework would ask a thread each time.
+"""
 
 from collections.abc import Iterator
 from typing import Annotated, cast
@@ -18,19 +21,19 @@ from lathe.models import Scope
 _bearer = HTTPBearer(auto_error=False, description="An API key, `lk_...`.")
 
 
-def settings(request: Request) -> Settings:
+async def settings(request: Request) -> Settings:
     """The settings of this application."""
     value: Settings = request.app.state.settings
     return value
 
 
-def sessions(request: Request) -> Sessions:
+async def sessions(request: Request) -> Sessions:
     """Makes sessions, for routes that must not hold one."""
     value: Sessions = request.app.state.sessions
     return value
 
 
-def listener(request: Request) -> Listener:
+async def listener(request: Request) -> Listener:
     """Tells when a job has news."""
     value: Listener = request.app.state.listener
     return value
@@ -42,7 +45,7 @@ def session(make: Annotated[Sessions, Depends(sessions)]) -> Iterator[Session]:
         yield opened
 
 
-def rate_limit(request: Request) -> RateLimit:
+async def rate_limit(request: Request) -> RateLimit:
     """Counts the requests of each key."""
     value: RateLimit = request.app.state.rate_limit
     return value

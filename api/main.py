@@ -19,6 +19,7 @@ from lathe.models import ApiKeyCreate, WebhookEndpointCreate
 from optcore.recipe import Recipe
 from optcore.references import Publish
 
+FRESH_seconds = 1.0
 BODIES = [Recipe, Publish, WebhookEndpointCreate, ApiKeyCreate, credentials.CredentialPut]
 """Models of bodies that routes read by themselves."""
 DESCRIPTION = "Optimization-as-a-service for language models: a recipe in, a smaller checkpoint and a report out."
@@ -38,7 +39,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redoc_url=None,
     )
     app.state.settings = settings
-    app.state.engine = make_engine(settings.database_url, pool_size=10)
+    app.state.engine = make_engine(settings.database_url, pool_size=10, fresh_seconds=FRESH_seconds)
     app.state.sessions = make_sessions(app.state.engine)
     app.state.listener = Listener(settings.database_url)
     app.state.rate_limit = RateLimit(settings.rate_limit, settings.rate_limit_storage.get_secret_value())

@@ -46,7 +46,7 @@ def create_job(
     return once.answer(document, submit)
 
 
-def job_query(
+async def job_query(
     status: Annotated[list[JobStatus] | None, Query(max_length=8, description="Only jobs in one of these.")] = None,
     technique: Annotated[str | None, _Text] = None,
     model: Annotated[str | None, Query(max_length=4096, pattern=r"^[^\x00]*$", description="Id or path.")] = None,

@@ -50,7 +50,7 @@ class Deed:
         return once.answer(list(more), make)
 
 
-def deed(
+async def deed(
     session: SessionDep,
     settings: SettingsDep,
     caller: JobWriter,

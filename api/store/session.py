@@ -2,10 +2,13 @@
 
 import json
 import re
+import time
 from typing import Any
 
-from sqlalchemy import URL, Engine, create_engine, make_url
+from sqlalchemy import URL, Engine, create_engine, event, make_url
+from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.pool import ConnectionPoolEntry
 
 Sessions = sessionmaker[Session]
 
@@ -33,21 +36,43 @@ def sqlalchemy_url(database_url: str) -> URL:
     return url.set(drivername="postgresql+psycopg")
 
 
-def make_engine(database_url: str, *, pool_size: int = 5, idle_seconds: int = IDLE_SECONDS) -> Engine:
+def make_engine(
+    database_url: str, *, pool_size: int = 5, idle_seconds: int = IDLE_SECONDS, fresh_seconds: float = 0
+) -> Engine:
     """A pool of connections that are tested before use, so that a restarted server costs nothing.
 
-    The server closes a connection that rests inside a transaction for `idle_seconds`.
+    One that was used less than `fresh_seconds` ago is trusted: the test is a round trip. The server closes a connection
+    that rests inside a transaction for `idle_seconds`.
     """
     options = f"-c timezone=utc -c idle_in_transaction_session_timeout={idle_seconds * 1000}"
-    return create_engine(
+    engine = create_engine(
         sqlalchemy_url(database_url),
         pool_size=pool_size,
         max_overflow=pool_size,
-        pool_pre_ping=True,
+        pool_pre_ping=not fresh_seconds,
         pool_timeout=10,
         json_serializer=storable_json,
         connect_args={"connect_timeout": 5, "options": options, **_NOTICE_A_DEAD_PEER},
     )
+    if fresh_seconds:
+        _test_what_rested(engine, fresh_seconds)
+    return engine
+
+
+def _test_what_rested(engine: Engine, fresh_seconds: float) -> None:
+    def put_down(connection: Any, record: ConnectionPoolEntry) -> None:
+        record.info["rests_since"] = time.monotonic()
+
+    def take_up(connection: Any, record: ConnectionPoolEntry, proxy: Any) -> None:
+        if time.monotonic() - record.info.get("rests_since", time.monotonic()) < fresh_seconds:
+            return
+        try:
+            engine.dialect.do_ping(connection)
+        except engine.dialect.loaded_dbapi.Error as error:
+            raise DisconnectionError from error  # the pool tries another one
+
+    event.listen(engine, "checkin", put_down)
+    event.listen(engine, "checkout", take_up)
 
 
 def make_sessions(engine: Engine) -> Sessions:
