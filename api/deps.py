@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 
 from api import auth
 from api.auth import Caller
+from api.files import ArtifactStore
 from api.listener import Listener
 from api.rate_limit import RateLimit
 from api.settings import Settings
@@ -36,6 +37,12 @@ async def sessions(request: Request) -> Sessions:
 async def listener(request: Request) -> Listener:
     """Tells when a job has news."""
     value: Listener = request.app.state.listener
+    return value
+
+
+def store(request: Request) -> ArtifactStore:
+    """Where the files of finished jobs are."""
+    value: ArtifactStore = request.app.state.store
     return value
 
 
@@ -71,6 +78,7 @@ def caller(
 SettingsDep = Annotated[Settings, Depends(settings)]
 SessionsDep = Annotated[Sessions, Depends(sessions)]
 SessionDep = Annotated[Session, Depends(session, scope="function")]
+StoreDep = Annotated[ArtifactStore, Depends(store)]
 ListenerDep = Annotated[Listener, Depends(listener)]
 JobReader = Annotated[Caller, Security(caller, scopes=["jobs:read"])]
 JobWriter = Annotated[Caller, Security(caller, scopes=["jobs:write"])]

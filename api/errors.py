@@ -15,6 +15,7 @@
     ├── RangeNotSatisfiable     416
     ├── TooManyRequests         429  more than the key may ask
     ├── Unavailable             503  the database does not answer
+    │   └── StoreAway           503  the artifact store does not answer, or refuses us
     └── VaultError              500  a stored secret cannot be opened
 
 Engine errors (`optcore.errors`) keep their own tree; `api.problems` turns both into RFC 9457 documents.
@@ -145,6 +146,12 @@ class Unavailable(ServiceError):
     code = "unavailable"
     title = "Service unavailable"
     retryable = True
+
+
+class StoreAway(Unavailable):
+    """The artifact store does not answer, or refuses us."""
+
+    code = "artifact_store_away"
 
 
 class VaultError(ServiceError):

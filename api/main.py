@@ -9,6 +9,7 @@ from fastapi.routing import APIRoute
 
 from api import logs, openapi, problems
 from api.dashboard.mount import mount
+from api.files import open_store
 from api.listener import Listener
 from api.middleware import Around
 from api.rate_limit import RateLimit
@@ -66,6 +67,7 @@ class Service(FastAPI):
 @contextlib.asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
     logs.configure(app.state.settings.log_level)
+    app.state.store = open_store(app.state.settings)
     async with app.state.listener.running():
         yield
     app.state.engine.dispose()

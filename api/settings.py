@@ -39,6 +39,10 @@ class Settings(BaseSettings):
     """The broker. Only the worker uses it."""
     data_dir: Path
     """Artifacts (`artifacts/<job>/<epoch>/`) and the engine's work folder."""
+    artifact_store: str = Field(default="", pattern=r"^(s3://[a-z0-9][a-z0-9.-]+(/[\w.-]+)*)?$")
+    """`s3://bucket/prefix` of finished artifacts, with the usual AWS_* variables; else they are in `LATHE_DATA_DIR`."""
+    artifact_store_allow_http: bool = False
+    """Let AWS_ENDPOINT_URL be an `http://` address, where everybody on the way can read and change artifacts."""
     secret_key: SecretStr = Field(min_length=32)
     """Seals stored Hub tokens and webhook secrets; losing it loses them."""
     model_roots: Annotated[tuple[Path, ...], NoDecode, BeforeValidator(_folders)] = ()

@@ -28,6 +28,7 @@ for _name in (
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 pytest_plugins = [
+    "fixtures.s3",
     "fixtures.servers",
     "fixtures.browser",
     "fixtures.hub",

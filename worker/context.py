@@ -6,10 +6,12 @@ import socket
 from dataclasses import dataclass
 from functools import cache
 
+from api.files import ArtifactStore, open_store
 from api.store.session import Sessions, make_engine, make_sessions
 from api.store.workers import Capacity
 from worker.capacity import capacity
 from worker.settings import WorkerSettings
+from worker.staging import Staging
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,8 @@ class Context:
     worker_id: str
     """Names a process, not a host: after a restart it is another one, so an old claim is never mistaken for ours."""
     capacity: Capacity
+    store: ArtifactStore
+    staging: Staging
 
 
 @cache
@@ -32,9 +36,12 @@ def settings() -> WorkerSettings:
 @cache
 def context() -> Context:
     """This process's context. A connection must not cross a fork: never call it in a process that forks later."""
+    sessions = make_sessions(make_engine(settings().database_url))
     return Context(
         settings=settings(),
-        sessions=make_sessions(make_engine(settings().database_url)),
+        sessions=sessions,
         worker_id=f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}",
         capacity=capacity(),
+        store=open_store(settings()),
+        staging=Staging(settings().staging_dir, sessions),
     )

@@ -14,6 +14,7 @@ from optcore.references import Publish
 from worker import hub
 from worker.artifact import BadArtifact, collect
 from worker.context import Context
+from worker.download import at_hand
 from worker.engine_process import Inbox
 from worker.heartbeat import Heartbeat
 from worker.hub_errors import HubBusy
@@ -74,15 +75,15 @@ def _upload(claim: lifecycle.PublishClaim, context: Context) -> hub.Published:
     wanted = Publish.model_validate(claim.publish_to)
     with context.sessions() as session:
         token = _token(session, claim, context, wanted)
-    folder = context.settings.artifacts_dir / claim.job_id / str(claim.artifact_epoch)
-    _require_the_artifact(folder, claim)
 
     def keep(numbers: Numbers) -> None:
         with context.sessions.begin() as session:
             lifecycle.note_pull_requests(session, claim, numbers)
 
-    message = f"Add the result of {claim.job_id}"
-    return hub.publish_folder(folder, wanted, token, message=message, memory=Memory(claim.pull_requests, keep))
+    message, memory = f"Add the result of {claim.job_id}", Memory(claim.pull_requests, keep)
+    with at_hand(claim, context) as folder:
+        _require_the_artifact(folder, claim)
+        return hub.publish_folder(folder, wanted, token, message=message, memory=memory)
 
 
 def _require_the_artifact(folder: Path, claim: lifecycle.PublishClaim) -> None:

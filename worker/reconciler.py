@@ -12,9 +12,10 @@ from functools import partial
 from sqlalchemy.orm import Session
 
 from api import lifecycle
+from api.files import open_store
 from api.store import leases, retention
 from api.store.session import Sessions
-from worker.leftovers import Leftovers
+from worker.removals import Removals
 from worker.settings import WorkerSettings
 
 log = logging.getLogger(__name__)
@@ -34,7 +35,8 @@ class Reconciler:
         self._sessions = sessions
         self._clock = clock
         self._holder = secrets.token_hex(8)
-        self._leftovers = Leftovers(settings, sessions)
+        delay_seconds = settings.removal_delay_seconds
+        self._removals = Removals(open_store(settings), sessions, delay_seconds=delay_seconds)
         self._due = self._sweep_due = 0.0
         self._database_since: float | None = None
 
@@ -73,7 +75,7 @@ class Reconciler:
         self._count("audit entries forgotten", partial(retention.forget_audit, days=keep.audit_days))
         if keep.job_days:
             self._count("jobs forgotten", partial(retention.forget_jobs, days=keep.job_days))
-        self._leftovers.sweep()
+        self._removals.begin()
 
     def _count(self, what: str, act: Callable[[Session], int]) -> None:
         with self._sessions.begin() as session:

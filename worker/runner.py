@@ -2,15 +2,18 @@
 
 import logging
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, assert_never
 
 from sqlalchemy.orm import Session
 
 from api import lifecycle
 from api.errors import Fenced, ServiceError
+from api.files import Bucket, Folder, name_of
 from api.store import credentials
 from optcore.errors import Failure, OptError
 from optcore.events import AnyEvent
@@ -25,7 +28,8 @@ from worker.engine_log import EngineLog
 from worker.engine_process import Inbox
 from worker.heartbeat import UNREACHABLE, Heartbeat, Order
 from worker.lookout import Lookout
-from worker.supervisor import Completed, Ending, Failed, Supervisor
+from worker.supervisor import Completed, Ending, Failed, Interrupted, Supervisor
+from worker.upload import Upload
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +49,7 @@ def run_next(context: Context) -> bool:
         log.info("busy: what is queued stays so")
         return False
     try:
+        context.staging.sweep()
         with context.sessions.begin() as session:
             claim = lifecycle.claim_next(session, context.capacity, context.worker_id, context.settings.lease_seconds)
         if claim is None:
@@ -64,7 +69,7 @@ class _Attempt:
         self._context = context
         self._settings = context.settings
         self._inbox: Inbox = Inbox()
-        self._out = self._settings.artifacts_dir / claim.job_id / str(claim.epoch)
+        self._out = self._output_folder()
         self._folder = self._settings.attempt_dir(claim.job_id, claim.epoch)
         self._work = self._settings.work_dir(claim.project_id)
         self._heartbeat = Heartbeat(self._renew, period_seconds=self._settings.renew_seconds, inbox=self._inbox)
@@ -80,6 +85,8 @@ class _Attempt:
         log.info("attempt %d of %s begins, epoch %d", self._claim.attempt, self._claim.job_id, self._claim.epoch)
         with self._heartbeat, Lookout("drain", self._sees_drain, period_seconds=LOOK_seconds):
             self._settle(self._ending())
+        if isinstance(self._context.store, Bucket):
+            self._context.staging.clear(self._out)
 
     def _sees_drain(self) -> bool:
         if drain.is_on():
@@ -132,9 +139,17 @@ class _Attempt:
         words = [*self._settings.engine_command, verb, str(path), "--work", str(self._work), *more]
         return self._supervisor.run(words, environment, engine_log)
 
+    def _output_folder(self) -> Path:
+        """In the store itself where that is a folder, else on this host until it is sent."""
+        claim, store = self._claim, self._context.store
+        if isinstance(store, Folder):
+            return store.root / name_of(claim.job_id, claim.epoch)
+        return self._context.staging.place(claim.job_id, claim.epoch, "output")
+
     def _make_folders(self) -> None:
         for folder in (self._work, self._folder, self._out.parent):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        shutil.rmtree(self._out, ignore_errors=True)  # there is one only where the database was restored from before it
 
     def _rooted(self, environment: dict[str, str]) -> dict[str, str]:
         """The engine confines local paths once more, when it opens them; without roots it opens none."""
@@ -174,11 +189,23 @@ class _Attempt:
         claim = self._claim
         try:
             artifact: FinishedArtifact = collect(self._out)
+            self._hand_in(artifact)
+        except Interrupted as stop:
+            self._settle(stop.order)
         except OptError as error:
-            failure = error.failure()
-            self._insist(lambda session: lifecycle.fail(session, claim, failure))
+            self._settle(Failed(error.failure()))
         else:
             self._insist(lambda session: lifecycle.finish(session, claim, artifact.digest, artifact.files))
+
+    def _hand_in(self, artifact: FinishedArtifact) -> None:
+        """Send the files to where everybody can read them; in a folder they are there."""
+        if isinstance(self._context.store, Bucket):
+            Upload(
+                self._context.store,
+                name_of(self._claim.job_id, self._claim.epoch),
+                patience_seconds=self._settings.upload_patience_seconds,
+                wait=self._supervisor.wait,
+            ).run(self._out, artifact.files)
 
     def _insist(self, write: Callable[[Session], None]) -> None:
         """Repeat one fenced write until the database took it, refused it, or was away for too long."""

@@ -62,6 +62,10 @@ class WorkerSettings(Settings):
     """A cached stage that no job used for so long is deleted from the worker's disk."""
     cache_bytes: int = Field(default=0, ge=0)
     """Largest cache of stages of a project on a worker, the longest unused going first; 0 sets no limit."""
+    removal_delay_seconds: float = Field(default=3600, ge=0)
+    """Files of deleted jobs and lost attempts stay for so long; longer than a copy of the artifact store takes."""
+    upload_patience_seconds: float = Field(default=900, ge=0)
+    """How long an attempt waits for an artifact store that does not take one of its files."""
     webhook_timeout_seconds: float = Field(default=20, gt=0)
     """A receiver's time for a complete answer."""
 
@@ -76,6 +80,11 @@ class WorkerSettings(Settings):
         Never by two owners: a cached download needs no credential, so it would open one's private models to the other.
         """
         return self.works_dir / hashlib.sha256(project_id.encode()).hexdigest()[:16]
+
+    @property
+    def staging_dir(self) -> Path:
+        """Where artifacts lie on their way to or from a store elsewhere."""
+        return self.data_dir / "staging"
 
     def attempt_dir(self, job_id: str, epoch: int) -> Path:
         """Where the recipe and the log of one attempt lie."""

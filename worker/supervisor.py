@@ -44,6 +44,14 @@ class Failed:
 Ending = Completed | Failed | Order
 
 
+class Interrupted(Exception):
+    """Work that follows the engine's has to stop."""
+
+    def __init__(self, order: Order) -> None:
+        super().__init__(order.name)
+        self.order = order
+
+
 class Supervisor:
     """Runs engine processes one after another for one claim.
 
@@ -91,7 +99,7 @@ class Supervisor:
     def _watch(self, process: EngineProcess, engine_log: EngineLog) -> Ending:
         said = _Story()
         while True:
-            message = self._next()
+            message = self._next(min(self._settings.flush_seconds, LOOK_seconds))
             match message:
                 case Said(event):
                     said.hear(event)
@@ -115,9 +123,21 @@ class Supervisor:
         """Whether another worker must be presumed to have the job."""
         return self._heartbeat.silence_seconds > self._settings.partition_kill_seconds
 
-    def _next(self) -> object:
+    def wait(self, seconds: float) -> None:
+        """Sleep between the steps of work that follows the engine's, but not past an order. Raises `Interrupted`."""
+        until = time.monotonic() + seconds
+        while self._order is None and not self.is_cut_off:
+            left_seconds = until - time.monotonic()
+            message = self._next(max(0.0, min(left_seconds, LOOK_seconds)))
+            if isinstance(message, Order):
+                self._order = message
+            elif left_seconds <= 0:
+                return
+        raise Interrupted(self._order or Order.ABANDON)
+
+    def _next(self, timeout_seconds: float) -> object:
         try:
-            return self._inbox.get(timeout=min(self._settings.flush_seconds, 1.0))
+            return self._inbox.get(timeout=timeout_seconds)
         except queue.Empty:
             return None
 

@@ -1,8 +1,6 @@
 """The page of one job: its state, live; its result; and the button that ends it."""
 
-from typing import Annotated
-
-from fastapi import APIRouter, Header, Request, Response
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
 from fastapi.sse import EventSourceResponse
 from starlette.concurrency import run_in_threadpool
@@ -12,7 +10,8 @@ from api.dashboard import live
 from api.dashboard.pages import PageRoute, is_partial, page
 from api.dashboard.session import OURS, EditorDep, ViewerDep
 from api.dashboard.snapshot import Watch
-from api.deps import ListenerDep, SessionDep, SessionsDep, SettingsDep
+from api.deps import ListenerDep, SessionDep, SessionsDep, StoreDep
+from api.download import WantedDep
 from api.routes import artifacts
 from api.routes.events import LastEventIdDep, SeqDep
 from api.store import jobs
@@ -22,16 +21,16 @@ router = APIRouter(prefix="/jobs/{job_id}", route_class=PageRoute, include_in_sc
 
 
 @router.get("")
-def show_job(sessions: SessionsDep, settings: SettingsDep, viewer: ViewerDep, job_id: str) -> Response:
+def show_job(sessions: SessionsDep, store: StoreDep, viewer: ViewerDep, job_id: str) -> Response:
     """The whole page; it follows the job by itself until nothing can change any more."""
-    found = Watch(sessions, settings, viewer, job_id).look()
+    found = Watch(sessions, store, viewer, job_id).look()
     return page("job.html", viewer=viewer.project_name, found=found, job=found.job)
 
 
 @router.get("/live")
 async def follow_job(
     sessions: SessionsDep,
-    settings: SettingsDep,
+    store: StoreDep,
     listener: ListenerDep,
     viewer: ViewerDep,
     job_id: str,
@@ -39,7 +38,7 @@ async def follow_job(
     last_event_id: LastEventIdDep = None,
 ) -> Response:
     """The page's stream."""
-    watch = Watch(sessions, settings, viewer, job_id)
+    watch = Watch(sessions, store, viewer, job_id)
     seq = after if last_event_id is None else last_event_id
     await run_in_threadpool(watch.look, seq)  # an absent job is a 404, not an empty stream
     return EventSourceResponse(live.follow(watch, listener, seq), headers={"X-Accel-Buffering": "no"})
@@ -65,20 +64,15 @@ def download_recipe(session: SessionDep, viewer: ViewerDep, job_id: str) -> Resp
 
 @router.get("/report")
 def show_report(
-    request: Request, session: SessionDep, settings: SettingsDep, viewer: ViewerDep, job_id: str
+    request: Request, sessions: SessionsDep, store: StoreDep, viewer: ViewerDep, job_id: str, asked: WantedDep
 ) -> Response:
     """The report that the engine wrote, in its own sandbox."""
-    return artifacts.get_report(request, session, settings, viewer, job_id)
+    return artifacts.get_report(request, sessions, store, viewer, job_id, asked)
 
 
 @router.get("/artifacts/{path:path}")
 def download_file(
-    session: SessionDep,
-    settings: SettingsDep,
-    viewer: ViewerDep,
-    job_id: str,
-    path: str,
-    range: Annotated[str | None, Header()] = None,
+    sessions: SessionsDep, store: StoreDep, viewer: ViewerDep, job_id: str, path: str, asked: WantedDep
 ) -> Response:
     """One file of the result."""
-    return artifacts.download_artifact(session, settings, viewer, job_id, path, range)
+    return artifacts.download_artifact(sessions, store, viewer, job_id, path, asked)

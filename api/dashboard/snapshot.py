@@ -2,19 +2,15 @@
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 
-from fastapi.responses import FileResponse
 from pydantic import ValidationError
-from sqlalchemy.orm import Session
 
 from api import wire
 from api.auth import Caller
 from api.dashboard.feed import Line, lines
 from api.dashboard.pages import render
-from api.errors import NotFound
-from api.routes.artifacts import download_artifact
-from api.settings import Settings
+from api.errors import StoreAway
+from api.files import ArtifactStore, name_of
 from api.store import artifacts, events, jobs, stages
 from api.store.session import Sessions
 from lathe.models import Artifact, Job
@@ -81,7 +77,7 @@ class Watch:
     """One viewer's view of one job. Each look is a transaction of its own."""
 
     sessions: Sessions
-    settings: Settings
+    store: ArtifactStore
     viewer: Caller
     job_id: str
 
@@ -93,21 +89,20 @@ class Watch:
             seq = max(0, row.last_seq - FEED_EVENTS) if after is None else after
             found = [wire.event(each) for each in events.after(session, row.id, seq, FEED_EVENTS)]
             files = artifacts.page(session, row.id, limit=MAX_FILES)
-            report = self._report(session, job, [file.path for file in files])
         shown = tuple(wire.artifact(file) for file in files)
+        report = self._report(row.epoch, shown)
         pinned = any(event.type == "recipe_resolved" for event in found)
         return Snapshot(job, found[-1].seq if found else seq, lines(found), shown, report, pinned)
 
-    def _report(self, session: Session, job: Job, paths: list[str]) -> Report | None:
+    def _report(self, epoch: int, files: tuple[Artifact, ...]) -> Report | None:
         """The measured before and after, once it is there and when it can be read."""
-        if "report.json" not in paths:
-            return None
+        size = next((file.bytes for file in files if file.path == "report.json"), None)
+        name = name_of(self.job_id, epoch, "report.json")
         try:
-            file = download_artifact(session, self.settings, self.viewer, job.id, "report.json")
-            assert isinstance(file, FileResponse)
-            path = Path(file.path)
-            return Report.model_validate_json(path.read_bytes()) if path.stat().st_size <= MAX_REPORT_bytes else None
-        except (NotFound, ValidationError, OSError):
+            if size is None or size > MAX_REPORT_bytes or self.store.size_bytes(name) != size:
+                return None
+            return Report.model_validate_json(b"".join(self.store.read(name, 0, size)))
+        except (StoreAway, ValidationError):
             return None
 
 

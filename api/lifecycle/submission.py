@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 from api.errors import Conflict
 from api.ids import new_id
 from api.lifecycle.transitions import call_a_worker, move, to_cancelled, to_paused, waiting
-from api.store import artifacts, events, jobs, stages
+from api.store import events, jobs, removals, stages
 from api.store.models import Job
 from lathe.models import TERMINAL
 from optcore.recipe import Recipe
@@ -105,7 +105,7 @@ def delete(session: Session, project_id: str, job_id: str) -> None:
         raise Conflict(f"the job is {job.status}", remedy="cancel it first")
     if job.publish_status in {"pending", "uploading"}:
         raise Conflict("the job is being published", remedy="wait for the end of that")
-    artifacts.give_up(session, job.id)
+    removals.add(session, job.id)
     jobs.remove(session, job.id)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Double, case, cast, func
 from sqlalchemy.orm import Session
 
-from api.store import attempts, clock, events, hosts, jobs, outbox, pushes, queue, stages, webhooks
+from api.store import attempts, clock, events, hosts, jobs, outbox, pushes, queue, removals, stages, webhooks
 from api.store.models import ACTIVE, Job
 from lathe.models import TERMINAL, JobStatus, PublishStatus
 
@@ -155,8 +155,13 @@ def to_cancelled(session: Session, job: Job, *conditions: ColumnElement[bool], s
 
 
 def end_attempt(session: Session, job: Job, state: str, failure: dict[str, Any] | None = None) -> None:
-    """Close the present attempt, if there is one. A host that loses job after job gets no more of them."""
+    """Close the present attempt, if there is one. A host that loses job after job gets no more of them.
+
+    What an attempt wrote that did not succeed can be read by nobody, so it may go.
+    """
     host = attempts.end(session, job.id, job.epoch, state, failure)
+    if host is not None and state != "succeeded":
+        removals.add(session, f"{job.id}/{job.epoch}")
     lost = state == "lost" or (failure or {}).get("kind") == "infrastructure"
     if host and lost:
         hosts.judge(session, host)

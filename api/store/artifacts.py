@@ -8,12 +8,12 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from api.errors import NotFound
-from api.store.models import Artifact, Removal
+from api.store.models import Artifact
 
 
 @dataclass(frozen=True)
 class ArtifactFile:
-    """A file below `LATHE_DATA_DIR/artifacts/<job_id>/<epoch>/`."""
+    """A file of the artifact store below `<job_id>/<epoch>/`."""
 
     path: str
     """Relative, with `/`."""
@@ -28,9 +28,9 @@ def add(session: Session, job_id: str, files: Iterable[ArtifactFile]) -> None:
         session.execute(insert(Artifact), rows)
 
 
-def give_up(session: Session, job_id: str) -> None:
-    """Have the files of a job removed, once this transaction is committed and its row is gone."""
-    session.execute(insert(Removal).values(prefix=job_id).on_conflict_do_nothing())
+def of(session: Session, job_id: str) -> Sequence[Artifact]:
+    """All files of a job, by path."""
+    return session.scalars(select(Artifact).where(Artifact.job_id == job_id).order_by(Artifact.path)).all()
 
 
 def page(session: Session, job_id: str, *, limit: int, after: str | None = None) -> Sequence[Artifact]:

@@ -9,8 +9,14 @@ from api.store.models import Attempt, Host
 MAX_LOSSES = 3
 """Different jobs in a row whose attempt was lost there. One job alone may be to blame itself."""
 
+_NOT_THE_HOST = "artifact_store_away"
 _LOST = or_(
-    Attempt.state == "lost", and_(Attempt.state == "failed", Attempt.failure["kind"].astext == "infrastructure")
+    Attempt.state == "lost",
+    and_(
+        Attempt.state == "failed",
+        Attempt.failure["kind"].astext == "infrastructure",
+        Attempt.failure["code"].astext != _NOT_THE_HOST,
+    ),
 )
 
 

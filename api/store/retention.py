@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, delete, select, tuple_
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
-from api.store import artifacts
+from api.store import removals
 from api.store.clock import in_seconds
 from api.store.models import AuditEntry, IdempotencyKey, Job, LogChunk, MetricPoint, Row, Worker
 
@@ -27,12 +27,12 @@ def forget_details(session: Session, days: int) -> int:
 
 
 def forget_jobs(session: Session, days: int, limit: int = 100) -> int:
-    """Jobs that ended so long ago, with all that is known of them and their files here."""
+    """Jobs that ended so long ago, with all that is known of them and their files."""
     unsettled = Job.publish_status.in_(("pending", "uploading"))
     old = select(Job.id).where(Job.finished_at < in_seconds(-days * DAY_seconds), ~unsettled).limit(limit)
     ids = session.scalars(old.with_for_update(skip_locked=True)).all()
     for job_id in ids:
-        artifacts.give_up(session, job_id)
+        removals.add(session, job_id)
     session.execute(delete(Job).where(Job.id.in_(ids)).execution_options(synchronize_session=False))
     return len(ids)
 

@@ -154,6 +154,7 @@ CREATE TABLE removals (
     created_at TIMESTAMPTZ DEFAULT now() NOT NULL,
     CONSTRAINT removals_pkey PRIMARY KEY (prefix)
 );
+INSERT INTO removals (prefix) SELECT job_id || '/' || epoch FROM attempts WHERE state NOT IN ('running', 'succeeded');
 """
 
 DOWN = """
