@@ -35,6 +35,7 @@ Workers, the relay and the reconciler read these as well.
 | `HF_ENDPOINT` | Base URL of the Hub, for a mirror or a Hub of your own. |
 | `HF_HOME` | Where `huggingface_hub` keeps what it downloaded. |
 | `CUDA_VISIBLE_DEVICES` | GPUs that a worker's engine may use. |
+| `AWS_ENDPOINT_URL`, `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY` and the like | The artifact store in S3. |
 """
 
 

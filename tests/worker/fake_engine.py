@@ -97,6 +97,8 @@ def write_output(recipe: dict, out: Path) -> str:
     temporary = out.with_name(f"{out.name}.partial")
     temporary.mkdir(parents=True)
     contents = {"config.json": b"{}", "environment.json": json.dumps(dict(os.environ)).encode(), "sub/a.txt": b"a"}
+    if "megabytes" in recipe["metadata"]:
+        contents["model.safetensors"] = os.urandom(int(recipe["metadata"]["megabytes"]) << 20)
     files = []
     for path, data in contents.items():
         (temporary / path).parent.mkdir(exist_ok=True)

@@ -60,6 +60,8 @@ class Service:
     settings: dict[str, object] = field(default_factory=dict)
     environ: dict[str, str] = field(default_factory=dict)
     processes: dict[str, "subprocess.Popen[bytes]"] = field(default_factory=dict)
+    launcher: tuple[str, ...] = ()
+    """Words in front of a process's command line, which put it somewhere else."""
 
     def __post_init__(self) -> None:
         self.engine = make_engine(self.database_url, pool_size=2)
@@ -97,7 +99,11 @@ class Service:
     def _start(self, name: str, words: list[str]) -> None:
         with (self.folder / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
-                [sys.executable, *words], env=self.environment(), stdout=log, stderr=log, start_new_session=True
+                [*self.launcher, sys.executable, *words],
+                env=self.environment(),
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
 
     def log(self, name: str) -> str:

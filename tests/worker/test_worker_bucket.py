@@ -1,0 +1,129 @@
+"""Jobs whose artifacts go to S3: through outages, orders and kills, whole and once."""
+
+import hashlib
+import signal
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import obstore
+import pytest
+from fixtures.s3 import BUCKET, S3, SeaweedFS
+from fixtures.wire import Wire
+from worker_service import Hold, Service, until
+
+pytestmark = pytest.mark.integration
+PREFIX = "of-this/test"
+
+
+def _use(service: Service, s3: S3, url: str | None = None) -> None:
+    service.settings |= {"ARTIFACT_STORE": f"s3://{BUCKET}/{PREFIX}", "UPLOAD_PATIENCE_SECONDS": 60}
+    service.environ |= s3.environ | ({"AWS_ENDPOINT_URL": url} if url else {})
+
+
+def _stored(service: Service, s3: S3, job_id: str) -> None:
+    """Each registered file is in the store under the epoch that won, byte for byte, and the job ended once."""
+    job = service.job(job_id)
+    rows = service.rows("SELECT path, bytes, sha256 FROM artifacts WHERE job_id = :id", id=job_id)
+    assert {path for path, _, _ in rows} >= {"config.json", "manifest.json", "sub/a.txt"}
+    for path, size, sha256 in rows:
+        data = bytes(obstore.get(s3.client(PREFIX), f"{job_id}/{job.epoch}/{path}").bytes())
+        assert (len(data), hashlib.sha256(data).hexdigest()) == (size, sha256)
+    types = [event.type for event in service.events(job_id)]
+    assert types.count("job.succeeded") == 1
+    assert types[-1] == "job.succeeded"
+
+
+def _staged(service: Service) -> list[Path]:
+    return list((service.data_dir / "staging").glob("*"))
+
+
+@pytest.fixture
+def s3_of_mine(s3_server: SeaweedFS) -> S3:
+    url = s3_server.folder.read_url()
+    assert url is not None
+    return S3(url)
+
+
+def test_a_server_that_is_killed_in_the_middle_of_an_upload_delays_the_job(
+    service: Service, s3_server: SeaweedFS, s3_of_mine: S3
+) -> None:
+    assert s3_server.process is not None
+    victim = s3_server.process
+    with Wire(urlsplit(s3_of_mine.url).port or 0) as wire:
+        wire.on_sent = lambda sent: victim.kill() if sent > 20 << 20 else None
+        _use(service, s3_of_mine, f"http://{wire.host}:{wire.port}")
+        service.start_relay()
+        service.start_worker()
+        job_id = service.submit(wishes={"megabytes": 48})
+        assert victim.wait(40) == -signal.SIGKILL
+        until(lambda: "not in the store yet" in service.log("worker"), "the worker to notice")
+        assert service.job(job_id).status == "running"
+        wire.on_sent = lambda sent: None
+        s3_server.revive()
+        job = service.await_status(job_id, "succeeded", timeout_seconds=60)
+    assert (job.epoch, job.attempt) == (1, 1)
+    _stored(service, s3_of_mine, job_id)
+    log = service.log("worker")
+    assert log.count("model.safetensors was sent") == 1
+    assert log.count("config.json was sent") == 1, "what was there was not sent again"
+    assert _staged(service) == []
+    print(f"{wire.sent} bytes were sent for an artifact of 48 MiB")
+
+
+def test_a_server_that_stays_away_costs_the_attempt_and_no_stage(
+    service: Service, s3_server: SeaweedFS, s3_of_mine: S3
+) -> None:
+    _use(service, s3_of_mine)
+    service.settings |= {"UPLOAD_PATIENCE_SECONDS": 0}
+    s3_server.stop()
+    service.start_relay()
+    service.start_worker()
+    job_id = service.submit()
+    service.await_status(job_id, "queued")
+    until(lambda: service.rows("SELECT 1 FROM attempts WHERE state = 'failed'"), "the attempt to fail", 60)
+    [(failure, host)] = service.rows("SELECT failure, host FROM attempts WHERE epoch = 1")
+    assert (failure["code"], failure["kind"], failure["retryable"]) == ("artifact_store_away", "infrastructure", True)
+    assert _staged(service) == []
+    s3_server.start()
+    job = service.finish_soon(job_id)
+    assert job.epoch >= 2
+    assert sorted(service.stage_runs()) == ["0-load", "1-ptq", "2-export"], "the engine's work was kept"
+    assert service.rows("SELECT name FROM hosts WHERE quarantined_at IS NOT NULL") == [], f"{host} is not to blame"
+    _stored(service, s3_of_mine, job_id)
+
+
+def test_an_upload_stops_when_the_owner_cancels(service: Service, s3_server: SeaweedFS, s3_of_mine: S3) -> None:
+    _use(service, s3_of_mine)
+    hold = Hold.at(service.folder)
+    service.start_relay()
+    service.start_worker()
+    job_id = service.submit(wishes={"hold": hold.path})
+    hold.engine_pid()
+    s3_server.stop()
+    hold.release()
+    until(lambda: "not in the store yet" in service.log("worker"), "the upload to wait")
+    service.cancel(job_id)
+    service.await_status(job_id, "cancelled")
+    assert service.rows("SELECT path FROM artifacts") == []
+    assert service.rows("SELECT prefix FROM removals") == [(f"{job_id}/1",)]
+
+
+def test_a_killed_uploads_rest_is_removed_from_the_store_and_the_disk(service: Service, s3: S3) -> None:
+    _use(service, s3)
+    service.settings |= {"REMOVAL_DELAY_SECONDS": 0, "SWEEP_SECONDS": 0.5}
+    with Wire(urlsplit(s3.url).port or 0) as wire:
+        _use(service, s3, f"http://{wire.host}:{wire.port}")
+        service.start_worker("first")
+        service.start_relay()
+        wire.on_sent = lambda sent: service.signal("first", signal.SIGKILL) if sent > 20 << 20 else None
+        job_id = service.submit(wishes={"megabytes": 48})
+        assert service.processes["first"].wait(40) == -signal.SIGKILL
+        wire.on_sent = lambda sent: None
+        assert _staged(service), "the output of the first attempt"
+        service.lose_lease(job_id)
+        service.start_worker()
+        assert service.finish_soon(job_id).epoch == 2
+    _stored(service, s3, job_id)
+    until(lambda: not service.rows("SELECT 1 FROM removals"), "the reconciler")
+    assert {name.split("/")[1] for name in s3.names(PREFIX) if name.startswith(job_id)} == {"2"}
+    assert _staged(service) == []
