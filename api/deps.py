@@ -40,7 +40,7 @@ async def listener(request: Request) -> Listener:
     return value
 
 
-def store(request: Request) -> ArtifactStore:
+async def store(request: Request) -> ArtifactStore:
     """Where the files of finished jobs are."""
     value: ArtifactStore = request.app.state.store
     return value

@@ -22,7 +22,7 @@ class Wanted(NamedTuple):
     if_range: str | None = None
 
 
-def wanted(
+async def wanted(
     range: Annotated[str | None, Header(description="One range of bytes.")] = None,
     if_range: Annotated[
         str | None, Header(description="The `ETag` that the range is meant for; the whole file if it is another.")

@@ -4,7 +4,7 @@ import os
 import secrets
 import socket
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 
 from api.files import ArtifactStore, open_store
 from api.store.session import Sessions, make_engine, make_sessions
@@ -23,8 +23,16 @@ class Context:
     worker_id: str
     """Names a process, not a host: after a restart it is another one, so an old claim is never mistaken for ours."""
     capacity: Capacity
-    store: ArtifactStore
-    staging: Staging
+
+    @cached_property
+    def store(self) -> ArtifactStore:
+        """Where finished artifacts are."""
+        return open_store(self.settings)
+
+    @property
+    def staging(self) -> Staging:
+        """Where they lie on this host before and after."""
+        return Staging(self.settings.staging_dir, self.sessions)
 
 
 @cache
@@ -36,12 +44,9 @@ def settings() -> WorkerSettings:
 @cache
 def context() -> Context:
     """This process's context. A connection must not cross a fork: never call it in a process that forks later."""
-    sessions = make_sessions(make_engine(settings().database_url))
     return Context(
         settings=settings(),
-        sessions=sessions,
+        sessions=make_sessions(make_engine(settings().database_url)),
         worker_id=f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}",
         capacity=capacity(),
-        store=open_store(settings()),
-        staging=Staging(settings().staging_dir, sessions),
     )

@@ -6,22 +6,33 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from dashboard_service import report_of
 from fastapi.testclient import TestClient
 from fixtures.s3 import BUCKET, S3
 
 from api import lifecycle
-from api.files import Bucket, name_of
+from api.auth import Caller
+from api.dashboard.snapshot import Watch
+from api.files import Bucket, name_of, open_store
 from api.files.objects import BLOCK_bytes
 from api.lifecycle import ArtifactFile, Claim
 from api.main import create_app
 from api.settings import Settings
 from api.store import keys
 from api.store.session import Sessions
+from optcore.recipe import recipe_from
 
 pytestmark = pytest.mark.integration
 
 WEIGHTS = os.urandom(BLOCK_bytes + 1000)
-FILES = {"model.safetensors": WEIGHTS, "report.json": b'{"kl": 0.01}', "report.html": b"<p>", "empty": b""}
+CHAIN = {"model": {"id": "org/model"}, "chain": [{"technique": "ptq", "scheme": "nvfp4"}]}
+REPORT = report_of(recipe_from(CHAIN | {"calibration": {"dataset": "python-stdlib"}}))
+FILES = {
+    "model.safetensors": WEIGHTS,
+    "report.json": REPORT.to_json().encode(),
+    "report.html": b"<p>",
+    "empty": b"",
+}
 
 
 @pytest.fixture(params=["folder", "bucket"])
@@ -80,7 +91,7 @@ def test_files_come_whole_and_in_parts(
         assert (answer.status_code, answer.content) == (200, data)
         assert answer.headers["content-length"] == str(len(data))
         assert answer.headers["etag"] == f'"{hashlib.sha256(data).hexdigest()}"'
-    assert client.get(f"{url}/report").json() == {"kl": 0.01}
+    assert client.get(f"{url}/report").content == FILES["report.json"]
     weights = f"{url}/artifacts/model.safetensors"
     for asked, begin, end in (
         ("bytes=0-0", 0, 1),
@@ -97,7 +108,7 @@ def test_files_come_whole_and_in_parts(
         answer = client.get(f"{url}/artifacts/{path}", headers={"Range": f"bytes={size}-"})
         assert (answer.status_code, answer.headers["content-range"]) == (416, f"bytes */{size}")
     part = client.get(f"{url}/report", headers={"Range": "bytes=1-4"})
-    assert (part.status_code, part.content) == (206, b'"kl"')
+    assert (part.status_code, part.content) == (206, FILES["report.json"][1:5])
 
 
 def test_a_range_is_for_the_file_that_it_was_meant_for(
@@ -118,6 +129,13 @@ def test_another_size_in_the_store_is_not_served(
     _put(stored, name_of(held.job_id, held.epoch, "model.safetensors"), b"short")
     answer = client_at(stored).get(f"/v1/jobs/{held.job_id}/artifacts/model.safetensors")
     assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
+
+
+def test_the_dashboard_shows_the_report(stored: Settings, sessions: Sessions, held: Claim) -> None:
+    viewer = Caller(project_id="acme", key_id="key", project_name="acme", scopes=frozenset({"jobs:read"}))
+    assert Watch(sessions, open_store(stored), viewer, held.job_id).look().report == REPORT
+    _put(stored, name_of(held.job_id, held.epoch, "report.json"), b"gone bad")
+    assert Watch(sessions, open_store(stored), viewer, held.job_id).look().report is None
 
 
 @pytest.mark.parametrize("stored", ["bucket"], indirect=True)

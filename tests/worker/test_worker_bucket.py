@@ -57,6 +57,8 @@ def test_a_server_that_is_killed_in_the_middle_of_an_upload_delays_the_job(
         job_id = service.submit(wishes={"megabytes": 48})
         assert victim.wait(40) == -signal.SIGKILL
         until(lambda: "not in the store yet" in service.log("worker"), "the worker to notice")
+        lease = service.job(job_id).lease_until
+        until(lambda: (service.job(job_id).lease_until or lease) > lease, "the lease to be renewed meanwhile")
         assert service.job(job_id).status == "running"
         wire.on_sent = lambda sent: None
         s3_server.revive()
