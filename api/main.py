@@ -6,6 +6,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
+from pydantic import BaseModel
 
 from api import logs, openapi, problems
 from api.dashboard.mount import mount
@@ -13,16 +14,40 @@ from api.files import open_store
 from api.listener import Listener
 from api.middleware import Around
 from api.rate_limit import RateLimit
-from api.routes import artifacts, catalog, credentials, events, health, jobs, keys, project, verbs, webhooks
+from api.routes import (
+    artifacts,
+    catalog,
+    credentials,
+    events,
+    health,
+    jobs,
+    keys,
+    project,
+    verbs,
+    webhook_messages,
+    webhooks,
+)
 from api.settings import Settings
 from api.store.session import make_engine, make_sessions
-from lathe.models import ApiKeyCreate, WebhookEndpointCreate
+from lathe.models import ApiKeyCreate, WebhookEndpointCreate, WebhookEndpointUpdate, WebhookReplay
 from optcore.recipe import Recipe
 from optcore.references import Publish
 
 FRESH_seconds = 1.0
-BODIES = [Recipe, Publish, WebhookEndpointCreate, ApiKeyCreate, credentials.CredentialPut]
+BODIES: list[type[BaseModel]] = [
+    Recipe,
+    Publish,
+    WebhookEndpointCreate,
+    WebhookEndpointUpdate,
+    WebhookReplay,
+    ApiKeyCreate,
+    credentials.CredentialPut,
+]
 """Models of bodies that routes read by themselves."""
+ROOMS = (
+    *(jobs, verbs, events, artifacts, catalog, webhooks, webhook_messages),
+    *(credentials, keys, project, health),
+)
 DESCRIPTION = "Optimization-as-a-service for language models: a recipe in, a smaller checkpoint and a report out."
 
 
@@ -46,7 +71,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.rate_limit = RateLimit(settings.rate_limit, settings.rate_limit_storage.get_secret_value())
     app.add_middleware(Around)
     problems.install(app)
-    for room in (jobs, verbs, events, artifacts, catalog, webhooks, credentials, keys, project, health):
+    for room in ROOMS:
         app.include_router(room.router)
     mount(app)
     return app
@@ -58,9 +83,7 @@ class Service(FastAPI):
     def openapi(self) -> dict[str, Any]:
         """Made once, on first use."""
         if not self.openapi_schema:
-            self.openapi_schema = openapi.document(
-                self, [Recipe, Publish, WebhookEndpointCreate, ApiKeyCreate, credentials.CredentialPut]
-            )
+            self.openapi_schema = openapi.document(self, BODIES)
         return self.openapi_schema
 
 

@@ -114,7 +114,7 @@ async def _database_away(request: Request, error: Exception) -> Response:
 def _allowed(request: Request) -> list[str]:
     """Methods of every route at the address; the framework names those of the first one only."""
     found: set[str] = set()
-    for method in ("GET", "POST", "PUT", "DELETE"):
+    for method in ("GET", "POST", "PUT", "PATCH", "DELETE"):
         scope = {**request.scope, "method": method}
         if any(route.matches(scope)[0] is Match.FULL for route in request.app.routes):
             found.add(method)

@@ -49,6 +49,8 @@ class Settings(BaseSettings):
     """Folders, separated like PATH, below which `model.path` and `calibration.path` may lie; empty refuses all."""
     allow_private_webhooks: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_names)] = ()
     """Hosts or CIDR blocks, separated by commas, of webhook receivers that may have a private address."""
+    webhook_rotation_seconds: float = Field(default=24 * 3600, ge=0)
+    """After the rotation of a webhook secret, messages are signed with the old one as well for so long."""
     log_level: str = "INFO"
     """Least level of the JSON log lines."""
     max_body_bytes: int = 256 * 1024

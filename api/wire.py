@@ -109,13 +109,28 @@ def artifact(row: rows.Artifact) -> wire.Artifact:
 
 
 def endpoint(row: rows.WebhookEndpoint, secret: str | None = None) -> wire.WebhookEndpoint:
-    """A receiver; with its secret only in the answer to its making."""
-    return wire.WebhookEndpoint(
-        id=row.id,
-        url=row.url,
-        events=tuple(row.events),
-        secret=secret,
-        created_at=row.created_at,
+    """A receiver; with its secret only in the answer that makes one."""
+    known = wire.WebhookEndpoint.model_validate(row, from_attributes=True)
+    return known.model_copy(update={"secret": secret, "enabled": row.disabled_at is None})
+
+
+def webhook_message(row: rows.WebhookMessage) -> wire.WebhookMessage:
+    """A message to a receiver."""
+    return wire.WebhookMessage.model_validate(row, from_attributes=True)
+
+
+def webhook_delivery(row: rows.WebhookDelivery, message: rows.WebhookMessage) -> wire.WebhookDelivery:
+    """An attempt to deliver a message."""
+    return wire.WebhookDelivery(
+        message_id=message.id,
+        message_status=message.status,
+        type=message.type,
+        job_id=message.job_id,
+        attempt=row.attempt,
+        status_code=row.status_code,
+        error=row.error,
+        seconds=row.seconds,
+        at=row.at,
     )
 
 

@@ -1,40 +1,43 @@
 """Which addresses we may connect to on behalf of a user: public ones, and those that the operator allows."""
 
 import ipaddress
+import logging
+import queue
 import socket
+import threading
 from collections.abc import Iterable
 from typing import Self
+
+log = logging.getLogger(__name__)
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-# Carrier-grade NAT, and ranges that carry an IPv4 address inside: `is_global` alone lets some of them through.
+_UNICAST_6 = ipaddress.ip_network("2000::/3")
+"""All that is routed in the open. What carries an IPv4 address elsewhere (mapped, translated, NAT64) is not in it."""
+# Carrier-grade NAT, and ranges in between that carry an IPv4 address or are for examples: `is_global` alone lets some
+# of them through.
 _REFUSED = tuple(
     ipaddress.ip_network(text)
-    for text in (
-        "100.64.0.0/10",
-        "192.0.0.0/24",
-        "64:ff9b::/96",
-        "64:ff9b:1::/48",
-        "2002::/16",
-        "2001::/32",
-        "::/96",
-        "fec0::/10",
-        "3fff::/20",
-        "192.88.99.0/24",
-    )
+    for text in ("100.64.0.0/10", "192.0.0.0/24", "192.88.99.0/24", "2002::/16", "2001::/32", "3fff::/20")
 )
+_WEB_PORTS = frozenset({80, 443})
+_FIRST_FREE_port = 1024
 
 
 class AddressRefused(Exception):
     """The receiver's name leads to an address that we must not connect to, or to none."""
 
 
+class ResolverTooSlow(AddressRefused):
+    """Nobody said in time where the name leads to."""
+
+
 class AddressGuard:
     """Resolves a host and answers only with addresses that may be connected to."""
 
     def __init__(self, hosts: Iterable[str] = (), networks: Iterable[Network] = ()) -> None:
-        self._hosts = frozenset(host.lower().rstrip(".") for host in hosts)
+        self._hosts = frozenset(_plain(host) for host in hosts)
         self._networks = tuple(networks)
 
     @classmethod
@@ -49,25 +52,25 @@ class AddressGuard:
                 hosts.append(entry.strip())
         return cls(hosts, networks)
 
-    def addresses(self, host: str, port: int) -> list[str]:
+    def addresses(self, host: str, port: int, timeout_seconds: float) -> list[str]:
         """Addresses of `host`, in the resolver's order. Raises `AddressRefused` when any one of them is not allowed,
         so that a name that mixes public and private answers gains nothing."""
-        try:
-            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        except (OSError, UnicodeError) as error:
-            raise AddressRefused(f"{host} does not resolve: {error}") from error
-        addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
+        if port not in _WEB_PORTS and port < _FIRST_FREE_port and not self.is_listed(host):
+            raise AddressRefused(f"port {port} belongs to another service; use 443, or one from {_FIRST_FREE_port} on")
+        addresses = _resolve(host, port, timeout_seconds)
         for address in addresses:
             if not self._is_allowed(host, address):
+                # The owner must not learn the addresses of our network from its name server; the operator may.
+                log.warning("a webhook to %r leads to %s and is refused", host, address)
                 raise AddressRefused(
-                    f"{host} leads to {address}, which is not a public address; the operator can allow it "
-                    "in LATHE_ALLOW_PRIVATE_WEBHOOKS"
+                    f"{host} leads to an address that is not public; the operator can allow it in "
+                    "LATHE_ALLOW_PRIVATE_WEBHOOKS"
                 )
         return addresses
 
     def is_listed(self, host: str) -> bool:
-        """Whether the operator named this receiver, by name or by the network that all its addresses lie in."""
-        if host.lower().rstrip(".") in self._hosts:
+        """Whether the operator named this receiver: its name, its address, or a network that its address lies in."""
+        if _plain(host) in self._hosts:
             return True
         try:
             return self._in_networks(_parsed(host))
@@ -75,11 +78,8 @@ class AddressGuard:
             return False
 
     def _is_allowed(self, host: str, address: str) -> bool:
-        try:
-            parsed = _parsed(address)
-        except ValueError:  # a scoped address such as fe80::1%eth0
-            return False
-        return is_public(parsed) or self._in_networks(parsed) or host.lower().rstrip(".") in self._hosts
+        parsed = _parsed(address)
+        return is_public(parsed) or self._in_networks(parsed) or _plain(host) in self._hosts
 
     def _in_networks(self, address: Address) -> bool:
         return any(address in network for network in self._networks)
@@ -87,11 +87,39 @@ class AddressGuard:
 
 def is_public(address: Address) -> bool:
     """Whether an address is reachable by anyone, so that sending to it from our network opens nothing new."""
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
-        address = address.ipv4_mapped
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.ipv4_mapped is not None:
+            return is_public(address.ipv4_mapped)
+        if address not in _UNICAST_6:
+            return False
     if any(address in network for network in _REFUSED):
         return False
     return address.is_global and not (address.is_multicast or address.is_reserved or address.is_unspecified)
+
+
+def _resolve(host: str, port: int, timeout_seconds: float) -> list[str]:
+    """What the system's resolver says. It knows no deadline, and a user's name server can make it wait for minutes."""
+    answer: queue.SimpleQueue[list[str] | AddressRefused] = queue.SimpleQueue()
+
+    def ask() -> None:
+        try:
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            answer.put(list(dict.fromkeys(str(entry[4][0]) for entry in found)))
+        except (OSError, UnicodeError) as error:
+            answer.put(AddressRefused(f"{host} does not resolve: {error}"))
+
+    threading.Thread(name="resolve", target=ask, daemon=True).start()
+    try:
+        resolved = answer.get(timeout=timeout_seconds)
+    except queue.Empty as error:
+        raise ResolverTooSlow(f"{host} did not resolve in time") from error
+    if isinstance(resolved, AddressRefused):
+        raise resolved
+    return resolved
+
+
+def _plain(host: str) -> str:
+    return host.lower().rstrip(".")
 
 
 def _parsed(text: str) -> Address:

@@ -10,14 +10,28 @@ DELAYS_seconds = (
 )  # fmt: skip
 JITTER = 0.2
 RETRY_AFTER_limit_seconds = 24 * _HOUR
+OVERLOADED = frozenset({429, 502, 504})
+"""Answers of a receiver, or of the proxy before it, that cannot keep up."""
+PAUSE_seconds = _MINUTE
+PAUSE_limit_seconds = _HOUR
 
 
-def next_delay_seconds(attempts: int, retry_after: str | None = None) -> float | None:
-    """Seconds to wait after `attempts` sends that failed (1 or more); None when there is no further one."""
-    if attempts >= len(DELAYS_seconds):
+def next_delay_seconds(tries: int, at_least_seconds: float = 0.0) -> float | None:
+    """Seconds to wait after `tries` sends that failed (1 or more); None when there is no further one."""
+    if tries >= len(DELAYS_seconds):
         return None
-    planned = DELAYS_seconds[attempts] * random.uniform(1, 1 + JITTER)  # noqa: S311 - spreads load, guards nothing
-    return max(planned, retry_after_seconds(retry_after))
+    planned = max(float(DELAYS_seconds[tries]), at_least_seconds)
+    return planned * random.uniform(1, 1 + JITTER)  # noqa: S311 - spreads load, guards nothing
+
+
+def pause_seconds(status: int | None, retry_after: float) -> float:
+    """How long a receiver gets no message at all: a minute to an hour when it cannot keep up or gave no answer in time.
+
+    `status` is absent for the latter; `retry_after` is what the receiver asked for, in seconds.
+    """
+    if status is not None and status not in OVERLOADED:
+        return 0.0
+    return min(max(float(PAUSE_seconds), retry_after), float(PAUSE_limit_seconds))
 
 
 def retry_after_seconds(value: str | None) -> float:

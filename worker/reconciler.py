@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from api import lifecycle
 from api.files import open_store
-from api.store import leases, retention
+from api.store import leases, retention, webhook_messages, webhooks
 from api.store.session import Sessions
 from worker.removals import Removals
 from worker.settings import WorkerSettings
@@ -75,6 +75,8 @@ class Reconciler:
         self._count("audit entries forgotten", partial(retention.forget_audit, days=keep.audit_days))
         if keep.job_days:
             self._count("jobs forgotten", partial(retention.forget_jobs, days=keep.job_days))
+        self._count("webhook messages forgotten", partial(webhook_messages.forget, days=keep.webhook_days))
+        self._count("rotated webhook secrets forgotten", webhooks.forget_old_secrets)
         self._removals.begin()
 
     def _count(self, what: str, act: Callable[[Session], int]) -> None:

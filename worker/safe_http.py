@@ -13,14 +13,21 @@ from urllib.parse import SplitResult, urlsplit
 import httpcore
 import httpx
 
-from worker.address_guard import AddressGuard, AddressRefused
+from worker.address_guard import AddressGuard, AddressRefused, ResolverTooSlow
 
 BODY_limit_bytes = 4 * 1024
+"""A longer body is left unread; that the answer came is enough."""
+ANSWER_limit_bytes = 64 * 1024
+"""A receiver that sends more before its body was read (headers, interim answers) gets no more of our time."""
 _CHUNK_bytes = 1024
 
 
 class SendError(Exception):
     """No answer came: refused by us, by the network, or too late. The message is safe to show to the owner."""
+
+
+class TooSlow(SendError):
+    """No complete answer came in time."""
 
 
 @dataclass(frozen=True)
@@ -51,21 +58,28 @@ def post(
             ) as response:
                 _drain(response.iter_stream())
                 return Answer(response.status, _header(response.headers, b"retry-after"))
+    except (httpcore.TimeoutException, ResolverTooSlow) as error:
+        raise TooSlow(f"no complete answer within {timeout_seconds:g} s") from error
     except (AddressRefused, ssl.SSLError) as error:
         raise SendError(str(error)) from error
-    except httpcore.TimeoutException as error:
-        raise SendError(f"no complete answer within {timeout_seconds:g} s") from error
-    except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.UnsupportedProtocol, OSError) as error:
+    except (httpcore.ProtocolError, httpcore.UnsupportedProtocol, UnicodeError) as error:
+        # Its own words would quote what was answered, such as the greeting of a service that is no receiver.
+        raise SendError("what came back is no HTTP answer") from error
+    except (httpcore.NetworkError, OSError) as error:
         raise SendError(f"{type(error).__name__}: {error}") from error
 
 
 def _checked_url(url: str, guard: AddressGuard) -> SplitResult:
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError as error:
+        raise SendError("the address is not an http(s) URL") from error
+    if parts.scheme not in ("http", "https") or not host:
         raise SendError("the address is not an http(s) URL")
     if parts.username is not None or parts.password is not None:
         raise SendError("the address carries a login; take it out")
-    if parts.scheme == "http" and not guard.is_listed(parts.hostname):
+    if parts.scheme == "http" and not guard.is_listed(host):
         raise SendError("the address is not https; only receivers that the operator allows may use http")
     return parts
 
@@ -76,7 +90,7 @@ def _host_header(parts: SplitResult) -> str:
 
 
 def _tls() -> ssl.SSLContext:
-    return httpx.create_ssl_context(trust_env=True)  # SSL_CERT_FILE for private authorities; no key log
+    return httpx.create_ssl_context(trust_env=True)  # SSL_CERT_FILE for private authorities
 
 
 def _drain(chunks: Iterable[bytes]) -> None:
@@ -109,7 +123,7 @@ class _GuardedBackend(httpcore.NetworkBackend):
     ) -> httpcore.NetworkStream:
         """The first of the checked addresses that answers."""
         refusal: Exception = AddressRefused(f"{host} has no address")
-        for address in self._guard.addresses(host, port):
+        for address in self._guard.addresses(host, port, _left(self._deadline)):
             try:
                 stream = self._plain.connect_tcp(address, port, _left(self._deadline), local_address, socket_options)
                 return _DeadlineStream(stream, self._deadline)
@@ -133,12 +147,18 @@ class _DeadlineStream(httpcore.NetworkStream):
     def __init__(self, stream: httpcore.NetworkStream, deadline: float) -> None:
         self._stream = stream
         self._deadline = deadline
+        self._left_bytes = ANSWER_limit_bytes
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        return self._stream.read(min(max_bytes, _CHUNK_bytes), _left(self._deadline))
+        if self._left_bytes <= 0:
+            raise SendError(f"the answer is larger than {ANSWER_limit_bytes // 1024} kB before its body")
+        read = self._stream.read(min(max_bytes, _CHUNK_bytes), _left(self._deadline))
+        self._left_bytes -= len(read)
+        return read
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        self._stream.write(buffer, _left(self._deadline))
+        for start in range(0, len(buffer), _CHUNK_bytes):
+            self._stream.write(buffer[start : start + _CHUNK_bytes], _left(self._deadline))
 
     def close(self) -> None:
         self._stream.close()

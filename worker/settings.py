@@ -68,6 +68,10 @@ class WorkerSettings(Settings):
     """How long an attempt waits for an artifact store that does not take one of its files."""
     webhook_timeout_seconds: float = Field(default=20, gt=0)
     """A receiver's time for a complete answer."""
+    webhook_dead_limit: int = Field(default=3, ge=1)
+    """A receiver is disabled when so many messages in a row were given up."""
+    webhook_days: int = Field(default=30, ge=7)
+    """How long messages that were delivered or given up are kept, with the log of their attempts."""
 
     @property
     def works_dir(self) -> Path:

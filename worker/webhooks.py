@@ -2,91 +2,84 @@
 
 import logging
 import time
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC
 
 from standardwebhooks import Webhook
 
-from api.store import webhooks
-from api.store.webhooks import Outgoing
+from api.store import webhook_deliveries
+from api.store.webhook_deliveries import Outcome, Outgoing
 from optcore.frozen import canonical_json
 from worker.address_guard import AddressGuard
-from worker.backoff import next_delay_seconds
+from worker.backoff import next_delay_seconds, pause_seconds, retry_after_seconds
 from worker.context import Context
-from worker.safe_http import Answer, SendError, post
+from worker.safe_http import Answer, SendError, TooSlow, post
 
 log = logging.getLogger(__name__)
 
 GONE = 410
-
-
-@dataclass(frozen=True)
-class _Result:
-    answer: Answer | None
-    error: str | None
-    seconds: float
-
-    @property
-    def delivered(self) -> bool:
-        return self.answer is not None and 200 <= self.answer.status < 300
+LONGEST_error = 500
 
 
 def deliver(message_id: str, context: Context) -> None:
     """Send the message if it is due. The attempt is counted before it is made, so a crash cannot repeat it for ever."""
     with context.sessions.begin() as session:
-        outgoing = webhooks.begin_delivery(session, context.settings.vault, message_id)
+        outgoing = webhook_deliveries.begin(session, context.settings.vault, message_id)
     if outgoing is None:
         log.info("nothing to deliver for %s", message_id)
         return
-    _write_down(outgoing, _send(outgoing, context), context)
+    outcome = _attempt(outgoing, context)
+    log.info("%s attempt %d: %s", message_id, outgoing.attempt, outcome.status_code or outcome.error)
+    with context.sessions.begin() as session:
+        webhook_deliveries.end(session, outgoing, outcome, context.settings.webhook_dead_limit)
 
 
-def signed(outgoing: Outgoing, body: str, now: datetime) -> dict[str, str]:
-    """The three headers of Standard Webhooks 1.0 for this attempt; `now` in UTC."""
-    # The library reads a naive time as UTC, and stamps the header's second itself only in its own sender.
-    moment = now.astimezone(UTC).replace(microsecond=0)
+def signed(outgoing: Outgoing, body: str) -> dict[str, str]:
+    """The three headers of Standard Webhooks 1.0 for this attempt, with a signature of each secret that holds."""
+    # The library drops the zone of a time and takes what is left for UTC.
+    moment = outgoing.at.astimezone(UTC).replace(microsecond=0)
+    signatures = [Webhook(secret).sign(outgoing.message_id, moment, body) for secret in outgoing.secrets]
     return {
         "webhook-id": outgoing.message_id,
         "webhook-timestamp": str(int(moment.timestamp())),
-        "webhook-signature": Webhook(outgoing.secret).sign(outgoing.message_id, moment, body),
+        "webhook-signature": " ".join(signatures),
     }
 
 
-def _send(outgoing: Outgoing, context: Context) -> _Result:
-    body = canonical_json(outgoing.payload)
-    headers = {
-        "content-type": "application/json",
-        "user-agent": "lathe-webhooks/1",
-        **signed(outgoing, body, datetime.now(UTC)),
-    }
-    settings = context.settings
-    guard = AddressGuard.allowing(settings.allow_private_webhooks)
+def _attempt(outgoing: Outgoing, context: Context) -> Outcome:
     started = time.monotonic()
-    answer, error = None, None
     try:
-        answer = post(
-            outgoing.url, body.encode(), headers, guard=guard, timeout_seconds=settings.webhook_timeout_seconds
-        )
+        answer = _send(outgoing, context)
     except SendError as refusal:
-        error = str(refusal)[:500]
-    return _Result(answer, error, time.monotonic() - started)
-
-
-def _write_down(outgoing: Outgoing, result: _Result, context: Context) -> None:
-    status = result.answer.status if result.answer else None
-    retry_in = None
-    if not result.delivered and status != GONE:
-        retry_in = next_delay_seconds(outgoing.attempt, result.answer.retry_after if result.answer else None)
-    log.info("%s attempt %d: %s", outgoing.message_id, outgoing.attempt, status or result.error)
-    with context.sessions.begin() as session:
-        webhooks.end_delivery(
-            session,
-            outgoing,
-            delivered=result.delivered,
-            seconds=result.seconds,
-            status_code=status,
-            error=result.error,
-            retry_in_seconds=retry_in,
+        pause = pause_seconds(None, 0) if isinstance(refusal, TooSlow) else 0.0
+        return Outcome(
+            delivered=False,
+            seconds=time.monotonic() - started,
+            error=str(refusal)[:LONGEST_error],
+            retry_in_seconds=next_delay_seconds(outgoing.tries, pause),
+            hold_seconds=pause,
         )
-        if not result.delivered and retry_in is None:
-            webhooks.disable_endpoint(session, outgoing.endpoint_id)
+    return _answered(outgoing, answer, time.monotonic() - started)
+
+
+def _answered(outgoing: Outgoing, answer: Answer, seconds: float) -> Outcome:
+    if 200 <= answer.status < 300:
+        return Outcome(delivered=True, seconds=seconds, status_code=answer.status)
+    asked = retry_after_seconds(answer.retry_after)
+    pause = pause_seconds(answer.status, asked)
+    gone = answer.status == GONE
+    return Outcome(
+        delivered=False,
+        seconds=seconds,
+        status_code=answer.status,
+        retry_in_seconds=None if gone else next_delay_seconds(outgoing.tries, max(asked, pause)),
+        hold_seconds=pause,
+        gone=gone,
+    )
+
+
+def _send(outgoing: Outgoing, context: Context) -> Answer:
+    body = canonical_json(outgoing.payload)
+    headers = {"content-type": "application/json", "user-agent": "lathe-webhooks/1", **signed(outgoing, body)}
+    guard = AddressGuard.allowing(context.settings.allow_private_webhooks)
+    timeout_seconds = context.settings.webhook_timeout_seconds
+    return post(outgoing.url, body.encode(), headers, guard=guard, timeout_seconds=timeout_seconds)

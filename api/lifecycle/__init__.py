@@ -10,6 +10,7 @@ that takes the job's next event number and writes that event, so history has no 
 Every write of a worker is fenced by the epoch of its claim.
 """
 
+from api.lifecycle.announcements import announce_test
 from api.lifecycle.claims import Claim, Renewal, claim, claim_next, renew
 from api.lifecycle.outcome import cancelled, fail, finish, out_of_time, paused, release
 from api.lifecycle.progress import record, record_log
@@ -32,6 +33,7 @@ __all__ = [
     "Claim",
     "PublishClaim",
     "Renewal",
+    "announce_test",
     "cancelled",
     "claim",
     "claim_next",

@@ -7,6 +7,7 @@ from sqlalchemy import ColumnElement, func
 from sqlalchemy.orm import Session
 
 from api.errors import Fenced
+from api.lifecycle.announcements import announce
 from api.lifecycle.transitions import LEASE_seconds, move
 from api.store import attempts, hosts, jobs, projects, queue
 from api.store.clock import in_seconds
@@ -86,6 +87,7 @@ def claim(
     if job is None:
         return None
     attempts.begin(session, job, worker)
+    announce(session, job, "job.running")
     return Claim(job_id, job.epoch, worker_id, job.attempt, job.project_id, job.recipe, job.resolved, lease_seconds)
 
 

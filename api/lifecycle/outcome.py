@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from sqlalchemy.orm import Session
 
 from api.errors import Fenced
+from api.lifecycle.announcements import announce
 from api.lifecycle.claims import Claim, held
 from api.lifecycle.publishing import begin_publishing
 from api.lifecycle.timeouts import ran_too_long
 from api.lifecycle.transitions import (
     MAX_INFRA_ATTEMPTS,
-    announce,
     end_attempt,
     move,
     to_cancelled,

@@ -6,6 +6,7 @@ from typing import Any
 from sqlalchemy import func
 from sqlalchemy.orm import Session
 
+from api.lifecycle.announcements import announce
 from api.lifecycle.claims import Claim, held
 from api.store import events as history
 from api.store import logs, metrics, stages
@@ -21,8 +22,8 @@ def record(session: Session, claim: Claim, events: Sequence[AnyEvent]) -> None:
     if pinned:
         values["resolved"] = pinned[-1]
     job = held(session, claim, **values)
-    for event in kept:
-        _apply(session, job.id, event)
+    for sequence, event in enumerate(kept, start=job.last_seq - len(kept) + 1):
+        _apply(session, job, sequence, event)
     metrics.put(session, job.id, [event for event in events if isinstance(event, Metric)])
     history.append(session, job.id, job.last_seq, [(event.event, _data(event)) for event in kept])
 
@@ -49,18 +50,19 @@ def _series(event: AnyEvent) -> tuple[str, str, str] | None:
     return None
 
 
-def _apply(session: Session, job_id: str, event: AnyEvent) -> None:
+def _apply(session: Session, job: Job, sequence: int, event: AnyEvent) -> None:
     match event:
         case RunPlanned():
-            stages.plan(session, job_id, event.stages)
+            stages.plan(session, job.id, event.stages)
         case StageStarted():
             begun = {"started_at": func.now(), "finished_at": None, "phase": None, "done": 0, "total": 0}
-            stages.put(session, job_id, event.stage, status="running", key=event.key, **begun)
+            stages.put(session, job.id, event.stage, status="running", key=event.key, **begun)
         case Progress():
-            stages.put(session, job_id, event.stage, phase=event.phase, done=event.done, total=event.total)
+            stages.put(session, job.id, event.stage, phase=event.phase, done=event.done, total=event.total)
         case StageFinished():
             spent = {"seconds": event.seconds, "peak_memory_bytes": event.peak_memory_bytes}
-            stages.finish(session, job_id, event.stage, event.key, cached=event.cached, **spent)
+            if stages.finish(session, job.id, event.stage, event.key, cached=event.cached, **spent):
+                announce(session, job, "stage.succeeded", stage=event.stage, sequence=sequence)
 
 
 def _data(event: AnyEvent) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from sqlalchemy import ColumnElement, or_, true
 from sqlalchemy.orm import Session
 
 from api.errors import Conflict, Fenced
-from api.lifecycle.transitions import announce, move_publish
+from api.lifecycle.announcements import announce
+from api.lifecycle.transitions import move_publish
 from api.store import jobs, outbox, pushes
 from api.store.clock import in_seconds
 from api.store.models import Job

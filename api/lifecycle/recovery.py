@@ -12,7 +12,7 @@ from api.lifecycle.transitions import (
     to_paused,
     to_queue,
 )
-from api.store import jobs, outbox, webhooks
+from api.store import jobs, outbox, webhook_messages
 from api.store.models import Job
 from optcore.errors import Failure
 
@@ -52,7 +52,7 @@ def republish_stuck(session: Session) -> int:
     for job_id in pending:
         outbox.add(session, "publish", {"job_id": job_id})
     outbox.forget(session)
-    return len(queued) + len(pending) + webhooks.reannounce(session)
+    return len(queued) + len(pending) + webhook_messages.reannounce(session)
 
 
 def _lose(session: Session, job: Job) -> None:

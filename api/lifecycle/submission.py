@@ -7,6 +7,7 @@ from sqlalchemy.orm import Session
 
 from api.errors import Conflict
 from api.ids import new_id
+from api.lifecycle.announcements import announce
 from api.lifecycle.transitions import call_a_worker, move, to_cancelled, to_paused, waiting
 from api.store import events, jobs, removals, stages
 from api.store.models import Job
@@ -32,6 +33,7 @@ def submit(session: Session, project_id: str, recipe: Recipe) -> Job:
     )
     events.append(session, job.id, 1, [("job.queued", {"reason": "submitted"})])
     call_a_worker(session, job)
+    announce(session, job, "job.queued")
     return job
 
 
@@ -113,6 +115,7 @@ def _queue(session: Session, job: Job, reason: str, **values: Any) -> Job:
     moved = move(session, job.id, "queued", data={"reason": reason}, **waiting(), **values)
     assert moved is not None, "the row is locked"
     call_a_worker(session, moved)
+    announce(session, moved, "job.queued")
     return moved
 
 

@@ -6,7 +6,8 @@ from typing import Any
 from sqlalchemy import ColumnElement, Double, case, cast, func
 from sqlalchemy.orm import Session
 
-from api.store import attempts, clock, events, hosts, jobs, outbox, pushes, queue, removals, stages, webhooks
+from api.lifecycle.announcements import announce, announce_failure
+from api.store import attempts, clock, events, hosts, jobs, outbox, pushes, queue, removals, stages
 from api.store.models import ACTIVE, Job
 from lathe.models import TERMINAL, JobStatus, PublishStatus
 
@@ -102,6 +103,7 @@ def to_queue(
         end_attempt(session, job, state, failure)
         stages.close(session, job.id, "pending")
         call_a_worker(session, moved, delay_seconds=delay_seconds)
+        announce(session, moved, "job.queued")
     return moved
 
 
@@ -140,7 +142,7 @@ def to_failed(
         end_attempt(session, job, state, failure)
         stages.close(session, job.id, "failed", only=failure["stage"])
         stages.close(session, job.id, "cancelled")
-        announce(session, moved, "job.failed")
+        announce_failure(session, moved, failure)
     return moved
 
 
@@ -165,21 +167,3 @@ def end_attempt(session: Session, job: Job, state: str, failure: dict[str, Any] 
     lost = state == "lost" or (failure or {}).get("kind") == "infrastructure"
     if host and lost:
         hosts.judge(session, host)
-
-
-def announce(session: Session, job: Job, type: str) -> None:
-    """Tell the owner's webhook receivers. `sequence` orders what may arrive in any order."""
-    payload = {
-        "type": type,
-        "timestamp": clock.now(session).isoformat().replace("+00:00", "Z"),
-        "data": {
-            "job_id": job.id,
-            "name": job.recipe.get("name"),
-            "status": job.status,
-            "sequence": job.last_seq,
-            "failure": job.failure,
-            "artifact_digest": job.artifact_digest,
-            "publish": {"status": job.publish_status, "url": job.publish_url, "failure": job.publish_failure},
-        },
-    }
-    webhooks.enqueue(session, job.project_id, job.id, type, payload)

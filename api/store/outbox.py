@@ -20,6 +20,13 @@ def add(session: Session, topic: str, payload: dict[str, Any], *, delay_seconds:
     session.execute(select(func.pg_notify(CHANNEL, "")))
 
 
+def add_all(session: Session, topic: str, payloads: Sequence[dict[str, Any]]) -> None:
+    """Announce many at once, in their order."""
+    if payloads:
+        session.execute(insert(OutboxMessage), [{"topic": topic, "payload": payload} for payload in payloads])
+        session.execute(select(func.pg_notify(CHANNEL, "")))
+
+
 def take(session: Session, limit: int = 100) -> Sequence[OutboxMessage]:
     """Due messages, oldest first, locked until the commit; rows that another relay holds are skipped."""
     statement = (

@@ -33,14 +33,19 @@ def put(session: Session, job_id: str, name: str, **values: Any) -> None:
     session.execute(statement.on_conflict_do_update(index_elements=["job_id", "name"], set_=values))
 
 
-def finish(session: Session, job_id: str, name: str, key: str, *, cached: bool, **values: Any) -> None:
-    """Close a stage. One that this job itself finished before stays `succeeded`, with the seconds that it took."""
+def finish(session: Session, job_id: str, name: str, key: str, *, cached: bool, **values: Any) -> bool:
+    """Close a stage: whether that is news.
+
+    One that this job itself finished before stays `succeeded`, with the seconds that it took.
+    """
     if cached:
         stage = session.get(Stage, (job_id, name), populate_existing=True)
         if stage and stage.key == key and stage.seconds is not None:
-            return put(session, job_id, name, status="succeeded", phase=None)
+            put(session, job_id, name, status="succeeded", phase=None)
+            return False
     status = "cached" if cached else "succeeded"
     put(session, job_id, name, key=key, status=status, phase=None, finished_at=func.now(), **values)
+    return True
 
 
 def reopen(session: Session, job_id: str) -> None:

@@ -109,10 +109,25 @@ ALTER TABLE webhook_endpoints
     ADD COLUMN previous_sealed_secret TEXT,
     ADD COLUMN previous_secret_until TIMESTAMPTZ,
     ADD COLUMN dead_messages INTEGER DEFAULT 0 NOT NULL,
+    ADD COLUMN held_until TIMESTAMPTZ,
     ADD COLUMN disabled_reason TEXT,
+    ADD CONSTRAINT webhook_endpoints_disabled_reason_check CHECK (disabled_reason IN ('owner', 'gone', 'undelivered')),
     ADD CONSTRAINT webhook_endpoints_project_id_fkey FOREIGN KEY (project_id) REFERENCES projects (id);
-ALTER TABLE webhook_messages ALTER COLUMN job_id DROP NOT NULL;
+UPDATE webhook_endpoints SET disabled_reason = 'undelivered' WHERE disabled_at IS NOT NULL;
+ALTER TABLE webhook_messages
+    ALTER COLUMN job_id DROP NOT NULL,
+    ADD COLUMN earlier_attempts INTEGER DEFAULT 0 NOT NULL,
+    ADD COLUMN asked_at TIMESTAMPTZ DEFAULT now() NOT NULL;
+UPDATE webhook_messages SET asked_at = created_at;
+DROP INDEX webhook_messages_endpoint_id_idx;
+CREATE INDEX webhook_messages_endpoint_id_created_at_idx ON webhook_messages (endpoint_id, created_at);
 CREATE INDEX webhook_messages_job_id_idx ON webhook_messages (job_id);
+CREATE INDEX webhook_messages_over_idx ON webhook_messages (created_at) WHERE status <> 'pending';
+ALTER TABLE webhook_deliveries ADD COLUMN endpoint_id TEXT;
+UPDATE webhook_deliveries SET endpoint_id = webhook_messages.endpoint_id
+    FROM webhook_messages WHERE webhook_messages.id = message_id;
+ALTER TABLE webhook_deliveries ALTER COLUMN endpoint_id SET NOT NULL;
+CREATE INDEX webhook_deliveries_log_idx ON webhook_deliveries (endpoint_id, at, message_id, attempt);
 
 ALTER TABLE workers
     ADD COLUMN device TEXT,
@@ -163,15 +178,25 @@ DROP TABLE audit_log;
 DROP TABLE leases;
 DROP TABLE hosts;
 ALTER TABLE workers DROP COLUMN device, DROP COLUMN gpus, DROP COLUMN gpu_kind, DROP COLUMN gpu_memory_bytes;
+DROP INDEX webhook_deliveries_log_idx;
+ALTER TABLE webhook_deliveries DROP COLUMN endpoint_id;
+DROP INDEX webhook_messages_over_idx;
 DROP INDEX webhook_messages_job_id_idx;
+DROP INDEX webhook_messages_endpoint_id_created_at_idx;
+CREATE INDEX webhook_messages_endpoint_id_idx ON webhook_messages (endpoint_id);
 DELETE FROM webhook_messages WHERE job_id IS NULL;
-ALTER TABLE webhook_messages ALTER COLUMN job_id SET NOT NULL;
+ALTER TABLE webhook_messages
+    ALTER COLUMN job_id SET NOT NULL,
+    DROP COLUMN earlier_attempts,
+    DROP COLUMN asked_at;
 ALTER TABLE webhook_endpoints
     DROP CONSTRAINT webhook_endpoints_project_id_fkey,
     DROP COLUMN description,
     DROP COLUMN previous_sealed_secret,
     DROP COLUMN previous_secret_until,
     DROP COLUMN dead_messages,
+    DROP COLUMN held_until,
+    DROP CONSTRAINT webhook_endpoints_disabled_reason_check,
     DROP COLUMN disabled_reason;
 ALTER INDEX webhook_endpoints_project_id_id_idx RENAME TO webhook_endpoints_owner_id_id_idx;
 ALTER TABLE webhook_endpoints RENAME COLUMN project_id TO owner_id;

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
-from sqlalchemy import func, select, text, update
+from sqlalchemy import select, text
 
 from api import lifecycle
 from api.keys import main
@@ -90,7 +90,7 @@ def test_the_end_of_a_job_is_told_to_who_asked_for_it(sessions: Sessions, settin
     _subscribe(sessions, settings, "acme", "job.succeeded")
     _subscribe(sessions, settings, "other", "job.failed")
     with sessions.begin() as session:
-        webhooks.disable_endpoint(session, _subscribe(sessions, settings, "acme", "job.failed"))
+        webhooks.disable_endpoint(session, _subscribe(sessions, settings, "acme", "job.failed"), "owner")
     with sessions.begin() as session:
         lifecycle.fail(session, held, WRONG)
     with sessions.begin() as session:
@@ -101,37 +101,6 @@ def test_the_end_of_a_job_is_told_to_who_asked_for_it(sessions: Sessions, settin
     payload = WebhookPayload.model_validate(message.payload)
     assert (payload.type, payload.data["status"], payload.data["sequence"]) == ("job.failed", "failed", 3)
     assert payload.data["failure"]["code"] == "recipe_invalid"
-
-
-def test_a_message_is_tried_until_it_is_delivered_or_given_up(
-    sessions: Sessions, settings: Settings, held: Claim
-) -> None:
-    _subscribe(sessions, settings, "acme", "job.failed")
-    with sessions.begin() as session:
-        lifecycle.fail(session, held, WRONG)
-        message_id = session.scalars(select(WebhookMessage.id)).one()
-
-    def attempt(**outcome: Any) -> int | None:
-        with sessions.begin() as session:
-            outgoing = webhooks.begin_delivery(session, settings.vault, message_id)
-            if outgoing is None:
-                return None
-            assert outgoing.secret.startswith("whsec_")
-            webhooks.end_delivery(session, outgoing, seconds=0.1, **outcome)
-            return outgoing.attempt
-
-    def wait() -> None:
-        with sessions.begin() as session:
-            session.execute(update(WebhookMessage).values(wake_at=func.now()))
-
-    assert attempt(delivered=False, status_code=500, retry_in_seconds=5) == 1
-    assert attempt(delivered=True) is None, "a doubled announcement sends nothing before its time"
-    wait()
-    assert attempt(delivered=False, error="timeout", retry_in_seconds=300) == 2
-    wait()
-    assert attempt(delivered=True, status_code=204) == 3
-    wait()
-    assert attempt(delivered=True) is None
 
 
 def test_a_removed_receiver_takes_its_messages_along(

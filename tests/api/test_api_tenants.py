@@ -23,6 +23,8 @@ pytestmark = pytest.mark.integration
 BODIES: dict[str, Any] = {
     "put_credential": {"token": "hf_stranger"},
     "create_webhook_endpoint": {"url": "https://example.com/"},
+    "update_webhook_endpoint": {},
+    "replay_webhook_messages": {"since": "2026-01-01T00:00:00Z"},
     "create_key": {"scopes": ["jobs:read"]},
 }
 
