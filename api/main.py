@@ -29,7 +29,8 @@ from api.routes import (
 )
 from api.settings import Settings
 from api.store.session import make_engine, make_sessions
-from lathe.models import ApiKeyCreate, WebhookEndpointCreate, WebhookEndpointUpdate, WebhookReplay
+from lathe.models import ApiKeyCreate
+from lathe.webhook_models import WebhookEndpointCreate, WebhookEndpointUpdate, WebhookReplay
 from optcore.recipe import Recipe
 from optcore.references import Publish
 

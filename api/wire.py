@@ -11,6 +11,7 @@ from api.store import models as rows
 from api.store.metrics import Bucket
 from api.store.projects import LIMITS, Usage
 from lathe import models as wire
+from lathe import webhook_models
 from lathe.models import TERMINAL
 from optcore.errors import Failure
 from optcore.recipe import Recipe
@@ -108,20 +109,20 @@ def artifact(row: rows.Artifact) -> wire.Artifact:
     return wire.Artifact.model_validate(row, from_attributes=True)
 
 
-def endpoint(row: rows.WebhookEndpoint, secret: str | None = None) -> wire.WebhookEndpoint:
+def endpoint(row: rows.WebhookEndpoint, secret: str | None = None) -> webhook_models.WebhookEndpoint:
     """A receiver; with its secret only in the answer that makes one."""
-    known = wire.WebhookEndpoint.model_validate(row, from_attributes=True)
+    known = webhook_models.WebhookEndpoint.model_validate(row, from_attributes=True)
     return known.model_copy(update={"secret": secret, "enabled": row.disabled_at is None})
 
 
-def webhook_message(row: rows.WebhookMessage) -> wire.WebhookMessage:
+def webhook_message(row: rows.WebhookMessage) -> webhook_models.WebhookMessage:
     """A message to a receiver."""
-    return wire.WebhookMessage.model_validate(row, from_attributes=True)
+    return webhook_models.WebhookMessage.model_validate(row, from_attributes=True)
 
 
-def webhook_delivery(row: rows.WebhookDelivery, message: rows.WebhookMessage) -> wire.WebhookDelivery:
+def webhook_delivery(row: rows.WebhookDelivery, message: rows.WebhookMessage) -> webhook_models.WebhookDelivery:
     """An attempt to deliver a message."""
-    return wire.WebhookDelivery(
+    return webhook_models.WebhookDelivery(
         message_id=message.id,
         message_status=message.status,
         type=message.type,

@@ -47,9 +47,8 @@ if TYPE_CHECKING:
         Problem,
         Stage,
         TechniqueInfo,
-        WebhookEndpoint,
-        WebhookPayload,
     )
+    from lathe.webhook_models import WebhookDelivery, WebhookEndpoint, WebhookMessage, WebhookPayload
     from lathe.webhooks import unwrap, verify_signature
     from optcore.errors import Failure, RecipeError
     from optcore.recipe import Recipe, load_recipe, parse_recipe
@@ -91,7 +90,9 @@ __all__ = [
     "Unprocessable",
     "UnsafePath",
     "WaitTimeout",
+    "WebhookDelivery",
     "WebhookEndpoint",
+    "WebhookMessage",
     "WebhookPayload",
     "WebhookVerificationError",
     "load_recipe",
@@ -100,7 +101,10 @@ __all__ = [
     "verify_signature",
 ]
 
-_HOMES = ("lathe.errors", "lathe.models", "lathe.client", "lathe.async_client", "lathe.webhooks", "optcore.recipe")
+_HOMES = (
+    *("lathe.errors", "lathe.models", "lathe.webhook_models", "lathe.client", "lathe.async_client", "lathe.webhooks"),
+    "optcore.recipe",
+)
 
 
 def __getattr__(name: str) -> Any:

@@ -6,6 +6,7 @@ The sync and the async client differ only in how they send a `Call`; everything 
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from email.utils import parsedate_to_datetime
 from time import time
 from typing import Any, Generic, Literal, TypeVar
@@ -32,8 +33,8 @@ from lathe.models import (
     Project,
     Scope,
     TechniqueInfo,
-    WebhookEndpoint,
 )
+from lathe.webhook_models import WebhookDelivery, WebhookEndpoint, WebhookMessage, WebhookReplayed
 from optcore.recipe import Recipe
 
 T = TypeVar("T")
@@ -149,6 +150,9 @@ _techniques: Callable[[bytes], Page[TechniqueInfo]] = _json(Page[TechniqueInfo])
 _formats: Callable[[bytes], Page[FormatInfo]] = _json(Page[FormatInfo])
 _endpoint: Callable[[bytes], WebhookEndpoint] = _json(WebhookEndpoint)
 _endpoints: Callable[[bytes], Page[WebhookEndpoint]] = _json(Page[WebhookEndpoint])
+_message: Callable[[bytes], WebhookMessage] = _json(WebhookMessage)
+_deliveries: Callable[[bytes], Page[WebhookDelivery]] = _json(Page[WebhookDelivery])
+_replayed: Callable[[bytes], WebhookReplayed] = _json(WebhookReplayed)
 _credential: Callable[[bytes], Credential] = _json(Credential)
 _credentials: Callable[[bytes], Page[Credential]] = _json(Page[Credential])
 _api_key: Callable[[bytes], ApiKey] = _json(ApiKey)
@@ -232,9 +236,15 @@ def list_formats(params: Params) -> Call[Page[FormatInfo]]:
     return Call("GET", "/v1/formats", _formats, params)
 
 
-def create_webhook_endpoint(url: str, events: Sequence[str] | None) -> Call[WebhookEndpoint]:
-    body = {"url": url} if events is None else {"url": url, "events": list(events)}
+def create_webhook_endpoint(url: str, events: Sequence[str] | None, description: str = "") -> Call[WebhookEndpoint]:
+    body: dict[str, Any] = {"url": url, "description": description}
+    if events is not None:
+        body["events"] = list(events)
     return Call("POST", "/v1/webhook_endpoints", _endpoint, body=body, headers=_key())
+
+
+def get_webhook_endpoint(endpoint_id: str) -> Call[WebhookEndpoint]:
+    return Call("GET", _receiver(endpoint_id), _endpoint)
 
 
 def list_webhook_endpoints(params: Params) -> Call[Page[WebhookEndpoint]]:
@@ -242,7 +252,43 @@ def list_webhook_endpoints(params: Params) -> Call[Page[WebhookEndpoint]]:
 
 
 def delete_webhook_endpoint(endpoint_id: str) -> Call[None]:
-    return Call("DELETE", f"/v1/webhook_endpoints/{segment(endpoint_id)}", _nothing)
+    return Call("DELETE", _receiver(endpoint_id), _nothing)
+
+
+def update_webhook_endpoint(endpoint_id: str, changes: Mapping[str, Any]) -> Call[WebhookEndpoint]:
+    """Null stands for what stays as it is."""
+    return Call("PATCH", _receiver(endpoint_id), _endpoint, body=dict(changes))
+
+
+def rotate_webhook_secret(endpoint_id: str) -> Call[WebhookEndpoint]:
+    return Call("POST", f"{_receiver(endpoint_id)}/rotate_secret", _endpoint, headers=_key())
+
+
+def send_test_webhook(endpoint_id: str) -> Call[WebhookMessage]:
+    return Call("POST", f"{_receiver(endpoint_id)}/test", _message, headers=_key())
+
+
+def list_webhook_deliveries(endpoint_id: str, params: Params) -> Call[Page[WebhookDelivery]]:
+    return Call("GET", f"{_receiver(endpoint_id)}/deliveries", _deliveries, params)
+
+
+def replay_webhook_messages(
+    endpoint_id: str, since: datetime, until: datetime | None, statuses: Sequence[str]
+) -> Call[WebhookReplayed]:
+    body = {"since": since.isoformat(), "until": until and until.isoformat(), "statuses": list(statuses)}
+    return Call("POST", f"{_receiver(endpoint_id)}/replay", _replayed, body=body, headers=_key())
+
+
+def get_webhook_message(message_id: str) -> Call[WebhookMessage]:
+    return Call("GET", f"/v1/webhook_messages/{segment(message_id)}", _message)
+
+
+def redeliver_webhook_message(message_id: str) -> Call[WebhookMessage]:
+    return Call("POST", f"/v1/webhook_messages/{segment(message_id)}/redeliver", _message, headers=_key())
+
+
+def _receiver(endpoint_id: str) -> str:
+    return f"/v1/webhook_endpoints/{segment(endpoint_id)}"
 
 
 def put_credential(name: str, token: str) -> Call[Credential]:

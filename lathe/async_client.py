@@ -10,6 +10,7 @@ import httpx
 
 from lathe import _protocol as protocol
 from lathe._async_jobs import AsyncJobs, StrPath
+from lathe._async_webhooks import AsyncWebhookEndpoints, AsyncWebhookMessages
 from lathe._connection import connection
 from lathe._retry import RetryPolicy
 from lathe._transfer import Transfer
@@ -25,8 +26,6 @@ from lathe.models import (
     Project,
     Scope,
     TechniqueInfo,
-    WebhookEndpoint,
-    WebhookEventType,
 )
 
 
@@ -74,25 +73,6 @@ class AsyncArtifacts:
                 async for block in response.aiter_raw():
                     transfer.write(block)
                     on_progress(transfer.artifact, transfer.received_bytes)
-
-
-class AsyncWebhookEndpoints:
-    """Receivers of signed messages."""
-
-    def __init__(self, wire: AsyncWire) -> None:
-        self._wire = wire
-
-    async def create(self, url: str, *, events: Sequence[WebhookEventType] | None = None) -> WebhookEndpoint:
-        """Add a receiver. The answer's `secret` is shown this once: `lathe.unwrap` needs it."""
-        return await self._wire.send(protocol.create_webhook_endpoint(url, events))
-
-    def list(self) -> AsyncIterator[WebhookEndpoint]:
-        """Your receivers, without their secrets."""
-        return self._wire.each(protocol.list_webhook_endpoints, {})
-
-    async def delete(self, endpoint_id: str) -> None:
-        """Remove a receiver; messages on their way to it are dropped."""
-        await self._wire.send(protocol.delete_webhook_endpoint(endpoint_id))
 
 
 class AsyncCredentials:
@@ -153,6 +133,7 @@ class AsyncClient:
         self.jobs = AsyncJobs(self._wire)
         self.artifacts = AsyncArtifacts(self._wire)
         self.webhook_endpoints = AsyncWebhookEndpoints(self._wire)
+        self.webhook_messages = AsyncWebhookMessages(self._wire)
         self.credentials = AsyncCredentials(self._wire)
         self.keys = AsyncKeys(self._wire)
 

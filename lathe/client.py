@@ -13,6 +13,7 @@ from lathe._connection import connection
 from lathe._jobs import Jobs, StrPath
 from lathe._retry import RetryPolicy
 from lathe._transfer import Transfer
+from lathe._webhooks import WebhookEndpoints, WebhookMessages
 from lathe._wire import Wire
 from lathe.errors import LatheError
 from lathe.models import (
@@ -25,8 +26,6 @@ from lathe.models import (
     Project,
     Scope,
     TechniqueInfo,
-    WebhookEndpoint,
-    WebhookEventType,
 )
 
 
@@ -73,25 +72,6 @@ class Artifacts:
             for block in response.iter_raw():
                 transfer.write(block)
                 on_progress(transfer.artifact, transfer.received_bytes)
-
-
-class WebhookEndpoints:
-    """Receivers of signed messages."""
-
-    def __init__(self, wire: Wire) -> None:
-        self._wire = wire
-
-    def create(self, url: str, *, events: Sequence[WebhookEventType] | None = None) -> WebhookEndpoint:
-        """Add a receiver. The answer's `secret` is shown this once: `lathe.unwrap` needs it."""
-        return self._wire.send(protocol.create_webhook_endpoint(url, events))
-
-    def list(self) -> Iterator[WebhookEndpoint]:
-        """Your receivers, without their secrets."""
-        return self._wire.each(protocol.list_webhook_endpoints, {})
-
-    def delete(self, endpoint_id: str) -> None:
-        """Remove a receiver; messages on their way to it are dropped."""
-        self._wire.send(protocol.delete_webhook_endpoint(endpoint_id))
 
 
 class Credentials:
@@ -152,6 +132,7 @@ class Client:
         self.jobs = Jobs(self._wire)
         self.artifacts = Artifacts(self._wire)
         self.webhook_endpoints = WebhookEndpoints(self._wire)
+        self.webhook_messages = WebhookMessages(self._wire)
         self.credentials = Credentials(self._wire)
         self.keys = Keys(self._wire)
 

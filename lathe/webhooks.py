@@ -7,7 +7,7 @@ from standardwebhooks.webhooks import EmptyWebhookSecretError, Webhook
 from standardwebhooks.webhooks import WebhookVerificationError as Refused
 
 from lathe.errors import WebhookVerificationError
-from lathe.models import WebhookPayload
+from lathe.webhook_models import WebhookPayload
 
 
 def verify_signature(raw_body: bytes, headers: Mapping[str, str], secret: str) -> None:

@@ -6,7 +6,7 @@ from sqlalchemy.orm import Session
 
 from api.store import clock, webhook_messages
 from api.store.models import Job, WebhookMessage
-from lathe.models import WebhookMessageType
+from lathe.webhook_models import WebhookMessageType
 
 LONGEST_text = 500
 """Characters of a failure's texts: a message stays below 20 kB, and its receiver gets the job for the rest."""

@@ -14,7 +14,14 @@ from api.replay import Answer, Once
 from api.store import webhook_log, webhook_messages, webhooks
 from api.store.models import WebhookEndpoint as Endpoint
 from api.store.models import WebhookMessage as Row
-from lathe.models import Page, WebhookDelivery, WebhookMessage, WebhookMessageStatus, WebhookReplay, WebhookReplayed
+from lathe.models import Page
+from lathe.webhook_models import (
+    WebhookDelivery,
+    WebhookMessage,
+    WebhookMessageStatus,
+    WebhookReplay,
+    WebhookReplayed,
+)
 
 router = APIRouter(prefix="/v1", tags=["webhooks"])
 

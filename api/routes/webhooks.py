@@ -12,7 +12,8 @@ from api.errors import Conflict, NotFound
 from api.openapi import takes
 from api.replay import Answer, Once
 from api.store import webhooks
-from lathe.models import Page, WebhookEndpoint, WebhookEndpointCreate, WebhookEndpointUpdate
+from lathe.models import Page
+from lathe.webhook_models import WebhookEndpoint, WebhookEndpointCreate, WebhookEndpointUpdate
 
 router = APIRouter(prefix="/v1/webhook_endpoints", tags=["webhooks"])
 

@@ -12,7 +12,7 @@ from api.settings import Settings
 from api.store import jobs, webhooks
 from api.store.models import WebhookMessage
 from api.store.session import Sessions
-from lathe.models import WebhookEventType, WebhookPayload
+from lathe.webhook_models import WebhookEventType, WebhookPayload
 from optcore.errors import Failure
 from optcore.events import RunPlanned, StageFinished
 from optcore.recipe import Recipe

@@ -14,7 +14,7 @@ from api.settings import Settings
 from api.store import credentials, keys, outbox, webhooks
 from api.store.models import WebhookEndpoint, WebhookMessage
 from api.store.session import Sessions
-from lathe.models import WebhookPayload
+from lathe.webhook_models import WebhookPayload
 from optcore.errors import Failure
 from optcore.recipe import Recipe
 

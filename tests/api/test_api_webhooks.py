@@ -213,6 +213,26 @@ def test_a_period_is_replayed(client: TestClient, place: str, sessions: Sessions
     assert replay(since="0001-01-01T00:00:00+14:00", until="9999-12-31T23:59:59-14:00") == (200, 1)
 
 
+def test_what_is_done_to_a_receiver_is_written_down(client: TestClient, place: str) -> None:
+    client.patch(place, json={"enabled": True})
+    client.post(f"{place}/rotate_secret")
+    message_id = client.post(f"{place}/test").json()["id"]
+    client.post(f"/v1/webhook_messages/{message_id}/redeliver")
+    client.post(f"{place}/replay", json={"since": "2026-01-01T00:00:00Z"})
+    client.delete(place)
+    endpoint_id = place.rsplit("/", 1)[1]
+    done = [(entry["action"], entry["target"]) for entry in client.get("/v1/audit").json()["data"]]
+    assert done[::-1] == [
+        ("webhook.create", endpoint_id),
+        ("webhook.update", endpoint_id),
+        ("webhook.rotate_secret", endpoint_id),
+        ("webhook.test", endpoint_id),
+        ("webhook.redeliver", message_id),
+        ("webhook.replay", endpoint_id),
+        ("webhook.delete", endpoint_id),
+    ]
+
+
 def test_a_period_with_too_many_messages_is_refused_whole(client: TestClient, place: str, sessions: Sessions) -> None:
     _run(
         sessions,

@@ -46,7 +46,7 @@ class Handler(BaseHTTPRequestHandler):
         self.script.requests.append((self.command, path, headers, body))
         self.script.next_answer(f"{self.command} {path}")(self)
 
-    do_GET = do_POST = do_PUT = do_DELETE = _any
+    do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _any
 
     def log_message(self, *_: object) -> None:
         pass

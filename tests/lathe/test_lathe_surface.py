@@ -11,8 +11,8 @@ PUBLIC = """
 APIError Artifact AsyncClient BadRequest BadResponse Client Conflict ConnectionFailed Credential DigestMismatch
 DownloadError Failure Forbidden FormatInfo Health Job JobCancelled JobEvent JobFailed JobNotSucceeded LatheError
 NotFound PayloadTooLarge Problem Recipe RecipeError RecipeRefused RequestInProgress ServerError Stage TechniqueInfo
-TooManyRequests Unauthorized Unprocessable UnsafePath WaitTimeout WebhookEndpoint WebhookPayload
-WebhookVerificationError load_recipe parse_recipe unwrap verify_signature
+TooManyRequests Unauthorized Unprocessable UnsafePath WaitTimeout WebhookDelivery WebhookEndpoint
+WebhookMessage WebhookPayload WebhookVerificationError load_recipe parse_recipe unwrap verify_signature
 """
 
 
@@ -28,7 +28,7 @@ def test_importing_the_package_loads_nothing_else() -> None:
 
 
 def test_both_clients_have_the_same_methods_with_the_same_arguments() -> None:
-    for name in ("Jobs", "Artifacts", "WebhookEndpoints", "Credentials", "Keys", "Client"):
+    for name in ("Jobs", "Artifacts", "WebhookEndpoints", "WebhookMessages", "Credentials", "Keys", "Client"):
         one, other = getattr(client, name), getattr(async_client, f"Async{name}")
         methods = _public_methods(one)
         assert methods == _public_methods(other)
