@@ -8,7 +8,7 @@ from api import wire
 from api.dashboard.pages import PageRoute, is_partial, page
 from api.dashboard.session import ViewerDep
 from api.deps import AfterDep, SessionDep
-from api.store import listing, stages
+from api.store import listing, stages, webhooks
 from lathe.models import JobStatus
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
@@ -35,6 +35,7 @@ def show_jobs(
     return page(
         "jobs_table.html" if is_partial(request) else "jobs.html",
         viewer=viewer.project_name,
+        silent=[wire.endpoint(row) for row in webhooks.given_up(session, viewer.project_id)],
         jobs=[wire.job(row, all_stages) for row in rows],
         show=show,
         shows=list(_STATUSES),

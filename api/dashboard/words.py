@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from lathe.models import Job, Stage
+from lathe.webhook_models import WebhookEndpoint
 from optcore.report.numbers import format_bytes, format_change, format_seconds, format_value, verdict
 
 DONE = ("succeeded", "cached")
@@ -74,6 +75,13 @@ def headline(job: Job) -> str:
     return sentences[job.status]
 
 
+def silence(endpoint: WebhookEndpoint) -> str:
+    """Why a webhook receiver gets nothing any more."""
+    if endpoint.disabled_reason == "gone":
+        return "it answered that it is gone for good"
+    return f"{endpoint.dead_messages} messages in a row were given up"
+
+
 def share(stage: Stage) -> str:
     """How far a stage is, in percent; empty when it has not said."""
     return f"{min(100, 100 * stage.done // stage.total)}%" if stage.total > 0 else ""
@@ -94,6 +102,7 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "done_of": stages_done,
     "took": took,
     "headline": headline,
+    "silence": silence,
     "share": share,
     "link": link,
     "value": format_value,

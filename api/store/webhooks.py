@@ -60,6 +60,12 @@ def page(session: Session, project_id: str, *, limit: int, after: str | None) ->
     return rows[:limit], len(rows) > limit
 
 
+def given_up(session: Session, project_id: str) -> Sequence[WebhookEndpoint]:
+    """The project's receivers that were disabled although their owner did not ask for it."""
+    mine = WebhookEndpoint.project_id == project_id, WebhookEndpoint.disabled_reason.in_(("gone", "undelivered"))
+    return session.scalars(select(WebhookEndpoint).where(*mine).order_by(WebhookEndpoint.id)).all()
+
+
 def change_endpoint(session: Session, endpoint_id: str, **values: Any) -> WebhookEndpoint:
     """Set columns of a receiver that is there."""
     statement = update(WebhookEndpoint).where(WebhookEndpoint.id == endpoint_id).values(**values)

@@ -16,7 +16,7 @@ from api import lifecycle
 from api.dashboard import recipe_text, session
 from api.main import create_app
 from api.settings import Settings
-from api.store import keys
+from api.store import keys, webhooks
 from api.store.session import Sessions
 from optcore.errors import Failure, RecipeError
 from optcore.events import Notice
@@ -314,3 +314,22 @@ def test_assets_are_ours_and_the_list_of_foreign_ones_is_right(anonymous: TestCl
         assert anonymous.get(urlsplit(path).path).status_code == 200
     assert anonymous.get("/static/../session.py").status_code == 404
     assert anonymous.get("/static/%2e%2e/session.py").status_code == 404
+
+
+def test_a_receiver_that_was_disabled_is_told_of_and_one_that_its_owner_disabled_is_not(
+    reader: TestClient, sessions: Sessions, settings: Settings, signed_in: SignedIn
+) -> None:
+    with sessions.begin() as opened:
+        made = [
+            webhooks.create_endpoint(opened, settings.vault, "acme", "https://hooks.example/token", ["job.failed"])[
+                0
+            ].id
+            for _ in range(2)
+        ]
+        webhooks.disable_endpoint(opened, made[0], "gone")
+        webhooks.disable_endpoint(opened, made[1], "owner")
+    shown = reader.get("/").text
+    assert f"{made[0]}</code> is disabled: it answered that it is gone for good" in shown
+    assert made[1] not in shown
+    assert "hooks.example" not in shown, "a key that may see jobs need not know where messages go"
+    assert "is disabled" not in signed_in("other").get("/").text

@@ -1,10 +1,12 @@
 """Webhook endpoints and their messages over HTTP: changed, tried out, looked into, sent again; by their owner only."""
 
+import asyncio
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from dashboard_service import serving
 from fastapi.testclient import TestClient
 from sqlalchemy import text
 
@@ -13,6 +15,7 @@ from api.settings import Settings
 from api.store import keys, webhook_deliveries
 from api.store.session import Sessions
 from api.store.webhook_deliveries import Outcome, Outgoing
+from lathe import AsyncClient, Client, Conflict
 
 pytestmark = pytest.mark.integration
 URL = "https://hooks.example.com/lathe"
@@ -280,3 +283,34 @@ def test_another_tenant_finds_nothing_and_a_key_needs_its_scope(
         assert client.request(method, address, json=sent).status_code == 404, address
     wrong = client.put(place, json={})
     assert (wrong.status_code, wrong.headers["allow"]) == (405, "DELETE, GET, PATCH")
+
+
+def test_both_clients_of_the_sdk_speak_as_the_service_does(settings: Settings, sessions: Sessions) -> None:
+    with serving(settings, sessions) as service:
+        key = service.key("acme")
+        with Client(service.url, key) as client:
+            endpoint = client.webhook_endpoints.create(URL, events=["job.failed"], description="nightly")
+            assert client.webhook_endpoints.update(endpoint.id, enabled=True).description == "nightly"
+            message = client.webhook_endpoints.test(endpoint.id)
+            _try(sessions, settings, message.id, status_code=500)
+            assert [row.status_code for row in client.webhook_endpoints.deliveries(endpoint.id, status="failed")] == [
+                500
+            ]
+            since = datetime.now(UTC) - timedelta(hours=1)
+            assert client.webhook_endpoints.replay(endpoint.id, since=since).messages == 1
+            assert client.webhook_messages.redeliver(message.id).status == "pending"
+            assert client.webhook_endpoints.rotate_secret(endpoint.id).secret
+        asyncio.run(_the_same_asynchronously(service.url, key, endpoint.id, message.id))
+
+
+async def _the_same_asynchronously(url: str, key: str, endpoint_id: str, message_id: str) -> None:
+    async with AsyncClient(url, key) as client:
+        receivers = client.webhook_endpoints
+        assert (await receivers.get(endpoint_id)).previous_secret_until
+        assert [row.id async for row in receivers.list()] == [endpoint_id]
+        assert [row.message_id async for row in receivers.deliveries(endpoint_id)] == [message_id]
+        assert (await client.webhook_messages.get(message_id)).type == "webhook.test"
+        assert not (await receivers.update(endpoint_id, enabled=False)).enabled
+        with pytest.raises(Conflict, match="disabled"):
+            await receivers.test(endpoint_id)
+        await receivers.delete(endpoint_id)
