@@ -79,19 +79,16 @@ class AddressGuard:
 
     def _is_allowed(self, host: str, address: str) -> bool:
         parsed = _parsed(address)
-        return is_public(parsed) or self._in_networks(parsed) or _plain(host) in self._hosts
+        return _is_public(parsed) or self._in_networks(parsed) or _plain(host) in self._hosts
 
     def _in_networks(self, address: Address) -> bool:
         return any(address in network for network in self._networks)
 
 
-def is_public(address: Address) -> bool:
+def _is_public(address: Address) -> bool:
     """Whether an address is reachable by anyone, so that sending to it from our network opens nothing new."""
-    if isinstance(address, ipaddress.IPv6Address):
-        if address.ipv4_mapped is not None:
-            return is_public(address.ipv4_mapped)
-        if address not in _UNICAST_6:
-            return False
+    if isinstance(address, ipaddress.IPv6Address) and address not in _UNICAST_6:
+        return False
     if any(address in network for network in _REFUSED):
         return False
     return address.is_global and not (address.is_multicast or address.is_reserved or address.is_unspecified)

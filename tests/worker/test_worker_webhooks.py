@@ -226,9 +226,10 @@ def test_a_failure_that_ends_late_does_not_undo_a_delivery(service: Service, rec
             webhook_messages.send_again(session, WebhookMessage.id == message_id)
         deliver(message_id, context)
 
-    receiver.answers, receiver.meanwhile = [(500, {}), (204, {})], deliver_once_more
+    receiver.answers, receiver.meanwhile = [(410, {}), (204, {})], deliver_once_more
     deliver(message_id, context)
-    assert _state(service, message_id) == ("delivered", 2, [500, 204])
+    assert _state(service, message_id) == ("delivered", 2, [410, 204])
+    assert _disabled(service) is None
 
 
 def test_a_receiver_that_is_removed_while_it_is_sent_to_is_no_error(
