@@ -1,7 +1,9 @@
 """The engine as a program: `python -m optcore run recipe.yaml --work DIR --out DIR`; events are JSON lines."""
 
 import argparse
+import faulthandler
 import json
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -17,6 +19,8 @@ from optcore.recipe import Recipe, load_recipe
 def main() -> int:
     """Exit status 0: done. 1: a typed failure, said in a `run_failed` event."""
     options = _parser().parse_args()
+    faulthandler.enable()
+    faulthandler.register(signal.SIGUSR1)  # a supervisor that hears nothing from us asks where we are
     try:
         options.command(options)
     except OptError as error:

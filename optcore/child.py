@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,7 +47,8 @@ def run_stage(task: StageTask, task_file: Path, emit: Callable[[AnyEvent], None]
         [sys.executable, "-m", "optcore", "stage", str(task_file)],
         stdout=subprocess.PIPE,
         env=_environment(task),
-        preexec_fn=_die_with_parent,
+        close_fds=False,  # whoever started us may have left us a GPU's lock, to be held for as long as we use it
+        preexec_fn=partial(_die_with, os.getpid()),
     )
     failure = _relay(process, emit)
     _, status, usage = os.wait4(process.pid, 0)
@@ -85,11 +87,14 @@ def _environment(task: StageTask) -> dict[str, str]:
 def _crash(stage: str, code: int) -> StageCrashed:
     if code == -signal.SIGKILL:
         return StageCrashed(
-            f"stage {stage} was killed",
+            f"stage {stage} was killed (SIGKILL)",
             remedy="most often the machine ran out of memory; use a larger one, or fewer calibration samples",
         )
-    return StageCrashed(f"stage {stage} ended with status {code}", remedy="read the end of the engine's log")
+    how = f"with status {code}" if code > 0 else f"by signal {-code} ({signal.strsignal(-code)})"
+    return StageCrashed(f"stage {stage} ended {how}", remedy="read the end of the engine's log")
 
 
-def _die_with_parent() -> None:
+def _die_with(parent: int) -> None:
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before the call took effect
+        os._exit(1)

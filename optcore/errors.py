@@ -13,6 +13,8 @@
     ├── ExportMismatch          the bytes we wrote do not decode to what we simulated
     ├── OutOfMemory             the machine is too small for the largest layer
     ├── OutOfDisk               the work folder is too small
+    ├── FileTooLarge            a file is beyond the limit that our process was given
+    ├── GpuFailed               the GPU or its driver failed
     ├── FolderUnusable          the work or output folder cannot be written
     ├── HubUnavailable          the Hub did not answer; trying again may help
     └── StageCrashed            the stage process died without saying why
@@ -145,16 +147,27 @@ class OutOfMemory(OptError):
     kind: Kind = "out_of_memory"
 
 
-_NO_MEMORY = re.compile(
-    r"not enough memory|can't allocate memory|cannot allocate memory|out of memory|ALLOC_FAILED", re.IGNORECASE
+NO_MEMORY = re.compile(
+    r"not enough memory|can't allocate memory|cannot allocate memory|out of memory|ALLOC_FAILED|std::bad_alloc"
+    r"|MemoryError",
+    re.IGNORECASE,
 )
+"""What torch, its allocators and the system say when memory ran out."""
+NO_ROOM = re.compile(r"No space left on device|Disk quota exceeded")
+"""The same for a disk; libraries that are no Python pass on the system's words alone."""
+GPU_FAILED = re.compile(
+    r"(CUDA|NCCL|cuda\w*) error.*(ECC|hardware|illegal memory access|launch failure|launch timed out|unavailable"
+    r"|no CUDA-capable device|initialization error|not permitted|system|unknown error)|GPU is lost|fallen off the bus",
+    re.IGNORECASE,
+)
+"""Faults of a card or its driver, which another one may not have; a failed assertion in a kernel is none."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether it says that memory ran out, of the machine or its accelerator; torch says so in several ways."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
-    return isinstance(error, RuntimeError | OSError) and bool(_NO_MEMORY.search(str(error)))
+    return isinstance(error, RuntimeError | OSError) and bool(NO_MEMORY.search(str(error)))
 
 
 class OutOfDisk(OptError):
@@ -162,6 +175,22 @@ class OutOfDisk(OptError):
 
     code = "out_of_disk"
     kind: Kind = "infrastructure"
+    retryable = True  # on a worker with more room; finished stages are kept
+
+
+class FileTooLarge(OptError):
+    """A file is beyond the limit that our process was given."""
+
+    code = "file_too_large"
+    kind: Kind = "infrastructure"
+
+
+class GpuFailed(OptError):
+    """The GPU or its driver failed; another one may do."""
+
+    code = "gpu_failed"
+    kind: Kind = "infrastructure"
+    retryable = True
 
 
 class FolderUnusable(OptError):
@@ -175,6 +204,8 @@ def folder_error(error: OSError) -> OptError:
     """The typed error for what the operating system said of our folders."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return OutOfDisk(f"no room left: {error}", remedy="free space, or name another folder with --work and --out")
+    if error.errno == errno.EFBIG:
+        return FileTooLarge(str(error), remedy="raise the limit for files of the process (`ulimit -f`)")
     return FolderUnusable(str(error), remedy="check the path and its permissions, or name another folder")
 
 
@@ -187,6 +218,10 @@ def typed_error(error: Exception, stage: str) -> OptError:
         return OutOfMemory(said, remedy="use a larger machine, or fewer or shorter calibration samples")
     if isinstance(error, OSError):
         return folder_error(error)
+    if NO_ROOM.search(str(error)):  # the writer of safetensors has an error of its own
+        return folder_error(OSError(errno.ENOSPC, str(error)))
+    if GPU_FAILED.search(str(error)):
+        return GpuFailed(f"stage {stage}: {error}", remedy="look for the GPU in the kernel's log; try another one")
     said = f"stage {stage} failed: {type(error).__name__}: {error}"
     return OptError(said, remedy="this is a fault of ours; please report it with the engine's log")
 
