@@ -26,9 +26,7 @@ RUN grep -vE '^(torch|triton)==' constraints-cpu.txt > /tmp/constraints.txt \
     && python -m pip install --constraint /tmp/constraints.txt ".[worker,engine,data]" \
     && rm /tmp/constraints.txt
 ENV LATHE_DATA_DIR=/var/lib/lathe \
-    HF_HOME=/var/lib/lathe/huggingface \
-    XDG_CACHE_HOME=/var/lib/lathe/cache \
-    TRITON_CACHE_DIR=/var/lib/lathe/cache/triton
+    HF_HOME=/var/lib/lathe/huggingface
 USER 10001:10001
 WORKDIR /home/lathe
 # A ping over the broker would call a worker dead that is only busy. The lease in the database is the sign of life.

@@ -1,34 +1,15 @@
-"""What this machine offers to jobs, asked of the driver: the worker itself never loads torch."""
+"""What this machine offers to jobs."""
 
-import os
 import socket
-import subprocess
-from functools import cache
+from collections.abc import Sequence
 
 from api.store.workers import Capacity
-
-_ASK = ("nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits")
-MIB = 1024**2
+from worker.gpus import Gpu
 
 
-@cache
-def capacity() -> Capacity:
-    """Of this process, which sees the GPUs of CUDA_VISIBLE_DEVICES; without one it runs engines on the CPU."""
-    host, gpus = socket.gethostname(), _gpus()
+def capacity(gpus: Sequence[Gpu]) -> Capacity:
+    """Of a process that may use these GPUs; without one it runs engines on the CPU."""
+    host = socket.gethostname()
     if not gpus:
         return Capacity(host, "cpu")
-    return Capacity(host, "cuda", len(gpus), gpus[0][0], min(memory for _, memory in gpus))
-
-
-def _gpus() -> list[tuple[str, int]]:
-    """Name and bytes of each GPU that we may use."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible == "":
-        return []
-    chosen = [] if visible is None else ["--id=" + visible]
-    try:
-        said = subprocess.run([*_ASK, *chosen], capture_output=True, text=True, timeout=30, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
-        return []
-    rows = [line.rsplit(",", 1) for line in said.splitlines() if "," in line]
-    return [(name.strip(), int(memory) * MIB) for name, memory in rows if memory.strip().isdecimal()]
+    return Capacity(host, "cuda", len(gpus), gpus[0].name, min(gpu.memory_bytes for gpu in gpus))

@@ -10,6 +10,8 @@ from api.files import ArtifactStore, open_store
 from api.store.session import Sessions, make_engine, make_sessions
 from api.store.workers import Capacity
 from worker.capacity import capacity
+from worker.fitness import Fitness
+from worker.gpus import Gpu, GpusUnknown, visible
 from worker.settings import WorkerSettings
 from worker.staging import Staging
 
@@ -23,6 +25,8 @@ class Context:
     worker_id: str
     """Names a process, not a host: after a restart it is another one, so an old claim is never mistaken for ours."""
     capacity: Capacity
+    gpus: tuple[Gpu, ...]
+    fitness: Fitness
 
     @cached_property
     def store(self) -> ArtifactStore:
@@ -44,9 +48,20 @@ def settings() -> WorkerSettings:
 @cache
 def context() -> Context:
     """This process's context. A connection must not cross a fork: never call it in a process that forks later."""
+    gpus = _gpus()
     return Context(
         settings=settings(),
         sessions=make_sessions(make_engine(settings().database_url)),
         worker_id=f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}",
-        capacity=capacity(),
+        capacity=capacity(gpus),
+        gpus=gpus,
+        fitness=Fitness(settings(), gpus),
     )
+
+
+def _gpus() -> tuple[Gpu, ...]:
+    """Where the driver does not answer, none are counted on; the worker's fitness says so and takes no job."""
+    try:
+        return visible()
+    except GpusUnknown:
+        return ()

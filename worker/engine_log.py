@@ -7,7 +7,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-TAIL_LINES = 20
+TAIL_LINES = 400
+"""Enough for the stacks of all threads."""
+LAST_LINES = 20
 LINE_LIMIT = 8 * 1024  # bytes
 
 
@@ -20,7 +22,7 @@ class EngineLog:
     def __init__(self, path: Path, *, limit_bytes: int, news_limit_bytes: int = 0, secrets: Sequence[str] = ()) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch(mode=0o600)
-        self._file = path.open("ab")
+        self._file = path.open("ab", buffering=0)
         self._room_bytes = limit_bytes - self._file.tell()
         self._dropped_bytes = 0
         self._news: list[str] = []
@@ -38,12 +40,19 @@ class EngineLog:
         with self._lock:
             self._tail.append(text)
             self._report(text)
-            if len(data) <= self._room_bytes and not self._file.closed:
-                self._room_bytes -= len(data)
-                self._file.write(data)
-                self._file.flush()
-            else:
+            if len(data) > self._room_bytes or not self._append(data):
                 self._dropped_bytes += len(data)
+
+    def _append(self, data: bytes) -> bool:
+        """Whether the file took it; on a full disk the engine must still be listened to."""
+        if self._file.closed:
+            return False
+        try:
+            self._file.write(data)
+        except OSError:
+            return False
+        self._room_bytes -= len(data)
+        return True
 
     def take_news(self) -> str:
         """The lines since the last call, as long as they are within the limit for an attempt."""
@@ -58,6 +67,12 @@ class EngineLog:
         self._news.append(f"{text}\n".replace("\0", "\ufffd"))
         if self._news_room <= 0:
             self._news.append("[the rest is in the log file on the worker]\n")
+
+    @property
+    def lines(self) -> list[str]:
+        """The last ones, as many as are kept."""
+        with self._lock:
+            return list(self._tail)
 
     def tail(self, lines: int = 5, limit_chars: int = 1500) -> str:
         """The last lines that are not empty."""
@@ -74,6 +89,7 @@ class EngineLog:
         """Write what the limit kept out, as a count and its last lines."""
         with self._lock:
             if self._dropped_bytes and not self._file.closed:
-                note = [f"[{self._dropped_bytes} bytes left out; the last lines were]", *self._tail]
-                self._file.write("\n".join(note).encode() + b"\n")
+                last = list(self._tail)[-LAST_LINES:]
+                note = [f"[{self._dropped_bytes} bytes left out; the last lines were]", *last]
+                self._append("\n".join(note).encode() + b"\n")
             self._file.close()

@@ -1,4 +1,4 @@
-"""One engine child in a session of its own: its events and its end arrive in an inbox, signals go to its group."""
+"""One engine on a leash, in a session of its own: its events and its end come to an inbox, signals go to its group."""
 
 import os
 import queue
@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from optcore.events import AnyEvent, parse_event
 from worker import leash
+from worker.confinement import Confinement
 from worker.engine_log import LINE_LIMIT, EngineLog
 
 EVENT_LIMIT = 1024 * 1024  # bytes
@@ -30,9 +31,12 @@ class Said:
 
 @dataclass(frozen=True)
 class Exited:
-    """The engine ended; nothing of its process group is left. Negative: the signal that ended it."""
+    """The engine ended, and nothing of it is left."""
 
     returncode: int
+    """Negative: the signal that ended it."""
+    peak_memory_bytes: int = 0
+    """Of its largest process."""
 
 
 Inbox = queue.SimpleQueue[object]
@@ -42,19 +46,27 @@ class EngineProcess:
     """A running engine. Make it on the main thread: the parent-death signal follows the thread that forked."""
 
     def __init__(
-        self, command: Sequence[str], *, environment: Mapping[str, str], engine_log: EngineLog, inbox: Inbox
+        self,
+        command: Sequence[str],
+        *,
+        environment: Mapping[str, str],
+        engine_log: EngineLog,
+        inbox: Inbox,
+        confinement: Confinement,
     ) -> None:
+        self._confinement = confinement
         self._log = engine_log
         self._inbox = inbox
         self._gone = False
         self._signalling = threading.Lock()
-        tied = [sys.executable, "-I", "-S", str(Path(leash.__file__)), str(os.getpid())]
+        tied = [sys.executable, "-I", "-S", str(Path(leash.__file__)), str(os.getpid()), confinement.terms]
         self._process = subprocess.Popen(
             [*tied, *command],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=dict(environment),
+            cwd=confinement.folder,
             start_new_session=True,
         )
         assert self._process.stdout is not None
@@ -67,16 +79,22 @@ class EngineProcess:
 
     @property
     def pid(self) -> int:
-        """Process id, session id and process group id of the child."""
+        """Process id of the leash, and id of the session and the process group."""
         return self._process.pid
 
     def terminate(self) -> None:
         """Ask the whole group to stop."""
         self._signal(signal.SIGTERM)
 
+    def dump_stacks(self) -> None:
+        """Ask every process to write into the log where it is; one that does not know how ends."""
+        self._signal(signal.SIGUSR1)
+
     def kill(self) -> None:
-        """End the whole group, ranks and stages included."""
-        self._signal(signal.SIGKILL)
+        """Have the leash end the whole tree, ranks in sessions of their own included."""
+        with self._signalling:
+            if not self._gone:
+                os.kill(self.pid, signal.SIGHUP)
 
     def _signal(self, number: signal.Signals) -> None:
         with self._signalling:
@@ -88,11 +106,13 @@ class EngineProcess:
         os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
         with self._signalling:
             os.killpg(self.pid, signal.SIGKILL)
-            returncode = self._process.wait()
+            self._confinement.kill()
+            _, status, usage = os.wait4(self.pid, 0)
+            self._process.returncode = os.waitstatus_to_exitcode(status)
             self._gone = True
         for reader in self._readers:
             reader.join(PIPES_CLOSE_seconds)
-        self._inbox.put(Exited(returncode))
+        self._inbox.put(Exited(self._process.returncode, usage.ru_maxrss * 1024))
 
     def _read_events(self, stream: IO[bytes]) -> None:
         with stream:

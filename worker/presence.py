@@ -22,9 +22,10 @@ def _beat(runs_engines: bool) -> None:
     offered = here.capacity if runs_engines else Capacity(here.capacity.host)
     pause = threading.Event()
     while True:
+        unfit = here.fitness.trouble() if runs_engines else None
         try:
             with here.sessions.begin() as session:
-                workers.beat(session, here.worker_id, offered, draining=drain.is_on())
+                workers.beat(session, here.worker_id, offered, draining=drain.is_on(), unfit=unfit)
         except UNREACHABLE as error:
             log.warning("presence not written: %s", type(error).__name__)
         pause.wait(here.settings.renew_seconds)

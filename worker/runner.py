@@ -22,10 +22,12 @@ from optcore.references import BUILT_IN
 from worker import drain
 from worker.artifact import FinishedArtifact, collect
 from worker.cache import in_use
+from worker.confinement import confined
 from worker.context import Context
 from worker.engine_environment import fetch_environment, run_environment
 from worker.engine_log import EngineLog
 from worker.engine_process import Inbox
+from worker.exits import NO_LOSS
 from worker.heartbeat import UNREACHABLE, Heartbeat, Order
 from worker.lookout import Lookout
 from worker.supervisor import Completed, Ending, Failed, Interrupted, Supervisor
@@ -50,6 +52,9 @@ def run_next(context: Context) -> bool:
         return False
     try:
         context.staging.sweep()
+        if trouble := context.fitness.trouble() or context.fitness.orphan():
+            log.info("what is queued stays so: %s", trouble)
+            return False
         with context.sessions.begin() as session:
             claim = lifecycle.claim_next(session, context.capacity, context.worker_id, context.settings.lease_seconds)
         if claim is None:
@@ -69,9 +74,10 @@ class _Attempt:
         self._context = context
         self._settings = context.settings
         self._inbox: Inbox = Inbox()
-        self._out = self._output_folder()
-        self._folder = self._settings.attempt_dir(claim.job_id, claim.epoch)
-        self._work = self._settings.work_dir(claim.project_id)
+        # Absolute, because the engine starts in a folder of its own.
+        self._out = self._output_folder().absolute()
+        self._folder = self._settings.attempt_dir(claim.job_id, claim.epoch).absolute()
+        self._work = self._settings.work_dir(claim.project_id).absolute()
         self._heartbeat = Heartbeat(self._renew, period_seconds=self._settings.renew_seconds, inbox=self._inbox)
         self._supervisor = Supervisor(
             self._settings,
@@ -117,11 +123,13 @@ class _Attempt:
         self._make_folders()
         with in_use(self._work), self._engine_log(token) as engine_log:
             if _needs_fetch(recipe):
-                ending = self._step("fetch", recipe, self._rooted(fetch_environment(token)), engine_log)
+                ending = self._step("fetch", recipe, self._rooted(fetch_environment(self._work, token)), engine_log)
                 if not isinstance(ending, Completed):
                     return ending
                 recipe = ending.recipe or recipe
-            return self._step("run", recipe, self._rooted(run_environment()), engine_log, "--out", str(self._out))
+            return self._step(
+                "run", recipe, self._rooted(run_environment(self._work)), engine_log, "--out", str(self._out)
+            )
 
     def _engine_log(self, token: str | None) -> EngineLog:
         return EngineLog(
@@ -137,7 +145,8 @@ class _Attempt:
         path = self._folder / f"{verb}.yaml"
         path.write_text(recipe_from(recipe).to_yaml(), encoding="utf-8")
         words = [*self._settings.engine_command, verb, str(path), "--work", str(self._work), *more]
-        return self._supervisor.run(words, environment, engine_log)
+        with confined(self._settings, self._context.gpus, self._folder) as confinement:
+            return self._supervisor.run(words, environment, engine_log, confinement)
 
     def _output_folder(self) -> Path:
         """In the store itself where that is a folder, else on this host until it is sent."""
@@ -147,13 +156,13 @@ class _Attempt:
         return self._context.staging.place(claim.job_id, claim.epoch, "output")
 
     def _make_folders(self) -> None:
-        for folder in (self._work, self._folder, self._out.parent):
+        for folder in (self._work, self._work / "home", self._folder, self._out.parent):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         shutil.rmtree(self._out, ignore_errors=True)  # there is one only where the database was restored from before it
 
     def _rooted(self, environment: dict[str, str]) -> dict[str, str]:
         """The engine confines local paths once more, when it opens them; without roots it opens none."""
-        roots = os.pathsep.join(str(root) for root in self._settings.model_roots)
+        roots = os.pathsep.join(str(root.absolute()) for root in self._settings.model_roots)
         return {**environment, "LATHE_MODEL_ROOTS": roots}
 
     def _hub_token(self) -> str | None:
@@ -169,6 +178,9 @@ class _Attempt:
         match ending:
             case Completed():
                 self._finish()
+            case Failed(failure) if failure.code in NO_LOSS:
+                log.warning("%s handed back: %s", claim.job_id, failure.message)
+                self._insist(lambda session: lifecycle.release(session, claim, failure))
             case Failed(failure):
                 log.warning("%s failed: %s %s", claim.job_id, failure.code, failure.message)
                 self._insist(lambda session: lifecycle.fail(session, claim, failure))

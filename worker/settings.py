@@ -5,18 +5,42 @@ import json
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 from pydantic_settings import NoDecode
 
 from api.settings import Settings
+from optcore.events import Phase
 
 
 def _words(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     return json.loads(value) if value.lstrip().startswith("[") else shlex.split(value)
+
+
+EnginePhase = Phase | Literal["starting"]
+"""`starting` is before the first progress of a stage: imports, and the wait for another run of the same stage."""
+
+_HOUR = 3600.0
+_STALL_seconds: dict[EnginePhase, float] = {
+    "starting": 6 * _HOUR,
+    "downloading": _HOUR / 2,
+    "hashing": _HOUR / 2,
+    "loading": _HOUR,
+    "calibrating": 2 * _HOUR,
+    "searching": 2 * _HOUR,
+    "training": _HOUR,
+    "packing": _HOUR,
+    "verifying": _HOUR,
+    "evaluating": 2 * _HOUR,
+}
+
+
+def _over_the_defaults(value: Any) -> Any:
+    given = json.loads(value) if isinstance(value, str) else value
+    return _STALL_seconds | given if isinstance(given, dict) else given
 
 
 class WorkerSettings(Settings):
@@ -26,6 +50,31 @@ class WorkerSettings(Settings):
     """The engine, as words of a command line or a JSON list; `run` or `fetch` and their arguments are added."""
     lease_seconds: float = Field(default=60, gt=0)
     """How long a job is a worker's without a sign of life. Some renewals must fit in."""
+    engine_memory_bytes: int | None = Field(default=None, gt=0)
+    """Most memory of one engine with all its processes, where its cgroup can hold it. Elsewhere, on a CPU worker, the
+    address space of each process. Without it the machine's memory is the limit."""
+    engine_processes: int = Field(default=8192, gt=0)
+    """Most processes and threads of one engine by its cgroup; without one, of the worker's account."""
+    engine_open_files: int = Field(default=65536, gt=0)
+    """Most files that each process of an engine may have open."""
+    engine_file_bytes: int = Field(default=2**40, gt=0)
+    """Largest file that an engine may write."""
+    engine_cgroup: Path | None = None
+    """Folder of a cgroup (version 2) in which the worker may make one for each engine. Under systemd it is found
+    by itself."""
+    gpu_lock_dir: Path = Path("/tmp/lathe-gpus")  # noqa: S108 - made private, and a lock is not followed through a link
+    """One folder for all workers of a host: an engine holds a file there locked for each of its GPUs."""
+    gpu_wait_seconds: float = Field(default=30, ge=0)
+    """How long an engine waits for a GPU that another one still holds."""
+    stall_seconds: Annotated[
+        dict[EnginePhase, Annotated[float, Field(ge=0)]], NoDecode, BeforeValidator(_over_the_defaults)
+    ] = _STALL_seconds
+    """How long an engine may say nothing in each phase of a stage before it is killed, as JSON; what is not named keeps
+    its default, and 0 waits for ever. `starting` lasts until a stage's first progress."""
+    stack_dump_seconds: float = Field(default=5, ge=0)
+    """Time that a silent engine gets to write where it is, before it is killed."""
+    min_free_bytes: int = Field(default=5 * 2**30, ge=0)
+    """A worker with less room below `data_dir` takes no job."""
     renew_seconds: float = Field(default=15, gt=0)
     """Time between two renewals of a lease."""
     isolate_seconds: float = Field(default=45, gt=0)

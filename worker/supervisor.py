@@ -1,8 +1,8 @@
 """Watches one engine process to its end: journals its events, carries out orders, and says how it ended."""
 
 import logging
+import math
 import queue
-import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,12 +10,15 @@ from dataclasses import dataclass
 from api.errors import Fenced
 from optcore.errors import Failure
 from optcore.events import AnyEvent, RecipeResolved, RunFailed, RunFinished, StageStarted
+from worker.confinement import Confinement, Memory
 from worker.engine_log import EngineLog
 from worker.engine_process import EngineProcess, Exited, Inbox, Said
+from worker.exits import Death, Stall, explain, stalled
 from worker.heartbeat import UNREACHABLE, Heartbeat, Order
 from worker.journal import Journal
 from worker.lookout import Lookout
 from worker.settings import WorkerSettings
+from worker.watchdog import Watchdog, last_frames
 
 log = logging.getLogger(__name__)
 
@@ -76,13 +79,19 @@ class Supervisor:
         self._journal = Journal()
         self._order: Order | None = None
         self._kill_at: float | None = None
+        self._watchdog = Watchdog(settings.stall_seconds)
+        self._stalled: Stall | None = None
         self._flush_at = 0.0
 
-    def run(self, command: Sequence[str], environment: Mapping[str, str], engine_log: EngineLog) -> Ending:
-        """Start the command, and return when nothing of its process group is left."""
+    def run(
+        self, command: Sequence[str], environment: Mapping[str, str], engine_log: EngineLog, confinement: Confinement
+    ) -> Ending:
+        """Start the command, and return when nothing of it is left."""
         if self._order is not None:
             return self._order
-        process = EngineProcess(command, environment=environment, engine_log=engine_log, inbox=self._inbox)
+        process = EngineProcess(
+            command, environment=environment, engine_log=engine_log, inbox=self._inbox, confinement=confinement
+        )
 
         def kill_when_cut_off() -> bool:
             if self.is_cut_off:
@@ -92,25 +101,29 @@ class Supervisor:
         try:
             # On a thread of its own, because this one may be waiting for a database that hangs.
             with Lookout("cut-off", kill_when_cut_off, period_seconds=LOOK_seconds):
-                return self._watch(process, engine_log)
+                return self._watch(process, engine_log, confinement)
         finally:
             process.kill()
 
-    def _watch(self, process: EngineProcess, engine_log: EngineLog) -> Ending:
-        said = _Story()
+    def _watch(self, process: EngineProcess, engine_log: EngineLog, confinement: Confinement) -> Ending:
+        said, self._watchdog = _Story(), Watchdog(self._settings.stall_seconds)
         while True:
             message = self._next(min(self._settings.flush_seconds, LOOK_seconds))
             match message:
                 case Said(event):
                     said.hear(event)
+                    self._watchdog.hear(event)
                     self._journal.add(event)
                 case Order() as order:
                     self._obey(order, process)
-                case Exited(returncode):
+                case Exited() as exited:
                     self._flush(engine_log)
-                    return self._ending(returncode, said, engine_log)
+                    return self._ending(exited, said, engine_log, confinement.memory(exited.peak_memory_bytes))
+                case None if self._watchdog.has_lost_patience and self._stalled is None:
+                    self._give_up(process)
             if time.monotonic() >= self._flush_at:
                 self._flush(engine_log)
+            confinement.look()
             self._enforce(process)
 
     @property
@@ -156,6 +169,13 @@ class Supervisor:
         process.terminate()
         self._kill_at = time.monotonic() + grace
 
+    def _give_up(self, process: EngineProcess) -> None:
+        """The engine said nothing for too long: it may write where it is, and is killed."""
+        self._stalled = Stall(self._watchdog.phase, self._watchdog.silent_seconds)
+        log.warning("silent for %.0f s while %s", self._stalled.silent_seconds, self._stalled.phase)
+        process.dump_stacks()
+        self._kill_at = min(self._kill_at or math.inf, time.monotonic() + self._settings.stack_dump_seconds)
+
     def _enforce(self, process: EngineProcess) -> None:
         if self.is_cut_off:
             self._obey(Order.ABANDON, process)
@@ -181,14 +201,16 @@ class Supervisor:
         except UNREACHABLE as error:
             log.warning("events not written yet: %s", type(error).__name__)
 
-    def _ending(self, returncode: int, said: "_Story", engine_log: EngineLog) -> Ending:
+    def _ending(self, exited: Exited, said: "_Story", engine_log: EngineLog, memory: Memory) -> Ending:
         if self._order is Order.ABANDON or self.is_cut_off:
             return Order.ABANDON
-        if returncode == 0:
+        if exited.returncode == 0:
             return Completed(said.digest, said.recipe)
         if self._order is not None:
             return self._order
-        return Failed(said.failure or crash(returncode, said.stage, engine_log.tail()))
+        if self._stalled is not None:
+            return Failed(stalled(self._stalled, last_frames(engine_log.lines), said.stage))
+        return Failed(explain(Death(exited.returncode, said.failure, said.stage, engine_log.tail(), memory)))
 
 
 class _Story:
@@ -210,26 +232,3 @@ class _Story:
                 self.digest = event.digest
             case RunFailed():
                 self.failure = event.failure
-
-
-def crash(returncode: int, stage: str, last_lines: str) -> Failure:
-    """The failure of an engine that died without an explanation of its own."""
-    how = f"was killed by {_signal_name(-returncode)}" if returncode < 0 else f"exited with status {returncode}"
-    out_of_memory = returncode == -signal.SIGKILL
-    return Failure(
-        kind="infrastructure",
-        code="engine_crashed",
-        message=f"the engine {how}" + (f"; its last lines:\n{last_lines}" if last_lines else ""),
-        remedy="if it happens again, look for the kernel's out-of-memory killer on the worker"
-        if out_of_memory
-        else "if it happens again, read the log of the attempt on the worker",
-        stage=stage,
-        retryable=True,
-    )
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"

@@ -84,15 +84,18 @@ def out_of_time(session: Session, claim: Claim) -> None:
         to_failed(session, job, failure=ran_too_long(job))
 
 
-def release(session: Session, claim: Claim) -> None:
-    """Hand the job back because the worker stops; this is no failure of the job. Raises `Fenced`."""
+def release(session: Session, claim: Claim, failure: Failure | None = None) -> None:
+    """Hand the job back because the worker stops or, for a reason, cannot begin; this is no failure of the job.
+
+    Raises `Fenced`.
+    """
     job = held(session, claim)
     if job.status == "cancelling":
         to_cancelled(session, job)
     elif job.status == "pausing":
         to_paused(session, job)
     else:
-        to_queue(session, job, state="released")
+        to_queue(session, job, state="released", failure=failure.model_dump(mode="json") if failure else None)
 
 
 def _must_be_finished(session: Session, claim: Claim, digest: str) -> None:

@@ -37,6 +37,8 @@ wish to try again."""
 MAX_INFRA_ATTEMPTS = 3
 """Attempts lost to the machine, after which the job fails."""
 LEASE_seconds = 60
+RELEASED_seconds = 15
+"""Wait of a job that its worker could not begin."""
 _SPENT_seconds = case(
     (Job.worker_id.is_not(None), func.coalesce(cast(func.extract("epoch", func.now() - Job.claimed_at), Double), 0)),
     else_=0,
@@ -93,10 +95,13 @@ def move_publish(
 def to_queue(
     session: Session, job: Job, *conditions: ColumnElement[bool], state: str, failure: dict[str, Any] | None = None
 ) -> Job | None:
-    """End an attempt without ending the job: queued again, announced after a delay that doubles with each loss."""
+    """End an attempt without ending the job: queued again, announced after a delay that doubles with each loss.
+
+    One that is released is no loss, and waits only when a failure says why.
+    """
     lost = state != "released"
     losses = job.losses + lost
-    delay_seconds = 5 * 2 ** (losses - 1) if lost else 0
+    delay_seconds = 5 * 2 ** (losses - 1) if lost else (failure is not None) * RELEASED_seconds
     data = {"reason": state, "attempt": job.attempt, "failure": failure}
     moved = move(session, job.id, "queued", *conditions, data=data, losses=losses, **waiting(delay_seconds))
     if moved is not None:

@@ -1,5 +1,7 @@
 """Rows of hosts: which machines lose job after job, and get no more of them until an operator has looked."""
 
+from collections.abc import Sequence
+
 from sqlalchemy import and_, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
@@ -23,6 +25,11 @@ _LOST = or_(
 def in_quarantine(session: Session, name: str) -> bool:
     """Whether the host gets no work."""
     return bool(session.scalar(select(Host.quarantined_at.is_not(None)).where(Host.name == name)))
+
+
+def quarantined(session: Session) -> Sequence[Host]:
+    """The hosts that get no work."""
+    return session.scalars(select(Host).where(Host.quarantined_at.is_not(None)).order_by(Host.name)).all()
 
 
 def judge(session: Session, name: str) -> bool:

@@ -53,12 +53,13 @@ def _fits(device: SQLCoreOperations[Any], gpu_kind: Any, gpu_memory: Any) -> Col
     )
 
 
-def beat(session: Session, worker_id: str, capacity: Capacity, *, draining: bool = False) -> None:
-    """The worker is alive."""
-    statement = insert(Worker).values(id=worker_id, draining=draining, **asdict(capacity))
-    session.execute(
-        statement.on_conflict_do_update(index_elements=["id"], set_={"seen_at": func.now(), "draining": draining})
-    )
+def beat(
+    session: Session, worker_id: str, capacity: Capacity, *, draining: bool = False, unfit: str | None = None
+) -> None:
+    """The worker is alive; `unfit` says why it takes no job at present."""
+    state = {"draining": draining, "unfit": unfit}
+    statement = insert(Worker).values(id=worker_id, **state, **asdict(capacity))
+    session.execute(statement.on_conflict_do_update(index_elements=["id"], set_={"seen_at": func.now(), **state}))
 
 
 def alive(session: Session) -> Sequence[Worker]:

@@ -1,5 +1,6 @@
 """The settings page, from the classes that read the environment."""
 
+import json
 import sys
 from typing import Any
 
@@ -33,7 +34,7 @@ Workers, the relay and the reconciler read these as well.
 | Variable | Meaning |
 | --- | --- |
 | `HF_ENDPOINT` | Base URL of the Hub, for a mirror or a Hub of your own. |
-| `HF_HOME` | Where `huggingface_hub` keeps what it downloaded. |
+| `HF_HOME` | Where publishing keeps its files. Engines have folders of their own, one a project. |
 | `CUDA_VISIBLE_DEVICES` | GPUs that a worker's engine may use. |
 | `AWS_ENDPOINT_URL`, `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY` and the like | The artifact store in S3. |
 """
@@ -55,4 +56,6 @@ def _words(value: Any) -> str:
     """A default as a person would write it; the path of the interpreter at hand is no part of the documentation."""
     if isinstance(value, tuple):
         return " ".join("python" if item == sys.executable else str(item) for item in value)
+    if isinstance(value, dict):
+        return json.dumps(value)
     return "" if value is None else str(value)

@@ -133,7 +133,8 @@ ALTER TABLE workers
     ADD COLUMN device TEXT,
     ADD COLUMN gpus INTEGER DEFAULT 0 NOT NULL,
     ADD COLUMN gpu_kind TEXT,
-    ADD COLUMN gpu_memory_bytes BIGINT;
+    ADD COLUMN gpu_memory_bytes BIGINT,
+    ADD COLUMN unfit TEXT;
 
 CREATE TABLE hosts (
     name TEXT NOT NULL,
@@ -177,7 +178,8 @@ DROP TABLE removals;
 DROP TABLE audit_log;
 DROP TABLE leases;
 DROP TABLE hosts;
-ALTER TABLE workers DROP COLUMN device, DROP COLUMN gpus, DROP COLUMN gpu_kind, DROP COLUMN gpu_memory_bytes;
+ALTER TABLE workers DROP COLUMN device, DROP COLUMN gpus, DROP COLUMN gpu_kind, DROP COLUMN gpu_memory_bytes,
+    DROP COLUMN unfit;
 DROP INDEX webhook_deliveries_log_idx;
 ALTER TABLE webhook_deliveries DROP COLUMN endpoint_id;
 DROP INDEX webhook_messages_over_idx;

@@ -3,6 +3,7 @@
 Finished stages are remembered below `--work/stages`, as the real engine does.
 """
 
+import faulthandler
 import fcntl
 import hashlib
 import json
@@ -25,6 +26,7 @@ def main() -> None:
     wishes = recipe["metadata"]
     if verb == "fetch":
         return fetch(recipe, Path(options["--work"]))
+    faulthandler.register(signal.SIGUSR1)
     if "stubborn" in wishes:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     run(recipe, wishes, Path(options["--work"]), Path(options["--out"]))
@@ -80,6 +82,10 @@ def misbehave(stage: str, wishes: dict) -> None:
         Path(wishes["grandchild"]).write_text(str(child.pid))
     if "sleep" in wishes:
         time.sleep(float(wishes["sleep"]))
+    if "eat" in wishes:
+        bytearray(int(wishes["eat"]))
+    if "hang" in wishes:
+        hang_in_a_collective()
     if "hold" in wishes:
         Path(wishes["hold"]).with_suffix(".pid").write_text(str(os.getpid()))
         while Path(wishes["hold"]).exists():
@@ -91,6 +97,10 @@ def misbehave(stage: str, wishes: dict) -> None:
         failure = {"kind": "user_error", "code": "data_unusable", "message": wishes["fail"] + "\0", "stage": stage}
         say("run_failed", failure=failure)
         sys.exit(1)
+
+
+def hang_in_a_collective() -> None:
+    time.sleep(600)
 
 
 def write_output(recipe: dict, out: Path) -> str:

@@ -58,7 +58,7 @@ def test_a_crash_is_tried_three_times(running: Service) -> None:
     job = running.finish_soon(job_id, "failed")
     assert job.attempt == 3
     assert job.failure is not None
-    assert job.failure["code"] == "engine_crashed"
+    assert job.failure["code"] == "gpu_failed"
     assert "status 139" in job.failure["message"]
     assert "illegal memory access" in job.failure["message"]
 

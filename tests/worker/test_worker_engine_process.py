@@ -2,8 +2,6 @@
 
 import os
 import queue
-import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +10,7 @@ import pytest
 from worker_service import is_running, until
 
 from optcore.events import Metric, Notice, Progress
-from worker import leash
+from worker.confinement import Confinement
 from worker.engine_environment import fetch_environment, run_environment
 from worker.engine_log import EngineLog
 from worker.engine_process import EngineProcess, Exited, Inbox, Said
@@ -26,7 +24,8 @@ def engine_log(tmp_path: Path) -> Iterator[EngineLog]:
 
 
 def _start(script: str, log: EngineLog, inbox: Inbox) -> EngineProcess:
-    return EngineProcess([sys.executable, "-c", script], environment=run_environment(), engine_log=log, inbox=inbox)
+    command, environment = [sys.executable, "-c", script], run_environment(Path("/nowhere"))
+    return EngineProcess(command, environment=environment, engine_log=log, inbox=inbox, confinement=Confinement())
 
 
 def _until_exit(inbox: Inbox) -> tuple[list[object], int]:
@@ -69,27 +68,12 @@ def test_signals_after_the_end_go_nowhere(engine_log: EngineLog) -> None:
     assert not is_running(process.pid)
 
 
-def test_a_leashed_process_dies_with_its_parent(tmp_path: Path) -> None:
-    pid_file = tmp_path / "pid"
-    child = f"import os, time; open({str(pid_file)!r}, 'w').write(str(os.getpid())); time.sleep(600)"
-    tied = f"[sys.executable, '-I', '-S', {leash.__file__!r}, str(os.getpid()), sys.executable, '-c', {child!r}]"
-    parent = f"import os, subprocess, sys, time; subprocess.Popen({tied}); time.sleep(600)"
-    with subprocess.Popen([sys.executable, "-c", parent]) as process:
-        pid = until(lambda: pid_file.exists() and int(pid_file.read_text() or 0), "the child")
-        process.send_signal(signal.SIGKILL)
-    until(lambda: not is_running(pid), "the child to die")
-
-
-def test_an_orphan_does_not_start(tmp_path: Path) -> None:
-    nobody = str(os.getpid() + 1)
-    command = [sys.executable, "-I", "-S", leash.__file__, nobody, "touch", str(tmp_path / "touched")]
-    assert subprocess.run(command, check=False).returncode == 143
-    assert not (tmp_path / "touched").exists()
-
-
 def test_the_environment_is_what_we_allow() -> None:
     host = {
         "PATH": "/bin",
+        "HOME": "/operator",
+        "HF_HUB_CACHE": "/operator/hub",
+        "TRITON_CACHE_DIR": "/operator/triton",
         "CUDA_VISIBLE_DEVICES": "1",
         "HF_ENDPOINT": "http://hub.example",
         "HF_TOKEN": "hf_operator",
@@ -99,15 +83,18 @@ def test_the_environment_is_what_we_allow() -> None:
         "AWS_SECRET_ACCESS_KEY": "s3",
         "https_proxy": "http://user:pw@proxy:1",
     }
-    run = run_environment(host)
+    work = Path("/data/work/1")
+    run = run_environment(work, host)
     assert {name: run[name] for name in ("PATH", "CUDA_VISIBLE_DEVICES", "HF_ENDPOINT")}
     assert not {"HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "LATHE_DATABASE_URL", "PGPASSWORD", "https_proxy"} & set(run)
     assert "AWS_SECRET_ACCESS_KEY" not in run
+    assert "/operator" not in str(run)
+    assert (run["HOME"], run["TRITON_CACHE_DIR"]) == (f"{work}/home", f"{work}/cache/triton")
     assert run["HF_TOKEN_PATH"] == os.devnull
-    fetch = fetch_environment("hf_owner", host)
+    fetch = fetch_environment(work, "hf_owner", host)
     assert fetch["HF_TOKEN"] == "hf_owner"
     assert fetch["https_proxy"] == host["https_proxy"]
-    assert "HF_TOKEN" not in fetch_environment(None, host)
+    assert "HF_TOKEN" not in fetch_environment(work, None, host)
 
 
 def test_the_log_is_bounded_keeps_its_end_and_blanks_secrets(tmp_path: Path) -> None:

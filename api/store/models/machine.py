@@ -42,6 +42,8 @@ class Worker(Row):
     started_at: Mapped[datetime] = created()
     seen_at: Mapped[datetime] = created()
     draining: Mapped[bool] = mapped_column(server_default=text("false"))
+    unfit: Mapped[str | None]
+    """Why it takes no job at present: a full disk, a GPU that is ill."""
 
 
 class Host(Row):
