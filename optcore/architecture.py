@@ -9,10 +9,13 @@ from typing import Any, NamedTuple
 from optcore.errors import BadCheckpoint, UnknownArchitecture
 from optcore.sizes import read_header, weight_files
 
-_LAYERS = re.compile(r"^(num|n)_(\w+_)?(layers?|blocks)$")
+_LAYERS = re.compile(r"^((num|n)_(\w+_)?(layers?|blocks)|(en|de)coder_layers|depth)$")
 _EXPERTS = re.compile(r"^(moe_)?(num|n)_(\w+_)?experts$")
 _MOST_experts = 2**17
 """In all layers together; five times those of the largest published models."""
+_COUNTS = re.compile(r"^(num|n)_(\w+_)?(labels|heads|codebooks|groups|buckets|classes|quantizers)$")
+_MOST_counted = 2**17
+"""Of what transformers makes an object each; labels are a dictionary before any weight is looked at."""
 _MOST = 2**25
 """Of any number but a rotary base: three times the longest positions that a published model reaches. Tables of
 positions and frequencies are computed while a skeleton is built, before weights can contradict the config."""
@@ -126,6 +129,8 @@ def _check_numbers(numbers: dict[str, int], contents: _Contents) -> None:
             _check_bound(name, value, contents.tensors)
         elif _EXPERTS.search(name):
             _check_bound(name, value, min(max(contents.numbered, contents.stacked), _MOST_experts // max(layers, 1)))
+        elif _COUNTS.search(name):
+            _check_bound(name, value, _MOST_counted)
         elif "theta" not in name:
             _check_bound(name, value, _MOST)
 

@@ -6,10 +6,15 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from optcore.errors import BadCheckpoint, SourceNotFound, UnsafeCheckpoint
-from optcore.sources.checkpoint_files import CONFIG, INDEX, MATTERS, SINGLE, require_files, weights_form
+from optcore.sizes import MAX_HEADER_bytes
+from optcore.sources.checkpoint_files import CONFIG, INDEX, MATTERS, SINGLE, TOKENIZERS, require_files, weights_form
 
 ROOTS_VARIABLE = "LATHE_MODEL_ROOTS"
-_MAX_HEADER_bytes = 100_000_000
+_MIB = 2**20
+_LARGEST_bytes = {CONFIG: 4 * _MIB, INDEX: 32 * _MIB}
+"""Parsed JSON takes up to forty times its size in memory. Published indices reach a quarter of this."""
+_LARGEST_beside_bytes = 128 * _MIB
+"""Any other file beside the weights; the largest published tokenizers are a third of it."""
 
 
 def is_allowed(path: Path) -> bool:
@@ -42,7 +47,8 @@ def check_checkpoint(folder: Path, field: str) -> tuple[str, ...]:
     weights = shards_of(folder, field) if form == INDEX else (SINGLE,)
     for name in (*found, form, *weights):
         _require_inside(folder, name, field)
-    read_object(folder / CONFIG, field)
+    for name in found:
+        _require_readable(folder / name, field)
     for name in weights:
         _require_whole(folder / name, field)
     return tuple(sorted({*found, form, *weights}))
@@ -67,7 +73,8 @@ _DISTRUST = "use a copy from a source that you trust"
 
 
 def read_object(path: Path, field: str) -> dict[str, Any]:
-    """A JSON object. Raises `BadCheckpoint`."""
+    """A JSON object. Raises `BadCheckpoint`, also for one that is too large to be read safely."""
+    _require_size(path, field)
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -75,6 +82,22 @@ def read_object(path: Path, field: str) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise BadCheckpoint(f"{path.name} is not a JSON object", remedy="download it again", field=field)
     return document
+
+
+def _require_size(path: Path, field: str) -> None:
+    """Raise `BadCheckpoint` for a file beside the weights that is larger than any of its kind."""
+    size, most = path.stat().st_size, _LARGEST_bytes.get(path.name, _LARGEST_beside_bytes)
+    if size > most:
+        message = f"{path.name} has {size} bytes, and {most} is the most that is read"
+        raise BadCheckpoint(message, remedy=_DISTRUST, field=field)
+
+
+def _require_readable(path: Path, field: str) -> None:
+    """What will be read as a whole must be no bomb: neither large nor deep."""
+    if path.suffix == ".json" and path.name not in TOKENIZERS:
+        read_object(path, field)
+    else:  # the tokenizer's own parser has a limit of depth
+        _require_size(path, field)
 
 
 def _require_inside(folder: Path, name: str, field: str) -> None:
@@ -102,7 +125,7 @@ def _is_whole(path: Path) -> bool:
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        if not 2 <= length <= min(_MAX_HEADER_bytes, size - 8):
+        if not 2 <= length <= min(MAX_HEADER_bytes, size - 8):
             return False
         text = file.read(length)
     try:

@@ -25,6 +25,9 @@ def test_every_family_passes(family: str, tiny_model: MakeModel) -> None:
     ("family", "change"),
     [
         ("Llama", {"num_hidden_layers": 10**9}),
+        ("Llama", {"decoder_layers": 2**24}),
+        ("Llama", {"vision_config": {"depth": 2**24}}),
+        ("Llama", {"num_labels": 2**24}),
         ("Llama", {"head_dim": 2**40}),
         ("Llama", {"max_position_embeddings": 2**40}),
         ("Mixtral", {"num_local_experts": 10**6}),

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import struct
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -142,6 +143,39 @@ def test_a_cut_or_damaged_file_is_bad(folder: Path, damage: object) -> None:
 def test_a_config_that_is_no_object_is_bad(folder: Path, text: str) -> None:
     (folder / "config.json").write_text(text)
     assert "config.json is not" in refusal(folder, BadCheckpoint)
+
+
+def test_a_bomb_beside_or_in_the_weights_is_refused_at_once(folder: Path) -> None:
+    """None of them is read: the files are as large as they claim, and sparse."""
+    weights, gigabytes = (folder / "model.safetensors").read_bytes(), 5 * 2**30
+    tracemalloc.start()
+    try:
+        for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+            (folder / name).touch()
+            before = (folder / name).read_bytes()
+            os.truncate(folder / name, gigabytes)
+            assert f"{name} has {gigabytes} bytes" in refusal(folder, BadCheckpoint)
+            (folder / name).unlink()
+            if before:
+                (folder / name).write_bytes(before)
+        (folder / "model.safetensors").write_bytes((gigabytes - 8).to_bytes(8, "little"))
+        os.truncate(folder / "model.safetensors", gigabytes)
+        assert "cut or damaged" in refusal(folder, BadCheckpoint)
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+    (folder / "model.safetensors").write_bytes(weights)
+    assert from_folder(folder).digest
+
+
+@pytest.mark.parametrize("deep", ["[" * 10**6, '{"a":' * 10**6, '{"a":' + "9" * 10**6 + "}"])
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json", "tokenizer_config.json", "the header"])
+def test_json_that_would_exhaust_its_parser_is_bad(name: str, deep: str, folder: Path) -> None:
+    if name == "the header":
+        (folder / "model.safetensors").write_bytes(len(deep).to_bytes(8, "little") + deep.encode() + bytes(16))
+    else:
+        (folder / name).write_text(deep)
+    assert refusal(folder, BadCheckpoint)
 
 
 def test_paths_are_confined_to_the_allowed_roots(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
