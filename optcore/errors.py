@@ -154,7 +154,8 @@ NO_MEMORY = re.compile(
 )
 """What torch, its allocators and the system say when memory ran out."""
 NO_ROOM = re.compile(r"No space left on device|Disk quota exceeded")
-"""The same for a disk; libraries that are no Python pass on the system's words alone."""
+"""What the system says of a full disk, which is all that libraries that are no Python pass on."""
+_TOO_LARGE = re.compile(r"File too large")
 GPU_FAILED = re.compile(
     r"(CUDA|NCCL|cuda\w*) error.*(ECC|hardware|illegal memory access|launch failure|launch timed out|unavailable"
     r"|no CUDA-capable device|initialization error|not permitted|system|unknown error)|GPU is lost|fallen off the bus",
@@ -218,8 +219,9 @@ def typed_error(error: Exception, stage: str) -> OptError:
         return OutOfMemory(said, remedy="use a larger machine, or fewer or shorter calibration samples")
     if isinstance(error, OSError):
         return folder_error(error)
-    if NO_ROOM.search(str(error)):  # the writer of safetensors has an error of its own
-        return folder_error(OSError(errno.ENOSPC, str(error)))
+    for said_so, number in ((NO_ROOM, errno.ENOSPC), (_TOO_LARGE, errno.EFBIG)):
+        if said_so.search(str(error)):  # the writer of safetensors has an error of its own
+            return folder_error(OSError(number, str(error)))
     if GPU_FAILED.search(str(error)):
         return GpuFailed(f"stage {stage}: {error}", remedy="look for the GPU in the kernel's log; try another one")
     said = f"stage {stage} failed: {type(error).__name__}: {error}"

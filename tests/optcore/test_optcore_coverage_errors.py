@@ -5,7 +5,7 @@ import errno
 import pytest
 import torch
 
-from optcore.errors import BadCheckpoint, OptError, OutOfDisk, OutOfMemory, typed_error
+from optcore.errors import BadCheckpoint, FileTooLarge, GpuFailed, OptError, OutOfDisk, OutOfMemory, typed_error
 
 
 def _allocate_too_much() -> None:
@@ -29,6 +29,11 @@ def test_torchs_refusal_to_allocate_is_out_of_memory() -> None:
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), OutOfMemory),
         (OSError(errno.ENOMEM, "Cannot allocate memory"), OutOfMemory),
         (OSError(errno.ENOSPC, "No space left on device"), OutOfDisk),
+        (OSError(errno.EFBIG, "File too large"), FileTooLarge),
+        (ValueError("Error while serializing: I/O error: No space left on device (os error 28)"), OutOfDisk),
+        (RuntimeError("CUDA error: uncorrectable ECC error encountered"), GpuFailed),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), GpuFailed),
+        (RuntimeError("CUDA error: device-side assert triggered"), OptError),
         (BadCheckpoint("cut"), BadCheckpoint),
         (RuntimeError("shapes do not match"), OptError),
     ],

@@ -112,6 +112,14 @@ def test_the_log_is_bounded_keeps_its_end_and_blanks_secrets(tmp_path: Path) -> 
     assert log.tail(2).splitlines() == ["line 998 [secret] \ufffd", "line 999 [secret] \ufffd"]
 
 
+def test_a_disk_that_is_full_does_not_stop_the_listening(tmp_path: Path) -> None:
+    (tmp_path / "engine.log").symlink_to("/dev/full")
+    with EngineLog(tmp_path / "engine.log", limit_bytes=1000, news_limit_bytes=1000) as log:
+        log.write(b"the last words\n")
+        assert log.tail() == "the last words"
+        assert log.take_news() == "the last words\n"
+
+
 def _progress(done: int, phase: str = "loading") -> Progress:
     return Progress.model_validate({"stage": "s", "phase": phase, "done": done, "total": 9})
 
