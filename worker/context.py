@@ -12,6 +12,7 @@ from api.store.workers import Capacity
 from worker.capacity import capacity
 from worker.fitness import Fitness
 from worker.gpus import Gpu, GpusUnknown, visible
+from worker.secrecy import keep_secrets
 from worker.settings import WorkerSettings
 from worker.staging import Staging
 
@@ -41,7 +42,8 @@ class Context:
 
 @cache
 def settings() -> WorkerSettings:
-    """The environment, read once."""
+    """The environment, read once; it holds secrets, which the engine could read in ours."""
+    keep_secrets()
     return WorkerSettings()
 
 

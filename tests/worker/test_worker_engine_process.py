@@ -2,6 +2,7 @@
 
 import os
 import queue
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -95,6 +96,21 @@ def test_the_environment_is_what_we_allow() -> None:
     assert fetch["HF_TOKEN"] == "hf_owner"
     assert fetch["https_proxy"] == host["https_proxy"]
     assert "HF_TOKEN" not in fetch_environment(work, None, host)
+
+
+@pytest.mark.parametrize(("keep", "status"), [("keep_secrets()", 13), ("make_readable()", 0)])
+def test_a_child_of_the_same_account_cannot_read_its_workers_environment(keep: str, status: int) -> None:
+    """As an account that is not root, which reads everything. Changing to it hides a process too: hence the second."""
+    script = (
+        "import ctypes, os, sys; from worker.secrecy import keep_secrets\n"
+        "make_readable = lambda: ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)\n"
+        f"os.geteuid() or os.setuid(65534); {keep}\n"
+        "if not os.fork():\n"
+        "    try: open(f'/proc/{os.getppid()}/environ').read(); os._exit(0)\n"
+        "    except PermissionError: os._exit(13)\n"
+        "sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))"
+    )
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == status
 
 
 def test_the_log_is_bounded_keeps_its_end_and_blanks_secrets(tmp_path: Path) -> None:
