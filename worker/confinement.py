@@ -72,11 +72,14 @@ class Confinement:
             self.cgroup.kill()
 
     def memory(self, peak_bytes: int) -> Memory:
-        """What is known of an engine that has ended; the peak is that of its largest process."""
+        """What is known of an engine that has ended, whose largest process had this peak.
+
+        That is never below the worker's own size, of which every child is a copy for a moment; the group knows better.
+        """
         own = self.cgroup.oom_kills if self.cgroup else None
         return Memory(
             oom_killed=self._oom.has_risen if own is None else own > 0,
-            peak_bytes=max(peak_bytes, self.cgroup.peak_bytes if self.cgroup else 0),
+            peak_bytes=(self.cgroup.peak_bytes if self.cgroup else 0) or peak_bytes,
             limit_bytes=self.memory_bytes or kernel.memory_bytes(),
         )
 
