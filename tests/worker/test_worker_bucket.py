@@ -7,16 +7,23 @@ from urllib.parse import urlsplit
 
 import obstore
 import pytest
+from fixtures.hub import HubPeer
 from fixtures.s3 import BUCKET, S3, SeaweedFS
 from fixtures.wire import Wire
 from worker_service import Hold, Service, until
+
+from api.files import Bucket
+from api.files.objects import BLOCK_bytes
+from api.store.artifacts import ArtifactFile
+from worker.artifact import BadArtifact
+from worker.upload import Upload
 
 pytestmark = pytest.mark.integration
 PREFIX = "of-this/test"
 
 
 def _use(service: Service, s3: S3, url: str | None = None) -> None:
-    service.settings |= {"ARTIFACT_STORE": f"s3://{BUCKET}/{PREFIX}", "UPLOAD_PATIENCE_SECONDS": 60}
+    service.settings |= {"ARTIFACT_STORE": f"s3://{BUCKET}/{PREFIX}", "UPLOAD_PATIENCE_SECONDS": 120}
     service.environ |= s3.environ | ({"AWS_ENDPOINT_URL": url} if url else {})
 
 
@@ -62,7 +69,7 @@ def test_a_server_that_is_killed_in_the_middle_of_an_upload_delays_the_job(
         assert service.job(job_id).status == "running"
         wire.on_sent = lambda sent: None
         s3_server.revive()
-        job = service.await_status(job_id, "succeeded", timeout_seconds=60)
+        job = service.await_status(job_id, "succeeded", timeout_seconds=120)
     assert (job.epoch, job.attempt) == (1, 1)
     _stored(service, s3_of_mine, job_id)
     log = service.log("worker")
@@ -128,4 +135,41 @@ def test_a_killed_uploads_rest_is_removed_from_the_store_and_the_disk(service: S
     _stored(service, s3, job_id)
     until(lambda: not service.rows("SELECT 1 FROM removals"), "the reconciler")
     assert {name.split("/")[1] for name in s3.names(PREFIX) if name.startswith(job_id)} == {"2"}
+    assert _staged(service) == []
+
+
+@pytest.mark.parametrize("size", [100, BLOCK_bytes + 100])
+def test_a_file_that_changed_after_the_engine_is_not_stored(
+    s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    for name, value in s3.environ.items():
+        monkeypatch.setenv(name, value)
+    bucket = Bucket(f"s3://{BUCKET}/{tmp_path.parent.name}/{size}", allow_http=True)
+    upload = Upload(bucket, "job_a/1", patience_seconds=0, wait=lambda seconds: None)
+    (tmp_path / "model").write_bytes(b"x" * size)
+    with pytest.raises(BadArtifact, match="not what the engine wrote"):
+        upload.run(tmp_path, [ArtifactFile("model", size, "0" * 64)])
+    assert bucket.size_bytes("job_a/1/model") is None
+    upload.run(tmp_path, [ArtifactFile("model", size, hashlib.sha256(b"x" * size).hexdigest())])
+    assert bucket.size_bytes("job_a/1/model") == size
+
+
+def test_a_file_that_changed_in_the_store_is_not_published(service: Service, s3: S3, hub: HubPeer) -> None:
+    _use(service, s3)
+    service.environ |= {"HF_ENDPOINT": hub.url}
+    service.add_token(hub.environment["HF_TOKEN"])
+    hub.put("me/kept", {"config.json": "{}"}, private=True)
+    before = hub.api().model_info("me/kept").sha
+    service.start_relay()
+    service.start_worker(queues="gpu")
+    job_id = service.submit(publish={"repo_id": "me/kept"})
+    service.await_status(job_id, "succeeded")
+    obstore.put(s3.client(PREFIX), f"{job_id}/1/sub/a.txt", b"b")
+    service.start_worker("publisher", queues="cpu")
+    until(lambda: service.job(job_id).publish_status == "failed", "the push to fail")
+    failure = service.job(job_id).publish_failure
+    assert failure is not None
+    assert failure["code"] == "artifact_bad"
+    assert "sub/a.txt has another SHA-256" in failure["message"]
+    assert hub.api().model_info("me/kept").sha == before
     assert _staged(service) == []
