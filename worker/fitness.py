@@ -39,12 +39,18 @@ class Fitness:
 
     def orphan(self) -> str | None:
         """Which GPU an engine holds that is none of ours, to be asked while we run none."""
-        held = next((lock.stem for lock in self._locks if gpus.is_held(lock)), None)
+        try:
+            held = next((lock.stem for lock in self._locks if gpus.is_held(lock)), None)
+        except OSError as error:
+            return f"LATHE_GPU_LOCK_DIR cannot be used: {error}"
         return held and f"another engine holds {held}"
 
     def _disk(self) -> str | None:
-        self._settings.data_dir.mkdir(parents=True, exist_ok=True)
-        free, least = shutil.disk_usage(self._settings.data_dir).free, self._settings.min_free_bytes
+        try:
+            self._settings.data_dir.mkdir(parents=True, exist_ok=True)
+            free, least = shutil.disk_usage(self._settings.data_dir).free, self._settings.min_free_bytes
+        except OSError as error:
+            return f"LATHE_DATA_DIR cannot be used: {error}"
         return f"{free} bytes free below LATHE_DATA_DIR, at least {least} are wanted" if free < least else None
 
     def _gpus(self) -> str | None:

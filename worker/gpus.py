@@ -1,5 +1,6 @@
 """The GPUs that this process may use, as the driver names and judges them: the worker itself never loads torch."""
 
+import contextlib
 import fcntl
 import os
 import re
@@ -7,6 +8,7 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 
 _ASK = (
     "nvidia-smi",
@@ -39,20 +41,30 @@ def visible() -> tuple[Gpu, ...]:
     if chosen == "":
         return ()
     try:
-        said = subprocess.run(
-            [*_ASK, *([] if chosen is None else [f"--id={chosen}"])],
-            capture_output=True,
-            text=True,
-            timeout=ANSWER_seconds,
-            check=False,
-        )
+        said = _answer([*_ASK, *([] if chosen is None else [f"--id={chosen}"])])
     except FileNotFoundError:
         return ()
-    except (OSError, subprocess.SubprocessError) as error:
-        raise GpusUnknown(f"nvidia-smi does not answer: {type(error).__name__}") from error
-    if said.returncode != 0:
-        raise GpusUnknown(f"nvidia-smi: {(said.stdout + said.stderr).strip()[-200:]}")
-    return tuple(_gpu(line) for line in said.stdout.splitlines() if line.count(",") >= 3)
+    except OSError as error:
+        raise GpusUnknown(f"nvidia-smi cannot be started: {error.strerror}") from error
+    return tuple(_gpu(line) for line in said.splitlines() if line.count(",") >= 3)
+
+
+def _answer(command: Sequence[str]) -> str:
+    """What a program prints. One that hangs in a broken driver cannot be killed, so it is not waited for."""
+    with TemporaryFile() as said:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT)
+        try:
+            status = process.wait(ANSWER_seconds)
+        except subprocess.TimeoutExpired as error:
+            process.kill()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(1)
+            raise GpusUnknown(f"nvidia-smi has not answered for {ANSWER_seconds} s") from error
+        said.seek(0)
+        text = said.read().decode(errors="replace")
+    if status != 0:
+        raise GpusUnknown(f"nvidia-smi: {text.strip()[-200:]}")
+    return text
 
 
 def _gpu(line: str) -> Gpu:

@@ -16,7 +16,7 @@ ALIVE_seconds = 60
 """A worker that was not heard of for so long is not counted on."""
 
 
-_ALIVE = (Worker.seen_at > in_seconds(-ALIVE_seconds), Worker.draining.is_(False))
+_ALIVE = (Worker.seen_at > in_seconds(-ALIVE_seconds), Worker.draining.is_(False), Worker.unfit.is_(None))
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,10 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import IO
 
 import pytest
 import yaml
@@ -17,6 +18,7 @@ from worker_service import is_running, until
 
 from worker import leash
 from worker.confinement import Confinement
+from worker.watchdog import last_frames
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
 
@@ -26,11 +28,16 @@ def _tied(command: list[str], confinement: Confinement | None = None, parent: in
     return [sys.executable, "-I", "-S", leash.__file__, str(parent or os.getpid()), terms, *command]
 
 
-def _worker(engine: list[str]) -> "subprocess.Popen[bytes]":
+@contextmanager
+def _worker(engine: list[str], log: IO[bytes] | None = None) -> Iterator["subprocess.Popen[bytes]"]:
     """A process that starts an engine as a worker does, and waits."""
     tied = repr(_tied(engine)).replace(repr(str(os.getpid())), "str(os.getpid())")
     script = f"import os, subprocess, time; subprocess.Popen({tied}); time.sleep(600)"
-    return subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.DEVNULL)
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.DEVNULL, stderr=log) as worker:
+        try:
+            yield worker
+        finally:
+            worker.kill()
 
 
 def _below(pid: int) -> list[int]:
@@ -41,6 +48,12 @@ def _below(pid: int) -> list[int]:
             with suppress(OSError):
                 found += map(int, children.read_text().split())
     return found[1:]
+
+
+def _catches(pid: int, number: signal.Signals) -> bool:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    caught = next(int(line.split()[1], 16) for line in lines if line.startswith("SigCgt:"))
+    return bool(caught >> (number - 1) & 1)
 
 
 def _words(pid: int) -> list[str]:
@@ -61,14 +74,13 @@ def conducted(tmp_path: Path, stdlib_model: Path) -> Iterator[dict[str, int]]:
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(document))
     folders = ["--work", str(tmp_path / "work"), "--out", str(tmp_path / "out")]
     engine = [sys.executable, "-m", "optcore", "run", str(tmp_path / "recipe.yaml"), *folders]
-    with _worker(engine) as worker:
+    with (tmp_path / "stderr").open("wb") as log, _worker(engine, log) as worker:
         stage = until(
             lambda: next((pid for pid in _below(worker.pid) if "stage" in _words(pid)), 0), "a stage of the engine"
         )
         os.kill(stage, signal.SIGSTOP)
         tied, conductor = _below(worker.pid)[:2]
         yield {"worker": worker.pid, "leash": tied, "conductor": conductor, "stage": stage}
-        worker.kill()
 
 
 @pytest.mark.parametrize("victim", ["worker", "leash", "conductor"])
@@ -76,6 +88,20 @@ def test_a_stage_dies_with_each_of_its_ancestors(conducted: dict[str, int], vict
     os.kill(conducted[victim], signal.SIGKILL)
     until(lambda: not is_running(conducted["stage"]), f"the stage to die with the {victim}")
     until(lambda: not is_running(conducted["conductor"]), "the conductor to die too")
+
+
+def test_conductor_and_stage_say_where_they_are(conducted: dict[str, int], tmp_path: Path) -> None:
+    """What a supervisor asks of an engine that hangs."""
+    pids = (conducted["conductor"], conducted["stage"])
+    os.kill(conducted["stage"], signal.SIGCONT)
+    until(lambda: all(_catches(pid, signal.SIGUSR1) for pid in pids), "both to be ready for the question")
+    for pid in pids:
+        os.kill(pid, signal.SIGUSR1)
+    log = tmp_path / "stderr"
+    until(lambda: log.read_text().count("Current thread") == 2, "their answers")
+    frames = last_frames(log.read_text().splitlines())
+    assert "in _relay" in frames
+    assert "optcore/__main__.py" in frames
 
 
 @pytest.mark.parametrize("end", ["the worker dies", "the worker hangs up", "the engine ends"])
@@ -91,7 +117,6 @@ def test_a_rank_in_a_session_of_its_own_does_not_survive(end: str, tmp_path: Pat
         elif end == "the worker dies":
             worker.kill()
         until(lambda: not is_running(pid), "the rank to die")
-        worker.kill()
 
 
 def test_an_orphan_does_not_start(tmp_path: Path) -> None:
