@@ -53,7 +53,7 @@ class Once:
         """The stored answer, else the one that `make` gives. Raises `IdempotencyMismatch` for another document."""
         if self.key is None:
             return make().response()
-        place = f"answer/{self.project_id}/{self.route}/{self.key}"
+        place = idempotency.place(self.project_id, self.route, self.key)
         stored = idempotency.begin(self.session, self.project_id, self.route, self.key, digest_of(document))
         if stored is not None:
             return Answer.model_validate_json(self.vault.open(stored, place)).response(replayed=True)

@@ -26,6 +26,9 @@ def _plain_url(value: Any) -> Any:
     return re.sub(r"^postgres(ql)?(\+\w+)?://", "postgresql://", value) if isinstance(value, str) else value
 
 
+_SecretKey = Annotated[SecretStr, Field(min_length=32)]
+
+
 class Settings(BaseSettings):
     """Environment variables with the prefix `LATHE_`."""
 
@@ -43,8 +46,10 @@ class Settings(BaseSettings):
     """`s3://bucket/prefix` of finished artifacts, with the usual AWS_* variables; else they are in `LATHE_DATA_DIR`."""
     artifact_store_allow_http: bool = False
     """Let AWS_ENDPOINT_URL be an `http://` address, where everybody on the way can read and change artifacts."""
-    secret_key: SecretStr = Field(min_length=32)
+    secret_key: _SecretKey
     """Seals stored Hub tokens and webhook secrets; losing it loses them."""
+    old_secret_keys: Annotated[tuple[_SecretKey, ...], NoDecode, BeforeValidator(_names)] = ()
+    """Keys, separated by commas, that still open what was sealed with them, until `python -m api.rotate` has run."""
     model_roots: Annotated[tuple[Path, ...], NoDecode, BeforeValidator(_folders)] = ()
     """Folders, separated like PATH, below which `model.path` and `calibration.path` may lie; empty refuses all."""
     allow_private_webhooks: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_names)] = ()
@@ -66,8 +71,8 @@ class Settings(BaseSettings):
 
     @property
     def vault(self) -> Vault:
-        """The vault of `secret_key`."""
-        return Vault(self.secret_key.get_secret_value())
+        """The vault of `secret_key`, which the old ones still open."""
+        return Vault(self.secret_key.get_secret_value(), (key.get_secret_value() for key in self.old_secret_keys))
 
     @property
     def artifacts_dir(self) -> Path:

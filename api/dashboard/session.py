@@ -26,7 +26,10 @@ class CrossSite(ServiceError):
 
 
 def cookie_name(settings: Settings) -> str:
-    """One for each service: a browser shares the cookies of a host among all of its ports."""
+    """One for each service: a browser shares the cookies of a host among all of its ports.
+
+    Made from the present key alone, so a change of the key ends all sessions: signing in again costs little.
+    """
     return "lathe_" + hmac.digest(_secret(settings), b"dashboard/cookie", hashlib.sha256).hex()[:8]
 
 

@@ -12,7 +12,7 @@ from api.vault import Vault
 
 def put(session: Session, vault: Vault, project_id: str, name: str, token: str) -> Credential:
     """Store or replace a token."""
-    sealed = vault.seal(token, _place(project_id, name))
+    sealed = vault.seal(token, place(project_id, name))
     statement = insert(Credential).values(project_id=project_id, name=name, sealed_token=sealed)
     changed = {"sealed_token": sealed, "updated_at": func.now()}
     upsert = statement.on_conflict_do_update(index_elements=["project_id", "name"], set_=changed)
@@ -22,7 +22,7 @@ def put(session: Session, vault: Vault, project_id: str, name: str, token: str) 
 def token(session: Session, vault: Vault, project_id: str, name: str) -> str | None:
     """The token itself, for the publisher and the downloader; None when there is none of that name."""
     row = session.get(Credential, (project_id, name), populate_existing=True)
-    return vault.open(row.sealed_token, _place(project_id, name)) if row else None
+    return vault.open(row.sealed_token, place(project_id, name)) if row else None
 
 
 def known(session: Session, project_id: str, name: str) -> bool:
@@ -42,5 +42,6 @@ def remove(session: Session, project_id: str, name: str) -> bool:
     return session.execute(statement.returning(Credential.name)).first() is not None
 
 
-def _place(project_id: str, name: str) -> str:
+def place(project_id: str, name: str) -> str:
+    """What a token is sealed for."""
     return f"credential/{project_id}/{name}"

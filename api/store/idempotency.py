@@ -32,5 +32,10 @@ def begin(session: Session, project_id: str, route: str, key: str, body_sha256: 
 
 def store(session: Session, project_id: str, route: str, key: str, sealed_answer: str) -> None:
     """Keep the answer under the key that `begin` reserved."""
-    place = (IdempotencyKey.project_id == project_id, IdempotencyKey.route == route, IdempotencyKey.key == key)
-    session.execute(update(IdempotencyKey).where(*place).values(sealed_answer=sealed_answer))
+    reserved = (IdempotencyKey.project_id == project_id, IdempotencyKey.route == route, IdempotencyKey.key == key)
+    session.execute(update(IdempotencyKey).where(*reserved).values(sealed_answer=sealed_answer))
+
+
+def place(project_id: str, route: str, key: str) -> str:
+    """What an answer is sealed for."""
+    return f"answer/{project_id}/{route}/{key}"
