@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The one entry for people: `python3 dev.py demo`, `test`, `check`, `up`, `proofs`, `chaos`, `bench`, `docs`.
+"""The one entry for people: `python3 dev.py demo`, `test`, `check`, `up`, `proofs`, `chaos`, `bench`, `docs`, `audit`.
 
 Needs Python 3.11 or newer and nothing else: no pip, no venv, no make. Each target first makes what it needs in `.venv`:
 
@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent
 VENV = ROOT / ".venv"
@@ -102,9 +103,47 @@ def docs(arguments: list[str]) -> int:
     return become(PYTHON, "-m", "docs.generate", *arguments)
 
 
+def audit(arguments: list[str]) -> int:
+    """Ask osv.dev for known vulnerabilities of what is installed: 1 when there are, 3 when it could not be asked."""
+    prepare("full")
+    packages = WORK / "installed.txt"
+    packages.parent.mkdir(parents=True, exist_ok=True)
+    packages.write_text(
+        without_builds(output_of([PYTHON, "-m", "pip", "list", "--format=freeze", "--exclude-editable"]))
+    )
+    service = ["--vulnerability-service", "osv", "--format", "json", "--progress-spinner", "off"]
+    command = [VENV / "bin" / "pip-audit", *service, "--no-deps", "--disable-pip", "-r", packages, *arguments]
+    asked = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
+    try:
+        answers = json.loads(asked.stdout)["dependencies"]
+    except ValueError:
+        reason = asked.stderr.strip().rpartition("\n")[2]
+        say(f"NOT AUDITED. Is api.osv.dev within reach? pip-audit says: {reason}")
+        return 3
+    return tell_audit(answers)
+
+
+def without_builds(packages: str) -> str:
+    """`torch==2.11.0+cpu` as `torch==2.11.0`: advisories know no builds."""
+    return "".join(line.partition("+")[0] + "\n" for line in packages.splitlines())
+
+
+def tell_audit(answers: list[dict[str, Any]]) -> int:
+    """Print what is known of each package; the exit status."""
+    skipped = [each for each in answers if "skip_reason" in each]
+    found = [(each, known) for each in answers for known in each.get("vulns", [])]
+    for each in skipped:
+        print(f"{each['name']}: NOT AUDITED: {each['skip_reason']}")
+    for each, known in found:
+        names = " ".join([known["id"], *known["aliases"]])
+        print(f"{each['name']} {each['version']}: {names}: fixed in {', '.join(known['fix_versions']) or 'no version'}")
+    say(f"{len(answers) - len(skipped)} packages audited, {len(skipped)} not, {len(found)} known vulnerabilities")
+    return 1 if found else 3 if skipped else 0
+
+
 TARGETS = {
     target.__name__.replace("_", "-"): target
-    for target in (demo, test, check, up, proofs, proofs_ptq, chaos, bench, bench_ptq, docs)
+    for target in (demo, test, check, up, proofs, proofs_ptq, chaos, bench, bench_ptq, docs, audit)
 }
 
 

@@ -14,13 +14,18 @@ from api.errors import ServiceError
 
 SAFE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), display-capture=(), geolocation=(), microphone=(), payment=(), usb=()",
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
     "Cache-Control": "no-store",
 }
 """Set where a route does not set its own."""
+
+_ONLY_TLS = f"max-age={365 * 24 * 3600}"
+"""What came over TLS asks for no more than its own host: subdomains and preloading are the owner's of the domain."""
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{8,64}")
 _log = structlog.get_logger("lathe.request")
@@ -36,7 +41,7 @@ class Around:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         scope["request_id"] = _request_id(Headers(scope=scope))
-        answer = _Answer(send, scope["request_id"])
+        answer = _Answer(send, scope["request_id"], over_tls=scope["scheme"] == "https")
         began = time.perf_counter()
         with structlog.contextvars.bound_contextvars(request_id=scope["request_id"]):
             try:
@@ -52,9 +57,10 @@ class Around:
 class _Answer:
     """The response on its way out."""
 
-    def __init__(self, send: Send, request_id: str) -> None:
+    def __init__(self, send: Send, request_id: str, *, over_tls: bool) -> None:
         self.status = 0
         self._send = send
+        self._headers = SAFE_HEADERS | ({"Strict-Transport-Security": _ONLY_TLS} if over_tls else {})
         self._request_id = request_id
 
     async def send(self, message: Message) -> None:
@@ -62,7 +68,7 @@ class _Answer:
             self.status = message["status"]
             headers = MutableHeaders(scope=message)
             headers["X-Request-Id"] = self._request_id
-            for name, value in SAFE_HEADERS.items():
+            for name, value in self._headers.items():
                 headers.setdefault(name, value)
         await self._send(message)
 
