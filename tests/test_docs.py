@@ -101,6 +101,17 @@ def anchors(page: Path) -> set[str]:
     return {anchor(heading) for heading in re.findall(r"^#+ (.+)$", text, re.M)}
 
 
+def test_every_defence_names_code_and_a_test_that_are_there() -> None:
+    text = (ROOT / "docs" / "threat-model.md").read_text(encoding="utf-8")
+    shown = re.findall(r"`([\w/]+\.py)::(\w+)`", text)
+    assert len(shown) > 40
+    for path, name in shown:
+        assert f"def {name}(" in (ROOT / "tests" / path).read_text(encoding="utf-8"), f"{path} has no {name}"
+    code = set(re.findall(r"`((?:api|worker|optcore|lathe)/[\w/]*(?:\.py)?|dev\.py)`", text))
+    assert len(code) > 40
+    assert sorted(path for path in code if not (ROOT / path).exists()) == []
+
+
 def test_every_page_is_reachable_from_the_readme() -> None:
     seen, waiting = set(), [ROOT / "README.md"]
     while waiting:
