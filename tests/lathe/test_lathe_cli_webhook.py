@@ -8,7 +8,7 @@ import pytest
 from scripted_server import Script, page, scripted, status
 from typer.testing import CliRunner
 
-from lathe.cli import app
+from lathe.cli import app, output
 
 PLACE = "/v1/webhook_endpoints/whe_1"
 ENDPOINT: dict[str, Any] = {
@@ -45,11 +45,12 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Script]:
     with scripted() as script:
         monkeypatch.setenv("LATHE_URL", script.url)
         monkeypatch.setenv("LATHE_API_KEY", "lk_x")
+        monkeypatch.setattr(output.console, "_width", 200)  # made once, with the width of whoever imported it first
         yield script
 
 
 def webhook(*words: str) -> Any:
-    done = CliRunner().invoke(app, ["webhook", *words], env={"COLUMNS": "200"})
+    done = CliRunner().invoke(app, ["webhook", *words])
     assert done.exit_code == 0, done.output
     return done
 

@@ -191,10 +191,13 @@ def test_every_address_of_the_service_has_a_method(client: lathe.Client, stack: 
     document = httpx.get(f"{stack.url}/openapi.json").json()
     served = {operation["operationId"] for path in document["paths"].values() for operation in path.values()}
     ours = {
-        "create_job", "get_job", "list_jobs", "cancel_job", "list_job_events", "list_artifacts", "download_artifact",
+        "create_job", "get_job", "list_jobs", "cancel_job", "pause_job", "resume_job", "retry_job", "publish_job",
+        "delete_job", "list_job_events", "list_job_logs", "get_job_metrics", "list_artifacts", "download_artifact",
         "get_report", "get_job_recipe", "list_techniques", "list_formats", "create_webhook_endpoint",
-        "list_webhook_endpoints", "delete_webhook_endpoint", "put_credential", "list_credentials", "delete_credential",
-        "readyz",
+        "get_webhook_endpoint", "list_webhook_endpoints", "update_webhook_endpoint", "delete_webhook_endpoint",
+        "rotate_webhook_secret", "send_test_webhook", "list_webhook_deliveries", "replay_webhook_messages",
+        "get_webhook_message", "redeliver_webhook_message", "put_credential", "list_credentials", "delete_credential",
+        "create_key", "list_keys", "revoke_key", "get_project", "list_audit_entries", "readyz",
     }  # fmt: skip
     not_for_clients = {"healthz", "get_problem"}
     assert served - not_for_clients <= ours, "the service can do something that the SDK cannot"

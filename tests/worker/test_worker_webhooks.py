@@ -20,12 +20,13 @@ from optcore.errors import Failure
 from optcore.events import RunPlanned, StageFinished
 from worker.capacity import capacity
 from worker.context import Context
+from worker.fitness import Fitness
 from worker.reconciler import Reconciler
 from worker.settings import WorkerSettings
 from worker.webhooks import deliver
 
 pytestmark = pytest.mark.integration
-CAPACITY: Capacity = capacity()
+CAPACITY: Capacity = capacity(())
 
 
 @pytest.fixture
@@ -41,7 +42,7 @@ def _context(service: Service, allow: str, **more: Any) -> Context:
         allow_private_webhooks=allow,
         **{"webhook_timeout_seconds": 5, **more},
     )
-    return Context(settings, service.sessions, "worker", CAPACITY)
+    return Context(settings, service.sessions, "worker", CAPACITY, (), Fitness(settings, ()))
 
 
 def _message(service: Service) -> str:
