@@ -37,6 +37,9 @@ PERIODS = {
     "WATCHDOG_SECONDS": 2,
     "CANCEL_GRACE_SECONDS": 1,
     "DRAIN_GRACE_SECONDS": 2,
+    "STALL_SECONDS": '{"starting": 30, "loading": 9}',
+    "STACK_DUMP_SECONDS": 0.5,
+    "MIN_FREE_BYTES": 0,
 }
 WORKERS = ("worker-1", "worker-2", "worker-3")
 RELAYS = ("relay-1", "relay-2")
@@ -50,7 +53,13 @@ class Cluster:
     engine: Sequence[str]
     settings: Mapping[str, object] = field(default_factory=dict)
 
+    @property
+    def traps(self) -> Path:
+        """Where a file makes one fake engine misbehave."""
+        return self.folder / "traps"
+
     def __enter__(self) -> Self:
+        self.traps.mkdir()
         self._stack = ExitStack()
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self.postgres = Postgres(self.folder / "postgres")

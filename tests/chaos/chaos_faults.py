@@ -151,6 +151,24 @@ def commit_and_never_send(cluster: Cluster, dice: random.Random) -> None:
         cluster.start(name)
 
 
+def hang_an_engine(cluster: Cluster, dice: random.Random) -> None:
+    """A child that hangs, seen by the watchdog alone"""
+    _set_a_trap(cluster, "hang")
+
+
+def fill_the_disk(cluster: Cluster, dice: random.Random) -> None:
+    """A disk that is full in the middle of a stage"""
+    _set_a_trap(cluster, "full")
+
+
+def _set_a_trap(cluster: Cluster, name: str) -> None:
+    trap = cluster.traps / name
+    trap.touch()
+    deadline = time.monotonic() + 10
+    while trap.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+
 FAULTS: Mapping[str, Fault] = {
     (fault.__doc__ or fault.__name__): fault
     for fault in (
@@ -172,5 +190,7 @@ FAULTS: Mapping[str, Fault] = {
         cut_an_answer,
         two_leaders,
         commit_and_never_send,
+        hang_an_engine,
+        fill_the_disk,
     )
 }

@@ -59,7 +59,7 @@ def test_no_job_is_lost_and_none_has_two_results(folder: Path, seed: int) -> Non
     print(f"seed {seed}")
 
     def document(number: int) -> dict[str, Any]:
-        return _recipe(number, metadata={"sleep": f"{dice.uniform(0.5, 5):.2f}"})
+        return _recipe(number, metadata={"sleep": f"{dice.uniform(0.5, 5):.2f}", "traps": str(folder / "traps")})
 
     with Cluster(folder, FAKE) as cluster:
         run = Run(cluster, dice, JOBS, FAULTS, document)

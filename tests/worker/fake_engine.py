@@ -82,6 +82,8 @@ def misbehave(stage: str, wishes: dict) -> None:
         Path(wishes["grandchild"]).write_text(str(child.pid))
     if "sleep" in wishes:
         time.sleep(float(wishes["sleep"]))
+    if "traps" in wishes:
+        spring(Path(wishes["traps"]), stage)
     if "eat" in wishes:
         bytearray(int(wishes["eat"]))
     if "hang" in wishes:
@@ -97,6 +99,27 @@ def misbehave(stage: str, wishes: dict) -> None:
         failure = {"kind": "user_error", "code": "data_unusable", "message": wishes["fail"] + "\0", "stage": stage}
         say("run_failed", failure=failure)
         sys.exit(1)
+
+
+def spring(traps: Path, stage: str) -> None:
+    """Misbehave as a file there says, which is taken away: one engine falls into each trap."""
+    if taken(traps / "hang"):
+        hang_in_a_collective()
+    if taken(traps / "full"):
+        try:
+            Path("/dev/full").write_bytes(b"x")
+        except OSError as error:
+            failure = {"kind": "infrastructure", "code": "out_of_disk", "message": str(error), "stage": stage}
+            say("run_failed", failure=failure | {"retryable": True})
+            sys.exit(1)
+
+
+def taken(path: Path) -> bool:
+    try:
+        path.unlink()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def hang_in_a_collective() -> None:
