@@ -84,11 +84,11 @@ class Service:
         return dict(os.environ) | ours | {"HF_TOKEN": "hf_operator"} | self.environ
 
     def start_relay(self, name: str = "relay") -> None:
-        self._start(name, ["-m", "worker.relay"])
+        self.start(name, ["-m", "worker.relay"])
 
     def start_worker(self, name: str = "worker", *, queues: str = "gpu,cpu", ready: bool = True) -> None:
         words = f"-m celery -A worker.app worker -Q {queues} -c 1 -n {name}-{secrets.token_hex(4)}"
-        self._start(name, [*words.split(), "--without-gossip", "--without-mingle", "--without-heartbeat"])
+        self.start(name, [*words.split(), "--without-gossip", "--without-mingle", "--without-heartbeat"])
         if ready:
             until(lambda: self._is_ready(name), f"{name} to be ready")
 
@@ -96,7 +96,7 @@ class Service:
         assert self.processes[name].poll() is None, self.log(name)
         return "worker ready" in self.log(name)
 
-    def _start(self, name: str, words: list[str]) -> None:
+    def start(self, name: str, words: list[str]) -> None:
         with (self.folder / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
                 [*self.launcher, sys.executable, *words],
