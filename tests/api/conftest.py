@@ -9,9 +9,10 @@ from fastapi.testclient import TestClient
 from sqlalchemy import func, text, update
 
 from api import lifecycle
+from api.lifecycle import ArtifactFile
 from api.main import create_app
 from api.settings import Settings
-from api.store import keys
+from api.store import credentials, keys, webhooks
 from api.store.models import Job
 from api.store.session import Sessions, make_engine, make_sessions
 from optcore.recipe import Recipe, recipe_from
@@ -104,3 +105,24 @@ def let_lease_end(sessions: Sessions) -> Callable[[str], None]:
             session.execute(update(Job).where(Job.id == job_id).values(lease_until=past))
 
     return end
+
+
+@pytest.fixture
+def belongings(sessions: Sessions, settings: Settings, recipe: Recipe) -> dict[str, str]:
+    """One of everything, of `acme`: the values of path parameters."""
+    with sessions.begin() as session:
+        job_id = lifecycle.submit(session, "acme", recipe).id
+        claim = lifecycle.claim(session, job_id, "w")
+        assert claim is not None
+        lifecycle.record_log(session, claim, "secret log\n")
+        lifecycle.finish(session, claim, "digest", [ArtifactFile("report.json", 2, "0" * 64)])
+        endpoint, _ = webhooks.create_endpoint(session, settings.vault, "acme", "https://a.example/", ["job.failed"])
+        credentials.put(session, settings.vault, "acme", "hub-main", "hf_secret")
+        key, _ = keys.create(session, "acme", name="ours")
+    return {
+        "job_id": job_id,
+        "path": "report.json",
+        "endpoint_id": endpoint.id,
+        "name": "hub-main",
+        "key_id": key.id,
+    }

@@ -19,13 +19,6 @@ from schemathesis.checks import (
     status_code_conformance,
 )
 
-from api import lifecycle
-from api.lifecycle import ArtifactFile
-from api.settings import Settings
-from api.store import credentials, webhooks
-from api.store.session import Sessions
-from optcore.recipe import Recipe
-
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 CHECKS = [
     not_a_server_error,
@@ -39,31 +32,17 @@ EXAMPLES = 20
 """Of each kind, for each operation."""
 
 
-@pytest.fixture
-def things(sessions: Sessions, settings: Settings, recipe: Recipe) -> dict[str, str]:
-    """Path parameters that lead somewhere: a request that is always answered 404 shows little."""
-    with sessions.begin() as session:
-        job_id = lifecycle.submit(session, "acme", recipe).id
-        claim = lifecycle.claim(session, job_id, "w")
-        assert claim is not None
-        lifecycle.record_log(session, claim, "line\n")
-        lifecycle.finish(session, claim, "digest", [ArtifactFile("report.json", 2, "0" * 64)])
-        endpoint, _ = webhooks.create_endpoint(session, settings.vault, "acme", "https://a.example/", ["job.failed"])
-        credentials.put(session, settings.vault, "acme", "hub-main", "hf_secret")
-    return {"job_id": job_id, "path": "report.json", "endpoint_id": endpoint.id, "name": "hub-main"}
-
-
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE], ids=["valid", "broken"])
 def test_no_request_is_a_crash_and_every_answer_fits(
-    client: TestClient, things: dict[str, str], mode: GenerationMode
+    client: TestClient, belongings: dict[str, str], mode: GenerationMode
 ) -> None:
     schema = schemathesis.openapi.from_asgi("/openapi.json", client.app)
-    tried = [_try(result.ok(), mode, client, things) for result in schema.get_all_operations()]
+    tried = [_try(result.ok(), mode, client, belongings) for result in schema.get_all_operations()]
     assert len(tried) >= 35
     assert sum(tried) > 10 * len(tried)
 
 
-def _try(operation: Any, mode: GenerationMode, client: TestClient, things: dict[str, str]) -> int:
+def _try(operation: Any, mode: GenerationMode, client: TestClient, belongings: dict[str, str]) -> int:
     """Call one operation often; how often."""
     calls = 0
 
@@ -80,7 +59,7 @@ def _try(operation: Any, mode: GenerationMode, client: TestClient, things: dict[
         nonlocal calls
         calls += 1
         if at_something and case.path_parameters:
-            case.path_parameters = {name: things.get(name, value) for name, value in case.path_parameters.items()}
+            case.path_parameters = {name: belongings.get(name, value) for name, value in case.path_parameters.items()}
         headers = {"Authorization": client.headers["Authorization"]}
         case.call_and_validate(headers=headers, checks=CHECKS)
 

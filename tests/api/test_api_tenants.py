@@ -12,11 +12,10 @@ from api import projects as projects_command
 from api.keys import main as keys_command
 from api.lifecycle import ArtifactFile
 from api.settings import Settings
-from api.store import credentials, keys, projects, webhooks
+from api.store import credentials, keys, projects
 from api.store.models import ApiKey
 from api.store.session import Sessions
 from lathe.models import SCOPES
-from optcore.recipe import Recipe
 
 pytestmark = pytest.mark.integration
 
@@ -27,27 +26,6 @@ BODIES: dict[str, Any] = {
     "replay_webhook_messages": {"since": "2026-01-01T00:00:00Z"},
     "create_key": {"scopes": ["jobs:read"]},
 }
-
-
-@pytest.fixture
-def belongings(sessions: Sessions, settings: Settings, recipe: Recipe) -> dict[str, str]:
-    """One of everything, of `acme`: the values of path parameters."""
-    with sessions.begin() as session:
-        job_id = lifecycle.submit(session, "acme", recipe).id
-        claim = lifecycle.claim(session, job_id, "w")
-        assert claim is not None
-        lifecycle.record_log(session, claim, "secret log\n")
-        lifecycle.finish(session, claim, "digest", [ArtifactFile("report.json", 2, "0" * 64)])
-        endpoint, _ = webhooks.create_endpoint(session, settings.vault, "acme", "https://a.example/", ["job.failed"])
-        credentials.put(session, settings.vault, "acme", "hub-main", "hf_secret")
-        key, _ = keys.create(session, "acme", name="ours")
-    return {
-        "job_id": job_id,
-        "path": "report.json",
-        "endpoint_id": endpoint.id,
-        "name": "hub-main",
-        "key_id": key.id,
-    }
 
 
 def _operations(client: TestClient) -> list[tuple[str, str, dict[str, Any]]]:

@@ -28,6 +28,8 @@ class Run:
     """Makes the recipe of job number n."""
     jobs: dict[str, int] = field(default_factory=dict)
     """Number of each job by its id."""
+    restless: bool = True
+    """Whether the owner cancels, pauses and resumes."""
     cancelled: set[str] = field(default_factory=set)
     retried: int = 0
 
@@ -63,7 +65,7 @@ class Run:
         """Cancel, pause and resume now and then."""
         verb = self.dice.choices(("", "cancel", "pause", "resume"), (12, 1, 2, 4))[0]
         states = {"cancel": ("queued", "running"), "pause": ("queued", "running"), "resume": ("paused",)}
-        if not verb:
+        if not verb or not self.restless:
             return
         rows = self.cluster.rows("SELECT id FROM jobs WHERE status = ANY(%s) ORDER BY id", list(states[verb]))
         if rows:

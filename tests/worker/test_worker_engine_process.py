@@ -84,7 +84,7 @@ def test_the_environment_is_what_we_allow() -> None:
         "AWS_SECRET_ACCESS_KEY": "s3",
         "https_proxy": "http://user:pw@proxy:1",
     }
-    work = Path("/data/work/1")
+    work = Path("work") / "1"
     run = run_environment(work, host)
     assert {name: run[name] for name in ("PATH", "CUDA_VISIBLE_DEVICES", "HF_ENDPOINT")}
     assert not {"HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "LATHE_DATABASE_URL", "PGPASSWORD", "https_proxy"} & set(run)
