@@ -54,9 +54,12 @@ class PublishClaim:
 
 
 def begin_publishing(session: Session, job: Job) -> Job | None:
-    """Have a finished artifact pushed to `publish_to`; None where it is being pushed, or was."""
+    """Have a finished artifact pushed to `publish_to`; None where it is being pushed, or was.
+
+    A push that was given up fits no more, for it may have gone elsewhere.
+    """
     due = {"publish_wake_at": in_seconds(jobs.REANNOUNCE_seconds), "publish_failure": None, "publish_attempt": 0}
-    begun = move_publish(session, job.id, "pending", data={}, **due)
+    begun = move_publish(session, job.id, "pending", data={}, publish_worker_id=None, **due)
     if begun is not None:
         outbox.add(session, "publish", {"job_id": job.id})
     return begun
@@ -140,13 +143,14 @@ def publish_succeeded(session: Session, claim: PublishClaim, url: str, commit: s
 def publish_failed(session: Session, claim: PublishClaim, failure: Failure, *, retry_after_seconds: float = 0) -> None:
     """The push failed; one that may go better is tried again, five times, from 30 s on doubling. Raises `Fenced`.
 
-    The Hub may have asked for a longer wait, and gets it, up to an hour.
+    That ends the claim: what it says afterwards is refused. The Hub may have asked for a longer wait, and gets it, up
+    to an hour.
     """
     data = failure.model_dump(mode="json")
     again = failure.retryable and claim.attempt < MAX_PUBLISH_ATTEMPTS
     delay_seconds = max(30 * 2 ** (claim.attempt - 1), min(retry_after_seconds, RETRY_AFTER_LIMIT_seconds))
     wake_at = in_seconds(delay_seconds + jobs.REANNOUNCE_seconds) if again else None
-    values = {"publish_failure": data, "publish_wake_at": wake_at}
+    values = {"publish_failure": data, "publish_wake_at": wake_at, "publish_worker_id": None}
     job = move_publish(
         session, claim.job_id, "pending" if again else "failed", claim.fence, data={"failure": data}, **values
     )

@@ -34,11 +34,17 @@ def expire_leases(session: Session) -> int:
 
 
 def enforce_deadlines(session: Session) -> int:
-    """End jobs that waited too long, and those that their worker let run too long: how many."""
+    """End jobs that waited too long, and those that their worker let run too long: how many.
+
+    One that its owner wants cancelled is, whoever notices: its worker would end it so too (`out_of_time`).
+    """
     late = jobs.with_deadline_passed(session, grace_seconds=2 * LEASE_seconds)
     for job in late:
-        waited = job.status == "queued"
-        to_failed(session, job, failure=waited_too_long(job) if waited else ran_too_long(job), state="lost")
+        if job.status == "cancelling":
+            to_cancelled(session, job, state="lost")
+        else:
+            failure = waited_too_long(job) if job.status == "queued" else ran_too_long(job)
+            to_failed(session, job, failure=failure, state="lost")
     return len(late)
 
 
