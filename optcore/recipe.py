@@ -94,8 +94,9 @@ def root_causes(error: ValidationError) -> list[ErrorDetails]:
 
     A misspelt key is also a missing one, and a list with a bad item is also too short.
     """
-    found = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
-    return [e for e in found if not any(e is not o and o["loc"][: len(e["loc"])] == e["loc"] for o in found)]
+    found = sorted(error.errors(include_url=False), key=lambda e: e["type"] != "extra_forbidden")
+    outer = {e["loc"][:depth] for e in found for depth in range(len(e["loc"]))}
+    return [e for e in found if e["loc"] not in outer]
 
 
 def reason(detail: ErrorDetails) -> str:

@@ -25,6 +25,15 @@ def test_an_expression_that_overflows_is_a_mistake_in_the_recipe() -> None:
         recipe_from(document(ignore=["re:a{99999999999}"]))
 
 
+@pytest.mark.timeout(20)
+def test_a_recipe_that_is_wrong_everywhere_is_refused_in_time() -> None:
+    """Comparing each error with each other one took a minute."""
+    chain = [{"technique": f"x{number}"} for number in range(12_000)]
+    with pytest.raises(RecipeError, match=r"and 11999 more") as raised:
+        recipe_from({"model": {"path": "model"}, "chain": chain})
+    assert raised.value.field == "/chain/0"
+
+
 @pytest.mark.parametrize("place", ["ignore", "overrides"])
 def test_an_expression_that_would_take_years_is_stopped(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(match.time_limit.__wrapped__, "__defaults__", (0.3,))
