@@ -1,50 +1,81 @@
-"""What a readable recipe must also meet: its parts fit, its paths are allowed, its credential exists."""
+"""What a readable recipe must also meet: its parts fit, its paths are allowed, its credential exists, there is room."""
 
 import os
 from collections.abc import Iterable
 from pathlib import Path
 
 from sqlalchemy.orm import Session
+from starlette.concurrency import run_in_threadpool
 
+from api import lifecycle
+from api.audit import Trail
+from api.auth import Caller
 from api.errors import Invalid, QuotaExceeded
 from api.settings import Settings
+from api.state import State
 from api.store import credentials, projects
+from api.store.session import Sessions
 from optcore.errors import SourceNotFound
 from optcore.plan import check
 from optcore.recipe import Recipe
 
 
-def admit(session: Session, settings: Settings, project_id: str, recipe: Recipe) -> Recipe:
+def admit(settings: Settings, recipe: Recipe) -> Recipe:
     """The recipe with local paths made absolute, symbolic links resolved. Raises `Invalid` or `OptError`."""
     check(recipe)
-    within_limits(session, project_id)
-    if recipe.publish:
-        known_credential(session, project_id, recipe.publish.credential, "/publish/credential")
     model, calibration = recipe.model, recipe.calibration
     if model.path is not None:
         model = model.model_copy(update={"path": _local(settings, model.path, "/model/path")})
     if calibration.path is not None:
         calibration = calibration.model_copy(update={"path": _local(settings, calibration.path, "/calibration/path")})
+    if model is recipe.model and calibration is recipe.calibration:
+        return recipe
     return recipe.model_copy(update={"model": model, "calibration": calibration})
+
+
+async def submit(state: State, caller: Caller, trail: Trail, recipe: Recipe, key: str | None) -> lifecycle.Submitted:
+    """Queue the job of an admitted recipe, once for each idempotency key: with one statement, where that can be all.
+
+    Raises what `submit_checked` does.
+    """
+    origin = lifecycle.Origin(caller.key_id, trail.request_id, trail.address, key)
+    done = await lifecycle.submit_alone(state.statements, caller.project_id, recipe, origin)
+    if done is None:
+        done = await run_in_threadpool(submit_checked, state.sessions, caller.project_id, recipe, origin)
+    return done
+
+
+def submit_checked(
+    sessions: Sessions, project_id: str, recipe: Recipe, origin: lifecycle.Origin
+) -> lifecycle.Submitted:
+    """The same in a transaction: what remains to be checked is looked up by the insertion, and a refusal undoes it.
+
+    A repeat of what was accepted is never refused. Raises `IdempotencyMismatch`, `Conflict`, `QuotaExceeded` and
+    `Invalid`.
+    """
+    with sessions.begin() as session:
+        submitted = lifecycle.submit(session, project_id, recipe, origin)
+        if submitted.inserted and submitted.inserted.has_quota:
+            _within_limits(session, project_id)
+        if submitted.inserted and submitted.inserted.lacks_credential and recipe.publish:
+            raise _unknown(recipe.publish.credential, "/publish/credential")
+    return submitted
 
 
 def known_credential(session: Session, project_id: str, name: str, field: str) -> None:
     """Raises `Invalid` when the project stored no Hub token under that name."""
     if not credentials.known(session, project_id, name):
-        remedy = f"store a Hub token with PUT /v1/credentials/{name}"
-        raise _refused("credential_unknown", f"you have no credential {name!r}", remedy, field)
+        raise _unknown(name, field)
 
 
-def within_limits(session: Session, project_id: str) -> None:
-    """Raises `QuotaExceeded` when the project has no room for another job.
+def _within_limits(session: Session, project_id: str) -> None:
+    """Raises `QuotaExceeded` when the project had no room for the job that was just inserted.
 
     Its row stays locked until the commit, so that two requests cannot share the last place.
     """
-    if not projects.has_quota(session, project_id):
-        return
     limits, used = projects.hold(session, project_id), projects.usage(session, project_id)
     for what, limit, value, remedy in (
-        ("unfinished jobs", limits.max_unfinished, used.unfinished, "wait for one to end, or cancel one"),
+        ("unfinished jobs", limits.max_unfinished, used.unfinished - 1, "wait for one to end, or cancel one"),
         ("bytes of artifacts", limits.max_storage_bytes, used.storage_bytes, "delete jobs that are over"),
         ("GPU seconds in 30 days", limits.max_gpu_seconds, round(used.gpu_seconds), "wait, or ask the operator"),
     ):
@@ -73,6 +104,11 @@ def _local(settings: Settings, path: str, field: str) -> str:
 def _meanings(path: str, roots: Iterable[Path]) -> list[Path]:
     """What a path can mean: relative ones are tried below each root, then below the folder that we run in."""
     return [Path(os.path.realpath(base / path)) for base in (*roots, Path.cwd())]
+
+
+def _unknown(credential: str, field: str) -> Invalid:
+    remedy = f"store a Hub token with PUT /v1/credentials/{credential}"
+    return _refused("credential_unknown", f"you have no credential {credential!r}", remedy, field)
 
 
 def _refused(code: str, message: str, remedy: str, field: str) -> Invalid:

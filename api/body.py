@@ -8,16 +8,22 @@ from fastapi import Request
 from pydantic import BaseModel, ValidationError
 
 from api.errors import BadRequest, BodyTooLarge, Invalid, UnsupportedMediaType
+from api.state import state_of
 
 M = TypeVar("M", bound=BaseModel)
 
 
 async def json_body(request: Request) -> Any:
     """The body as plain values. Raises the error that says why not."""
+    return parsed(await json_text(request))
+
+
+async def json_text(request: Request) -> bytes:
+    """The body, which says that it is JSON. Raises the error that says why not."""
     kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     if kind != "application/json" and not kind.endswith("+json"):
         raise UnsupportedMediaType(f"the body is {kind[:64]}", remedy="send JSON, as application/json")
-    return _parse(await read_body(request, request.app.state.settings.max_body_bytes))
+    return await read_body(request, state_of(request).settings.max_body_bytes)
 
 
 def body_of(model: type[M]) -> Callable[[Request], Coroutine[Any, Any, M]]:
@@ -50,12 +56,14 @@ async def read_body(request: Request, limit_bytes: int) -> bytes:
     return bytes(body)
 
 
-def _parse(body: bytes) -> Any:
+def parsed(body: bytes) -> Any:
+    """JSON as plain values. Raises `BadRequest`."""
     try:
         document = json.loads(body)
     except (ValueError, RecursionError) as error:
         raise BadRequest(f"the body is no JSON: {error}"[:200], remedy="check quotes, commas and brackets") from error
-    if not storable(document):
+    plain = body.isascii() and b"\\u" not in body and b"\0" not in body  # UTF-16 has those
+    if not plain and not storable(document):
         raise BadRequest("the body has a NUL character or half a surrogate pair in a text", remedy="remove it")
     return document
 

@@ -3,96 +3,117 @@
 Those that wait for nothing are coroutines: for a plain function the framework would ask a thread each time.
 """
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from typing import Annotated, cast
 
 from fastapi import Depends, Header, Query, Request, Security
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer, SecurityScopes
+from fastapi.openapi.models import HTTPBearer as HTTPBearerModel
+from fastapi.security import SecurityScopes
+from fastapi.security.base import SecurityBase
 from sqlalchemy.orm import Session
+from starlette.concurrency import run_in_threadpool
 
-from api import auth
-from api.auth import Caller
+from api.auth import Caller, Keyring
+from api.errors import BadRequest
 from api.files import ArtifactStore
 from api.listener import Listener
-from api.rate_limit import RateLimit
 from api.settings import Settings
+from api.state import state_of
 from api.store.session import Sessions
 from lathe.models import Scope
-
-_bearer = HTTPBearer(auto_error=False, description="An API key, `lk_...`.")
 
 
 async def settings(request: Request) -> Settings:
     """The settings of this application."""
-    value: Settings = request.app.state.settings
-    return value
+    return state_of(request).settings
 
 
 async def sessions(request: Request) -> Sessions:
     """Makes sessions, for routes that must not hold one."""
-    value: Sessions = request.app.state.sessions
-    return value
+    return state_of(request).sessions
 
 
 async def listener(request: Request) -> Listener:
     """Tells when a job has news."""
-    value: Listener = request.app.state.listener
-    return value
+    return state_of(request).listener
 
 
 async def store(request: Request) -> ArtifactStore:
     """Where the files of finished jobs are."""
-    value: ArtifactStore = request.app.state.store
-    return value
+    return state_of(request).store
 
 
-def session(make: Annotated[Sessions, Depends(sessions)]) -> Iterator[Session]:
+async def keyring(request: Request) -> Keyring:
+    """Knows who calls."""
+    return state_of(request).keyring
+
+
+def session(request: Request) -> Iterator[Session]:
     """One transaction: committed when the route returns, before the answer is sent; rolled back when it raises."""
-    with make.begin() as opened:
+    with state_of(request).sessions.begin() as opened:
         yield opened
 
 
-async def rate_limit(request: Request) -> RateLimit:
-    """Counts the requests of each key."""
-    value: RateLimit = request.app.state.rate_limit
-    return value
+class ApiKeyBearer(SecurityBase):
+    """Who calls, with a key that has the scopes that the route names: one dependency, not a chain of three."""
+
+    def __init__(self) -> None:
+        self.scheme_name = "HTTPBearer"
+        self.model = HTTPBearerModel(description="An API key, `lk_...`.")
+
+    async def __call__(self, request: Request, security: SecurityScopes) -> Caller:
+        """Raises `Unauthorized`, `Forbidden` and `TooManyRequests`."""
+        return await self.caller(request, security.scopes)
+
+    async def caller(self, request: Request, scopes: Sequence[str]) -> Caller:
+        """The same for a route that asks itself."""
+        state = state_of(request)
+        scheme, _, key = request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer":
+            key = ""
+        known = state.keyring.remembered(key)
+        if known is None:
+            known = await run_in_threadpool(state.keyring.caller, key)
+        for scope in scopes:
+            known.require(cast("Scope", scope))
+        await state.rate_limit.count(known.key_id)
+        return known
 
 
-def caller(
-    make: Annotated[Sessions, Depends(sessions)],
-    credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
-    limit: Annotated[RateLimit, Depends(rate_limit)],
-    security: SecurityScopes,
-) -> Caller:
-    """Who calls, with a key that has the scopes that the route names.
-
-    Raises `Unauthorized`, `Forbidden` and `TooManyRequests`.
-    """
-    known = auth.caller_of(make, credentials.credentials if credentials else None)
-    for scope in security.scopes:
-        known.require(cast("Scope", scope))
-    limit.count(known.key_id)
-    return known
-
+bearer = ApiKeyBearer()
 
 SettingsDep = Annotated[Settings, Depends(settings)]
 SessionsDep = Annotated[Sessions, Depends(sessions)]
 SessionDep = Annotated[Session, Depends(session, scope="function")]
+KeyringDep = Annotated[Keyring, Depends(keyring)]
 StoreDep = Annotated[ArtifactStore, Depends(store)]
 ListenerDep = Annotated[Listener, Depends(listener)]
-JobReader = Annotated[Caller, Security(caller, scopes=["jobs:read"])]
-JobWriter = Annotated[Caller, Security(caller, scopes=["jobs:write"])]
-WebhookReader = Annotated[Caller, Security(caller, scopes=["webhooks:read"])]
-WebhookWriter = Annotated[Caller, Security(caller, scopes=["webhooks:write"])]
-CredentialReader = Annotated[Caller, Security(caller, scopes=["credentials:read"])]
-CredentialWriter = Annotated[Caller, Security(caller, scopes=["credentials:write"])]
-KeyReader = Annotated[Caller, Security(caller, scopes=["keys:read"])]
-KeyWriter = Annotated[Caller, Security(caller, scopes=["keys:write"])]
-AuditReader = Annotated[Caller, Security(caller, scopes=["audit:read"])]
-AnyCaller = Annotated[Caller, Security(caller)]
+JobReader = Annotated[Caller, Security(bearer, scopes=["jobs:read"])]
+JobWriter = Annotated[Caller, Security(bearer, scopes=["jobs:write"])]
+WebhookReader = Annotated[Caller, Security(bearer, scopes=["webhooks:read"])]
+WebhookWriter = Annotated[Caller, Security(bearer, scopes=["webhooks:write"])]
+CredentialReader = Annotated[Caller, Security(bearer, scopes=["credentials:read"])]
+CredentialWriter = Annotated[Caller, Security(bearer, scopes=["credentials:write"])]
+KeyReader = Annotated[Caller, Security(bearer, scopes=["keys:read"])]
+KeyWriter = Annotated[Caller, Security(bearer, scopes=["keys:write"])]
+AuditReader = Annotated[Caller, Security(bearer, scopes=["audit:read"])]
+AnyCaller = Annotated[Caller, Security(bearer)]
 LimitDep = Annotated[int, Query(ge=1, le=100, description="Rows of a page.")]
 AfterDep = Annotated[str | None, Query(max_length=200, description="`last_id` of the page before.")]
 BeforeDep = Annotated[str | None, Query(max_length=200, description="`first_id` of the page behind.")]
 IdempotencyKeyDep = Annotated[
-    str | None, Header(min_length=1, max_length=255, pattern=r"^[\x20-\x7e]+$", description="Kept for 24 hours.")
+    str | None,
+    Header(min_length=1, max_length=255, pattern=r"^[\x20-\x7e]+$", description="Kept for 24 hours."),
 ]
+
+
+def idempotency_key_of(request: Request) -> str | None:
+    """The same for a route that reads it itself. Raises `BadRequest`."""
+    key = request.headers.get("idempotency-key")
+    if key is not None and not re.fullmatch(r"[\x20-\x7e]{1,255}", key):
+        raise BadRequest(
+            "header parameter idempotency-key: 1 to 255 characters of ASCII",
+            remedy="see /openapi.json for what it may be",
+        )
+    return key

@@ -14,7 +14,8 @@
     ├── UnsupportedMediaType    415
     ├── RangeNotSatisfiable     416
     ├── TooManyRequests         429  more than the key may ask
-    ├── Unavailable             503  the database does not answer
+    ├── Unavailable             503  something that we depend on does not answer
+    │   ├── DatabaseAway        503  it did not answer this time
     │   └── StoreAway           503  the artifact store does not answer, or refuses us
     └── VaultError              500  a stored secret cannot be opened
 
@@ -146,6 +147,14 @@ class Unavailable(ServiceError):
     code = "unavailable"
     title = "Service unavailable"
     retryable = True
+
+
+class DatabaseAway(Unavailable):
+    """The database does not answer."""
+
+    def __init__(self) -> None:
+        super().__init__("the database does not answer", remedy="try again in a moment; your work is not lost")
+        self.headers = {"Retry-After": "2"}
 
 
 class StoreAway(Unavailable):

@@ -1,26 +1,35 @@
-"""News of jobs: one LISTEN connection a process, and everyone in it who waits for a job."""
+"""What the database tells: one LISTEN connection a process, everyone in it who waits for a job, and who else asked."""
 
 import asyncio
 import contextlib
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 
 import psycopg
 import structlog
 
-from api.store.events import CHANNEL
+from api.store import events
+from api.store.session import NOTICE_A_DEAD_PEER
 
 _log = structlog.get_logger("lathe.listener")
 _RECONNECT_seconds = 1.0
 
 
 class Listener:
-    """Wakes waiters when the database says that their job has news. `connected` is False while it cannot."""
+    """Wakes waiters when the database says that their job has news. `connected` is False while it cannot.
+
+    A network that swallows everything is noticed within half a minute.
+    """
 
     def __init__(self, database_url: str) -> None:
         self.connected = False
         self._database_url = database_url
         self._waiters: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
+        self._called: dict[str, Callable[[], None]] = {}
+
+    def call(self, channel: str, heard: Callable[[], None]) -> None:
+        """Call `heard` at each message on the channel, and whenever some may have been missed."""
+        self._called[channel] = heard
 
     @contextlib.contextmanager
     def waiting(self, job_id: str) -> Iterator[asyncio.Event]:
@@ -56,21 +65,32 @@ class Listener:
             await asyncio.sleep(_RECONNECT_seconds)
 
     async def _listen(self) -> None:
-        connection = await psycopg.AsyncConnection.connect(self._database_url, autocommit=True, connect_timeout=5)
+        connection = await psycopg.AsyncConnection.connect(
+            self._database_url, autocommit=True, connect_timeout=5, **NOTICE_A_DEAD_PEER
+        )
         async with connection:
-            await connection.execute(f"LISTEN {CHANNEL}")
+            for channel in (events.CHANNEL, *self._called):
+                await connection.execute(f"LISTEN {channel}".encode())
+            self._catch_up()
             self.connected = True
-            self._wake_all()
             # Leaving the generator open would block the connection's exit for ever.
             async with contextlib.aclosing(connection.notifies()) as notifications:
                 async for notification in notifications:
-                    self._wake(notification.payload)
+                    self._heard(notification.channel, notification.payload)
+
+    def _heard(self, channel: str, payload: str) -> None:
+        if channel == events.CHANNEL:
+            self._wake(payload)
+        else:
+            self._called[channel]()
 
     def _wake(self, job_id: str) -> None:
         for news in self._waiters.get(job_id, ()):
             news.set()
 
-    def _wake_all(self) -> None:
+    def _catch_up(self) -> None:
         """After a time without ears, everyone looks for himself."""
         for job_id in self._waiters:
             self._wake(job_id)
+        for heard in self._called.values():
+            heard()

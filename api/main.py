@@ -10,10 +10,7 @@ from pydantic import BaseModel
 
 from api import logs, openapi, problems
 from api.dashboard.mount import mount
-from api.files import open_store
-from api.listener import Listener
 from api.middleware import Around
-from api.rate_limit import RateLimit
 from api.routes import (
     artifacts,
     catalog,
@@ -28,13 +25,12 @@ from api.routes import (
     webhooks,
 )
 from api.settings import Settings
-from api.store.session import make_engine, make_sessions
+from api.state import State
 from lathe.models import ApiKeyCreate
 from lathe.webhook_models import WebhookEndpointCreate, WebhookEndpointUpdate, WebhookReplay
 from optcore.recipe import Recipe
 from optcore.references import Publish
 
-FRESH_seconds = 1.0
 BODIES: list[type[BaseModel]] = [
     Recipe,
     Publish,
@@ -65,11 +61,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         docs_url=None,
         redoc_url=None,
     )
-    app.state.settings = settings
-    app.state.engine = make_engine(settings.database_url, pool_size=10, fresh_seconds=FRESH_seconds)
-    app.state.sessions = make_sessions(app.state.engine)
-    app.state.listener = Listener(settings.database_url)
-    app.state.rate_limit = RateLimit(settings.rate_limit, settings.rate_limit_storage.get_secret_value())
+    app.state.lathe = State(settings)
     app.add_middleware(Around)
     problems.install(app)
     for room in ROOMS:
@@ -90,11 +82,11 @@ class Service(FastAPI):
 
 @contextlib.asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
-    logs.configure(app.state.settings.log_level)
-    app.state.store = open_store(app.state.settings)
-    async with app.state.listener.running():
+    state: State = app.state.lathe
+    logs.configure(state.settings.log_level)
+    async with state.statements.open(), state.listener.running():
         yield
-    app.state.engine.dispose()
+    state.engine.dispose()
 
 
 def _operation_id(route: APIRoute) -> str:

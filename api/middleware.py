@@ -5,7 +5,7 @@ import secrets
 import time
 
 import structlog
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -27,6 +27,8 @@ SAFE_HEADERS = {
 _ONLY_TLS = f"max-age={365 * 24 * 3600}"
 """What came over TLS asks for no more than its own host: subdomains and preloading are the owner's of the domain."""
 
+_SAFE = [(name.lower().encode(), value.encode()) for name, value in SAFE_HEADERS.items()]
+_SAFE_OVER_TLS = [*_SAFE, (b"strict-transport-security", _ONLY_TLS.encode())]
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{8,64}")
 _log = structlog.get_logger("lathe.request")
 
@@ -60,16 +62,15 @@ class _Answer:
     def __init__(self, send: Send, request_id: str, *, over_tls: bool) -> None:
         self.status = 0
         self._send = send
-        self._headers = SAFE_HEADERS | ({"Strict-Transport-Security": _ONLY_TLS} if over_tls else {})
-        self._request_id = request_id
+        self._headers = _SAFE_OVER_TLS if over_tls else _SAFE
+        self._request_id = b"x-request-id", request_id.encode()
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            headers = MutableHeaders(scope=message)
-            headers["X-Request-Id"] = self._request_id
-            for name, value in self._headers.items():
-                headers.setdefault(name, value)
+            own = message.setdefault("headers", [])
+            given = {name for name, _ in own}
+            message["headers"] = [*own, self._request_id, *(pair for pair in self._headers if pair[0] not in given)]
         await self._send(message)
 
     async def crash(self, scope: Scope, receive: Receive) -> None:

@@ -12,13 +12,14 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
-from api.errors import BadRequest, ServiceError, Unavailable
+from api.errors import BadRequest, DatabaseAway, ServiceError
 from lathe.models import Problem, ProblemError
 from optcore.errors import OptError
 from optcore.recipe import pointer
 
 MEDIA_TYPE = "application/problem+json"
-_RETRY_AFTER_seconds = "2"
+MAX_reasons = 100
+"""A small body can be wrong in many places, and the answer should not be larger."""
 
 
 def install(app: FastAPI) -> None:
@@ -50,8 +51,9 @@ def answer(request: Request, error: ServiceError, errors: Sequence[ProblemError]
 
 
 def reasons(error: ValidationError) -> list[ProblemError]:
-    """Every place that a validation complains about, without the union tags that pydantic inserts."""
-    return [ProblemError(pointer=pointer(item["loc"]), reason=item["msg"]) for item in error.errors()]
+    """The places that a validation complains about, the first of them, without the union tags that pydantic inserts."""
+    found = error.errors(include_url=False)[:MAX_reasons]
+    return [ProblemError(pointer=pointer(item["loc"]), reason=item["msg"]) for item in found]
 
 
 async def _service_error(request: Request, error: Exception) -> Response:
@@ -106,9 +108,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 
 async def _database_away(request: Request, error: Exception) -> Response:
-    away = Unavailable("the database does not answer", remedy="try again in a moment; your work is not lost")
-    away.headers = {"Retry-After": _RETRY_AFTER_seconds}
-    return answer(request, away)
+    return answer(request, DatabaseAway())
 
 
 def _allowed(request: Request) -> list[str]:

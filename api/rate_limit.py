@@ -7,11 +7,13 @@ A storage that does not answer lets requests through: it must not take the servi
 import logging
 import math
 import time
+from typing import cast
 
 from limits import parse
+from limits.aio.storage import Storage
+from limits.aio.strategies import SlidingWindowCounterRateLimiter
 from limits.errors import StorageError
 from limits.storage import storage_from_string
-from limits.strategies import SlidingWindowCounterRateLimiter
 
 from api.errors import TooManyRequests
 
@@ -24,14 +26,16 @@ class RateLimit:
     def __init__(self, rate: str, storage: str) -> None:
         """`rate` as in `1200/minute`; raises `ValueError` when it cannot be read."""
         self._rate = parse(rate)
-        self._windows = SlidingWindowCounterRateLimiter(storage_from_string(storage, wrap_exceptions=True))
+        driver = {"implementation": "redispy"} if storage.startswith("redis") else {}
+        counters = storage_from_string(f"async+{storage}", wrap_exceptions=True, **driver)
+        self._windows = SlidingWindowCounterRateLimiter(cast("Storage", counters))
 
-    def count(self, key_id: str) -> None:
+    async def count(self, key_id: str) -> None:
         """Raises `TooManyRequests`, with the seconds to wait."""
         try:
-            if self._windows.hit(self._rate, key_id):
+            if await self._windows.hit(self._rate, key_id):
                 return
-            reset = self._windows.get_window_stats(self._rate, key_id).reset_time
+            reset = (await self._windows.get_window_stats(self._rate, key_id)).reset_time
         except StorageError as error:
             log.warning("rate limits are not counted: %s", error)
             return

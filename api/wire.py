@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from datetime import datetime
 from itertools import groupby
 from typing import TypeVar
 
@@ -56,6 +57,28 @@ def job(
         created_at=row.created_at,
         started_at=row.started_at,
         finished_at=row.finished_at,
+    )
+
+
+def queued(job_id: str, recipe: Recipe, created_at: datetime) -> wire.Job:
+    """A job in the moment in which it was submitted: nothing has happened to it yet."""
+    publish = wire.PublishState(status="not_requested")
+    return wire.Job(
+        id=job_id,
+        name=recipe.name,
+        status="queued",
+        is_terminal=False,
+        recipe=recipe,
+        resolved=None,
+        attempt=0,
+        stages=(),
+        failure=None,
+        artifact_digest=None,
+        publish=publish,
+        metadata=dict(recipe.metadata),
+        created_at=created_at,
+        started_at=None,
+        finished_at=None,
     )
 
 

@@ -9,7 +9,7 @@ from psycopg.types.json import Jsonb
 from psycopg_pool import ConnectionPool
 
 app = FastAPI()
-pool = ConnectionPool(os.environ["BARE_DATABASE_URL"], min_size=10, max_size=20, open=False)
+pool = ConnectionPool(os.environ["LATHE_DATABASE_URL"], min_size=10, max_size=20, open=False)
 
 
 @app.post("/", status_code=201)
@@ -21,11 +21,11 @@ def insert(document: dict[str, Any] = Body()) -> dict[str, int]:  # noqa: B008  
 
 
 def main() -> None:
-    """Serve on BARE_PORT."""
+    """Serve on LATHE_BENCHMARK_BARE_PORT."""
     pool.open(wait=True)
     with pool.connection() as connection:
         connection.execute("CREATE TABLE IF NOT EXISTS bare (id bigint GENERATED ALWAYS AS IDENTITY, document jsonb)")
-    uvicorn.run(app, port=int(os.environ["BARE_PORT"]), access_log=False)
+    uvicorn.run(app, port=int(os.environ["LATHE_BENCHMARK_BARE_PORT"]), access_log=False)
 
 
 if __name__ == "__main__":

@@ -1,105 +1,75 @@
 """Submitting a job beside the floor: a bare FastAPI application with one INSERT, on the same durable PostgreSQL."""
 
-import http.client
-import json
-import os
-import secrets
 import statistics
-import subprocess
-import sys
-import tempfile
+import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from collections.abc import Callable, Mapping
 
-from lathe.local.postgres import Postgres
+from benchmarks.running import connected, post, running, service
 from lathe.local.server import free_port
-from migrations import upgrade
 
-BLOCKS, BLOCK = 6, 100
-"""The two take turns, so many requests each; the first turn warms up."""
-START_seconds = 60.0
-RECIPE = {
-    "model": {"id": "org/model"},
-    "calibration": {"dataset": "python-stdlib"},
-    "chain": [{"technique": "ptq", "scheme": "nvfp4"}],
-}
+BLOCKS, BLOCK = 9, 200
+"""One client: the two take turns, so many requests each; the first turn warms up."""
+CLIENTS, TURNS, TURN_seconds = 16, 5, 4.0
+"""Many clients: the two take turns, so long each; the first turn warms up."""
 
 
 def compare_submit() -> None:
-    """Print the median seconds of one client's requests to each, and their ratio."""
-    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
-        folder = Path(name)
-        folder.chmod(0o711)
-        database_url = stack.enter_context(Postgres(folder / "postgres"))
-        upgrade(database_url)
-        bare, ours = free_port(), free_port()
-        environment = _environment(database_url, folder, bare, ours)
-        key = _key(environment)
-        for module in ("benchmarks.bare_service", "api"):
-            stack.enter_context(_running(module, environment))
-        ours_headers = {"Authorization": f"Bearer {key}"}
-        clients = {"bare": (_connected(bare), "/", {}), "ours": (_connected(ours), "/v1/jobs", ours_headers)}
-        took: dict[str, list[float]] = {name: [] for name in clients}
-        for block in range(BLOCKS):
-            for name, (client, path, headers) in clients.items():
-                seconds = [_post(client, path, headers) for _ in range(BLOCK)]
-                took[name] += seconds if block else []
-        medians = {name: 1000 * statistics.median(seconds) for name, seconds in took.items()}
-        print("| one client, PostgreSQL with fsync | p50, ms |\n| :-- | --: |")
-        print(f"| bare FastAPI, one INSERT | {medians['bare']:.2f} |\n| submit a job | {medians['ours']:.2f} |")
-        print(f"| ratio | {medians['ours'] / medians['bare']:.1f} |")
+    """Print what one client waits for each, what sixteen get from each, and the ratios."""
+    bare = free_port()
+    with service(BENCHMARK_BARE_PORT=str(bare)) as ours, running(["-m", "benchmarks.bare_service"], ours.environment):
+        places: dict[str, tuple[int, str, Mapping[str, str]]] = {
+            "bare": (bare, "/", {}),
+            "ours": (ours.port, "/v1/jobs", ours.headers),
+        }
+        waits = {name: 1000 * seconds for name, seconds in _medians(places).items()}
+        rates = {name: statistics.median(found) for name, found in _rates(places).items()}
+    print("| | one client, p50 ms | sixteen clients, requests/s |\n| :-- | --: | --: |")
+    print(f"| bare FastAPI, one INSERT | {waits['bare']:.2f} | {rates['bare']:.0f} |")
+    print(f"| submit a job | {waits['ours']:.2f} | {rates['ours']:.0f} |")
+    print(f"| ratio | {waits['ours'] / waits['bare']:.2f} | {rates['ours'] / rates['bare']:.2f} |")
 
 
-def _environment(database_url: str, folder: Path, bare: int, ours: int) -> dict[str, str]:
-    return dict(os.environ) | {
-        "BARE_DATABASE_URL": database_url,
-        "BARE_PORT": str(bare),
-        "LATHE_DATABASE_URL": database_url,
-        "LATHE_DATA_DIR": str(folder / "data"),
-        "LATHE_SECRET_KEY": secrets.token_urlsafe(48),
-        "LATHE_HOST": "127.0.0.1",
-        "LATHE_PORT": str(ours),
-        "LATHE_RATE_LIMIT": "1000000/second",
-        "LATHE_LOG_LEVEL": "WARNING",
-    }
+def _medians(places: Mapping[str, tuple[int, str, Mapping[str, str]]]) -> dict[str, float]:
+    clients = {name: connected(port) for name, (port, _, _) in places.items()}
+    took: dict[str, list[float]] = {name: [] for name in places}
+    for block in range(BLOCKS):
+        for name, (_, path, headers) in places.items():
+            seconds = [_timed(lambda: post(clients[name], path, headers)) for _ in range(BLOCK)]  # noqa: B023
+            took[name] += seconds if block else []
+    return {name: statistics.median(seconds) for name, seconds in took.items()}
 
 
-def _key(environment: Mapping[str, str]) -> str:
-    words = [sys.executable, "-m", "api.keys", "create", "--project", "benchmark"]
-    return subprocess.run(words, env=environment, capture_output=True, text=True, check=True).stdout.strip()
+def _rates(places: Mapping[str, tuple[int, str, Mapping[str, str]]]) -> dict[str, list[float]]:
+    found: dict[str, list[float]] = {name: [] for name in places}
+    for turn in range(TURNS):
+        for name, (port, path, headers) in places.items():
+            rate = _together(port, path, headers) / TURN_seconds
+            found[name] += [rate] if turn else []
+    return found
 
 
-@contextmanager
-def _running(module: str, environment: Mapping[str, str]) -> Iterator[None]:
-    with subprocess.Popen([sys.executable, "-m", module], env=environment, stderr=subprocess.DEVNULL) as process:
-        yield
-        process.terminate()
+def _together(port: int, path: str, headers: Mapping[str, str]) -> int:
+    """Requests that all clients got answered in a turn."""
+    done = [0] * CLIENTS
+    end = time.monotonic() + TURN_seconds
+
+    def ask(number: int) -> None:
+        client = connected(port)
+        while time.monotonic() < end:
+            post(client, path, headers)
+            done[number] += 1
+        client.close()
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(CLIENTS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return sum(done)
 
 
-def _connected(port: int) -> http.client.HTTPConnection:
-    """A connection that stays open, once somebody listens."""
-    deadline = time.monotonic() + START_seconds
-    while True:
-        client = http.client.HTTPConnection("127.0.0.1", port)
-        try:
-            client.connect()
-        except ConnectionRefusedError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.1)
-        else:
-            return client
-
-
-def _post(client: http.client.HTTPConnection, path: str, headers: Mapping[str, str]) -> float:
-    own = {"Content-Type": "application/json", "Idempotency-Key": secrets.token_hex(8)}
+def _timed(work: Callable[[], object]) -> float:
     started = time.perf_counter()
-    client.request("POST", path, json.dumps(RECIPE), own | dict(headers))
-    answer = client.getresponse()
-    answer.read()
-    seconds = time.perf_counter() - started
-    if answer.status != http.client.CREATED:
-        raise RuntimeError(f"POST {path}: {answer.status}")
-    return seconds
+    work()
+    return time.perf_counter() - started

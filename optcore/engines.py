@@ -5,6 +5,7 @@ no row names, no engine loads. A row is one fact, so a new release of an engine 
 """
 
 from collections.abc import Iterable
+from functools import cache
 from typing import Literal
 
 from optcore.export.base import EngineName
@@ -228,6 +229,7 @@ _DENSE = [
 MATRIX: tuple[Support, ...] = (*_COMPRESSED_TENSORS, *_FP8_BLOCK, *_MODELOPT, *_AWQ, *_GPTQ, *_DENSE)
 
 
+@cache
 def support(target: str, engine: EngineName, name: str, family: Family | None = None) -> Support | None:
     """The row for a format; None where there is none. Without a family, one for either serves."""
     rows = (row for row in MATRIX if row.target == target and row.engine == engine and name in row.formats)

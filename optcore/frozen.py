@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from functools import cache
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -32,6 +33,7 @@ def members(union: Any) -> tuple[type[BaseModel], ...]:
     return get_args(inner) if get_origin(inner) in (Union, UnionType) else (inner,)
 
 
+@cache
 def tag(member: type[BaseModel]) -> str:
     """The name by which a member of a closed union is chosen: the value of its one-literal field."""
     literals = [get_args(field.annotation) for field in member.model_fields.values() if _is_tag(field.annotation)]

@@ -1,6 +1,7 @@
 """Whether an engine will load what a recipe asks for: answered from the matrix, before any work."""
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from optcore.engines import ENGINES, KV, MIXED, Family, loading, obstacles, spoken
@@ -44,22 +45,22 @@ def check_export(
 
     `place` and `chain` are where the recipe names the target and the formats.
     """
-    format_, way_out = tag(type(target)), _way_out(target.engine, formats, family)
+    format_, way_out = tag(type(target)), partial(_way_out, target.engine, formats, family)
     for name in formats:
         if not _holds(type(target), name):
             field = f"{chain}/{'kv_cache' if name.startswith(KV) else 'scheme'}" if chain else place
-            raise RecipeError(f"{target.title} cannot hold {spoken(name)}", remedy=way_out, field=field)
+            raise RecipeError(f"{target.title} cannot hold {spoken(name)}", remedy=way_out(), field=field)
     if target.engine:
         if reasons := obstacles(format_, target.engine, formats, family):
             raise RecipeError(
                 f"{ENGINES[target.engine]} does not load {' and '.join(reasons)} from {target.title}",
-                remedy=way_out,
+                remedy=way_out(),
                 field=f"{place}/engine",
             )
     elif not loading(format_, formats, family):
         wanted = ", ".join(spoken(name) for name in formats)
         raise RecipeError(
-            f"no known engine loads {wanted} from {target.title}", remedy=way_out, field=f"{place}/format"
+            f"no known engine loads {wanted} from {target.title}", remedy=way_out(), field=f"{place}/format"
         )
 
 

@@ -7,19 +7,19 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Response
 from fastapi.responses import RedirectResponse
 
-from api import admission, lifecycle, wire
+from api import admission
+from api.audit import TrailDep
 from api.auth import Caller
 from api.dashboard import recipe_text
 from api.dashboard.form import FieldsDep
 from api.dashboard.pages import PageRoute, page
 from api.dashboard.session import OURS, EditorDep
-from api.deps import SessionDep, SettingsDep
+from api.deps import SessionDep, SessionsDep, SettingsDep
 from api.errors import ServiceError
-from api.replay import Answer, Once
+from api.lifecycle import Origin
 from api.store import jobs
 from optcore.errors import OptError
-from optcore.frozen import digest_of
-from optcore.recipe import recipe_from
+from optcore.recipe import Recipe, recipe_from
 from optcore.schemes import PRESETS
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
@@ -44,26 +44,24 @@ def show_form(
 
 
 @router.post("/new", dependencies=[OURS])
-def submit_recipe(session: SessionDep, settings: SettingsDep, viewer: EditorDep, fields: FieldsDep) -> Response:
+def submit_recipe(
+    sessions: SessionsDep, settings: SettingsDep, viewer: EditorDep, trail: TrailDep, fields: FieldsDep
+) -> Response:
     """Submit the recipe, once however often the button is pressed; or show what there is to correct."""
     text = fields.get("recipe", "").replace("\r\n", "\n")
     try:
-        document = recipe_text.read(text)
-        recipe = admission.admit(session, settings, viewer.project_id, recipe_from(document))
+        recipe = admission.admit(settings, recipe_from(recipe_text.read(text)))
+        key = _key(fields.get("once", ""), recipe)
+        origin = Origin(viewer.key_id, trail.request_id, trail.address, key)
+        job = admission.submit_checked(sessions, viewer.project_id, recipe, origin)
     except (OptError, ServiceError) as error:
         return _form(viewer, text, error)
-
-    def submit() -> Answer:
-        row = lifecycle.submit(session, viewer.project_id, recipe)
-        return Answer.made(f"/jobs/{row.id}", wire.job(row, ()))
-
-    made = Once(session, settings.vault, viewer.project_id, "POST /new", _key(fields.get("once", ""), document))
-    return RedirectResponse(made.answer(document, submit).headers["location"], status_code=303)
+    return RedirectResponse(f"/jobs/{job.id}", status_code=303)
 
 
-def _key(once: str, document: object) -> str | None:
+def _key(once: str, recipe: Recipe) -> str | None:
     """This showing of the form with this recipe: going back and submitting another one is a new job."""
-    return f"{once}-{digest_of(document)[:16]}" if _ONCE.fullmatch(once) else None
+    return f"{once}-{recipe.digest[:16]}" if _ONCE.fullmatch(once) else None
 
 
 def _form(viewer: Caller, text: str, error: OptError | ServiceError | None = None) -> Response:

@@ -7,9 +7,8 @@ from typing import Annotated
 
 from fastapi import Depends, Request, Response
 
-from api import auth
 from api.auth import Caller
-from api.deps import SessionsDep, SettingsDep
+from api.deps import KeyringDep, SettingsDep
 from api.errors import ServiceError, Unauthorized, VaultError
 from api.settings import Settings
 
@@ -47,7 +46,7 @@ def end(response: Response, settings: Settings) -> None:
     response.delete_cookie(cookie_name(settings), httponly=True, samesite="strict")
 
 
-def viewer(request: Request, settings: SettingsDep, sessions: SessionsDep) -> Caller:
+def viewer(request: Request, settings: SettingsDep, keyring: KeyringDep) -> Caller:
     """Whose session the browser sent, with all that its API key allows. Raises `Unauthorized`."""
     try:
         text = settings.vault.open(request.cookies.get(cookie_name(settings), ""), _PLACE)
@@ -56,7 +55,7 @@ def viewer(request: Request, settings: SettingsDep, sessions: SessionsDep) -> Ca
     expires, _, key = text.partition(" ")
     if time.time() > int(expires):
         raise Unauthorized("the session is over", remedy="sign in again")
-    known = auth.caller_of(sessions, key)
+    known = keyring.caller(key)
     known.require("jobs:read")
     return known
 

@@ -6,12 +6,11 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import RedirectResponse
 
-from api import auth
 from api.dashboard import session
 from api.dashboard.form import FieldsDep
 from api.dashboard.pages import PageRoute, page
 from api.dashboard.session import OURS, ViewerDep
-from api.deps import SessionsDep, SettingsDep
+from api.deps import KeyringDep, SettingsDep
 from api.errors import Unauthorized
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
@@ -36,11 +35,11 @@ def check_session(_viewer: ViewerDep) -> Response:
 
 
 @router.post("/sign-in", dependencies=[OURS])
-def sign_in(request: Request, settings: SettingsDep, sessions: SessionsDep, fields: FieldsDep) -> Response:
+def sign_in(request: Request, settings: SettingsDep, keyring: KeyringDep, fields: FieldsDep) -> Response:
     """Exchange an API key for a session."""
     key, back = fields.get("key", "").strip(), _own(fields.get("next", "/"))
     try:
-        auth.caller_of(sessions, key)
+        keyring.caller(key)
     except Unauthorized as error:
         return page("sign_in.html", status=401, next=back, trusted=False, refused=error)
     answer = RedirectResponse(back, status_code=303)

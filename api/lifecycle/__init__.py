@@ -5,9 +5,9 @@
     the reconciler's: expire_leases, enforce_deadlines, republish_stuck
     after it, a life of its own: publishing
 
-Every function takes a session and does not commit. A change of status is one conditional UPDATE (`transitions.move`)
-that takes the job's next event number and writes that event, so history has no gaps and no change is silent.
-Every write of a worker is fenced by the epoch of its claim.
+Every function but `submit_alone` takes a session and does not commit. A change of status is one conditional UPDATE
+(`transitions.move`) that takes the job's next event number and writes that event, so history has no gaps and no change
+is silent. Every write of a worker is fenced by the epoch of its claim.
 """
 
 from api.lifecycle.announcements import announce_test
@@ -24,15 +24,27 @@ from api.lifecycle.publishing import (
     request_publish,
 )
 from api.lifecycle.recovery import enforce_deadlines, expire_leases, republish_stuck
-from api.lifecycle.submission import delete, request_cancel, request_pause, resume, retry, submit
+from api.lifecycle.submission import (
+    Origin,
+    Submitted,
+    delete,
+    request_cancel,
+    request_pause,
+    resume,
+    retry,
+    submit,
+    submit_alone,
+)
 from api.lifecycle.waiting import reasons as waiting_reasons
 from api.store.artifacts import ArtifactFile
 
 __all__ = [
     "ArtifactFile",
     "Claim",
+    "Origin",
     "PublishClaim",
     "Renewal",
+    "Submitted",
     "announce_test",
     "cancelled",
     "claim",
@@ -60,5 +72,6 @@ __all__ = [
     "resume",
     "retry",
     "submit",
+    "submit_alone",
     "waiting_reasons",
 ]

@@ -1,5 +1,8 @@
 """What its owner does to a job: submit it, end it, set it aside, begin it anew, throw it away."""
 
+import hashlib
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import func
@@ -9,32 +12,58 @@ from api.errors import Conflict
 from api.ids import new_id
 from api.lifecycle.announcements import announce
 from api.lifecycle.transitions import call_a_worker, move, to_cancelled, to_paused, waiting
-from api.store import events, jobs, removals, stages
+from api.store import idempotency, jobs, removals, stages, submissions
 from api.store.models import Job
+from api.store.statements import Statements
 from lathe.models import TERMINAL
+from optcore.frozen import canonical_json
 from optcore.recipe import Recipe
 
 GIB = 1024**3
 
 
-def submit(session: Session, project_id: str, recipe: Recipe) -> Job:
-    """A queued job with its first event, and the announcement that wakes a worker."""
-    job = jobs.create(
-        session,
-        id=new_id("job"),
-        project_id=project_id,
-        recipe=recipe.model_dump(mode="json"),
-        digest=recipe.digest,
-        last_seq=1,
-        publish_to=recipe.publish and recipe.publish.model_dump(mode="json"),
-        priority=recipe.priority,
-        **_needs(recipe),
-        **recipe.limits.model_dump(),
-    )
-    events.append(session, job.id, 1, [("job.queued", {"reason": "submitted"})])
-    call_a_worker(session, job)
-    announce(session, job, "job.queued")
-    return job
+@dataclass(frozen=True)
+class Submitted:
+    """A job as it joined the queue."""
+
+    id: str
+    recipe: Recipe
+    created_at: datetime
+    inserted: submissions.Inserted | None
+    """None for a job that is there since the same request came before."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Who submits, for the audit log, and the key under which it is done only once."""
+
+    actor: str | None = None
+    request_id: str = ""
+    address: str = ""
+    key: str | None = None
+
+
+def submit(session: Session, project_id: str, recipe: Recipe, origin: Origin = Origin()) -> Submitted:
+    """Queue a job, with its first event, the announcement that wakes a worker, and a line in the audit log.
+
+    Done once for each idempotency key. Raises `IdempotencyMismatch` and `Conflict`.
+    """
+    values = _values(project_id, recipe, origin)
+    inserted = submissions.insert(session, values)
+    if inserted is None:
+        assert origin.key is not None, "only a key that is taken prevents an insertion"
+        earlier = idempotency.job(session, project_id, submissions.ROUTE, origin.key, values["digest"])
+        return Submitted(earlier.id, recipe, earlier.created_at, None)
+    if inserted.has_receiver:
+        announce(session, jobs.get(session, project_id, values["id"]), "job.queued")
+    return Submitted(values["id"], recipe, inserted.created_at, inserted)
+
+
+async def submit_alone(statements: Statements, project_id: str, recipe: Recipe, origin: Origin) -> Submitted | None:
+    """The same and committed, where nothing has to be checked or told besides; None, and nothing done, elsewhere."""
+    values = _values(project_id, recipe, origin)
+    inserted = await submissions.insert_alone(statements, values)
+    return inserted and Submitted(values["id"], recipe, inserted.created_at, inserted)
 
 
 def request_cancel(session: Session, project_id: str, job_id: str) -> Job:
@@ -117,6 +146,23 @@ def _queue(session: Session, job: Job, reason: str, **values: Any) -> Job:
     call_a_worker(session, moved)
     announce(session, moved, "job.queued")
     return moved
+
+
+def _values(project_id: str, recipe: Recipe, origin: Origin) -> dict[str, Any]:
+    document = recipe.model_dump(mode="json")
+    text = canonical_json(document)
+    return {
+        "id": new_id("job"),
+        "project_id": project_id,
+        "recipe": text,
+        "digest": hashlib.sha256(text.encode()).hexdigest(),
+        "publish_to": document["publish"] and canonical_json(document["publish"]),
+        "credential": recipe.publish and recipe.publish.credential,
+        "priority": recipe.priority,
+        **_needs(recipe),
+        **document["limits"],
+        **vars(origin),
+    }
 
 
 def _needs(recipe: Recipe) -> dict[str, Any]:

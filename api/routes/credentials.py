@@ -38,7 +38,7 @@ def put_credential(
     wanted: Annotated[CredentialPut, Depends(body_of(CredentialPut))],
 ) -> Credential:
     """Store a token under a name, or replace it. Recipes refer to it as `publish.credential`."""
-    trail.note(caller, "credential.put", name)
+    trail.note(session, caller, "credential.put", name)
     stored = credentials.of(session, caller.project_id)
     if len(stored) >= MAX_CREDENTIALS and name not in {row.name for row in stored}:
         raise Conflict(f"you have {MAX_CREDENTIALS} credentials already", remedy="remove one first")
@@ -57,4 +57,4 @@ def delete_credential(session: SessionDep, caller: CredentialWriter, trail: Trai
     """Forget a token."""
     if not credentials.remove(session, caller.project_id, name):
         raise NotFound("you have no credential of that name", remedy="list yours with GET /v1/credentials")
-    trail.note(caller, "credential.delete", name)
+    trail.note(session, caller, "credential.delete", name)

@@ -2,17 +2,20 @@
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from fastapi import APIRouter, Depends, Query, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
+from starlette.concurrency import run_in_threadpool
 
 from api import admission, lifecycle, wire
-from api.audit import TrailDep
-from api.body import json_body
-from api.deps import AfterDep, BeforeDep, IdempotencyKeyDep, JobReader, JobWriter, LimitDep, SessionDep, SettingsDep
+from api.audit import trail_of
+from api.body import json_text, parsed
+from api.deps import AfterDep, BeforeDep, JobReader, LimitDep, SessionDep, bearer, idempotency_key_of
 from api.errors import BadRequest
-from api.openapi import takes
-from api.replay import Answer, Once
+from api.openapi import once, takes
+from api.replay import Answer
+from api.settings import Settings
+from api.state import state_of
 from api.store import artifacts, attempts, jobs, listing, stages
 from lathe.models import Job, JobStatus, Page
 from optcore.recipe import Recipe, recipe_from
@@ -21,29 +24,26 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
 Expand = Literal["attempts", "artifacts"]
 MAX_EXPANDED_files = 1000
+QUICK_bytes = 8 * 1024
+"""A recipe that is larger, or names files, is checked in a thread: that may take a while."""
 _Text = Query(max_length=500, pattern=r"^[^\x00]*$")
 
 
-@router.post("", status_code=201, response_model=Job, openapi_extra=takes(Recipe))
-def create_job(
-    session: SessionDep,
-    settings: SettingsDep,
-    caller: JobWriter,
-    trail: TrailDep,
-    document: Annotated[Any, Depends(json_body)],
-    idempotency_key: IdempotencyKeyDep = None,
-) -> Response:
+@router.post("", status_code=201, response_model=Job, openapi_extra={**takes(Recipe), **once("jobs:write")})
+async def create_job(request: Request) -> Response:
     """Submit a recipe. It is checked completely before the answer; the job is queued."""
-    recipe = recipe_from(document)
-    once = Once(session, settings.vault, caller.project_id, "POST /v1/jobs", idempotency_key)
+    # It asks for what it needs itself: the framework takes as long over dependencies as all of this does.
+    caller, key = await bearer.caller(request, ["jobs:write"]), idempotency_key_of(request)
+    state, text = state_of(request), await json_text(request)
+    is_quick = len(text) <= QUICK_bytes and b'"path"' not in text
+    recipe = _read(state.settings, text) if is_quick else await run_in_threadpool(_read, state.settings, text)
+    job = await admission.submit(state, caller, trail_of(request), recipe, key)
+    answer = Answer.made(f"/v1/jobs/{job.id}", wire.queued(job.id, job.recipe, job.created_at))
+    return answer.response(replayed=job.inserted is None)
 
-    def submit() -> Answer:
-        admitted = admission.admit(session, settings, caller.project_id, recipe)
-        row = lifecycle.submit(session, caller.project_id, admitted)
-        trail.note(caller, "job.create", row.id)
-        return Answer.made(f"/v1/jobs/{row.id}", wire.job(row, ()))
 
-    return once.answer(document, submit)
+def _read(settings: Settings, text: bytes) -> Recipe:
+    return admission.admit(settings, recipe_from(parsed(text)))
 
 
 async def job_query(

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Response
 from api import wire
 from api.audit import TrailDep
 from api.body import body_of
-from api.deps import IdempotencyKeyDep, KeyReader, KeyWriter, SessionDep, SettingsDep
+from api.deps import IdempotencyKeyDep, KeyReader, KeyringDep, KeyWriter, SessionDep, SessionsDep, SettingsDep
 from api.errors import Conflict, NotFound
 from api.openapi import takes
 from api.replay import Answer, Once
@@ -41,7 +41,7 @@ def create_key(
         row, key = keys.create(
             session, caller.project_id, name=wanted.name, scopes=wanted.scopes, expires_at=expires_at or None
         )
-        trail.note(caller, "key.create", row.id)
+        trail.note(session, caller, "key.create", row.id)
         return Answer.made(f"/v1/keys/{row.id}", wire.key(row, key))
 
     return once.answer(wanted, make)
@@ -55,8 +55,10 @@ def list_keys(session: SessionDep, caller: KeyReader) -> Page[ApiKey]:
 
 
 @router.delete("/{key_id}", status_code=204)
-def revoke_key(session: SessionDep, caller: KeyWriter, trail: TrailDep, key_id: str) -> None:
+def revoke_key(sessions: SessionsDep, keyring: KeyringDep, caller: KeyWriter, trail: TrailDep, key_id: str) -> None:
     """Refuse a key from now on."""
-    if keys.revoke(session, caller.project_id, key_id) is None:
-        raise NotFound("no such key in use", remedy="list yours with GET /v1/keys")
-    trail.note(caller, "key.revoke", key_id)
+    with sessions.begin() as session:
+        if keys.revoke(session, caller.project_id, key_id) is None:
+            raise NotFound("no such key in use", remedy="list yours with GET /v1/keys")
+        trail.note(session, caller, "key.revoke", key_id)
+    keyring.forget()  # at once; other processes as soon as the database has told them

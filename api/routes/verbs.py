@@ -43,7 +43,7 @@ class Deed:
 
         def make() -> Answer:
             row = act(self.session, self.caller.project_id, job_id, *more)
-            self.trail.note(self.caller, f"job.{verb}", job_id)
+            self.trail.note(self.session, self.caller, f"job.{verb}", job_id)
             waiting = lifecycle.waiting_reasons(self.session, [row]).get(row.id)
             return Answer.of(wire.job(row, stages.of(self.session, [row.id]), waiting=waiting))
 
@@ -110,4 +110,4 @@ def publish_job(deed: DeedDep, job_id: str, where: Annotated[dict[str, Any] | No
 def delete_job(session: SessionDep, caller: JobWriter, trail: TrailDep, job_id: str) -> None:
     """Forget a job that is over: its history, its logs and its files."""
     lifecycle.delete(session, caller.project_id, job_id)
-    trail.note(caller, "job.delete", job_id)
+    trail.note(session, caller, "job.delete", job_id)

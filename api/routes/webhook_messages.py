@@ -44,7 +44,7 @@ def send_test_webhook(
     def send() -> Answer:
         endpoint = _ready(session, caller.project_id, endpoint_id)
         row = lifecycle.announce_test(session, endpoint.id)
-        trail.note(caller, "webhook.test", endpoint.id)
+        trail.note(session, caller, "webhook.test", endpoint.id)
         return Answer.made(f"/v1/webhook_messages/{row.id}", wire.webhook_message(row))
 
     return once.answer(None, send)
@@ -92,7 +92,7 @@ def replay_webhook_messages(
         if webhook_messages.count(session, *chosen, limit=MAX_REPLAY + 1) > MAX_REPLAY:
             raise Conflict(f"more than {MAX_REPLAY} messages lie in this period", remedy="replay a shorter one")
         sent = webhook_messages.send_again(session, *chosen)
-        trail.note(caller, "webhook.replay", endpoint.id)
+        trail.note(session, caller, "webhook.replay", endpoint.id)
         return Answer.of(WebhookReplayed(messages=len(sent)))
 
     return once.answer(wanted, replay)
@@ -121,7 +121,7 @@ def redeliver_webhook_message(
         message = webhook_messages.get(session, caller.project_id, message_id)
         _ready(session, caller.project_id, message.endpoint_id)
         webhook_messages.send_again(session, Row.id == message.id)
-        trail.note(caller, "webhook.redeliver", message.id)
+        trail.note(session, caller, "webhook.redeliver", message.id)
         return Answer.of(wire.webhook_message(webhook_messages.get(session, caller.project_id, message_id)))
 
     return once.answer(None, redeliver)

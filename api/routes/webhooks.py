@@ -39,7 +39,7 @@ def create_webhook_endpoint(
         row, secret = webhooks.create_endpoint(
             session, settings.vault, caller.project_id, wanted.url, wanted.events, wanted.description
         )
-        trail.note(caller, "webhook.create", row.id)
+        trail.note(session, caller, "webhook.create", row.id)
         return Answer.made(f"/v1/webhook_endpoints/{row.id}", wire.endpoint(row, secret))
 
     return once.answer(wanted, add)
@@ -79,7 +79,7 @@ def update_webhook_endpoint(
         row = webhooks.enable_endpoint(session, row.id)
     elif wanted.enabled is False:
         row = webhooks.disable_endpoint(session, row.id, "owner")
-    trail.note(caller, "webhook.update", row.id)
+    trail.note(session, caller, "webhook.update", row.id)
     return wire.endpoint(row)
 
 
@@ -88,7 +88,7 @@ def delete_webhook_endpoint(session: SessionDep, caller: WebhookWriter, trail: T
     """Remove a receiver; messages that were not delivered yet are dropped."""
     if not webhooks.remove_endpoint(session, caller.project_id, endpoint_id):
         raise NotFound("no such webhook endpoint", remedy="list yours with GET /v1/webhook_endpoints")
-    trail.note(caller, "webhook.delete", endpoint_id)
+    trail.note(session, caller, "webhook.delete", endpoint_id)
 
 
 @router.post("/{endpoint_id}/rotate_secret", response_model=WebhookEndpoint)
@@ -110,7 +110,7 @@ def rotate_webhook_secret(
     def rotate() -> Answer:
         row = webhooks.get_endpoint(session, caller.project_id, endpoint_id, lock=True)
         row, secret = webhooks.rotate_secret(session, settings.vault, row, settings.webhook_rotation_seconds)
-        trail.note(caller, "webhook.rotate_secret", row.id)
+        trail.note(session, caller, "webhook.rotate_secret", row.id)
         return Answer.of(wire.endpoint(row, secret))
 
     return once.answer(None, rotate)

@@ -1,9 +1,9 @@
-"""Rows of jobs: create, read, page, and the conditional updates that the lifecycle is made of."""
+"""Rows of jobs: read, page, and the conditional updates that the lifecycle is made of."""
 
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, delete, exists, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, and_, delete, exists, func, or_, select, update
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from api.errors import NotFound
@@ -13,13 +13,6 @@ from api.store.models import ACTIVE, Job, OutboxMessage
 
 REANNOUNCE_seconds = 60
 """How long a queued job may wait for a claim before it is announced again."""
-
-
-def create(session: Session, **values: Any) -> Job:
-    """Insert a queued job."""
-    return session.execute(
-        insert(Job).values(wake_at=in_seconds(REANNOUNCE_seconds), **values).returning(Job)
-    ).scalar_one()
 
 
 def get(session: Session, project_id: str, job_id: str, *, lock: bool = False) -> Job:

@@ -13,6 +13,8 @@ from api.store.clock import in_seconds
 from api.store.models import ApiKey, Project
 from lathe.models import SCOPES, Scope
 
+CHANNEL = "api_keys"
+"""LISTEN here: the database tells when a key was revoked, or allows something else."""
 PREFIX_characters = 9
 USED_EVERY_seconds = 60
 

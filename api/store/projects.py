@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import func, insert, or_, select, update
+from sqlalchemy import func, insert, select, update
 from sqlalchemy.orm import Session
 
 from api.ids import new_id
@@ -37,12 +37,6 @@ def ensure(session: Session, name: str) -> Project:
 def everyone(session: Session) -> Sequence[Project]:
     """All projects, by name."""
     return session.scalars(select(Project).order_by(Project.name)).all()
-
-
-def has_quota(session: Session, project_id: str) -> bool:
-    """Whether any limit has to be checked before a job is accepted."""
-    bound = or_(*(getattr(Project, name).is_not(None) for name in LIMITS if name != "max_running"))
-    return bool(session.scalar(select(bound).where(Project.id == project_id)))
 
 
 def hold(session: Session, project_id: str) -> Project:

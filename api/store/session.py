@@ -3,6 +3,7 @@
 import json
 import re
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from sqlalchemy import URL, Engine, create_engine, event, make_url
@@ -12,9 +13,10 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 Sessions = sessionmaker[Session]
 
+_ESCAPED_NUL = "\\u0000"
 _NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
 
-_NOTICE_A_DEAD_PEER = {
+NOTICE_A_DEAD_PEER: Mapping[str, Any] = {
     "tcp_user_timeout": 20_000,  # ms
     "keepalives_idle": 10,
     "keepalives_interval": 5,
@@ -52,7 +54,7 @@ def make_engine(
         pool_pre_ping=not fresh_seconds,
         pool_timeout=10,
         json_serializer=storable_json,
-        connect_args={"connect_timeout": 5, "options": options, **_NOTICE_A_DEAD_PEER},
+        connect_args={"connect_timeout": 5, "options": options, **NOTICE_A_DEAD_PEER},
     )
     if fresh_seconds:
         _test_what_rested(engine, fresh_seconds)
@@ -82,4 +84,5 @@ def make_sessions(engine: Engine) -> Sessions:
 
 def storable_json(value: Any) -> str:
     """JSON that PostgreSQL takes: it refuses the NUL character, which an engine's message may quote from a file."""
-    return _NUL.sub(r"\1\\ufffd", json.dumps(value))
+    text = json.dumps(value)
+    return _NUL.sub(r"\1\\ufffd", text) if _ESCAPED_NUL in text else text

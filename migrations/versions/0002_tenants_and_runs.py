@@ -42,8 +42,18 @@ CREATE INDEX api_keys_project_id_id_idx ON api_keys (project_id, id);
 ALTER TABLE credentials RENAME COLUMN owner_id TO project_id;
 ALTER TABLE credentials ADD CONSTRAINT credentials_project_id_fkey FOREIGN KEY (project_id) REFERENCES projects (id);
 
+CREATE FUNCTION tell_of_api_keys() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM pg_notify('api_keys', '');
+    RETURN NULL;
+END $$;
+CREATE TRIGGER api_keys_changed
+    AFTER UPDATE OF project_id, scopes, expires_at, revoked_at OR DELETE ON api_keys
+    FOR EACH STATEMENT EXECUTE FUNCTION tell_of_api_keys();
+
 ALTER TABLE idempotency_keys RENAME COLUMN owner_id TO project_id;
 ALTER TABLE idempotency_keys
+    ADD COLUMN job_id TEXT,
     ADD CONSTRAINT idempotency_keys_project_id_fkey FOREIGN KEY (project_id) REFERENCES projects (id);
 CREATE INDEX idempotency_keys_created_at_idx ON idempotency_keys (created_at);
 
@@ -238,10 +248,14 @@ ALTER TABLE jobs
 ALTER INDEX jobs_project_idx RENAME TO jobs_owner_idx;
 ALTER TABLE jobs RENAME COLUMN project_id TO owner_id;
 DROP INDEX idempotency_keys_created_at_idx;
-ALTER TABLE idempotency_keys DROP CONSTRAINT idempotency_keys_project_id_fkey;
+ALTER TABLE idempotency_keys
+    DROP CONSTRAINT idempotency_keys_project_id_fkey,
+    DROP COLUMN job_id;
 ALTER TABLE idempotency_keys RENAME COLUMN project_id TO owner_id;
 ALTER TABLE credentials DROP CONSTRAINT credentials_project_id_fkey;
 ALTER TABLE credentials RENAME COLUMN project_id TO owner_id;
+DROP TRIGGER api_keys_changed ON api_keys;
+DROP FUNCTION tell_of_api_keys;
 DROP INDEX api_keys_project_id_id_idx;
 ALTER TABLE api_keys
     DROP CONSTRAINT api_keys_project_id_fkey,

@@ -64,7 +64,11 @@ def client_of(settings: Settings, sessions: Sessions) -> Iterator[Callable[[str]
         def make(project_id: str) -> TestClient:
             with sessions.begin() as session:
                 _, key = keys.create(session, project_id)
-            return TestClient(anonymous.app, headers={"Authorization": f"Bearer {key}"}, raise_server_exceptions=False)
+            client = TestClient(
+                anonymous.app, headers={"Authorization": f"Bearer {key}"}, raise_server_exceptions=False
+            )
+            client.portal = anonymous.portal  # one event loop, as in a server
+            return client
 
         yield make
 

@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 import yaml
 from fastapi.testclient import TestClient
-from sqlalchemy import func, select
+from sqlalchemy import func, select, text, update
 
 from api import lifecycle
 from api.lifecycle import Claim
-from api.store.models import IdempotencyKey, Job, OutboxMessage
+from api.settings import Settings
+from api.store import jobs, projects, webhooks
+from api.store.models import AuditEntry, Event, IdempotencyKey, Job, OutboxMessage, WebhookMessage
 from api.store.session import Sessions
 from lathe import models as wire
 from optcore.events import RecipeResolved
@@ -82,6 +84,77 @@ def test_a_refused_request_uses_no_key(client: TestClient, sessions: Sessions, d
     assert client.post("/v1/jobs", json=refused, headers=headers).status_code == 422
     assert _count(sessions, IdempotencyKey) == 0
     assert client.post("/v1/jobs", json=document, headers=headers).status_code == 201
+
+
+def test_what_was_accepted_is_answered_again_though_it_would_be_refused_now(
+    client: TestClient, sessions: Sessions, document: dict[str, Any]
+) -> None:
+    headers = {"Idempotency-Key": "k1"}
+    first = client.post("/v1/jobs", json=document, headers=headers)
+    with sessions.begin() as session:
+        projects.limit(session, "acme", max_unfinished=1)
+        claim = lifecycle.claim(session, first.json()["id"], "w")
+        assert claim is not None
+    assert client.post("/v1/jobs", json=document).status_code == 403
+    again = client.post("/v1/jobs", json=document, headers=headers)
+    assert (again.status_code, again.content) == (201, first.content), "as it was queued, though it runs by now"
+
+
+def test_the_last_place_is_given_once(client: TestClient, sessions: Sessions, document: dict[str, Any]) -> None:
+    with sessions.begin() as session:
+        projects.limit(session, "acme", max_unfinished=3)
+    with ThreadPoolExecutor(8) as pool:
+        statuses = list(pool.map(lambda _: client.post("/v1/jobs", json=document).status_code, range(8)))
+    assert sorted(statuses) == [201] * 3 + [403] * 5
+    assert (_count(sessions, Job), _count(sessions, OutboxMessage)) == (3, 3)
+
+
+def test_a_repeat_makes_no_second_job_of_one_that_was_deleted(
+    client: TestClient, sessions: Sessions, document: dict[str, Any]
+) -> None:
+    headers = {"Idempotency-Key": "k1"}
+    job_id = client.post("/v1/jobs", json=document, headers=headers).json()["id"]
+    client.post(f"/v1/jobs/{job_id}/cancel")
+    assert client.delete(f"/v1/jobs/{job_id}").status_code == 204
+    again = client.post("/v1/jobs", json=document, headers=headers)
+    assert (again.status_code, again.json()["code"]) == (409, "conflict")
+    assert _count(sessions, Job) == 0
+
+
+def test_a_key_is_free_again_after_a_day(client: TestClient, sessions: Sessions, document: dict[str, Any]) -> None:
+    headers = {"Idempotency-Key": "k1"}
+    first = client.post("/v1/jobs", json=document, headers=headers).json()["id"]
+    with sessions.begin() as session:
+        session.execute(update(IdempotencyKey).values(created_at=func.now() - text("interval '25 hours'")))
+    second = client.post("/v1/jobs", json=document, headers=headers).json()["id"]
+    assert first != second
+    assert client.post("/v1/jobs", json=document, headers=headers).json()["id"] == second
+
+
+@pytest.mark.parametrize("receiver", [False, True], ids=["at once", "in a transaction"])
+def test_a_job_begins_with_all_its_rows(
+    client: TestClient, sessions: Sessions, settings: Settings, document: dict[str, Any], receiver: bool
+) -> None:
+    if receiver:
+        with sessions.begin() as session:
+            webhooks.create_endpoint(session, settings.vault, "acme", "https://a.example/", ["job.queued"])
+    wishes = {"priority": 3, "limits": {"max_run_seconds": 60, "max_queue_seconds": 7}}
+    hardware = {"hardware": {"gpu_kind": "H200", "gpu_memory_gib": 80}}
+    answer = client.post("/v1/jobs", json={**document, **wishes, **hardware}, headers={"X-Request-Id": "request-0001"})
+    with sessions() as session:
+        job = session.scalars(select(Job)).one()
+        [first] = session.scalars(select(Event)).all()
+        [told] = session.scalars(select(OutboxMessage).where(OutboxMessage.topic == "run_job")).all()
+        [entry] = session.scalars(select(AuditEntry)).all()
+        assert _count(sessions, WebhookMessage) == receiver
+    assert (job.id, job.project_id, job.status, job.last_seq) == (answer.json()["id"], "acme", "queued", 1)
+    assert (job.priority, job.max_run_seconds, job.max_queue_seconds) == (3, 60, 7)
+    assert (job.device, job.gpu_kind, job.gpu_memory_bytes) == ("cuda", "H200", 80 << 30)
+    assert job.digest == recipe_from(job.recipe).digest
+    assert (job.wake_at - job.created_at).total_seconds() == jobs.REANNOUNCE_seconds
+    assert (first.job_id, first.seq, first.type, first.data) == (job.id, 1, "job.queued", {"reason": "submitted"})
+    assert told.payload == {"job_id": job.id}
+    assert (entry.action, entry.target, entry.request_id) == ("job.create", job.id, "request-0001")
 
 
 def test_pages_neither_repeat_nor_skip_while_jobs_arrive(

@@ -8,13 +8,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 import psycopg
 import pytest
+from fixtures.waiting import until
 
 from api import lifecycle
 from api.lifecycle import Claim
@@ -37,13 +38,6 @@ class Server:
         return httpx.Client(base_url=self.url, headers={"Authorization": f"Bearer {self.key}"}, timeout=20)
 
 
-def _until(probe: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + 30
-    while not probe():
-        assert time.monotonic() < deadline, f"waited 30 s for {what}"
-        time.sleep(0.02)
-
-
 @pytest.fixture
 def server(database_url: str, sessions: Sessions, tmp_path: Path) -> Iterator[Server]:
     with socket.socket() as free:
@@ -63,7 +57,7 @@ def server(database_url: str, sessions: Sessions, tmp_path: Path) -> Iterator[Se
         subprocess.Popen([sys.executable, "-m", "api"], env=environment, stderr=stderr) as process,
     ):
         made = Server(process, f"http://127.0.0.1:{port}", key, log)
-        _until(lambda: process.poll() is not None or _answers(made), "the service")
+        until(lambda: process.poll() is not None or _answers(made), "the service")
         yield made
         process.kill()
 
@@ -171,7 +165,7 @@ def test_logs_are_json_lines_without_secrets(server: Server) -> None:
     with server.client() as client:
         client.put("/v1/credentials/main", json={"token": "hf_verysecrettoken"})
         client.get("/v1/jobs/x", headers={"X-Request-Id": "request-0001"})
-    _until(lambda: "request-0001" in server.log.read_text(), "the last request's line")
+    until(lambda: "request-0001" in server.log.read_text(), "the last request's line")
     text = server.log.read_text()
     lines = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
     (line,) = [each for each in lines if each.get("request_id") == "request-0001"]

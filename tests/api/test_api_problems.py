@@ -7,7 +7,9 @@ from fastapi.testclient import TestClient
 from sqlalchemy import text
 
 from api.main import create_app
+from api.problems import MAX_reasons
 from api.settings import Settings
+from api.store import keys
 from api.store.session import Sessions
 from lathe.models import Problem
 from optcore.errors import RecipeError
@@ -78,6 +80,27 @@ def test_bodies_that_are_no_recipes(
     client: TestClient, body: bytes, headers: dict[str, str], status: int, code: str
 ) -> None:
     _problem(client.post("/v1/jobs", content=body, headers=headers), status, code)
+
+
+def test_an_answer_is_no_longer_than_it_helps(client: TestClient, document: dict[str, Any]) -> None:
+    wrong = {**document, "chain": [{"technique": f"x{number}"} for number in range(5_000)]}
+    problem = _problem(client.post("/v1/jobs", json=wrong), 422, "recipe_invalid")
+    assert "4999 more" in problem.detail
+    assert len(problem.errors) == MAX_reasons
+
+
+def test_a_database_that_went_away_costs_a_submission_nothing_but_time(
+    settings: Settings, document: dict[str, Any], sessions: Sessions
+) -> None:
+    with sessions.begin() as session:
+        _, key = keys.create(session, "acme")
+    app = create_app(settings)
+    with TestClient(app, headers={"Authorization": f"Bearer {key}", "Idempotency-Key": "k1"}) as client:
+        assert client.get("/v1/jobs").status_code == 200
+        app.state.lathe.statements._pool.terminate()
+        answer = client.post("/v1/jobs", json=document)
+        assert _problem(answer, 503, "unavailable").retryable
+        assert answer.headers["retry-after"] == "2"
 
 
 def test_a_body_that_hides_its_length_is_cut_off(client: TestClient) -> None:

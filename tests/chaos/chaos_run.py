@@ -42,7 +42,6 @@ class Run:
         while self.faults < self.wanted_faults or len(self.jobs) < self.wanted_jobs:
             self._submit()
             self._be_an_owner()
-            self._retry_what_the_faults_ended()
             if self.faults < self.wanted_faults:
                 self._break_something()
             self.invariants.check()

@@ -6,13 +6,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fixtures.waiting import until
 from scripted_server import Script, job_document, page, problem, scripted, status
 from standardwebhooks.webhooks import Webhook
 from typer.testing import CliRunner
@@ -235,12 +235,3 @@ def test_the_program_is_there_as_a_module_and_as_a_script() -> None:
     for command in (RUN, [str(script)]):
         done = subprocess.run([*command, "schema"], capture_output=True, text=True, check=True, env=os.environ)
         assert json.loads(done.stdout)["title"] == "Recipe"
-
-
-def until(look: Callable[[], Any], seconds: float = 30.0) -> Any:
-    """The first true value of `look`."""
-    deadline = time.monotonic() + seconds
-    while not (found := look()):
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
-    return found

@@ -6,12 +6,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fixtures.waiting import until
 from lathe_engine import COMMAND as ENGINE
 from typer.testing import CliRunner
 
@@ -314,12 +314,3 @@ def traces_of(pid: int) -> bytes:
         return (entry / "cmdline").read_bytes() + (entry / "environ").read_bytes() + os.readlink(entry / "cwd").encode()
     except OSError:  # it ended while we looked
         return b""
-
-
-def until(look: Callable[[], Any], seconds: float = 30.0) -> Any:
-    """The first true value of `look`."""
-    deadline = time.monotonic() + seconds
-    while not (found := look()):
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.05)
-    return found

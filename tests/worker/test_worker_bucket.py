@@ -9,8 +9,9 @@ import obstore
 import pytest
 from fixtures.hub import HubPeer
 from fixtures.s3 import BUCKET, S3, SeaweedFS
+from fixtures.waiting import until
 from fixtures.wire import Wire
-from worker_service import Hold, Service, until
+from worker_service import Hold, Service
 
 from api.files import Bucket
 from api.files.objects import BLOCK_bytes

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from worker_service import is_running, until
+from fixtures.waiting import until
+from worker_service import is_running
 
 from worker import cgroup, kernel
 from worker.cgroup import Cgroup

@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from worker_service import Hold, Service, is_running, until
+from fixtures.waiting import until
+from worker_service import Hold, Service, is_running
 
 pytestmark = pytest.mark.integration
 

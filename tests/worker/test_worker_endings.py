@@ -4,7 +4,8 @@ import json
 import time
 
 import pytest
-from worker_service import Hold, Service, is_running, until
+from fixtures.waiting import until
+from worker_service import Hold, Service, is_running
 
 pytestmark = pytest.mark.integration
 

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from worker_service import is_running, until
+from fixtures.waiting import until
+from worker_service import is_running
 
 from optcore.events import Metric, Notice, Progress
 from worker.confinement import Confinement

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import redis
-from worker_service import Hold, Service, is_running, until
+from fixtures.waiting import until
+from worker_service import Hold, Service, is_running
 
 from lathe.local.postgres import Postgres
 from lathe.local.valkey import Valkey

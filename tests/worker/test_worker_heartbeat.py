@@ -2,8 +2,9 @@
 
 import time
 
+from fixtures.waiting import until
 from sqlalchemy import text
-from worker_service import Service, until
+from worker_service import Service
 
 from api.store.session import make_engine
 from worker.engine_process import Inbox

@@ -11,7 +11,8 @@ from fastapi.testclient import TestClient
 from fixtures.hub import HubPeer
 from fixtures.netns import NetworkHost, network_host
 from fixtures.s3 import BUCKET, S3
-from worker_service import OWNER, SECRET_KEY, Hold, Service, until
+from fixtures.waiting import until
+from worker_service import OWNER, SECRET_KEY, Hold, Service
 
 from api.main import create_app
 from api.settings import Settings

@@ -14,7 +14,8 @@ from typing import IO
 
 import pytest
 import yaml
-from worker_service import is_running, until
+from fixtures.waiting import until
+from worker_service import is_running
 
 from worker import leash
 from worker.confinement import Confinement

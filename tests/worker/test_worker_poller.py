@@ -4,7 +4,8 @@ import signal
 from typing import Any
 
 import pytest
-from worker_service import Hold, Service, until
+from fixtures.waiting import until
+from worker_service import Hold, Service
 
 pytestmark = pytest.mark.integration
 

@@ -4,7 +4,8 @@ import re
 from typing import Any
 
 import pytest
-from worker_service import Service, until
+from fixtures.waiting import until
+from worker_service import Service
 
 pytestmark = pytest.mark.integration
 

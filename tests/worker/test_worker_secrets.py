@@ -8,8 +8,9 @@ from urllib.parse import urlsplit
 
 import pytest
 from fastapi.testclient import TestClient
+from fixtures.waiting import until
 from sqlalchemy import inspect
-from worker_service import SECRET_KEY, Service, recipe, until
+from worker_service import SECRET_KEY, Service, recipe
 
 from api.main import create_app
 from api.settings import Settings

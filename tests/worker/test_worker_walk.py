@@ -4,8 +4,9 @@ import json
 from typing import Any
 
 import pytest
+from fixtures.waiting import until
 from standardwebhooks import Webhook
-from worker_service import Service, until
+from worker_service import Service
 
 pytestmark = pytest.mark.integration
 

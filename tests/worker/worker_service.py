@@ -6,13 +6,13 @@ import secrets
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import redis
+from fixtures.waiting import until
 from sqlalchemy import text
 
 from api import lifecycle
@@ -35,19 +35,6 @@ PERIODS = {
     "CANCEL_GRACE_SECONDS": 1,
     "DRAIN_GRACE_SECONDS": 2,
 }
-
-
-T = TypeVar("T")
-
-
-def until(probe: Callable[[], T], what: str, timeout_seconds: float = 30) -> T:
-    """The first truthy answer of `probe`."""
-    deadline = time.monotonic() + timeout_seconds
-    while time.monotonic() < deadline:
-        if answer := probe():
-            return answer
-        time.sleep(0.05)
-    raise AssertionError(f"waited {timeout_seconds:g} s for {what}")
 
 
 @dataclass

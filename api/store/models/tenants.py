@@ -59,7 +59,7 @@ class Credential(Row):
 
 
 class IdempotencyKey(Row):
-    """The stored answer to a POST."""
+    """The stored answer to a POST, or the job that it made: the answer to that is made of its row."""
 
     __tablename__ = "idempotency_keys"
     __table_args__ = (Index(None, "created_at"),)
@@ -70,6 +70,8 @@ class IdempotencyKey(Row):
     body_sha256: Mapped[str]
     sealed_answer: Mapped[str | None]
     """Sealed, because the answer to a new webhook endpoint holds its secret."""
+    job_id: Mapped[str | None]
+    """No reference: it outlives its job."""
     created_at: Mapped[datetime] = created()
 
 

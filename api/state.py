@@ -1,0 +1,39 @@
+"""What one application is made of: the same for every request."""
+
+from functools import cached_property
+
+from fastapi import Request
+
+from api.auth import Keyring
+from api.files import ArtifactStore, open_store
+from api.listener import Listener
+from api.rate_limit import RateLimit
+from api.settings import Settings
+from api.store.session import make_engine, make_sessions
+from api.store.statements import Statements
+
+FRESH_seconds = 1.0
+
+
+class State:
+    """The settings, and what is made of them. Nothing is connected yet."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.engine = make_engine(settings.database_url, pool_size=10, fresh_seconds=FRESH_seconds)
+        self.sessions = make_sessions(self.engine)
+        self.statements = Statements(settings.database_url)
+        self.listener = Listener(settings.database_url)
+        self.keyring = Keyring(self.sessions, self.listener)
+        self.rate_limit = RateLimit(settings.rate_limit, settings.rate_limit_storage.get_secret_value())
+
+    @cached_property
+    def store(self) -> ArtifactStore:
+        """Where the files of finished jobs are."""
+        return open_store(self.settings)
+
+
+def state_of(request: Request) -> State:
+    """The state behind a request: a plain call, for the framework takes a while over each dependency."""
+    state: State = request.app.state.lathe
+    return state
