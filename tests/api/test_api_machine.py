@@ -175,7 +175,7 @@ class OneJob(RuleBasedStateMachine):
             case "push":
                 self._claim_push()
             case "silence":
-                self._pass_time(1300)
+                self._pass_time(650)
             case "reconcile":
                 self._reconcile()
             case _ if word in OWNER:

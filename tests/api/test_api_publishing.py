@@ -202,3 +202,21 @@ def test_pull_requests_are_remembered_until_it_is_asked_for_again(
     with sessions.begin() as session:
         lifecycle.request_publish(session, "acme", done, None)
     assert begin().pull_requests == {}
+
+
+def test_a_worker_whose_push_failed_says_no_more(
+    sessions: Sessions, done: str, begin: Callable[[], PublishClaim]
+) -> None:
+    """Not even when the owner has asked for another push meanwhile, which is somebody else's."""
+    claim = begin()
+    with sessions.begin() as session:
+        lifecycle.publish_failed(session, claim, DENIED)
+    for where in (None, {"repo_id": "me/y", "credential": "default"}):
+        if where:
+            with sessions.begin() as session:
+                lifecycle.request_publish(session, "acme", done, where)
+        with sessions() as session, pytest.raises(Fenced):
+            lifecycle.publish_succeeded(session, claim, "https://hub/me/x", "c0ffee")
+        with sessions() as session, pytest.raises(Fenced):
+            lifecycle.publish_failed(session, claim, DENIED)
+    assert _status(sessions, done) == ("succeeded", "pending")

@@ -166,3 +166,77 @@ def test_time_in_the_queue_is_not_time_in_a_workers_hands(
     with sessions.begin() as session:
         assert lifecycle.enforce_deadlines(session) == 1
     assert client.get(f"/v1/jobs/{job_id}").json()["failure"]["code"] == "queue_timeout"
+
+
+def test_a_job_that_is_being_cancelled_when_its_time_is_up_is_cancelled(
+    client: TestClient, sessions: Sessions, document: dict[str, Any]
+) -> None:
+    job_id = client.post("/v1/jobs", json=document | {"limits": {"max_run_seconds": 100}}).json()["id"]
+    with sessions.begin() as session:
+        assert lifecycle.claim(session, job_id, "w") is not None
+    _ask(client, job_id, "cancel")
+    with sessions.begin() as session:
+        session.execute(update(Job).values(claimed_at=func.now() - text("interval '1000 seconds'")))
+        assert lifecycle.enforce_deadlines(session) == 1
+    job = client.get(f"/v1/jobs/{job_id}").json()
+    assert (job["status"], job["failure"]) == ("cancelled", None)
+
+
+REACHED: dict[str, tuple[str, ...]] = {
+    "queued": (),
+    "running": ("claim",),
+    "pausing": ("claim", "pause"),
+    "paused": ("pause",),
+    "cancelling": ("claim", "cancel"),
+    "succeeded": ("claim", "finish"),
+    "failed": ("claim", "fail"),
+    "cancelled": ("cancel",),
+}
+ALLOWED: dict[str, dict[str, str]] = {
+    "cancel": {
+        "queued": "cancelled",
+        "running": "cancelling",
+        "pausing": "cancelling",
+        "paused": "cancelled",
+        "cancelling": "cancelling",
+        "cancelled": "cancelled",
+    },
+    "pause": {"queued": "paused", "running": "pausing", "pausing": "pausing", "paused": "paused"},
+    "resume": {"queued": "queued", "running": "running", "paused": "queued"},
+    "retry": {"failed": "queued", "cancelled": "queued"},
+    "delete": {"succeeded": "", "failed": "", "cancelled": ""},
+}
+
+
+@pytest.mark.parametrize("status", REACHED)
+def test_every_verb_in_every_state(
+    client: TestClient, sessions: Sessions, document: dict[str, Any], status: str
+) -> None:
+    for verb, allowed in ALLOWED.items():
+        job_id = client.post("/v1/jobs", json=document).json()["id"]
+        _bring_to(client, sessions, job_id, status)
+        assert client.get(f"/v1/jobs/{job_id}").json()["status"] == status
+        answer = client.delete(f"/v1/jobs/{job_id}") if verb == "delete" else client.post(f"/v1/jobs/{job_id}/{verb}")
+        if status not in allowed:
+            assert (answer.status_code, answer.json()["code"]) == (409, "conflict"), verb
+            assert client.get(f"/v1/jobs/{job_id}").json()["status"] == status, verb
+        elif verb == "delete":
+            assert (answer.status_code, client.get(f"/v1/jobs/{job_id}").status_code) == (204, 404)
+        else:
+            assert (answer.status_code, answer.json()["status"]) == (200, allowed[status]), verb
+
+
+def _bring_to(client: TestClient, sessions: Sessions, job_id: str, status: str) -> None:
+    claim: Claim | None = None
+    for step in REACHED[status]:
+        if step in {"pause", "cancel"}:
+            _ask(client, job_id, step)
+            continue
+        with sessions.begin() as session:
+            if step == "claim":
+                claim = lifecycle.claim(session, job_id, "w")
+                assert claim is not None
+            elif step == "finish":
+                lifecycle.finish(session, claim, "d" * 64, [])
+            else:
+                lifecycle.fail(session, claim, WRONG)
