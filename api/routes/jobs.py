@@ -35,7 +35,7 @@ async def create_job(request: Request) -> Response:
     # It asks for what it needs itself: the framework takes as long over dependencies as all of this does.
     caller, key = await bearer.caller(request, ["jobs:write"]), idempotency_key_of(request)
     state, text = state_of(request), await json_text(request)
-    is_quick = len(text) <= QUICK_bytes and b'"path"' not in text
+    is_quick = len(text) <= QUICK_bytes and b'"path"' not in text and b"\\" not in text  # which could hide it
     recipe = _read(state.settings, text) if is_quick else await run_in_threadpool(_read, state.settings, text)
     job = await admission.submit(state, caller, trail_of(request), recipe, key)
     answer = Answer.made(f"/v1/jobs/{job.id}", wire.queued(job.id, job.recipe, job.created_at))
