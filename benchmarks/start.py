@@ -1,6 +1,8 @@
 """From submitting a job to its beginning on an idle worker: PostgreSQL, relay, Valkey, Celery, claim."""
 
+import json
 import statistics
+import sys
 import tempfile
 import time
 from contextlib import ExitStack
@@ -24,7 +26,7 @@ def measure_start() -> None:
     """Print the seconds from sending the request to the worker's claim, on one clock."""
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         redis_url = stack.enter_context(Valkey(Path(name) / "valkey"))
-        engine = f"python {ROOT / 'tests' / 'worker' / 'fake_engine.py'}"
+        engine = json.dumps([sys.executable, str(ROOT / "tests" / "worker" / "fake_engine.py")])
         ours = stack.enter_context(
             service(REDIS_URL=redis_url, ENGINE_COMMAND=engine, MODEL_ROOTS=str(ROOT / "models"))
         )
