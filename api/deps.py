@@ -102,18 +102,20 @@ AnyCaller = Annotated[Caller, Security(bearer)]
 LimitDep = Annotated[int, Query(ge=1, le=100, description="Rows of a page.")]
 AfterDep = Annotated[str | None, Query(max_length=200, description="`last_id` of the page before.")]
 BeforeDep = Annotated[str | None, Query(max_length=200, description="`first_id` of the page behind.")]
-IdempotencyKeyDep = Annotated[
-    str | None,
-    Header(min_length=1, max_length=255, pattern=r"^[\x20-\x7e]+$", description="Kept for 24 hours."),
-]
+IDEMPOTENCY_KEY = r"^[\x20-\x7e]+$"
+IDEMPOTENCY_KEY_characters = 255
+_KEY_HEADER = Header(
+    min_length=1, max_length=IDEMPOTENCY_KEY_characters, pattern=IDEMPOTENCY_KEY, description="Kept for 24 hours."
+)
+IdempotencyKeyDep = Annotated[str | None, _KEY_HEADER]
 
 
 def idempotency_key_of(request: Request) -> str | None:
     """The same for a route that reads it itself. Raises `BadRequest`."""
     key = request.headers.get("idempotency-key")
-    if key is not None and not re.fullmatch(r"[\x20-\x7e]{1,255}", key):
+    if key is not None and (len(key) > IDEMPOTENCY_KEY_characters or not re.fullmatch(IDEMPOTENCY_KEY, key)):
         raise BadRequest(
-            "header parameter idempotency-key: 1 to 255 characters of ASCII",
+            f"header parameter idempotency-key: 1 to {IDEMPOTENCY_KEY_characters} characters of ASCII",
             remedy="see /openapi.json for what it may be",
         )
     return key

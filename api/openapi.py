@@ -7,6 +7,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from api.deps import IDEMPOTENCY_KEY, IDEMPOTENCY_KEY_characters
 from lathe.models import Problem
 
 _TEMPLATE = "#/components/schemas/{model}"
@@ -18,9 +19,10 @@ def takes(model: type[BaseModel], *, required: bool = True) -> dict[str, Any]:
     return {"requestBody": {"required": required, "content": content}}
 
 
-def once(scope: str) -> dict[str, Any]:
-    """`openapi_extra` of a route that reads its API key and its Idempotency-Key itself, as `api.deps` would."""
-    text = {"type": "string", "minLength": 1, "maxLength": 255, "pattern": r"^[\x20-\x7e]+$"}
+def keyed(scope: str) -> dict[str, Any]:
+    """`openapi_extra` of a route that reads its API key and its Idempotency-Key itself, by `api.deps`."""
+    length = {"minLength": 1, "maxLength": IDEMPOTENCY_KEY_characters}
+    text = {"type": "string", **length, "pattern": IDEMPOTENCY_KEY}
     said = {"description": "Kept for 24 hours."}
     schema = {"anyOf": [text, {"type": "null"}], "title": "Idempotency-Key", **said}
     key = {"name": "idempotency-key", "in": "header", "required": False, "schema": schema, **said}

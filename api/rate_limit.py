@@ -4,13 +4,15 @@ With several API processes, `LATHE_RATE_LIMIT_STORAGE` names a Redis that they s
 A storage that does not answer lets requests through: it must not take the service down with it.
 """
 
+import contextlib
 import logging
 import math
 import time
+from collections.abc import AsyncGenerator
 from typing import cast
 
 from limits import parse
-from limits.aio.storage import Storage
+from limits.aio.storage import RedisStorage, Storage
 from limits.aio.strategies import SlidingWindowCounterRateLimiter
 from limits.errors import StorageError
 from limits.storage import storage_from_string
@@ -27,8 +29,17 @@ class RateLimit:
         """`rate` as in `1200/minute`; raises `ValueError` when it cannot be read."""
         self._rate = parse(rate)
         driver = {"implementation": "redispy"} if storage.startswith("redis") else {}
-        counters = storage_from_string(f"async+{storage}", wrap_exceptions=True, **driver)
-        self._windows = SlidingWindowCounterRateLimiter(cast("Storage", counters))
+        self._counters = storage_from_string(f"async+{storage}", wrap_exceptions=True, **driver)
+        self._windows = SlidingWindowCounterRateLimiter(cast("Storage", self._counters))
+
+    @contextlib.asynccontextmanager
+    async def open(self) -> AsyncGenerator[None]:
+        """Counts as long as the block lasts; then the connections of a shared storage are closed."""
+        try:
+            yield
+        finally:
+            if isinstance(self._counters, RedisStorage):
+                await self._counters.bridge.storage.aclose()  # type: ignore[attr-defined]  # it is redis-py's
 
     async def count(self, key_id: str) -> None:
         """Raises `TooManyRequests`, with the seconds to wait."""

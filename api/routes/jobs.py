@@ -12,7 +12,7 @@ from api.audit import trail_of
 from api.body import json_text, parsed
 from api.deps import AfterDep, BeforeDep, JobReader, LimitDep, SessionDep, bearer, idempotency_key_of
 from api.errors import BadRequest
-from api.openapi import once, takes
+from api.openapi import keyed, takes
 from api.replay import Answer
 from api.settings import Settings
 from api.state import state_of
@@ -29,7 +29,7 @@ QUICK_bytes = 8 * 1024
 _Text = Query(max_length=500, pattern=r"^[^\x00]*$")
 
 
-@router.post("", status_code=201, response_model=Job, openapi_extra={**takes(Recipe), **once("jobs:write")})
+@router.post("", status_code=201, response_model=Job, openapi_extra={**takes(Recipe), **keyed("jobs:write")})
 async def create_job(request: Request) -> Response:
     """Submit a recipe. It is checked completely before the answer; the job is queued."""
     # It asks for what it needs itself: the framework takes as long over dependencies as all of this does.

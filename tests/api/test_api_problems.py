@@ -1,17 +1,23 @@
 """Every error is one RFC 9457 document, and says what, where and what to do."""
 
+import os
+import signal
+from pathlib import Path
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+from fixtures.waiting import until
 from sqlalchemy import text
 
 from api.main import create_app
 from api.problems import MAX_reasons
 from api.settings import Settings
-from api.store import keys
-from api.store.session import Sessions
+from api.store import keys, projects
+from api.store.session import Sessions, make_engine, make_sessions
+from lathe.local.postgres import Postgres
 from lathe.models import Problem
+from migrations import upgrade
 from optcore.errors import RecipeError
 from optcore.recipe import recipe_from
 
@@ -89,18 +95,38 @@ def test_an_answer_is_no_longer_than_it_helps(client: TestClient, document: dict
     assert len(problem.errors) == MAX_reasons
 
 
-def test_a_database_that_went_away_costs_a_submission_nothing_but_time(
-    settings: Settings, document: dict[str, Any], sessions: Sessions
+def test_a_database_that_was_away_costs_a_submission_nothing_but_time(
+    settings: Settings, document: dict[str, Any], data_dir: Path
 ) -> None:
-    with sessions.begin() as session:
-        _, key = keys.create(session, "acme")
-    app = create_app(settings)
-    with TestClient(app, headers={"Authorization": f"Bearer {key}", "Idempotency-Key": "k1"}) as client:
-        assert client.get("/v1/jobs").status_code == 200
-        app.state.lathe.statements._pool.terminate()
-        answer = client.post("/v1/jobs", json=document)
-        assert _problem(answer, 503, "unavailable").retryable
-        assert answer.headers["retry-after"] == "2"
+    """It is killed and comes back: the same request is refused meanwhile, then done once."""
+    server = Postgres(data_dir / "postgres")
+    with server as url:
+        upgrade(url)
+        engine = make_engine(url)
+        with make_sessions(engine).begin() as session:
+            _, key = keys.create(session, projects.ensure(session, "acme").id)
+        app = create_app(settings.model_copy(update={"database_url": url}))
+        headers = {"Authorization": f"Bearer {key}", "Idempotency-Key": "k1"}
+        with TestClient(app, headers=headers, raise_server_exceptions=False) as client:
+            assert client.get("/v1/jobs").json()["data"] == []
+            assert server.process is not None
+            os.kill(server.process.pid, signal.SIGQUIT)
+            server.process.wait(30)
+            answer = client.post("/v1/jobs", json=document)
+            assert _problem(answer, 503, "unavailable").retryable
+            assert answer.headers["retry-after"] == "2"
+            server.revive()
+            made = until(lambda: (again := client.post("/v1/jobs", json=document)).status_code == 201 and again, "it")
+            assert client.post("/v1/jobs", json=document).content == made.content
+            assert [job["id"] for job in client.get("/v1/jobs").json()["data"]] == [made.json()["id"]]
+        engine.dispose()
+
+
+@pytest.mark.parametrize("key", ["", "x" * 256, "tab\t", "\xe9"])
+def test_an_idempotency_key_is_readable_and_short(client: TestClient, document: dict[str, Any], key: str) -> None:
+    answer = client.post("/v1/jobs", json=document, headers={"Idempotency-Key": key.encode("latin-1")})
+    assert "idempotency-key" in _problem(answer, 400, "bad_request").detail
+    assert client.get("/v1/jobs").json()["data"] == []
 
 
 def test_a_body_that_hides_its_length_is_cut_off(client: TestClient) -> None:

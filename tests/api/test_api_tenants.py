@@ -6,12 +6,14 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 from fixtures.waiting import until
+from pydantic import SecretStr
 from sqlalchemy import func, text, update
 
 from api import lifecycle
 from api import projects as projects_command
 from api.keys import main as keys_command
 from api.lifecycle import ArtifactFile
+from api.main import create_app
 from api.settings import Settings
 from api.store import credentials, keys, projects
 from api.store.models import ApiKey
@@ -171,8 +173,6 @@ def test_limits_bind_and_say_so(client: TestClient, sessions: Sessions, document
 
 
 def test_requests_are_limited_by_key(sessions: Sessions, settings: Settings) -> None:
-    from api.main import create_app
-
     few = settings.model_copy(update={"rate_limit": "3/minute"})
     with sessions.begin() as session:
         made = [keys.create(session, "acme")[1] for _ in range(2)]
@@ -183,6 +183,26 @@ def test_requests_are_limited_by_key(sessions: Sessions, settings: Settings) -> 
         assert (refused.json()["code"], refused.json()["retryable"]) == ("too_many_requests", True)
         assert 1 <= int(refused.headers["Retry-After"]) <= 60
         assert client.get("/v1/jobs", headers=other).status_code == 200
+
+
+def test_processes_that_share_a_redis_count_together(
+    sessions: Sessions, settings: Settings, empty_redis_url: str
+) -> None:
+    shared = {"rate_limit": "3/minute", "rate_limit_storage": SecretStr(empty_redis_url)}
+    with sessions.begin() as session:
+        headers = {"Authorization": f"Bearer {keys.create(session, 'acme')[1]}"}
+    few = settings.model_copy(update=shared)
+    with TestClient(create_app(few), headers=headers) as one, TestClient(create_app(few), headers=headers) as other:
+        asked = [client.get("/v1/jobs").status_code for client in (one, other, one, other, one)]
+    assert asked == [200, 200, 200, 429, 429]
+
+
+def test_a_storage_of_rate_limits_that_is_away_lets_requests_through(sessions: Sessions, settings: Settings) -> None:
+    away = {"rate_limit": "1/minute", "rate_limit_storage": SecretStr("redis://127.0.0.1:9/0")}
+    with sessions.begin() as session:
+        headers = {"Authorization": f"Bearer {keys.create(session, 'acme')[1]}"}
+    with TestClient(create_app(settings.model_copy(update=away)), headers=headers) as client:
+        assert [client.get("/v1/jobs").status_code for _ in range(3)] == [200, 200, 200]
 
 
 def test_the_operators_commands(
