@@ -12,7 +12,7 @@ from sqlalchemy import func, select, text, update
 from api import lifecycle
 from api.lifecycle import Claim
 from api.settings import Settings
-from api.store import jobs, projects, webhooks
+from api.store import credentials, jobs, projects, webhooks
 from api.store.models import AuditEntry, Event, IdempotencyKey, Job, OutboxMessage, WebhookMessage
 from api.store.session import Sessions
 from lathe import models as wire
@@ -135,11 +135,13 @@ def test_a_key_is_free_again_after_a_day(client: TestClient, sessions: Sessions,
 def test_a_job_begins_with_all_its_rows(
     client: TestClient, sessions: Sessions, settings: Settings, document: dict[str, Any], receiver: bool
 ) -> None:
-    if receiver:
-        with sessions.begin() as session:
+    with sessions.begin() as session:
+        credentials.put(session, settings.vault, "acme", "hub", "hf_secret")
+        if receiver:
             webhooks.create_endpoint(session, settings.vault, "acme", "https://a.example/", ["job.queued"])
     wishes = {"priority": 3, "limits": {"max_run_seconds": 60, "max_queue_seconds": 7}}
     hardware = {"hardware": {"gpu_kind": "H200", "gpu_memory_gib": 80}}
+    wishes |= {"publish": {"repo_id": "me/x", "credential": "hub"}}
     answer = client.post("/v1/jobs", json={**document, **wishes, **hardware}, headers={"X-Request-Id": "request-0001"})
     with sessions() as session:
         job = session.scalars(select(Job)).one()
@@ -150,6 +152,8 @@ def test_a_job_begins_with_all_its_rows(
     assert (job.id, job.project_id, job.status, job.last_seq) == (answer.json()["id"], "acme", "queued", 1)
     assert (job.priority, job.max_run_seconds, job.max_queue_seconds) == (3, 60, 7)
     assert (job.device, job.gpu_kind, job.gpu_memory_bytes) == ("cuda", "H200", 80 << 30)
+    assert job.publish_to == job.recipe["publish"]
+    assert job.publish_to["repo_id"] == "me/x"
     assert job.digest == recipe_from(job.recipe).digest
     assert (job.wake_at - job.created_at).total_seconds() == jobs.REANNOUNCE_seconds
     assert (first.job_id, first.seq, first.type, first.data) == (job.id, 1, "job.queued", {"reason": "submitted"})
