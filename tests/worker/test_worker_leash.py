@@ -99,7 +99,8 @@ def test_conductor_and_stage_say_where_they_are(conducted: dict[str, int], tmp_p
     for pid in pids:
         os.kill(pid, signal.SIGUSR1)
     log = tmp_path / "stderr"
-    until(lambda: log.read_text().count("Current thread") == 2, "their answers")
+    # A dump is written line by line, the innermost frame first: the last one says that it is whole.
+    until(lambda: log.read_text().count("in _run_module_as_main") == 2, "their answers")
     frames = last_frames(log.read_text().splitlines())
     assert "in _relay" in frames
     assert "optcore/__main__.py" in frames
