@@ -16,6 +16,7 @@ from api.state import State
 from api.store import credentials, projects
 from api.store.session import Sessions
 from optcore.errors import SourceNotFound
+from optcore.paths import with_paths
 from optcore.plan import check
 from optcore.recipe import Recipe
 
@@ -23,14 +24,7 @@ from optcore.recipe import Recipe
 def admit(settings: Settings, recipe: Recipe) -> Recipe:
     """The recipe with local paths made absolute, symbolic links resolved. Raises `Invalid` or `OptError`."""
     check(recipe)
-    model, calibration = recipe.model, recipe.calibration
-    if model.path is not None:
-        model = model.model_copy(update={"path": _local(settings, model.path, "/model/path")})
-    if calibration.path is not None:
-        calibration = calibration.model_copy(update={"path": _local(settings, calibration.path, "/calibration/path")})
-    if model is recipe.model and calibration is recipe.calibration:
-        return recipe
-    return recipe.model_copy(update={"model": model, "calibration": calibration})
+    return with_paths(recipe, lambda path, pointer: _local(settings, path, pointer))
 
 
 async def submit(state: State, caller: Caller, trail: Trail, recipe: Recipe, key: str | None) -> lifecycle.Submitted:

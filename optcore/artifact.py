@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from optcore.coverage import coverage
 from optcore.frozen import Frozen, digest_of
 from optcore.links import link
+from optcore.paths import with_paths
 from optcore.plan import Result
 from optcore.quantization import load_quantization
 from optcore.recipe import Recipe
@@ -151,11 +152,7 @@ def _schemes(outcome: Outcome) -> tuple[str, ...]:
 
 def _public(recipe: Recipe) -> Recipe:
     """The recipe as it may be published: folders of this machine by their names alone, no bookkeeping of the user's."""
-    model, calibration = (
-        ref.model_copy(update={"path": Path(ref.path).name}) if ref.path else ref
-        for ref in (recipe.model, recipe.calibration)
-    )
-    return recipe.model_copy(update={"model": model, "calibration": calibration, "metadata": {}})
+    return with_paths(recipe, lambda path, _: Path(path).name).model_copy(update={"metadata": {}})
 
 
 def _environment() -> dict[str, str]:

@@ -5,24 +5,28 @@ This process is the conductor: it imports no torch, starts one process per stage
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from optcore.artifact import Artifact, Outcome, assemble
 from optcore.child import RESULTS, run_stage
 from optcore.errors import GateFailed, RecipeError, folder_error
 from optcore.evaluate import Fidelity
 from optcore.events import AnyEvent, Notice, RecipeResolved, RunFinished, RunPlanned, StageFinished, StageStarted
-from optcore.frozen import digest_of
+from optcore.frozen import Frozen, digest_of
 from optcore.plan import (
     Result,
     check,
+    data_stage,
     evaluate_stage,
     export_stage,
     gate_stage,
     results,
     stage_names,
+    teacher_stage,
     technique_stage,
 )
 from optcore.quantization import also_folder
@@ -30,6 +34,7 @@ from optcore.recipe import Recipe
 from optcore.report import StageCost
 from optcore.stage import (
     AnyWork,
+    DataWork,
     EvaluateWork,
     ExportWork,
     FetchWork,
@@ -37,10 +42,14 @@ from optcore.stage import (
     Inputs,
     StageRecord,
     StageTask,
+    TeacherWork,
     TechniqueWork,
 )
 from optcore.targets import check_target
-from optcore.techniques import Technique
+from optcore.techniques import AnyTechnique, Technique
+from optcore.techniques.distilling import Distilling
+from optcore.techniques.losses import top_k_temperature
+from optcore.techniques.training import Training
 from optcore.work import WorkFolder
 
 Emit = Callable[[AnyEvent], None]
@@ -74,6 +83,13 @@ def fetch(recipe: Recipe, work: Path, emit: Emit) -> Recipe:
         raise folder_error(error) from error
 
 
+class _Folder(NamedTuple):
+    """A checkpoint, and the digest of what it holds."""
+
+    path: str
+    digest: str
+
+
 @dataclass
 class _Walk:
     """Where a run is: the inputs of the next stage, and what the stages so far left."""
@@ -84,6 +100,8 @@ class _Walk:
     records: dict[str, StageRecord] = field(default_factory=dict)
     costs: list[StageCost] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
+    dense: "_Folder" = field(default_factory=lambda: _Folder("", ""))
+    """The checkpoint whose weights are the model's in high precision: quantizing stages leave them as they are."""
     applied: list[Technique] = field(default_factory=list)
     """The techniques whose results were kept: a fallback instead of what it replaced."""
 
@@ -92,6 +110,7 @@ class _Walk:
         self._move(calibration=recipe.calibration, seed=recipe.seed)
         record = self._stage("0-fetch", fetch_work(recipe))
         results = record.results
+        self.dense = _Folder(results["source"], results["source_digest"])
         self._move(
             source=results["source"],
             source_digest=results["source_digest"],
@@ -101,7 +120,7 @@ class _Walk:
             data_digest=results["data_digest"],
         )
         check_target(recipe, results["family"])
-        pinned = _pinned(recipe, results["model_revision"], results["data_revision"])
+        pinned = _pinned(recipe, results)
         self._remember_pinned(pinned, record)
         self.emit(RecipeResolved(recipe=pinned.model_dump(mode="json")))
         return pinned
@@ -119,11 +138,80 @@ class _Walk:
         """One entry of the chain, with its gate and fallbacks."""
         for attempt, candidate in enumerate((technique, *technique.alternatives)):
             name = technique_stage(number, candidate, attempt)
-            self._stage(name, TechniqueWork(technique=candidate))
+            with self._prepared(name, number, candidate):
+                self._stage(name, TechniqueWork(technique=candidate))
             if self._passes(name, candidate, recipe):
                 self._enter_checkpoint(name)
+                if not candidate.leaves_weights:
+                    self.dense = _Folder(self.inputs.checkpoint, self.inputs.checkpoint_digest)
                 self.applied.append(candidate)
                 return
+
+    @contextmanager
+    def _prepared(self, name: str, number: int, technique: Technique) -> Iterator[None]:
+        """What a training technique reads besides a checkpoint, made and at hand; as it was before, afterwards."""
+        before = self.inputs
+        if isinstance(technique, Training):
+            self._bring(number, technique)
+            self._prepare_windows(name, technique)
+            if isinstance(technique, Distilling) and technique.teacher_top_k:
+                self._ask_teacher(name, technique, technique.teacher_top_k)
+        try:
+            yield
+        finally:
+            self.inputs = before
+
+    def _bring(self, number: int, technique: Training) -> None:
+        """The teacher, the student and the text that were fetched for it."""
+        fetched, place = self.records["0-fetch"].results, f"/chain/{number - 1}"
+        if text := fetched["texts"].get(f"{place}/data"):
+            self._move(text_files=tuple(text["files"]), text_digest=text["digest"])
+        elif technique.data.is_text:
+            self._move(text_files=self.inputs.data_files)
+        if student := fetched["models"].get(f"{place}/student"):
+            self._move(checkpoint=student["path"], checkpoint_digest=student["digest"])
+        if isinstance(technique, Distilling):
+            teacher = self._teacher(technique, fetched["models"].get(f"{place}/teacher"))
+            self._move(teacher=teacher.path, teacher_digest=teacher.digest)
+
+    def _teacher(self, technique: Distilling, named: dict[str, str] | None) -> "_Folder":
+        if named:
+            return _Folder(named["path"], named["digest"])
+        if technique.teacher == "source":
+            return _Folder(self.inputs.source, self.inputs.source_digest)
+        return self.dense
+
+    def _prepare_windows(self, name: str, technique: Training) -> None:
+        """Windows depend on the tokenizer, and on a teacher only where it writes them: chains share them."""
+        work = DataWork(
+            data=technique.data,
+            sequence_length=technique.sequence_length,
+            training=technique.windows,
+            validation=technique.validation.samples,
+        )
+        writer = self.dense if technique.data.kind == "generated" else _Folder("", "")
+        if technique.data.kind == "generated" and self.inputs.teacher:
+            writer = _Folder(self.inputs.teacher, self.inputs.teacher_digest)
+        with self._reading(teacher=writer.path, teacher_digest=writer.digest):
+            record = self._stage(data_stage(name), work)
+        self._move(windows=str(self.work.files(record.key)), windows_digest=record.key)
+
+    def _ask_teacher(self, name: str, technique: Distilling, top_k: int) -> None:
+        """Answers depend on the teacher and the windows alone."""
+        work = TeacherWork(top_k=top_k, temperature=top_k_temperature(technique.losses))
+        with self._reading(teacher=self.inputs.teacher, teacher_digest=self.inputs.teacher_digest):
+            record = self._stage(teacher_stage(name), work)
+        self._move(answers=str(self.work.files(record.key)), answers_digest=record.key, teacher="", teacher_digest="")
+
+    @contextmanager
+    def _reading(self, **changed: object) -> Iterator[None]:
+        """Stages that do not depend on the student read the source in its place."""
+        before = self.inputs
+        self._move(checkpoint=before.source, checkpoint_digest=before.source_digest, **changed)
+        try:
+            yield
+        finally:
+            self.inputs = before
 
     def finish(self, result: Result, recipe: Recipe) -> Outcome:
         """Write one result in its target format, and measure it before and after."""
@@ -228,13 +316,32 @@ class _Walk:
 def fetch_work(recipe: Recipe) -> FetchWork:
     """What a recipe needs from outside, and what there must be enough of."""
     lengths = tuple(e.sequence_length for e in recipe.evaluate if isinstance(e, Fidelity))
-    return FetchWork(model=recipe.model, calibration=recipe.calibration, evaluations=lengths)
+    chain = list(enumerate(recipe.chain))
+    return FetchWork(
+        model=recipe.model,
+        calibration=recipe.calibration,
+        evaluations=lengths,
+        models={f"/chain/{n}/{name}": ref for n, one in chain for name, ref in one.models.items()},
+        texts={f"/chain/{n}/{name}": needed for n, one in chain for name, needed in one.texts.items()},
+    )
 
 
-def _pinned(recipe: Recipe, model_revision: str | None, data_revision: str | None) -> Recipe:
-    model = recipe.model.model_copy(update={"revision": model_revision} if model_revision else {})
-    calibration = recipe.calibration.model_copy(update={"revision": data_revision} if data_revision else {})
-    return recipe.model_copy(update={"model": model, "calibration": calibration})
+def _pinned(recipe: Recipe, fetched: dict[str, Any]) -> Recipe:
+    """The recipe with the commits that were fetched."""
+    beside = {**fetched["models"], **fetched["texts"]}
+    chain = tuple(_pinned_technique(f"/chain/{n}/", technique, beside) for n, technique in enumerate(recipe.chain))
+    model = _at(recipe.model, fetched["model_revision"])
+    calibration = _at(recipe.calibration, fetched["data_revision"])
+    return recipe.model_copy(update={"model": model, "calibration": calibration, "chain": chain})
+
+
+def _pinned_technique(place: str, technique: AnyTechnique, fetched: dict[str, Any]) -> AnyTechnique:
+    named = {key.removeprefix(place): found["revision"] for key, found in fetched.items() if key.startswith(place)}
+    return technique.model_copy(update={name: _at(getattr(technique, name), commit) for name, commit in named.items()})
+
+
+def _at(reference: Frozen, commit: str | None) -> Frozen:
+    return reference.model_copy(update={"revision": commit} if commit else {})
 
 
 def _gate_work(recipe: Recipe) -> GateWork:

@@ -7,9 +7,11 @@
     │   ├── SourceGated         it exists, and we may not read it
     │   ├── UnsafeCheckpoint    pickled weights, or a path that leaves its folder
     │   ├── BadCheckpoint       files missing, truncated or contradicting each other; NaN weights
-    │   └── UnknownArchitecture no known model class for its config
+    │   ├── UnknownArchitecture no known model class for its config
+    │   └── VocabularyMismatch  a teacher that numbers tokens otherwise than its student
     ├── DataError               calibration or evaluation text that cannot be used
     ├── GateFailed              a stage missed its measured bound
+    ├── TrainingDiverged        the loss stopped being a number before anything was gained
     ├── ExportMismatch          the bytes we wrote do not decode to what we simulated
     ├── OutOfMemory             the machine is too small for the largest layer
     ├── OutOfDisk               the work folder is too small
@@ -120,6 +122,12 @@ class UnknownArchitecture(SourceError):
     code = "architecture_unknown"
 
 
+class VocabularyMismatch(SourceError):
+    """A teacher and a student that number tokens differently."""
+
+    code = "vocabulary_mismatch"
+
+
 class DataError(OptError):
     """Calibration or evaluation text that cannot be used."""
 
@@ -132,6 +140,13 @@ class GateFailed(OptError):
 
     code = "gate_failed"
     kind: Kind = "quality_gate"
+
+
+class TrainingDiverged(OptError):
+    """The loss stopped being a number before anything was gained."""
+
+    code = "training_diverged"
+    kind: Kind = "user_error"
 
 
 class ExportMismatch(OptError):

@@ -9,6 +9,8 @@ from optcore.recipe import Recipe
 from optcore.references import REPO_ID_LIMIT
 from optcore.targets import check_target
 from optcore.techniques import Technique
+from optcore.techniques.distilling import Distilling
+from optcore.techniques.training import Training
 
 _DENSE = frozenset({"dense"})
 
@@ -27,7 +29,8 @@ def results(recipe: Recipe) -> tuple[Result, ...]:
     """The main result, then every further format and target that go together."""
     main = Result("", "", recipe.target)
     more = [(scheme, export) for scheme in ("", *_also(recipe)) for export in (recipe.target, *recipe.also)]
-    last = getattr(recipe.chain[-1], "scheme", "mixed")
+    schemes = (getattr(technique, "scheme", "") for technique in reversed(recipe.chain))
+    last = next((scheme for scheme in schemes if scheme), "mixed")
     return (
         main,
         *(
@@ -62,7 +65,8 @@ def stage_names(recipe: Recipe) -> tuple[str, ...]:
     """The stages of a run in order; a gate's fallbacks are added when they are needed."""
     names = ["0-fetch"]
     for number, technique in enumerate(recipe.chain, start=1):
-        names.append(technique_stage(number, technique))
+        name = technique_stage(number, technique)
+        names += [*preparing_stages(name, technique), name]
         if technique.gate:
             names.append(gate_stage(names[-1]))
     for result in results(recipe):
@@ -74,6 +78,24 @@ def technique_stage(number: int, technique: Technique, attempt: int = 0) -> str:
     """Name of a technique's stage; `attempt` counts the fallbacks."""
     name = f"{number}-{tag(type(technique))}"
     return f"{name}-fallback{attempt}" if attempt else name
+
+
+def preparing_stages(name: str, technique: Technique) -> tuple[str, ...]:
+    """Names of the stages that a training technique's own stage reads: its windows, and what a teacher says of them."""
+    if not isinstance(technique, Training):
+        return ()
+    asked_once = isinstance(technique, Distilling) and technique.teacher_top_k
+    return (data_stage(name), teacher_stage(name)) if asked_once else (data_stage(name),)
+
+
+def data_stage(technique_stage: str) -> str:
+    """Name of the stage that prepares a technique's training windows."""
+    return f"{technique_stage}-data"
+
+
+def teacher_stage(technique_stage: str) -> str:
+    """Name of the stage that asks a technique's teacher."""
+    return f"{technique_stage}-teacher"
 
 
 def gate_stage(technique_stage: str) -> str:

@@ -13,10 +13,11 @@ from optcore.export import AnyExport, CompressedTensors
 from optcore.frozen import Frozen, canonical_json, digest_of, tags
 from optcore.references import Calibration, Hardware, Label, Limits, ModelRef, Publish
 from optcore.techniques import AnyTechnique
+from optcore.techniques.losses import AnyLoss
 from optcore.yaml_text import read_document
 
 MAX_RECIPE_bytes = 256 * 1024
-_TAGS = {name for union in (AnyTechnique, AnyExport, AnyEvaluator) for name in tags(union)}
+_TAGS = {name for union in (AnyTechnique, AnyExport, AnyEvaluator, AnyLoss) for name in tags(union)}
 
 
 class Recipe(Frozen):

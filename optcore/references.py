@@ -39,10 +39,10 @@ class ModelRef(Frozen):
         return f"{self.id}@{self.revision}" if self.id else str(self.path)
 
 
-class Calibration(Frozen):
-    """Text that activation statistics are measured on, and that evaluation text is held out from."""
+class TextSource(Frozen):
+    """Text: a Hub data set, a file on the worker, or what every machine has."""
 
-    dataset: Annotated[str, StringConstraints(max_length=96)] = "cnn_dailymail"
+    dataset: Annotated[str, StringConstraints(max_length=96)] | None = None
     """Hub data set, or `python-stdlib`: the Python standard library's sources, which need no network."""
     revision: Revision = "main"
     """Branch, tag or commit of a Hub data set; pinned to the commit when the job starts."""
@@ -52,10 +52,35 @@ class Calibration(Frozen):
     """Text column of a JSON lines, CSV or Parquet file; when absent `text`, `article`, `content` or the only one."""
     path: LocalPath | None = None
     """File (`.txt`, `.jsonl`, `.csv`, `.parquet`) on the machine that runs the engine, instead of `dataset`."""
+
+    @property
+    def is_built_in(self) -> bool:
+        """Whether it is the standard library's sources."""
+        return self.dataset == BUILT_IN and self.path is None
+
+
+class NeededText(Frozen):
+    """Text, and how much of it."""
+
+    text: TextSource
+    tokens: int
+    """Of a Hub data set as many files are downloaded as these can need."""
+
+
+class Calibration(TextSource):
+    """Text that activation statistics are measured on, and that evaluation text is held out from."""
+
+    dataset: Annotated[str, StringConstraints(max_length=96)] = "cnn_dailymail"
+    """Hub data set, or `python-stdlib`: the Python standard library's sources, which need no network."""
     samples: int = Field(default=512, ge=1, le=100_000)
     """Windows of text."""
     sequence_length: int = Field(default=2048, ge=2, le=131_072)
     """Tokens a window; cut to what the model can hold."""
+
+    @property
+    def needed(self) -> NeededText:
+        """The text, and how much of it the windows take."""
+        return NeededText(text=self, tokens=self.samples * self.sequence_length)
 
 
 class Hardware(Frozen):

@@ -10,8 +10,9 @@ from pydantic import Field
 from optcore.evaluate import AnyEvaluator
 from optcore.export import AnyExport
 from optcore.frozen import Frozen, digest_of
-from optcore.references import BUILT_IN, Calibration, ModelRef
+from optcore.references import Calibration, ModelRef, NeededText, TextSource
 from optcore.techniques import AnyTechnique
+from optcore.techniques.data import TrainingData
 from optcore.version import ENGINE_VERSION, installed
 
 
@@ -23,13 +24,37 @@ class FetchWork(Frozen):
     calibration: Calibration
     evaluations: tuple[int, ...] = ()
     """Lengths of the windows that will be evaluated, to see whether there is text enough."""
+    models: dict[str, ModelRef] = Field(default={})
+    """Teachers and students, by JSON Pointer into the recipe."""
+    texts: dict[str, NeededText] = Field(default={})
+    """Training text, by JSON Pointer into the recipe."""
 
     @property
     def is_pinned(self) -> bool:
         """Whether doing it again can only give the same: commits do not move, branches and folders do."""
-        data = self.calibration
-        data_is_pinned = not data.path and (data.dataset == BUILT_IN or _is_commit(data.revision))
-        return bool(self.model.id) and _is_commit(self.model.revision) and data_is_pinned
+        models = (self.model, *self.models.values())
+        texts = (self.calibration, *(needed.text for needed in self.texts.values()))
+        return all(map(_is_pinned_model, models)) and all(map(_is_pinned_text, texts))
+
+
+class DataWork(Frozen):
+    """Prepare the windows that a technique trains on."""
+
+    kind: Literal["data"] = "data"
+    data: TrainingData
+    sequence_length: int
+    training: int
+    """Windows to train on."""
+    validation: int
+    """Windows to measure on."""
+
+
+class TeacherWork(Frozen):
+    """Ask a teacher once for its likeliest tokens at every position of every window."""
+
+    kind: Literal["teacher"] = "teacher"
+    top_k: int
+    temperature: float
 
 
 class TechniqueWork(Frozen):
@@ -61,7 +86,7 @@ class EvaluateWork(Frozen):
     evaluators: tuple[AnyEvaluator, ...]
 
 
-AnyWork = FetchWork | TechniqueWork | GateWork | ExportWork | EvaluateWork
+AnyWork = FetchWork | DataWork | TeacherWork | TechniqueWork | GateWork | ExportWork | EvaluateWork
 
 
 class Inputs(Frozen):
@@ -77,7 +102,24 @@ class Inputs(Frozen):
     data_files: tuple[str, ...] = ()
     data_digest: str = ""
     calibration: Calibration = Calibration()
+    teacher: str = ""
+    teacher_digest: str = ""
+    text_files: tuple[str, ...] = ()
+    """Training text, where it is not the recipe's own."""
+    text_digest: str = ""
+    windows: str = ""
+    windows_digest: str = ""
+    answers: str = ""
+    """What a teacher said of the windows."""
+    answers_digest: str = ""
     seed: int = 0
+
+    @property
+    def training(self) -> dict[str, str]:
+        """Digests of what only training stages read."""
+        named = ("teacher", "text", "windows", "answers")
+        found = {name: getattr(self, f"{name}_digest") for name in named}
+        return {name: digest for name, digest in found.items() if digest}
 
 
 class StageTask(Frozen):
@@ -106,6 +148,7 @@ class StageTask(Frozen):
                 "exported": inputs.exported_digest,
                 "data": {**measured, "digest": inputs.data_digest, "column": inputs.calibration.column},
                 "seed": inputs.seed,
+                **inputs.training,
             }
         )
 
@@ -131,6 +174,14 @@ class StageRecord(Frozen):
     files: dict[str, tuple[int, int]] = Field(default={})
     """Size in bytes and time of change in nanoseconds of each file. Weights may be links to files that others can write
     to, so a stage whose files changed is run again."""
+
+
+def _is_pinned_model(model: ModelRef) -> bool:
+    return bool(model.id) and _is_commit(model.revision)
+
+
+def _is_pinned_text(text: TextSource) -> bool:
+    return text.is_built_in or (text.path is None and _is_commit(text.revision))
 
 
 def _is_commit(revision: str) -> bool:

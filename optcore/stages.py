@@ -6,8 +6,18 @@ from pathlib import Path
 from typing import Any
 
 from optcore.events import AnyEvent
+from optcore.references import ModelRef, NeededText
 from optcore.run import Run
-from optcore.stage import EvaluateWork, ExportWork, FetchWork, GateWork, StageTask, TechniqueWork
+from optcore.stage import (
+    DataWork,
+    EvaluateWork,
+    ExportWork,
+    FetchWork,
+    GateWork,
+    StageTask,
+    TeacherWork,
+    TechniqueWork,
+)
 from optcore.targets import family_of
 
 
@@ -24,12 +34,20 @@ def perform(task: StageTask, emit: Callable[[AnyEvent], None]) -> dict[str, Any]
         data_files=tuple(Path(file) for file in task.inputs.data_files),
         emit=emit,
         seed=task.inputs.seed,
+        text_files=tuple(Path(file) for file in task.inputs.text_files),
+        teacher=Path(task.inputs.teacher) if task.inputs.teacher else None,
+        windows=Path(task.inputs.windows),
+        answers=Path(task.inputs.answers) if task.inputs.answers else None,
         export=Path(task.inputs.exported),
         target=task.inputs.target,
     )
     match task.work:
         case FetchWork():
             _fetch(run, task.work, Path(task.cache))
+        case DataWork():
+            _prepare(run, task.work)
+        case TeacherWork():
+            _ask(run, task.work)
         case TechniqueWork(technique=technique):
             technique.apply(run)
         case GateWork(samples=samples, sequence_length=sequence_length):
@@ -49,7 +67,7 @@ def _fetch(run: Run, work: FetchWork, cache: Path) -> None:
 
     model = fetch_model(work.model, cache, run.progress)
     check_architecture(model.path)
-    data = fetch_data(work.calibration, cache, run.progress)
+    data = fetch_data(work.calibration.needed, cache, run.progress)
     Texts(model.path, work.calibration, tuple(data.files)).check(longest_sequence(model.path), work.evaluations)
     config, tensors = json.loads((model.path / "config.json").read_text()), TensorReader(model.path)
     run.results.update(
@@ -60,7 +78,40 @@ def _fetch(run: Run, work: FetchWork, cache: Path) -> None:
         data_files=[str(file) for file in data.files],
         data_digest=data.digest,
         data_revision=data.revision,
+        models={place: _fetch_beside(run, model.path, place, ref, cache) for place, ref in work.models.items()},
+        texts={place: _fetch_text(run, place, needed, cache) for place, needed in work.texts.items()},
     )
+
+
+def _fetch_beside(run: Run, model: Path, place: str, ref: ModelRef, cache: Path) -> dict[str, Any]:
+    """A teacher or a student: it must speak the model's language."""
+    from optcore.architecture import check_architecture
+    from optcore.sources import fetch_model
+    from optcore.sources.vocabulary import check_same_vocabulary
+
+    found = fetch_model(ref, cache, run.progress, place)
+    check_architecture(found.path)
+    check_same_vocabulary(model, found.path, place)
+    return {"path": str(found.path), "digest": found.digest, "revision": found.revision}
+
+
+def _fetch_text(run: Run, place: str, needed: NeededText, cache: Path) -> dict[str, Any]:
+    from optcore.sources import fetch_data
+
+    found = fetch_data(needed, cache, run.progress, place)
+    return {"files": [str(file) for file in found.files], "digest": found.digest, "revision": found.revision}
+
+
+def _prepare(run: Run, work: DataWork) -> None:
+    from optcore.training.prepare import prepare_windows
+
+    run.results["windows"] = prepare_windows(run, work).model_dump(mode="json")
+
+
+def _ask(run: Run, work: TeacherWork) -> None:
+    from optcore.training.answers import keep_answers
+
+    keep_answers(run, work.top_k, work.temperature)
 
 
 def _measure_gate(run: Run, samples: int, sequence_length: int) -> None:

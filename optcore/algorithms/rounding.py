@@ -40,6 +40,11 @@ class Grid(NamedTuple):
     range: tuple[int, int] | None = None
     """Ends of a grid of integers, whose rounding may then be done in place."""
 
+    @property
+    def ends(self) -> tuple[float, float]:
+        """Its smallest and largest value."""
+        return self.range or (-self.reach, self.reach)
+
 
 def grid_of(args: QuantArgs) -> Grid:
     """The grid of a format's elements."""

@@ -48,6 +48,15 @@ class Scales(NamedTuple):
         return step if self.global_scale is None else step / self.global_scale
 
 
+def storage_of(scales: Scales, args: QuantArgs) -> Storage:
+    """What further scales of a weight would be stored in, second levels as they are."""
+    if args.scale_type == "e8m0":
+        return e8m0(scale_reach(args))
+    if scales.second is not None and scales.mean is not None:
+        return double(scales.second, scales.mean)
+    return own_type(scales.scale.dtype) if scales.global_scale is None else e4m3(scales.global_scale)
+
+
 def find_scales(
     weights: Sequence[torch.Tensor],
     args: QuantArgs,

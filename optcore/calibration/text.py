@@ -6,7 +6,7 @@ for Llama 3, Gemma and Mistral, [CLS] for BERT; nothing for many others) and end
 
 import json
 from collections.abc import Iterable, Iterator
-from itertools import count, islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from optcore.calibration import stdlib
 from optcore.errors import BadCheckpoint, DataError, is_out_of_memory
-from optcore.references import BUILT_IN, Calibration
+from optcore.references import Calibration
 from optcore.sources import read_texts
 
 BLOCK_tokens = 2048
@@ -39,6 +39,17 @@ class Texts:
         self.frame = frame_of(self.tokenizer)
         self._vocabulary = _vocabulary(model)
 
+    @property
+    def vocabulary(self) -> int:
+        """Tokens that both tokenizer and model know."""
+        return min(len(self.tokenizer), self._vocabulary or len(self.tokenizer))
+
+    @property
+    def filler(self) -> int:
+        """A token for places that nobody looks at."""
+        chosen = self.tokenizer.pad_token_id
+        return int(self.tokenizer.eos_token_id or 0) if chosen is None else int(chosen)
+
     def calibration_windows(self, longest: int) -> torch.Tensor:
         """Token ids [samples, T] to measure activations on, T cut to what the model holds (`longest`)."""
         return self._calibration(self.calibration.samples, longest)
@@ -46,7 +57,7 @@ class Texts:
     def evaluation_windows(self, samples: int, length: int, longest: int) -> torch.Tensor:
         """Token ids [samples, T] outside the calibration set: the held-out split, or the text after it."""
         length = min(length, longest)
-        ids = self._token_ids(self._documents("test")) if self._is_built_in else self._share("evaluation")
+        ids = self._token_ids(self._documents("test")) if self.calibration.is_built_in else self._share("evaluation")
         return self._cut(ids, samples, length, "evaluation")
 
     def check(self, longest: int, evaluations: Iterable[int] = ()) -> None:
@@ -62,35 +73,45 @@ class Texts:
         length = min(self.calibration.sequence_length, longest)
         return self._cut(self._share("calibration"), samples, length, "calibration")
 
-    def _share(self, use: str) -> Iterator[int]:
-        """One block in four of a data set without a held-out split is for evaluation, whatever its size."""
-        ids = self._token_ids(self._documents("train"))
-        if self._is_built_in:
-            yield from ids
-            return
-        for number in count():
-            block = list(islice(ids, BLOCK_tokens))
-            if not block:
-                return
-            if (number % 4 == 3) == (use == "evaluation"):
-                yield from block
+    def training_documents(self, *, whole: bool) -> Iterator[list[int]]:
+        """Token ids of one document after another, each ended; unless `whole`, without evaluation's share of them."""
+        documents = self._documents("train")
+        if whole or self.calibration.is_built_in:
+            return (list(self._ended(text)) for text in documents)
+        return self._parts(documents, "training")
 
-    @property
-    def _is_built_in(self) -> bool:
-        return self.calibration.dataset == BUILT_IN and not self.calibration.path
+    def _share(self, use: str) -> Iterator[int]:
+        documents = self._documents("train")
+        if self.calibration.is_built_in:
+            return self._token_ids(documents)
+        return chain.from_iterable(self._parts(documents, use))
+
+    def _parts(self, documents: Iterable[str], use: str) -> Iterator[list[int]]:
+        """One block in four of a data set without a held-out split is for evaluation, whatever its size."""
+        seen = 0
+        for text in documents:
+            ids, start = list(self._ended(text)), 0
+            while start < len(ids):
+                number, offset = divmod(seen, BLOCK_tokens)
+                part = ids[start : start + BLOCK_tokens - offset]
+                seen, start = seen + len(part), start + len(part)
+                if (number % 4 == 3) == (use == "evaluation"):
+                    yield part
 
     def _documents(self, split: stdlib.Split) -> Iterator[str]:
-        if self._is_built_in:
+        if self.calibration.is_built_in:
             return (document.text for document in stdlib.documents(split))
         return read_texts(self.files, self.calibration.column)
 
     def _token_ids(self, documents: Iterable[str]) -> Iterator[int]:
         """One stream: documents separated by the end-of-text token."""
+        return chain.from_iterable(map(self._ended, documents))
+
+    def _ended(self, text: str) -> Iterator[int]:
         end = self.tokenizer.eos_token_id
-        for text in documents:
-            yield from self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-            if end is not None:
-                yield end
+        yield from self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        if end is not None:
+            yield end
 
     def _cut(self, ids: Iterator[int], samples: int, length: int, use: str) -> torch.Tensor:
         """Windows that share no token of the text, each in its frame."""

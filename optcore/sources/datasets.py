@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from optcore.calibration.stdlib import documents
 from optcore.errors import DataError
-from optcore.references import BUILT_IN, Calibration
+from optcore.references import NeededText
 from optcore.sources.checkpoint_files import content_digest, hash_files
 from optcore.sources.client import HubRepo
 from optcore.sources.hub import Pinned, Report, download, pin, verify
@@ -29,20 +29,21 @@ class FetchedData(NamedTuple):
     """SHA-256 over the content."""
 
 
-def fetch_data(calibration: Calibration, cache: Path, report: Report) -> FetchedData:
-    """Bring calibration text here: of a Hub data set, as many files of its `train` split as the samples can need.
+def fetch_data(needed: NeededText, cache: Path, report: Report, place: str = "/calibration") -> FetchedData:
+    """Bring text here: of a Hub data set, as many files of its `train` split as the tokens can need.
+
+    `place` is where the recipe names it, a JSON Pointer.
 
     Raises `DataError`, `SourceNotFound`, `SourceGated`, `HubUnavailable`, `OutOfDisk`.
     """
-    if calibration.path is not None:
-        return _from_file(Path(calibration.path), report)
-    if calibration.dataset == BUILT_IN:
+    if needed.text.path is not None:
+        return _from_file(Path(needed.text.path), report, f"{place}/path")
+    if needed.text.is_built_in:
         return FetchedData((), None, _digest_of_stdlib())
-    return _from_hub(calibration, cache, report)
+    return _from_hub(needed, cache, report, place)
 
 
-def _from_file(path: Path, report: Report) -> FetchedData:
-    field = "/calibration/path"
+def _from_file(path: Path, report: Report, field: str) -> FetchedData:
     if not is_allowed(path):
         remedy = f"ask the operator to add its folder to {ROOTS_VARIABLE}"
         raise DataError(f"{path} is outside the folders that data may come from", remedy=remedy, field=field)
@@ -55,17 +56,17 @@ def _from_file(path: Path, report: Report) -> FetchedData:
     return FetchedData((path.absolute(),), None, content_digest(hashes))
 
 
-def _from_hub(calibration: Calibration, cache: Path, report: Report) -> FetchedData:
+def _from_hub(needed: NeededText, cache: Path, report: Report, place: str) -> FetchedData:
     repo = HubRepo(
         kind="dataset",
-        id=calibration.dataset,
-        revision=calibration.revision,
-        id_field="/calibration/dataset",
-        revision_field="/calibration/revision",
+        id=str(needed.text.dataset),
+        revision=needed.text.revision,
+        id_field=f"{place}/dataset",
+        revision_field=f"{place}/revision",
     )
     pinned = pin(repo)
-    enough_bytes = calibration.samples * calibration.sequence_length * _BYTES_A_TOKEN
-    chosen = _first_shards(train_files(pinned.files, pinned.card, calibration.subset), pinned, enough_bytes)
+    shards = train_files(pinned.files, pinned.card, needed.text.subset)
+    chosen = _first_shards(shards, pinned, needed.tokens * _BYTES_A_TOKEN)
     folder = download(repo, pinned, chosen, cache, report)
     hashes = hash_files(folder, chosen, report)
     verify(folder, pinned, hashes)

@@ -36,6 +36,19 @@ def read_texts(files: Iterable[Path], column: str | None) -> Iterator[str]:
         raise DataError(f"no text in {names or 'no files'}", remedy="name data that has text", field="/calibration")
 
 
+def read_records(files: Iterable[Path]) -> Iterator[dict[str, Any]]:
+    """Every row of JSON lines and Parquet files as it is, nested values too. Raises `DataError`."""
+    for file in files:
+        match _form(file):
+            case ".parquet":
+                yield from _parquet_rows(file)
+            case ".txt" | ".csv":
+                remedy = "give JSON lines or Parquet"
+                raise DataError(f"{file.name} cannot hold conversations", remedy=remedy, field="/chain")
+            case _:
+                yield from _records(file)
+
+
 def _form(file: Path) -> str:
     form = form_of(file.name)
     if not form:
@@ -54,15 +67,19 @@ def _txt(file: Path, column: str | None) -> Iterator[str]:
 
 
 def _json_lines(file: Path, column: str | None) -> Iterator[str]:
+    for record in _records(file):
+        column = column or choose_column([key for key, value in record.items() if isinstance(value, str)])
+        yield _text(record, column)
+
+
+def _records(file: Path) -> Iterator[dict[str, Any]]:
     with _reading(file) as lines:
         for number in count(1):
             line = lines.readline(LONGEST_characters)
             if not line:
                 return
             if not line.isspace():
-                record = _record(file, number, line)
-                column = column or choose_column([key for key, value in record.items() if isinstance(value, str)])
-                yield _text(record, column)
+                yield _record(file, number, line)
 
 
 def _csv(file: Path, column: str | None) -> Iterator[str]:
@@ -74,6 +91,24 @@ def _csv(file: Path, column: str | None) -> Iterator[str]:
 
 
 def _parquet(file: Path, column: str | None) -> Iterator[str]:
+    with _table(file) as (pyarrow, table):
+        texts = [field.name for field in table.schema_arrow if field.type in (pyarrow.string(), pyarrow.large_string())]
+        column = column or choose_column(texts)
+        if column not in texts:
+            raise _no_column(column, texts)
+        for batch in table.iter_batches(batch_size=256, columns=[column]):
+            yield from (value for value in batch.column(0).to_pylist() if value)
+
+
+def _parquet_rows(file: Path) -> Iterator[dict[str, Any]]:
+    with _table(file) as (_, table):
+        for batch in table.iter_batches(batch_size=256):
+            yield from batch.to_pylist()
+
+
+@contextmanager
+def _table(file: Path) -> Iterator[tuple[Any, Any]]:
+    """pyarrow and the file opened by it."""
     try:
         import pyarrow
         import pyarrow.parquet
@@ -81,13 +116,7 @@ def _parquet(file: Path, column: str | None) -> Iterator[str]:
         message = f"reading {file.name} needs pyarrow, which is not installed"
         raise DataError(message, remedy="pip install 'lathe[data]'", field="/calibration") from error
     try:
-        table = pyarrow.parquet.ParquetFile(file)
-        texts = [field.name for field in table.schema_arrow if field.type in (pyarrow.string(), pyarrow.large_string())]
-        column = column or choose_column(texts)
-        if column not in texts:
-            raise _no_column(column, texts)
-        for batch in table.iter_batches(batch_size=256, columns=[column]):
-            yield from (value for value in batch.column(0).to_pylist() if value)
+        yield pyarrow, pyarrow.parquet.ParquetFile(file)
     except pyarrow.ArrowException as error:
         message = f"{file.name} is not Parquet: {error}"
         raise DataError(message, remedy="download it again", field="/calibration") from error

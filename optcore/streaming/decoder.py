@@ -141,6 +141,12 @@ class Decoder:
             self._weights.drop_stored()
             return_free_memory()
 
+    def load_all(self) -> nn.Module:
+        """All layers at once, for what needs the whole model; the model itself, whose parameters are then ours."""
+        for index in range(len(self)):
+            self._weights.load_layer(index, keep_stored=False)
+        return self.model
+
     def forward(self, index: int, layer: nn.Module, state: State, cache: Any = None) -> State:
         """One layer over the hidden states; `cache` sees keys and values as a KV cache would.
 

@@ -7,8 +7,10 @@ from pydantic import Field
 from optcore.techniques.auto_quantize import AutoQuantize
 from optcore.techniques.base import Gate, Technique
 from optcore.techniques.ptq import Ptq
+from optcore.techniques.qad import Qad
+from optcore.techniques.qat import Qat
 from optcore.techniques.rotate import Rotate
 
-AnyTechnique = Annotated[Ptq | AutoQuantize | Rotate, Field(discriminator="technique")]
+AnyTechnique = Annotated[Ptq | AutoQuantize | Rotate | Qad | Qat, Field(discriminator="technique")]
 
-__all__ = ["AnyTechnique", "AutoQuantize", "Gate", "Ptq", "Rotate", "Technique"]
+__all__ = ["AnyTechnique", "AutoQuantize", "Gate", "Ptq", "Qad", "Qat", "Rotate", "Technique"]

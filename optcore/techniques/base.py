@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 from pydantic import model_validator
 
 from optcore.frozen import Frozen
+from optcore.references import ModelRef, NeededText
 
 if TYPE_CHECKING:
     from optcore.run import Run
@@ -36,6 +37,11 @@ class Technique(Frozen):
     removes: ClassVar[frozenset[str]] = frozenset()
     """Properties that the output has no longer."""
 
+    @property
+    def leaves_weights(self) -> bool:
+        """Whether the high-precision weights are afterwards what they were: only what is made of them changed."""
+        return "quantized" in self.leaves or "quantized" in self.needs
+
     gate: Gate | None = None
     """A bound on quality, measured right after the stage."""
 
@@ -48,6 +54,16 @@ class Technique(Frozen):
     def alternatives(self) -> tuple[Self, ...]:
         """Configurations to try in order when a gate fails with `on_fail: fallback`."""
         return ()
+
+    @property
+    def models(self) -> dict[str, ModelRef]:
+        """Further models that it needs, by the field that names them."""
+        return {}
+
+    @property
+    def texts(self) -> dict[str, NeededText]:
+        """Further text that it needs, by the field that names it."""
+        return {}
 
     def apply(self, run: "Run") -> None:
         """Read `run.checkpoint`, write the changed checkpoint to `run.out`."""

@@ -136,3 +136,8 @@ def needs_teacher(terms: Iterable[Loss]) -> bool:
 def reads_top_k(terms: Iterable[Loss]) -> bool:
     """Whether a teacher's top-k is enough for all of the terms."""
     return all(term.reads_top_k for term in terms)
+
+
+def top_k_temperature(terms: Iterable[Loss]) -> float:
+    """At what temperature a teacher's top k is taken so that it serves these terms."""
+    return next((term.temperature for term in terms if isinstance(term, ForwardKl)), 1.0)

@@ -66,11 +66,6 @@ def hidden_term(terms: Iterable[Loss]) -> HiddenMse | None:
     return next((term for term in terms if isinstance(term, HiddenMse)), None)
 
 
-def top_k_temperature(terms: Iterable[Loss]) -> float:
-    """At what temperature a teacher's top k is taken so that it serves these terms."""
-    return next((term.temperature for term in terms if isinstance(term, ForwardKl)), 1.0)
-
-
 def _loss(term: RowTerm, student_logits_NV: torch.Tensor, teacher: Teacher, labels_N: torch.Tensor) -> torch.Tensor:
     if isinstance(term, CrossEntropy):
         return divergences.cross_entropy(student_logits_NV, labels_N)

@@ -17,7 +17,7 @@ from optcore.sources.splits import train_files
 
 
 def fetch(cache: Path, **calibration: object) -> FetchedData:
-    return fetch_data(Calibration.model_validate(calibration), cache, lambda *_: None)
+    return fetch_data(Calibration.model_validate(calibration).needed, cache, lambda *_: None)
 
 
 def parquet(path: Path, **columns: list[object]) -> bytes:

@@ -9,12 +9,12 @@ from pydantic import TypeAdapter
 from torch.nn import functional
 
 from optcore.errors import RecipeError
-from optcore.techniques.losses import Losses
+from optcore.techniques.losses import Losses, top_k_temperature
 from optcore.training import divergences
 from optcore.training.divergences import forward_kl, forward_kl_top_k, jsd, reverse_kl, top_k_of
 from optcore.training.hidden_loss import HiddenLoss, Pair, Stack, layer_pairs
 from optcore.training.linear_loss import chunked_linear_loss, head_logits
-from optcore.training.objective import RowLoss, hidden_term, top_k_temperature
+from optcore.training.objective import RowLoss, hidden_term
 
 torch.set_num_threads(1)
 LOSSES: TypeAdapter[Any] = TypeAdapter(Losses)

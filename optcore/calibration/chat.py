@@ -1,0 +1,75 @@
+"""Conversations as the model would see them, and which of their tokens the assistant said."""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from optcore.errors import DataError
+from optcore.sources.conversations import Message
+
+
+class Spoken(NamedTuple):
+    """A conversation in token ids."""
+
+    ids: list[int]
+    is_assistant: list[bool]
+    """By token: whether the assistant said it, its end-of-turn token included."""
+
+
+class ChatFormat:
+    """A tokenizer's chat template."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Raises `DataError` for a tokenizer that has none."""
+        if not tokenizer.chat_template:
+            raise DataError(
+                "the tokenizer has no chat template, and the data holds conversations",
+                remedy="use a chat model, or `data: {kind: text}` with a text column",
+                field="/chain",
+            )
+        self._tokenizer = tokenizer
+
+    def spoken(self, messages: Sequence[Message]) -> Spoken:
+        """Token ids, and what the assistant said of them.
+
+        An answer is what the template adds to the conversation before it with the answer's opening already written
+        (`add_generation_prompt`). Templates that rewrite earlier turns (dropping what was only thought) leave the turns
+        that they rewrite unlearned. Raises `DataError` when nothing is left to learn.
+        """
+        whole = self._text(messages)
+        spans = [span for place in range(len(messages)) if (span := self._answer(messages, place, whole))]
+        if not spans:
+            raise DataError(
+                "no answer can be told from the rest of a conversation by the tokenizer's chat template",
+                remedy="use another chat template, or `data: {kind: text}`",
+                field="/chain",
+            )
+        encoded = self._tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        inside = [_lies_in(start, end, spans) for start, end in encoded["offset_mapping"]]
+        return Spoken(list(encoded["input_ids"]), inside)
+
+    def _answer(self, messages: Sequence[Message], place: int, whole: str) -> tuple[int, int] | None:
+        """Characters of one message's answer in the whole text."""
+        if messages[place]["role"] != "assistant":
+            return None
+        before, after = self._text(messages[:place], prompt=True), self._text(messages[: place + 1])
+        return (len(before), len(after)) if after.startswith(before) and whole.startswith(after) else None
+
+    def _text(self, messages: Sequence[Message], *, prompt: bool = False) -> str:
+        try:
+            text: str = self._tokenizer.apply_chat_template(
+                list(messages), tokenize=False, add_generation_prompt=prompt
+            )
+        except (TemplateError, ValueError, TypeError) as error:
+            raise DataError(
+                f"the chat template refuses a conversation: {error}",
+                remedy="correct the order of roles in the data",
+                field="/chain",
+            ) from error
+        return text
+
+
+def _lies_in(start: int, end: int, spans: Iterable[tuple[int, int]]) -> bool:
+    return end > start and any(first <= start and end <= last for first, last in spans)

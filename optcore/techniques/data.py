@@ -1,0 +1,45 @@
+"""What a training technique learns from: text of the user's, conversations, what a model writes, or nothing at all."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from optcore.references import TextSource
+
+
+class TrainingData(TextSource):
+    """Training text; when neither data set nor file is named, the recipe's calibration text but for held-out parts."""
+
+    kind: Literal["text", "chat", "generated", "random"] = "text"
+    """`text`: documents. `chat`: conversations, written with the tokenizer's chat template; only what the assistant
+    says is learned. `generated`: continuations that the teacher writes. `random`: random tokens, for when there is
+    nothing else; with distillation from the model itself even these do no harm."""
+    windows: int | None = Field(default=None, ge=1, le=10**8)
+    """Most windows to prepare; what training goes through twice is shuffled anew. None: as many as the steps need."""
+    packing: bool = True
+    """Fill windows with several documents, none of which attends to another. Without it a window is a piece of the text
+    as it comes, as in calibration."""
+    prompt_tokens: int = Field(default=16, ge=0, le=8192)
+    """Of `generated`: tokens of text that each window begins with; 0 begins with a single random token."""
+    temperature: float = Field(default=1.0, ge=0, le=10)
+    """Of `generated`: 0 takes the likeliest token."""
+
+    @property
+    def is_text(self) -> bool:
+        """Whether text is read at all."""
+        return self.kind in ("text", "chat") or (self.kind == "generated" and self.prompt_tokens > 0)
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it names text of its own, and not the recipe's."""
+        return self.dataset is not None or self.path is not None
+
+    @model_validator(mode="after")
+    def _is_one(self) -> Self:
+        if self.dataset is not None and self.path is not None:
+            raise ValueError("give one of `dataset` and `path`")
+        if self.kind == "random" and self.is_own:
+            raise ValueError(
+                "random tokens come from no data set: leave out `dataset` and `path`, or choose another kind"
+            )
+        return self

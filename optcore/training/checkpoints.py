@@ -1,0 +1,117 @@
+"""Where training is, on disk: a killed process goes on from the last checkpoint as if nothing had happened.
+
+Each checkpoint is a folder with `state.safetensors` and `state.json`, complete under its name or not there. A new one
+is written before the old one goes, so a full disk costs what was done since, and no more.
+"""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field
+from safetensors.torch import load_file, save_file
+
+from optcore.durable import settle
+from optcore.frozen import Frozen
+from optcore.training.ranks import Ranks, full, put
+
+_STATE, _TENSORS = "state.json", "state.safetensors"
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class Measured(Frozen):
+    """A validation."""
+
+    step: int
+    values: dict[str, float]
+
+
+class State(Frozen):
+    """Everything but tensors."""
+
+    step: int = 0
+    """Steps that are done."""
+    losses: tuple[tuple[int, float], ...] = ()
+    """Step and mean loss a token, of steps that were noted."""
+    measured: tuple[Measured, ...] = ()
+    """Validations, the untrained start first."""
+    best: int = 0
+    """Step of the best parameters."""
+    extra: dict[str, Any] = Field(default={})
+    """What else the parameters' scope remembers."""
+
+
+class Checkpoints:
+    """The checkpoints of one stage: the last one, and the best parameters so far."""
+
+    def __init__(self, folder: Path, parameters: dict[str, torch.nn.Parameter], ranks: Ranks) -> None:
+        self._folder = folder
+        self._parameters = parameters
+        self._ranks = ranks
+
+    def save(self, state: State, optimizer: torch.optim.Optimizer) -> None:
+        """Write a checkpoint, then remove the one before it. Every process must call it."""
+        tensors = {f"parameter.{name}": full(value.detach()) for name, value in self._parameters.items()}
+        for name, value in self._parameters.items():
+            moments = optimizer.state.get(value, {})
+            tensors |= {f"{kind}.{name}": full(moments[kind]) for kind in _MOMENTS if kind in moments}
+        self._write(f"step-{state.step:08d}", tensors, state)
+        self._forget("step-*", f"step-{state.step:08d}")
+
+    def save_best(self, state: State) -> None:
+        """Keep the parameters as they are now, as the best ones. Every process must call it."""
+        tensors = {f"parameter.{name}": full(value.detach()) for name, value in self._parameters.items()}
+        self._write(f"best-{state.step:08d}", tensors, state)
+
+    def load(self, optimizer: torch.optim.Optimizer) -> State | None:
+        """Parameters and optimizer as they were at the last checkpoint, and its state; None where there is none."""
+        found = sorted(self._folder.glob(f"step-*/{_STATE}"))
+        if not found:
+            return None
+        state = State.model_validate_json(found[-1].read_text())
+        tensors = load_file(found[-1].parent / _TENSORS)
+        for name, value in self._parameters.items():
+            put(value, tensors[f"parameter.{name}"])
+            if f"{_MOMENTS[0]}.{name}" in tensors:
+                own = optimizer.state[value]
+                own["step"] = torch.tensor(float(state.step))
+                for kind in _MOMENTS:
+                    own[kind] = torch.zeros_like(value, memory_format=torch.preserve_format)
+                    put(own[kind], tensors[f"{kind}.{name}"])
+        return state
+
+    def load_best(self, state: State) -> None:
+        """Set the parameters to the best ones."""
+        tensors = load_file(self._folder / f"best-{state.best:08d}" / _TENSORS)
+        for name, value in self._parameters.items():
+            put(value, tensors[f"parameter.{name}"])
+
+    def forget_worse(self, state: State) -> None:
+        """Remove best parameters that are so no longer, once a checkpoint says so: it is what a killed run reads."""
+        self._forget("best-*", f"best-{state.best:08d}")
+
+    def _write(self, name: str, tensors: dict[str, torch.Tensor], state: State) -> None:
+        if self._ranks.is_first:
+            part = self._folder / f"{name}.part"
+            try:
+                _write_whole(part, self._folder / name, tensors, state)
+            except BaseException:
+                shutil.rmtree(part, ignore_errors=True)  # what is left of a disk is for the checkpoint that is whole
+                raise
+        self._ranks.wait()
+
+    def _forget(self, pattern: str, kept: str) -> None:
+        if self._ranks.is_first:
+            for old in self._folder.glob(pattern):
+                if old.name != kept:
+                    shutil.rmtree(old, ignore_errors=True)
+
+
+def _write_whole(part: Path, path: Path, tensors: dict[str, torch.Tensor], state: State) -> None:
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, part / _TENSORS)
+    (part / _STATE).write_text(state.model_dump_json())
+    shutil.rmtree(path, ignore_errors=True)
+    settle(part, path)

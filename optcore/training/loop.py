@@ -1,0 +1,182 @@
+"""The one training loop: AdamW, a schedule, accumulation, validation, the best kept, and exact resume.
+
+What a step does depends on the parameters, the optimizer's moments, the seed and the step's number alone: windows are
+a function of seed and step, and random numbers are drawn anew from them. So a run that is killed and goes on from its
+last checkpoint gives the same losses and the same result, bit for bit on one kind of machine.
+"""
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
+
+import torch
+
+from optcore.errors import TrainingDiverged
+from optcore.training.batches import Order, micro_batches, micro_size
+from optcore.training.checkpoints import Checkpoints, Measured, State
+from optcore.training.ranks import Ranks, full
+from optcore.training.schedule import learning_rate
+from optcore.training.trainee import Trainee
+from optcore.training.windows import Batch, Windows
+
+if TYPE_CHECKING:
+    from optcore.run import Run
+    from optcore.techniques.training import Training
+
+_NOTED_steps = 1000
+"""Most points of the loss curve that are kept."""
+
+
+class Loop:
+    """Trains the parameters that require a gradient. `judge` makes one number, to be low, of a validation's values."""
+
+    def __init__(
+        self,
+        run: "Run",
+        settings: "Training",
+        trainee: Trainee,
+        windows: Windows,
+        judge: Callable[[dict[str, float]], float],
+        ranks: Ranks,
+    ) -> None:
+        self.run = run
+        self.settings = settings
+        self.trainee = trainee
+        self.windows = windows
+        self.ranks = ranks
+        self.parameters = {name: value for name, value in trainee.named_parameters() if value.requires_grad}
+        self._judge = judge
+        self._order = Order(windows.facts.training, settings.batch, run.seed)
+        self._micro = micro_size(settings.micro_batch, windows.facts.length)
+        self._checkpoints = Checkpoints(run.records, self.parameters, ranks)
+        self._optimizer = torch.optim.AdamW(
+            self.parameters.values(), settings.learning_rate, settings.betas, weight_decay=settings.weight_decay
+        )
+        self.state = State()
+
+    def start(self) -> dict[str, float]:
+        """Go on from the last checkpoint, or measure the untrained start, which is the first candidate. Its values."""
+        found = self._checkpoints.load(self._optimizer)
+        if found is None:
+            self.state = State(measured=(self._validated(0),))
+            self._checkpoints.save_best(self.state)
+            self._checkpoints.save(self.state, self._optimizer)
+        else:
+            self.state = found
+        return self.state.measured[0].values
+
+    def train(self) -> State:
+        """Go through the steps that are left, after `start`; the parameters are the best ones afterwards.
+
+        Raises `TrainingDiverged` when the loss stops being a number before anything was gained.
+        """
+        while self.state.step < self.settings.steps:
+            if not self._step(self.state.step):
+                self._diverged()
+                break
+            self._look()
+            self.run.progress("training", self.state.step, self.settings.steps)
+        self._checkpoints.load_best(self.state)
+        return self.state
+
+    def _step(self, step: int) -> bool:
+        """One step of the optimizer; whether it was taken: not with a loss or a gradient that is no number."""
+        torch.manual_seed((self.run.seed << 24) + step * self.ranks.count + self.ranks.rank)
+        rate = learning_rate(step, self.settings)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        loss = self._gradients(step)
+        norm = self._clipped()
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            return False
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        self._note(step + 1, loss, rate)
+        return True
+
+    def _gradients(self, step: int) -> float:
+        """Accumulate the gradient of the mean loss a token; returns that mean."""
+        chosen = self._order.windows(step)
+        tokens = int(self._counted(self.windows.read(chosen)))  # of all processes: each can read all windows
+        total = torch.zeros((), device=self.ranks.device)
+        parts = list(micro_batches(self.ranks.share(chosen), self._micro))
+        for part in parts:
+            with self._precision():
+                sums = self.trainee(self._on_device(part), part, step / self.settings.steps)
+            (sums.loss / max(1, tokens)).backward()
+            total += sums.loss.detach()
+        return float(self.ranks.summed(total)) / max(1, tokens)
+
+    def _clipped(self) -> float:
+        """The norm of all gradients, before it is cut to the largest allowed."""
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.clip)
+        return float(full(norm))
+
+    def _note(self, step: int, loss: float, rate: float) -> None:
+        every = max(1, self.settings.steps // _NOTED_steps)
+        losses = self.state.losses
+        if step % every == 0:
+            losses = (*losses, (step, loss))
+            self.run.metric("loss", loss, step)
+            self.run.metric("learning_rate", rate, step)
+        self.state = self.state.model_copy(update={"step": step, "losses": losses})
+
+    def _look(self) -> None:
+        """Measure and save where it is due."""
+        step, last = self.state.step, self.state.step == self.settings.steps
+        if last or step % self.settings.validate_every == 0:
+            self._validate(step)
+        if last or step % self.settings.checkpoint_every == 0:
+            self._checkpoints.save(self.state, self._optimizer)
+            self._checkpoints.forget_worse(self.state)
+
+    def _validate(self, step: int) -> None:
+        found = self._validated(step)
+        best = next(one for one in self.state.measured if one.step == self.state.best)
+        is_better = self._judge(found.values) < self._judge(best.values)
+        measured = (*self.state.measured, found)
+        self.state = self.state.model_copy(update={"measured": measured} | ({"best": step} if is_better else {}))
+        if is_better:
+            self._checkpoints.save_best(self.state)
+
+    def _validated(self, step: int) -> Measured:
+        """Means a token over the validation windows."""
+        facts = self.windows.facts
+        numbers = self.ranks.share(range(facts.training, facts.windows)[: self.ranks.whole(facts.validation)])
+        sums: dict[str, torch.Tensor] = {}
+        self.trainee.eval()
+        for part in micro_batches(numbers, self._micro):
+            with self._precision():
+                found = self.trainee(self._on_device(part), part, None)
+            for name, value in found.items():
+                sums[name] = sums.get(name, torch.zeros((), device=self.ranks.device)) + value
+        self.trainee.train()
+        sums = {name: self.ranks.summed(value.double()) for name, value in sums.items()}
+        tokens = float(sums.pop("tokens"))
+        values = {name: float(value) / tokens for name, value in sums.items()}
+        for name, value in values.items():
+            self.run.metric(f"validation_{name}", value, step)
+        return Measured(step=step, values={name: value for name, value in values.items() if math.isfinite(value)})
+
+    def _diverged(self) -> None:
+        """Stop; what was gained until then is kept."""
+        step = self.state.step
+        said = f"the loss is no number any more at step {step + 1} of {self.settings.steps}"
+        remedy = "lower `learning_rate`, lengthen `warmup`, or lower `clip`"
+        if self.state.best == 0:
+            raise TrainingDiverged(f"{said}, and nothing was gained before", remedy=remedy, field="/chain")
+        self.run.notice(f"{said}: training stopped, and the best parameters, of step {self.state.best}, were kept")
+        self.run.results["diverged"] = step + 1
+
+    def _counted(self, batch: Batch) -> torch.Tensor:
+        return self.trainee.counts(batch).sum()
+
+    def _on_device(self, windows: list[int]) -> Batch:
+        return Batch(*(part.to(self.ranks.device) for part in self.windows.read(windows)))
+
+    def _precision(self) -> AbstractContextManager[object]:
+        wanted = self.settings.precision
+        if wanted == "float32" or (wanted == "auto" and self.ranks.device.type == "cpu"):
+            return nullcontext()
+        return torch.autocast(self.ranks.device.type, torch.bfloat16)

@@ -1,0 +1,133 @@
+"""Training windows made of what a recipe names: documents, conversations, random tokens, or what a teacher writes."""
+
+from collections.abc import Iterable, Iterator
+from itertools import count, islice
+from typing import TYPE_CHECKING
+
+import torch
+
+from optcore.calibration.chat import ChatFormat
+from optcore.calibration.text import Texts
+from optcore.errors import DataError
+from optcore.sources.conversations import read_conversations
+from optcore.training.packing import Document, packed
+from optcore.training.windows import BEGINS, LEARNED, Batch, WindowFacts, WindowWriter
+
+if TYPE_CHECKING:
+    from optcore.references import Calibration
+    from optcore.run import Run
+    from optcore.stage import DataWork
+    from optcore.techniques.data import TrainingData
+
+_RANDOM_windows = 64
+_LARGEST_validation = 0.2
+"""Share of the windows, where there are few."""
+
+
+def prepare_windows(run: "Run", work: "DataWork") -> WindowFacts:
+    """Write the windows of a training stage to `run.out`. Raises `DataError` where there is text for none."""
+    from optcore.architecture import longest_sequence
+
+    data, wanted = work.data, work.training + work.validation
+    length = min(work.sequence_length, longest_sequence(run.checkpoint) or work.sequence_length)
+    if length < work.sequence_length:
+        run.notice(f"sequence_length cut to {length}, the most that the model holds")
+    writer = WindowWriter(run.out, length)
+    for batch in _batches(run, data, length, wanted):
+        writer.append(Batch(*(part[: wanted - writer.written] for part in batch)))
+        run.progress("calibrating", writer.written, wanted)
+        if writer.written == wanted:
+            break
+    _check(writer.written, length)
+    if writer.written < wanted:
+        run.notice(f"training data: {writer.written} windows of {length} tokens, {wanted} were asked for")
+    validation = min(work.validation, max(1, int(writer.written * _LARGEST_validation)))
+    facts = writer.finish(data.kind, validation, run.seed)
+    if not facts.learned:
+        raise DataError("no token of the training data is to be learned", remedy="check the data", field="/chain")
+    return facts
+
+
+def _check(written: int, length: int) -> None:
+    if written < 2:
+        raise DataError(
+            f"the training data fills {written} windows of {length} tokens; one to train on, one to measure on",
+            remedy="use more text, or a shorter sequence_length",
+            field="/chain",
+        )
+
+
+def _batches(run: "Run", data: "TrainingData", length: int, wanted: int) -> Iterator[Batch]:
+    texts = Texts(run.checkpoint, _reference(run, data), run.text_files)
+    if data.kind == "random":
+        return _random(texts, length, wanted, run.seed)
+    if data.kind == "generated":
+        from optcore.training.generate import generated
+
+        prompts = _documents(texts, run, data) if data.prompt_tokens else iter(())
+        return generated(run, texts, data, prompts, length, wanted)
+    if data.packing and not texts.frame.after:
+        return packed(_documents(texts, run, data), texts.frame.before, length, texts.filler)
+    return _cut(texts, run, data, length)
+
+
+def _reference(run: "Run", data: "TrainingData") -> "Calibration":
+    """The text source as `Texts` takes it: the recipe's own, or the stage's."""
+    if not data.is_own:
+        return run.calibration
+    named = {name: getattr(data, name) for name in ("dataset", "revision", "subset", "column", "path")}
+    return run.calibration.model_copy(update={**named, "dataset": data.dataset or ""})
+
+
+def _documents(texts: Texts, run: "Run", data: "TrainingData") -> Iterator[Document]:
+    if data.kind == "chat":
+        chat = ChatFormat(texts.tokenizer)
+        for messages in read_conversations(run.text_files, data.column):
+            spoken = chat.spoken(messages)
+            yield Document(spoken.ids, spoken.is_assistant)
+    else:
+        yield from map(Document, texts.training_documents(whole=data.is_own and not _is_shared(run, data)))
+
+
+def _is_shared(run: "Run", data: "TrainingData") -> bool:
+    """Whether evaluation is held out from the same text."""
+    calibration = run.calibration
+    return (data.dataset, data.subset, data.path) == (calibration.dataset, calibration.subset, calibration.path)
+
+
+def _cut(texts: Texts, run: "Run", data: "TrainingData", length: int) -> Iterator[Batch]:
+    """Windows of the text as it comes, each in the tokenizer's frame: what encoders are given."""
+    before, after = texts.frame
+    inside = length - len(before) - len(after)
+    ids = (token for document in _documents(texts, run, data) for token in document.ids)
+    while len(text := list(islice(ids, inside))) == inside:
+        flags = [0] * len(before) + [LEARNED] * inside + [0] * len(after)
+        flags[0] |= BEGINS
+        yield _one([*before, *text, *after], flags)
+
+
+def _random(texts: Texts, length: int, wanted: int, seed: int) -> Iterator[Batch]:
+    """Windows of tokens drawn alike from the vocabulary, each behind what the tokenizer puts before a text."""
+    generator = torch.Generator().manual_seed(seed)
+    before = torch.tensor(texts.frame.before, dtype=torch.long)
+    flags_T = torch.full((length,), LEARNED, dtype=torch.uint8)
+    flags_T[: len(before)] = 0
+    flags_T[0] |= BEGINS
+    for _ in range(0, wanted, _RANDOM_windows):
+        drawn = torch.randint(0, texts.vocabulary, (_RANDOM_windows, length - len(before)), generator=generator)
+        tokens = torch.cat((before.expand(_RANDOM_windows, -1), drawn), 1)
+        yield Batch(tokens, flags_T.expand(_RANDOM_windows, -1))
+
+
+def _one(tokens: list[int], flags: list[int]) -> Batch:
+    return Batch(torch.tensor([tokens]), torch.tensor([flags], dtype=torch.uint8))
+
+
+def first_tokens(documents: Iterable[Document], size: int) -> Iterator[list[int]]:
+    """Prompts: pieces of `size` tokens, from everywhere in the documents."""
+    for document in documents:
+        for start in count(0, 8 * size):
+            piece = document.ids[start : start + size]
+            if len(piece) < size:
+                break
+            yield piece

@@ -1,0 +1,66 @@
+"""The codes of trained weights, in the files that a quantizing stage leaves: dense weights stay as they were.
+
+Shapes: N outputs, K inputs of a linear layer.
+"""
+
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from optcore.algorithms.codes import decode, encode
+from optcore.algorithms.packing import pack
+from optcore.calibration.digest import weight_digest
+from optcore.links import link, link_checkpoint
+from optcore.quantization import OUTSIDE, QuantizedLayer
+from optcore.training.fake_quant import FakeQuantLinear
+from optcore.training.ranks import Ranks, full
+from optcore.training.student import Student
+
+if TYPE_CHECKING:
+    from optcore.run import Run
+
+
+@torch.no_grad()
+def write_quantized(run: "Run", student: Student, ranks: Ranks) -> None:
+    """Write the student to `run.out`. Every process must call it; the first one writes."""
+    description = student.description
+    assert description
+    layers = []
+    for index, record in enumerate(description.layers):
+        tensors = load_file(run.checkpoint / record.file)
+        layer = _rewritten(student, index, record, tensors)
+        if ranks.is_first:
+            save_file({name: one.contiguous().cpu() for name, one in tensors.items()}, run.out / record.file)
+        layers.append(layer)
+    if ranks.is_first:
+        link(run.checkpoint / OUTSIDE, run.out / OUTSIDE)
+        link_checkpoint(run.checkpoint, run.out)
+        description.model_copy(update={"layers": tuple(layers), "searched": True}).save(run.out)
+    ranks.wait()
+
+
+def _rewritten(
+    student: Student, index: int, record: QuantizedLayer, tensors: dict[str, torch.Tensor]
+) -> QuantizedLayer:
+    """Put what was trained into a layer's tensors; returns what is to be said of it."""
+    linears = dict(record.linears)
+    for name in linears:
+        module = student.linears[name]
+        codes, digest = _codes(module)
+        tensors.update({f"{name}.{suffix}": tensor.clone() for suffix, tensor in codes.items()})
+        linears[name] = linears[name].model_copy(update={"digest": digest, "loss": None})
+    changed = dict.fromkeys(record.changed)
+    for stored, parameter in student.plain_parameters(index):
+        if parameter.requires_grad and stored in tensors:
+            tensors[stored] = full(parameter).to(tensors[stored].dtype)
+            changed[stored] = None
+    return record.model_copy(update={"linears": linears, "changed": tuple(changed)})
+
+
+def _codes(module: FakeQuantLinear) -> tuple[dict[str, torch.Tensor], str]:
+    """The stored tensors of a weight, and the digest of what they stand for."""
+    args = module.scheme.weights
+    weight_NK, scales = full(module.merged()).float(), module.scales()
+    codes_NK = encode(weight_NK, scales, args)
+    return pack(codes_NK, scales, args), weight_digest(decode(codes_NK, scales, args))

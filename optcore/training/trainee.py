@@ -1,0 +1,174 @@
+"""A student and its loss as one module: what processes share out between them, and what a step calls.
+
+Shapes: B windows of T tokens, N rows that count, V vocabulary, H hidden size.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from optcore.errors import RecipeError
+from optcore.techniques.losses import AnyLoss, ForwardKl
+from optcore.training.divergences import TopK, cross_entropy, forward_kl, forward_kl_top_k
+from optcore.training.head import Head, find_head, last_hidden
+from optcore.training.hidden_loss import HiddenLoss, Stack
+from optcore.training.linear_loss import LossOfRows, chunked_linear_loss, fused_linear_kl
+from optcore.training.objective import RowLoss, hidden_term
+from optcore.training.student import Student
+from optcore.training.teacher import LiveTeacher, Rows, Teacher, kept_outputs
+from optcore.training.windows import Batch
+
+
+class Sums(NamedTuple):
+    """Over the rows of a batch."""
+
+    loss: torch.Tensor
+    """A scalar with a gradient."""
+    parts: dict[str, torch.Tensor]
+    """By kind of loss, before its weight."""
+
+
+class Trainee(nn.Module):
+    """Holds the student's modules; the teacher is beside it, not inside, and never trains."""
+
+    def __init__(self, student: Student, losses: tuple[AnyLoss, ...], teacher: Teacher | None, seed: int) -> None:
+        super().__init__()
+        self.model = student.model
+        self.losses = losses
+        self._decoder = student.decoder
+        self._teacher = teacher
+        self._rows = RowLoss(losses)
+        self._hidden = self._hidden_loss(seed)
+        self._head = find_head(self.model)
+
+    def forward(
+        self, batch: Batch, windows: list[int], progress: float | None = None
+    ) -> "Sums | dict[str, torch.Tensor]":
+        """One way in for all: what is shared out between processes is gathered only here.
+
+        The loss of a batch, summed over the rows that count, at a share of training that is over; without one a
+        validation's sums.
+        """
+        return self._compared(batch, windows) if progress is None else self._loss(batch, windows, progress)
+
+    def counts(self, batch: Batch) -> torch.Tensor:
+        """Rows that count, bool [B, T]."""
+        return batch.predicts_BT if self._decoder.is_causal else batch.learned_BT
+
+    def _loss(self, batch: Batch, windows: list[int], progress: float) -> Sums:
+        inputs, counts_BT = inputs_of(batch), self.counts(batch)
+        labels_N = self._labels(batch)[counts_BT]
+        said = self._teacher.rows(inputs, counts_BT, windows) if self._teacher else None
+        parts: dict[str, torch.Tensor] = {}
+        with kept_outputs(self._decoder.layers if self._hidden else ()) as layers:
+            loss = self._row_losses(inputs, counts_BT, labels_N, said, parts)
+        if self._hidden is not None and said is not None:
+            term, compare = self._hidden
+            found = compare(layers, said.layers_BTH, counts_BT, progress)
+            parts[term.kind] = found.detach()
+            loss = loss + term.weight * found
+        return Sums(loss, parts)
+
+    @torch.no_grad()
+    def _compared(self, batch: Batch, windows: list[int]) -> dict[str, torch.Tensor]:
+        """Sums over the rows that count: nats of the text, of KL(teacher || student), and where both agree."""
+        inputs, counts_BT = inputs_of(batch), self.counts(batch)
+        labels_N = self._labels(batch)[counts_BT]
+        said = self._teacher.rows(inputs, counts_BT, windows) if self._teacher else None
+        sums: dict[str, torch.Tensor] = {}
+
+        def note(logits_nV: torch.Tensor, rows: slice) -> torch.Tensor:
+            losses_n = cross_entropy(logits_nV, labels_N[rows])
+            _add(sums, "cross_entropy", losses_n.sum())
+            if said:
+                answer, likeliest_n = said.of(rows), logits_nV.argmax(-1)
+                _add(sums, "kl", _kl(logits_nV, answer).sum())
+                _add(sums, "agreement", (likeliest_n == _likeliest(answer)).sum())
+            return losses_n
+
+        self._over_rows(inputs, counts_BT, note)
+        return sums | {"tokens": counts_BT.sum()}
+
+    def _row_losses(
+        self,
+        inputs: dict[str, torch.Tensor],
+        counts_BT: torch.Tensor,
+        labels_N: torch.Tensor,
+        said: Rows | None,
+        parts: dict[str, torch.Tensor],
+    ) -> torch.Tensor:
+        head, terms = self._head, self._rows.terms
+        if not terms:  # hidden states alone are compared: the head is not needed
+            return last_hidden(self.model, **inputs).new_zeros((), dtype=torch.float32)
+        if said and head and _is_plain(head) and said.weight_VH is not None and len(terms) == 1:
+            term = terms[0]
+            if isinstance(term, ForwardKl) and said.hidden_NH is not None:
+                hidden_NH = last_hidden(self.model, **inputs)[counts_BT]
+                weight_VH = head.linear.weight
+                found = fused_linear_kl(
+                    hidden_NH, weight_VH, said.hidden_NH, said.weight_VH, temperature=term.temperature
+                )
+                parts[term.kind] = found.detach()
+                return term.weight * found
+        return self._over_rows(inputs, counts_BT, self._rows.over(said.of if said else _nobody, labels_N, parts))
+
+    def _over_rows(
+        self, inputs: dict[str, torch.Tensor], counts_BT: torch.Tensor, loss_of_rows: LossOfRows
+    ) -> torch.Tensor:
+        """A sum over rows of logits, a few at a time where the head allows it."""
+        if self._head is None:
+            logits_NV = self.model(**inputs, use_cache=False).logits[counts_BT]
+            return loss_of_rows(logits_NV.float(), slice(0, len(logits_NV))).sum()
+        hidden_NH = last_hidden(self.model, **inputs)[counts_BT]
+        linear, transform = self._head
+        return chunked_linear_loss(hidden_NH, linear.weight, loss_of_rows, bias_V=linear.bias, transform=transform)
+
+    def _labels(self, batch: Batch) -> torch.Tensor:
+        return batch.next_BT if self._decoder.is_causal else batch.tokens_BT
+
+    def _hidden_loss(self, seed: int) -> Any:
+        term = hidden_term(self.losses)
+        if term is None:
+            return None
+        if not isinstance(self._teacher, LiveTeacher):
+            raise RecipeError(
+                "hidden states are compared with a teacher's, and only its likeliest tokens are kept",
+                remedy="leave `teacher_top_k` out, or `hidden_mse`",
+                field="/chain",
+            )
+        width = int(self.model.config.get_text_config().hidden_size)
+        compare = HiddenLoss(term, Stack(len(self._decoder), width), self._teacher.stack, seed)
+        self.add_module("hidden_loss", compare)
+        return term, compare
+
+
+def inputs_of(batch: Batch) -> dict[str, torch.Tensor]:
+    """What a model is called with: positions that begin anew tell it where documents do, for attention to keep to."""
+    positions_BT = batch.positions_BT
+    is_packed = bool((positions_BT[:, 1:] == 0).any())
+    return {"input_ids": batch.tokens_BT} | ({"position_ids": positions_BT} if is_packed else {})
+
+
+def _is_plain(head: Head) -> bool:
+    return head.transform is None and head.linear.bias is None
+
+
+def _nobody(_: slice) -> None:
+    return None
+
+
+def _kl(logits_nV: torch.Tensor, answer: torch.Tensor | TopK) -> torch.Tensor:
+    if isinstance(answer, TopK):
+        return forward_kl_top_k(logits_nV, answer)
+    return forward_kl(logits_nV, answer)
+
+
+def _likeliest(answer: torch.Tensor | TopK) -> torch.Tensor:
+    if isinstance(answer, TopK):
+        return answer.ids.gather(-1, answer.probabilities.argmax(-1, keepdim=True)).squeeze(-1)
+    return answer.argmax(-1)
+
+
+def _add(sums: dict[str, torch.Tensor], name: str, value: torch.Tensor) -> None:
+    sums[name] = sums[name] + value if name in sums else value

@@ -1,0 +1,160 @@
+"""Training windows on disk: token ids, where documents begin, and which tokens are learned.
+
+A folder with `tokens.bin` (little-endian int32 [S, T]), `flags.bin` (uint8 [S, T]) and `windows.json`. The last
+windows are for validation. Written in order; a process that goes on after a kill appends behind the last whole window.
+
+Shapes: S windows, T tokens of a window, B windows of a batch.
+"""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+from pydantic import Field
+
+from optcore.durable import write_settled
+from optcore.errors import BadCheckpoint
+from optcore.frozen import Frozen
+
+FACTS = "windows.json"
+TOKENS, FLAGS = "tokens.bin", "flags.bin"
+BEGINS = 1
+"""Flag of a block's first token: nothing before it is attended to, and it is not predicted."""
+LEARNED = 2
+"""Flag of a token whose prediction counts."""
+
+
+class Batch(NamedTuple):
+    """Windows in memory."""
+
+    tokens_BT: torch.Tensor
+    """int64."""
+    flags_BT: torch.Tensor
+    """uint8."""
+
+    @property
+    def positions_BT(self) -> torch.Tensor:
+        """Each token's place in its block: it starts at 0 again where a document begins."""
+        places_BT = torch.arange(self.tokens_BT.shape[1], device=self.tokens_BT.device).expand_as(self.tokens_BT)
+        begins_BT = torch.where((self.flags_BT & BEGINS).bool(), places_BT, 0)
+        return places_BT - begins_BT.cummax(1).values
+
+    @property
+    def predicts_BT(self) -> torch.Tensor:
+        """Positions of a causal model whose next token is learned, bool; none in the last column."""
+        next_BT = self.flags_BT[:, 1:]
+        counts_BT = (next_BT & LEARNED).bool() & ~(next_BT & BEGINS).bool()
+        return torch.nn.functional.pad(counts_BT, (0, 1))
+
+    @property
+    def learned_BT(self) -> torch.Tensor:
+        """Positions whose own token is learned, bool: what an encoder predicts."""
+        return (self.flags_BT & LEARNED).bool()
+
+    @property
+    def next_BT(self) -> torch.Tensor:
+        """The token behind each position; the first one of the window behind the last."""
+        return self.tokens_BT.roll(-1, 1)
+
+
+class WindowFacts(Frozen):
+    """What a folder of windows holds; in the stage's record and the artifact's manifest too."""
+
+    version: Literal[1] = 1
+    kind: str
+    """Where they come from: `text`, `chat`, `generated` or `random`."""
+    windows: int = Field(ge=1)
+    validation: int = Field(ge=0)
+    """How many of them, the last ones, are not trained on."""
+    length: int
+    """Tokens a window."""
+    learned: int
+    """Tokens whose prediction counts."""
+    seed: int
+    sha256: str
+    """Of both files."""
+
+    @property
+    def training(self) -> int:
+        """Windows to train on."""
+        return self.windows - self.validation
+
+    @property
+    def tokens(self) -> int:
+        """All of them, frames included."""
+        return self.windows * self.length
+
+
+class WindowWriter:
+    """Appends windows to a folder."""
+
+    def __init__(self, folder: Path, length: int, written: int = 0) -> None:
+        self.folder = folder
+        self.length = length
+        self.written = written
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, size in ((TOKENS, 4), (FLAGS, 1)):
+            file = os.open(folder / name, os.O_WRONLY | os.O_CREAT, 0o644)
+            os.ftruncate(file, written * length * size)
+            os.close(file)
+
+    def append(self, batch: Batch) -> None:
+        """The next windows."""
+        with (self.folder / TOKENS).open("ab") as tokens, (self.folder / FLAGS).open("ab") as flags:
+            tokens.write(batch.tokens_BT.to(torch.int32).cpu().contiguous().numpy().tobytes())
+            flags.write(batch.flags_BT.to(torch.uint8).cpu().contiguous().numpy().tobytes())
+        self.written += len(batch.tokens_BT)
+
+    def finish(self, kind: str, validation: int, seed: int) -> WindowFacts:
+        """Describe what was written, on disk too."""
+        flags = (self.folder / FLAGS).read_bytes()
+        learned = sum(flags.count(flag) for flag in range(256) if flag & LEARNED and not flag & BEGINS)
+        facts = WindowFacts(
+            kind=kind,
+            windows=self.written,
+            validation=validation,
+            length=self.length,
+            learned=learned,
+            seed=seed,
+            sha256=_sha256(self.folder / TOKENS, self.folder / FLAGS),
+        )
+        write_settled(self.folder / FACTS, facts.model_dump_json(indent=2) + "\n")
+        return facts
+
+
+class Windows:
+    """Reads windows by number with plain reads: touched pages of a mapping would count as our memory."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises `BadCheckpoint` where the folder holds no windows, or a part of them."""
+        self.folder = folder
+        try:
+            self.facts = WindowFacts.model_validate_json((folder / FACTS).read_text())
+            sizes = [(folder / name).stat().st_size for name in (TOKENS, FLAGS)]
+        except (OSError, ValueError) as error:
+            raise BadCheckpoint(f"{folder.name} holds no training windows: {error}") from error
+        if sizes != [4 * self.facts.tokens, self.facts.tokens]:
+            raise BadCheckpoint(f"{folder.name} holds other windows than its {FACTS} says", remedy="prepare them again")
+
+    def read(self, numbers: Sequence[int]) -> Batch:
+        """Windows in the order given."""
+        tokens = self._read(TOKENS, torch.int32, numbers).to(torch.int64)
+        return Batch(tokens, self._read(FLAGS, torch.uint8, numbers))
+
+    def _read(self, name: str, dtype: torch.dtype, numbers: Sequence[int]) -> torch.Tensor:
+        size = self.facts.length * dtype.itemsize
+        with (self.folder / name).open("rb") as file:
+            rows = [os.pread(file.fileno(), size, number * size) for number in numbers]
+        return torch.frombuffer(bytearray(b"".join(rows)), dtype=dtype).view(len(rows), self.facts.length)
+
+
+def _sha256(*paths: Path) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while part := file.read(2**20):
+                digest.update(part)
+    return digest.hexdigest()
