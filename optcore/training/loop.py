@@ -154,10 +154,10 @@ class Loop:
         self.trainee.train()
         sums = {name: self.ranks.summed(value.double()) for name, value in sums.items()}
         tokens = float(sums.pop("tokens"))
-        values = {name: float(value) / tokens for name, value in sums.items()}
+        values = {name: float(value) / tokens for name, value in sums.items() if value.isfinite()}
         for name, value in values.items():
             self.run.metric(f"validation_{name}", value, step)
-        return Measured(step=step, values={name: value for name, value in values.items() if math.isfinite(value)})
+        return Measured(step=step, values=values)
 
     def _diverged(self) -> None:
         """Stop; what was gained until then is kept."""
