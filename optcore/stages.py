@@ -37,7 +37,7 @@ def _rooms(task: StageTask) -> tuple[str, ...]:
         case ExportWork():
             return ("torch",)
         case EvaluateWork(evaluators=evaluators) if not any(isinstance(each, Fidelity) for each in evaluators):
-            return ("torch",)
+            return ()  # a throughput is measured by processes of its own
     return ("optcore.calibration.text", "optcore.streaming.decoder")
 
 
