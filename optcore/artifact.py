@@ -110,7 +110,8 @@ def _write_documents(folder: Path, report: Report) -> None:
 
 
 def _report(outcome: Outcome, digest: str) -> Report:
-    recipe, source = outcome.recipe, Path(outcome.inputs.source)
+    recipe, inputs = outcome.recipe, outcome.inputs
+    source = Path(inputs.source)
     measured = tuple(Measurement.model_validate(row) for row in outcome.evaluated["measurements"])
     errors = outcome.evaluated.get("layer_errors", ())
     return Report(
@@ -123,7 +124,7 @@ def _report(outcome: Outcome, digest: str) -> Report:
         target=outcome.result.export.format,
         result=outcome.result.name,
         recipe=_public(recipe).model_dump(mode="json"),
-        measurements=(*size_measurements(source, Path(outcome.inputs.exported)), *measured),
+        measurements=(*size_measurements(source, Path(inputs.exported), Path(inputs.checkpoint)), *measured),
         stages=outcome.costs,
         coverage=_coverage(outcome),
         layer_errors=tuple(LayerError(layer=name, relative_error=error) for name, error in errors),

@@ -4,17 +4,15 @@ A result that is quantized on the source's own weights shares its decoder, and e
 other result (other weights, a rotated basis, another depth or width) has a decoder of its own.
 """
 
-import filecmp
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import torch
 
 from optcore.errors import BadCheckpoint
 from optcore.evaluate.walked import Place, PlainlyQuantized, Quantized, Walked
+from optcore.links import same_weights
 from optcore.quantization import load_quantization
-from optcore.sizes import weight_files
 from optcore.streaming.decoder import Decoder, State
 from optcore.streaming.simulate import Simulation
 
@@ -99,19 +97,6 @@ class SideBySide:
     def _error(self) -> float:
         source, result = self._walked["source"].hidden, self._walked["result"].hidden
         return _norm(own - states for own, states in zip(result, source, strict=True)) / _norm(source)
-
-
-def same_weights(source: Path, checkpoint: Path) -> bool:
-    """Whether the checkpoint's dense weights are the source's own files: a quantizing stage links them."""
-    ours, theirs = weight_files(checkpoint), weight_files(source)
-    return len(ours) == len(theirs) and all(
-        a.samefile(b) or _equal_bytes(a, b) for a, b in zip(ours, theirs, strict=True)
-    )
-
-
-def _equal_bytes(a: Path, b: Path) -> bool:
-    """Where a file system knows no links, weights were copied."""
-    return a.stat().st_size == b.stat().st_size and filecmp.cmp(a, b, shallow=False)
 
 
 def _norm(tensors: Iterable[torch.Tensor]) -> float:

@@ -47,7 +47,8 @@ def fenced(language: str, text: str) -> str:
 
 
 def _front_matter(report: Report) -> str:
-    base = {"base_model": report.base_model, "base_model_relation": "quantized"} if report.base_model else {}
+    relation = "quantized" if report.schemes or report.coverage else "finetune"
+    base = {"base_model": report.base_model, "base_model_relation": relation} if report.base_model else {}
     licence = {"license": report.license} if report.license else {}
     tags = ["lathe", report.target, *report.schemes]
     fields = {**base, **licence, "library_name": "transformers", "pipeline_tag": "text-generation", "tags": tags}
@@ -111,10 +112,13 @@ def _coverage(report: Report) -> str:
 
 def _loading(report: Report) -> str:
     python, shell = loading_commands(_place(report))
+    is_plain = report.target == "dense"
+    package = "" if is_plain else ", with `compressed-tensors` installed"
+    hardware = "" if is_plain else ", on hardware that has kernels for this format"
     return (
-        "## Use\n\nIn transformers, with `compressed-tensors` installed:\n\n"
+        f"## Use\n\nIn transformers{package}:\n\n"
         + fenced("python", python)
-        + "\n\nIn vLLM, on hardware that has kernels for this format:\n\n"
+        + f"\n\nIn vLLM{hardware}:\n\n"
         + fenced("shell", shell)
     )
 

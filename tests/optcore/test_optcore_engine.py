@@ -185,6 +185,21 @@ def test_families_run_from_shards(family: str, scheme: str, engine: Engine, tiny
     assert not info["unexpected_keys"]
 
 
+def test_a_chain_that_does_not_quantize_ends_in_a_dense_checkpoint(engine: Engine, stdlib_model: Path) -> None:
+    """A head that is tied to the embeddings is a matrix of its own after a rotation."""
+    events = engine.run(recipe(stdlib_model, chain=[{"technique": "rotate"}], target={"format": "dense"}))
+    assert isinstance(events[-1], RunFinished), events[-1]
+    report = Report.model_validate_json((engine.out / "report.json").read_text())
+    rows = {row.name: row for row in report.measurements}
+    assert (report.schemes, report.coverage) == ((), None)
+    assert report.scheme == "Hadamard rotation of residual stream and values"
+    assert rows["parameters"].result == (rows["parameters"].source or 0) + 2048 * 256
+    assert rows["bits_per_weight"].result == pytest.approx(16, rel=0.01)  # headers count too
+    assert 0 < (rows["mean_kl"].result or 0) < 1e-3
+    _, info = AutoModelForCausalLM.from_pretrained(engine.out, output_loading_info=True)
+    assert (info["missing_keys"], info["unexpected_keys"]) == (set(), set())
+
+
 Damage = Callable[[Path], None]
 
 

@@ -112,6 +112,13 @@ def test_the_card_tells_the_hub_what_it_is() -> None:
     assert "vllm serve me/small" in card
 
 
+def test_a_card_of_a_model_that_is_not_quantized_needs_no_package_for_formats() -> None:
+    card = render_card(report(base_model="Qwen/Qwen3-8B", target="dense"))
+    assert front_matter(card)["base_model_relation"] == "finetune"
+    assert "compressed-tensors" not in card
+    assert "hardware that has kernels" not in card
+
+
 def test_the_hubs_own_client_reads_the_card() -> None:
     from huggingface_hub import ModelCard
 

@@ -13,8 +13,9 @@ from transformers import AutoModelForCausalLM
 
 from optcore.calibration.text import Texts
 from optcore.errors import BadCheckpoint
-from optcore.evaluate import Fidelity
+from optcore.evaluate import Fidelity, Throughput
 from optcore.evaluate.fidelity_stream import compare
+from optcore.export import Dense
 from optcore.techniques import Rotate
 
 WINDOWS, LENGTH = 2, 48
@@ -104,6 +105,15 @@ def test_layers_of_a_rotated_model_are_in_another_basis(
     assert 0 < (rows["mean_kl"].result or 0) < 1e-3
     assert rows["mean_kl"].baseline is None
     assert len(run.results["layer_errors"]) == layers  # type: ignore[arg-type]
+
+
+def test_a_dense_result_is_as_fast_as_any_in_transformers(source: Path, tmp_path: Path) -> None:
+    run = run_of(source, trained(source, tmp_path / "model"), tmp_path / "out")
+    Dense().write(run)
+    run.export, run.target = run.out, "dense"
+    rows = {row.name: row.result or 0 for row in Throughput(prompt_tokens=4, new_tokens=2).measure(run)}
+    assert rows.keys() == {"prefill_speed", "decode_speed", "peak_memory_bytes"}
+    assert all(value > 0 for value in rows.values())
 
 
 def test_another_vocabulary_is_refused(source: Path, tmp_path: Path) -> None:
