@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TypeVar
 
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
@@ -16,21 +17,27 @@ from api.state import State
 from api.store import credentials, projects
 from api.store.session import Sessions
 from optcore.errors import SourceNotFound
+from optcore.frozen import Frozen
 from optcore.plan import check
 from optcore.recipe import Recipe
+
+Part = TypeVar("Part", bound=Frozen)
 
 
 def admit(settings: Settings, recipe: Recipe) -> Recipe:
     """The recipe with local paths made absolute, symbolic links resolved. Raises `Invalid` or `OptError`."""
     check(recipe)
-    model, calibration = recipe.model, recipe.calibration
-    if model.path is not None:
-        model = model.model_copy(update={"path": _local(settings, model.path, "/model/path")})
-    if calibration.path is not None:
-        calibration = calibration.model_copy(update={"path": _local(settings, calibration.path, "/calibration/path")})
-    if model is recipe.model and calibration is recipe.calibration:
-        return recipe
-    return recipe.model_copy(update={"model": model, "calibration": calibration})
+    model = _placed(settings, recipe.model, "/model/path")
+    calibration = _placed(settings, recipe.calibration, "/calibration/path")
+    evaluate = tuple(_placed(settings, one, f"/evaluate/{i}/path") for i, one in enumerate(recipe.evaluate))
+    admitted = recipe.model_copy(update={"model": model, "calibration": calibration, "evaluate": evaluate})
+    return recipe if admitted == recipe else admitted
+
+
+def _placed(settings: Settings, part: Part, field: str) -> Part:
+    """A part of a recipe with its local path, where it has one, made absolute."""
+    path = getattr(part, "path", None)
+    return part if path is None else part.model_copy(update={"path": _local(settings, path, field)})
 
 
 async def submit(state: State, caller: Caller, trail: Trail, recipe: Recipe, key: str | None) -> lifecycle.Submitted:

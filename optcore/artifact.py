@@ -6,7 +6,7 @@ import platform
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from optcore.coverage import coverage
 from optcore.frozen import Frozen, digest_of
@@ -23,6 +23,7 @@ from optcore.stage import Inputs
 from optcore.techniques import Technique
 from optcore.version import ENGINE_VERSION, installed
 
+Part = TypeVar("Part", bound=Frozen)
 MANIFEST = "manifest.json"
 ALSO = "also"
 """Folder of the results beside the main one."""
@@ -121,6 +122,7 @@ def _report(outcome: Outcome, digest: str) -> Report:
         artifact_digest=digest,
         scheme=_scheme_line(outcome),
         schemes=_schemes(outcome),
+        task=inputs.task,
         target=outcome.result.export.format,
         result=outcome.result.name,
         recipe=_public(recipe).model_dump(mode="json"),
@@ -152,11 +154,13 @@ def _schemes(outcome: Outcome) -> tuple[str, ...]:
 
 def _public(recipe: Recipe) -> Recipe:
     """The recipe as it may be published: folders of this machine by their names alone, no bookkeeping of the user's."""
-    model, calibration = (
-        ref.model_copy(update={"path": Path(ref.path).name}) if ref.path else ref
-        for ref in (recipe.model, recipe.calibration)
-    )
-    return recipe.model_copy(update={"model": model, "calibration": calibration, "metadata": {}})
+    found = {"model": _named(recipe.model), "calibration": _named(recipe.calibration)}
+    return recipe.model_copy(update={**found, "evaluate": tuple(map(_named, recipe.evaluate)), "metadata": {}})
+
+
+def _named(part: Part) -> Part:
+    path = getattr(part, "path", None)
+    return part.model_copy(update={"path": Path(path).name}) if path else part
 
 
 def _environment() -> dict[str, str]:

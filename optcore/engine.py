@@ -12,9 +12,10 @@ from pathlib import Path
 from optcore.artifact import Artifact, Outcome, assemble
 from optcore.child import RESULTS, run_stage
 from optcore.errors import GateFailed, RecipeError, folder_error
-from optcore.evaluate import Fidelity
+from optcore.evaluate import Classification, Fidelity
 from optcore.events import AnyEvent, Notice, RecipeResolved, RunFinished, RunPlanned, StageFinished, StageStarted
 from optcore.frozen import digest_of
+from optcore.measures import check_measures
 from optcore.plan import (
     Result,
     check,
@@ -99,7 +100,10 @@ class _Walk:
             checkpoint_digest=results["source_digest"],
             data_files=tuple(results["data_files"]),
             data_digest=results["data_digest"],
+            labelled_digest=results["labelled_digest"],
+            task=results["task"],
         )
+        check_measures(recipe, results["task"])
         check_target(recipe, results["family"])
         pinned = _pinned(recipe, results["model_revision"], results["data_revision"])
         self._remember_pinned(pinned, record)
@@ -228,7 +232,8 @@ class _Walk:
 def fetch_work(recipe: Recipe) -> FetchWork:
     """What a recipe needs from outside, and what there must be enough of."""
     lengths = tuple(e.sequence_length for e in recipe.evaluate if isinstance(e, Fidelity))
-    return FetchWork(model=recipe.model, calibration=recipe.calibration, evaluations=lengths)
+    labelled = tuple(evaluator for evaluator in recipe.evaluate if isinstance(evaluator, Classification))
+    return FetchWork(model=recipe.model, calibration=recipe.calibration, evaluations=lengths, classifications=labelled)
 
 
 def _pinned(recipe: Recipe, model_revision: str | None, data_revision: str | None) -> Recipe:

@@ -5,6 +5,7 @@ from typing import NamedTuple
 from optcore.errors import RecipeError
 from optcore.export import AnyExport
 from optcore.frozen import tag
+from optcore.measures import check_measures
 from optcore.recipe import Recipe
 from optcore.references import REPO_ID_LIMIT
 from optcore.targets import check_target
@@ -97,6 +98,7 @@ def check(recipe: Recipe) -> None:
         _check_unquantized(recipe)
     _check_also(recipe)
     _check_places(recipe)
+    check_measures(recipe)
     check_target(recipe)
 
 

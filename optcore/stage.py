@@ -7,10 +7,11 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from optcore.evaluate import AnyEvaluator
+from optcore.evaluate import AnyEvaluator, Classification
 from optcore.export import AnyExport
 from optcore.frozen import Frozen, digest_of
 from optcore.references import BUILT_IN, Calibration, ModelRef
+from optcore.report import Task
 from optcore.techniques import AnyTechnique
 from optcore.version import ENGINE_VERSION, installed
 
@@ -23,13 +24,16 @@ class FetchWork(Frozen):
     calibration: Calibration
     evaluations: tuple[int, ...] = ()
     """Lengths of the windows that will be evaluated, to see whether there is text enough."""
+    classifications: tuple[Classification, ...] = ()
+    """What will be measured on labelled texts, to see whether they can be read."""
 
     @property
     def is_pinned(self) -> bool:
         """Whether doing it again can only give the same: commits do not move, branches and folders do."""
         data = self.calibration
         data_is_pinned = not data.path and (data.dataset == BUILT_IN or _is_commit(data.revision))
-        return bool(self.model.id) and _is_commit(self.model.revision) and data_is_pinned
+        has_files = any(evaluator.path for evaluator in self.classifications)
+        return bool(self.model.id) and _is_commit(self.model.revision) and data_is_pinned and not has_files
 
 
 class TechniqueWork(Frozen):
@@ -76,6 +80,9 @@ class Inputs(Frozen):
     target: str = "compressed-tensors"
     data_files: tuple[str, ...] = ()
     data_digest: str = ""
+    labelled_digest: str = ""
+    """Of the evaluators' own files."""
+    task: Task = "text-generation"
     calibration: Calibration = Calibration()
     seed: int = 0
 
@@ -104,6 +111,7 @@ class StageTask(Frozen):
                 "source": inputs.source_digest,
                 "checkpoint": inputs.checkpoint_digest,
                 "exported": inputs.exported_digest,
+                "labelled": inputs.labelled_digest if isinstance(self.work, GateWork | EvaluateWork) else "",
                 "data": {**measured, "digest": inputs.data_digest, "column": inputs.calibration.column},
                 "seed": inputs.seed,
             }

@@ -5,7 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from optcore.evaluate import AnyEvaluator
 from optcore.events import AnyEvent
+from optcore.frozen import digest_of
+from optcore.report import Measurement
 from optcore.run import Run
 from optcore.stage import EvaluateWork, ExportWork, FetchWork, GateWork, StageTask, TechniqueWork
 from optcore.targets import family_of
@@ -26,6 +29,7 @@ def perform(task: StageTask, emit: Callable[[AnyEvent], None]) -> dict[str, Any]
         seed=task.inputs.seed,
         export=Path(task.inputs.exported),
         target=task.inputs.target,
+        task=task.inputs.task,
     )
     match task.work:
         case FetchWork():
@@ -42,7 +46,7 @@ def perform(task: StageTask, emit: Callable[[AnyEvent], None]) -> dict[str, Any]
 
 
 def _fetch(run: Run, work: FetchWork, cache: Path) -> None:
-    from optcore.architecture import check_architecture, longest_sequence
+    from optcore.architecture import check_architecture, longest_sequence, task_of
     from optcore.calibration.text import Texts
     from optcore.sources import fetch_data, fetch_model
     from optcore.streaming.reader import TensorReader
@@ -50,17 +54,33 @@ def _fetch(run: Run, work: FetchWork, cache: Path) -> None:
     model = fetch_model(work.model, cache, run.progress)
     check_architecture(model.path)
     data = fetch_data(work.calibration, cache, run.progress)
-    Texts(model.path, work.calibration, tuple(data.files)).check(longest_sequence(model.path), work.evaluations)
+    task = task_of(model.path)
+    windows = () if task == "text-classification" else work.evaluations
+    Texts(model.path, work.calibration, tuple(data.files)).check(longest_sequence(model.path), windows)
     config, tensors = json.loads((model.path / "config.json").read_text()), TensorReader(model.path)
     run.results.update(
         source=str(model.path),
         family=family_of(config, map(tensors.shape, tensors.names)),
         source_digest=model.digest,
+        task=task,
+        labelled_digest=_fetch_labelled(run, work, model.path, data.files) if task == "text-classification" else "",
         model_revision=model.revision,
         data_files=[str(file) for file in data.files],
         data_digest=data.digest,
         data_revision=data.revision,
     )
+
+
+def _fetch_labelled(run: Run, work: FetchWork, model: Path, files: tuple[Path, ...]) -> str:
+    """Digest of the evaluators' own files, after a look into them."""
+    from optcore.evaluate.examples import check_examples
+    from optcore.sources import fetch_file
+
+    own = [evaluator.path for evaluator in work.classifications if evaluator.path]
+    digests = [fetch_file(Path(path), "/evaluate", run.progress).digest for path in own]
+    for evaluator in work.classifications:
+        check_examples(model, evaluator, work.calibration, files)
+    return digest_of(digests) if digests else ""
 
 
 def _measure_gate(run: Run, samples: int, sequence_length: int) -> None:
@@ -77,8 +97,16 @@ def _measure_gate(run: Run, samples: int, sequence_length: int) -> None:
 
 
 def _evaluate(run: Run, work: EvaluateWork) -> None:
-    rows = [row for evaluator in work.evaluators for row in evaluator.measure(run)]
+    rows = [row for evaluator in work.evaluators for row in _measured(run, evaluator)]
     for row in rows:
         if row.result is not None:
             run.metric(row.name, row.result)
     run.results["measurements"] = [row.model_dump() for row in rows]
+
+
+def _measured(run: Run, evaluator: AnyEvaluator) -> list[Measurement]:
+    """Rows of one evaluator; none, with a notice, where it is for models of another kind."""
+    if run.task in evaluator.tasks:
+        return evaluator.measure(run)
+    run.notice(f"{evaluator.title} was not measured: this model is for {run.task}")
+    return []

@@ -3,9 +3,9 @@
 from typing import TYPE_CHECKING, ClassVar
 
 from optcore.frozen import Frozen
+from optcore.report import Measurement, Task
 
 if TYPE_CHECKING:
-    from optcore.report import Measurement
     from optcore.run import Run
 
 
@@ -13,7 +13,9 @@ class Evaluator(Frozen):
     """Measures the source and the result in the same run, on the same input."""
 
     title: ClassVar[str]
+    tasks: ClassVar[frozenset[Task]]
+    """What a model must be for, so that it can be measured."""
 
-    def measure(self, run: "Run") -> "list[Measurement]":
+    def measure(self, run: "Run") -> list[Measurement]:
         """Rows of the before/after table."""
         raise NotImplementedError

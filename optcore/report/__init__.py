@@ -11,6 +11,7 @@ from optcore.report.model import (
     Report,
     Series,
     StageCost,
+    Task,
     TensorClass,
 )
 
@@ -22,5 +23,6 @@ __all__ = [
     "Report",
     "Series",
     "StageCost",
+    "Task",
     "TensorClass",
 ]

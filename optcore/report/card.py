@@ -51,7 +51,7 @@ def _front_matter(report: Report) -> str:
     base = {"base_model": report.base_model, "base_model_relation": relation} if report.base_model else {}
     licence = {"license": report.license} if report.license else {}
     tags = ["lathe", report.target, *report.schemes]
-    fields = {**base, **licence, "library_name": "transformers", "pipeline_tag": "text-generation", "tags": tags}
+    fields = {**base, **licence, "library_name": "transformers", "pipeline_tag": report.task, "tags": tags}
     return f"---\n{yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)}---"
 
 
@@ -111,16 +111,12 @@ def _coverage(report: Report) -> str:
 
 
 def _loading(report: Report) -> str:
-    python, shell = loading_commands(_place(report))
+    python, shell = loading_commands(_place(report), report.task)
     is_plain = report.target == "dense"
     package = "" if is_plain else ", with `compressed-tensors` installed"
     hardware = "" if is_plain else ", on hardware that has kernels for this format"
-    return (
-        f"## Use\n\nIn transformers{package}:\n\n"
-        + fenced("python", python)
-        + f"\n\nIn vLLM{hardware}:\n\n"
-        + fenced("shell", shell)
-    )
+    served = f"\n\nIn vLLM{hardware}:\n\n{fenced('shell', shell)}" if report.task == "text-generation" else ""
+    return f"## Use\n\nIn transformers{package}:\n\n{fenced('python', python)}{served}"
 
 
 def _stages(report: Report) -> str:

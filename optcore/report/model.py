@@ -6,6 +6,8 @@ from pydantic import Field
 
 from optcore.frozen import Frozen
 
+Task = Literal["text-generation", "fill-mask", "text-classification"]
+"""What a model is for, in the Hub's words."""
 Better = Literal["lower", "higher"]
 Environment = dict[str, str]
 """What the numbers depend on: `hardware`, `python`, `torch`, `transformers`, `lathe` and the like, by name."""
@@ -118,6 +120,8 @@ class Report(Frozen):
     """What was done in one line, such as `NVFP4 W4A4, blocks of 16; FP8 KV cache`."""
     schemes: tuple[str, ...] = ()
     """Names of the number formats that were applied, a fallback's instead of what it replaced."""
+    task: Task = "text-generation"
+    """What the model is for."""
     target: str = "compressed-tensors"
     """Name of the export."""
     result: str = ""

@@ -35,14 +35,14 @@ def fetch_data(calibration: Calibration, cache: Path, report: Report) -> Fetched
     Raises `DataError`, `SourceNotFound`, `SourceGated`, `HubUnavailable`, `OutOfDisk`.
     """
     if calibration.path is not None:
-        return _from_file(Path(calibration.path), report)
+        return fetch_file(Path(calibration.path), "/calibration/path", report)
     if calibration.dataset == BUILT_IN:
         return FetchedData((), None, _digest_of_stdlib())
     return _from_hub(calibration, cache, report)
 
 
-def _from_file(path: Path, report: Report) -> FetchedData:
-    field = "/calibration/path"
+def fetch_file(path: Path, field: str, report: Report) -> FetchedData:
+    """One file of this machine, which `field` of the recipe names, hashed. Raises `DataError`."""
     if not is_allowed(path):
         remedy = f"ask the operator to add its folder to {ROOTS_VARIABLE}"
         raise DataError(f"{path} is outside the folders that data may come from", remedy=remedy, field=field)

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 import yaml
+from fixtures.classifiers import MakeClassifier, write_sentences
 from fixtures.tiny_models import MakeModel
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from optcore.events import AnyEvent, Notice, RunFailed, RunFinished, StageFinished, StageStarted, parse_event
 from optcore.export.raw_reader import RawFiles
@@ -198,6 +199,36 @@ def test_a_chain_that_does_not_quantize_ends_in_a_dense_checkpoint(engine: Engin
     assert 0 < (rows["mean_kl"].result or 0) < 1e-3
     _, info = AutoModelForCausalLM.from_pretrained(engine.out, output_loading_info=True)
     assert (info["missing_keys"], info["unexpected_keys"]) == (set(), set())
+
+
+def test_a_classifier_is_measured_on_labelled_texts(engine: Engine, tiny_classifier: MakeClassifier) -> None:
+    text = write_sentences(engine.folder / "labelled.jsonl")
+    document = {
+        "model": {"path": str(tiny_classifier("Bert"))},
+        "calibration": {"path": str(text), "samples": 4, "sequence_length": 16},
+        "chain": [{"technique": "ptq", "scheme": "int8"}],
+        "evaluate": [{"evaluator": "fidelity"}, {"evaluator": "classification", "path": str(text)}],
+    }
+    events = engine.run(document)
+    assert isinstance(events[-1], RunFinished), events[-1]
+    report = Report.model_validate_json((engine.out / "report.json").read_text())
+    rows = {row.name: row for row in report.measurements}
+    assert (rows["agreement"].result or 0) > 0.9
+    assert rows["accuracy"].baseline is not None
+    assert len(report.layer_errors) == 2
+    assert report.task == "text-classification"
+    assert report.notices == ("Fidelity to the source was not measured: this model is for text-classification",)
+    assert str(engine.folder) not in report.to_json()
+    _, info = AutoModelForSequenceClassification.from_pretrained(engine.out, output_loading_info=True)
+    assert (info["missing_keys"], info["unexpected_keys"]) == (set(), set())
+
+
+def test_labels_are_not_measured_on_a_language_model(engine: Engine, tiny_model: MakeModel) -> None:
+    text = write_sentences(engine.folder / "labelled.jsonl")
+    last = engine.run(recipe(tiny_model("Llama"), evaluate=[{"evaluator": "classification", "path": str(text)}]))[-1]
+    assert isinstance(last, RunFailed)
+    assert (last.failure.code, last.failure.field) == ("recipe_invalid", "/evaluate/0")
+    assert "this one is for text-generation" in last.failure.message
 
 
 Damage = Callable[[Path], None]

@@ -119,6 +119,13 @@ def test_a_card_of_a_model_that_is_not_quantized_needs_no_package_for_formats() 
     assert "hardware that has kernels" not in card
 
 
+def test_a_card_of_a_classifier_loads_it_as_one() -> None:
+    card = render_card(report(task="text-classification"))
+    assert front_matter(card)["pipeline_tag"] == "text-classification"
+    assert "from transformers import AutoModelForSequenceClassification, AutoTokenizer" in card
+    assert "vllm serve" not in card
+
+
 def test_the_hubs_own_client_reads_the_card() -> None:
     from huggingface_hub import ModelCard
 
