@@ -14,7 +14,7 @@ from optcore.links import link
 from optcore.plan import Result
 from optcore.quantization import load_quantization
 from optcore.recipe import Recipe
-from optcore.report import Coverage, LayerError, Measurement, Report, StageCost
+from optcore.report import Coverage, LayerError, Measurement, Report, StageCost, Trial
 from optcore.report.card import render_card
 from optcore.report.page import render_page
 from optcore.schemes import PRESETS
@@ -64,6 +64,7 @@ class Outcome(NamedTuple):
     evaluated: dict[str, Any]
     costs: tuple[StageCost, ...]
     notices: tuple[str, ...]
+    trials: tuple[Trial, ...]
 
 
 def assemble(outcomes: Sequence[Outcome], out: Path) -> Artifact:
@@ -128,6 +129,7 @@ def _report(outcome: Outcome, digest: str) -> Report:
         recipe=_public(recipe).model_dump(mode="json"),
         measurements=(*size_measurements(source, Path(inputs.exported), Path(inputs.checkpoint)), *measured),
         stages=outcome.costs,
+        trials=outcome.trials,
         coverage=_coverage(outcome),
         layer_errors=tuple(LayerError(layer=name, relative_error=error) for name, error in errors),
         notices=outcome.notices,

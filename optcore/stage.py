@@ -47,8 +47,7 @@ class GateWork(Frozen):
     """Measure whether a technique's result is good enough."""
 
     kind: Literal["gate"] = "gate"
-    samples: int
-    sequence_length: int
+    evaluator: AnyEvaluator
 
 
 class ExportWork(Frozen):

@@ -36,8 +36,8 @@ def perform(task: StageTask, emit: Callable[[AnyEvent], None]) -> dict[str, Any]
             _fetch(run, task.work, Path(task.cache))
         case TechniqueWork(technique=technique):
             technique.apply(run)
-        case GateWork(samples=samples, sequence_length=sequence_length):
-            _measure_gate(run, samples, sequence_length)
+        case GateWork(evaluator=evaluator):
+            _measure_gate(run, evaluator)
         case ExportWork(export=export):
             export.write(run)
         case EvaluateWork():
@@ -83,17 +83,10 @@ def _fetch_labelled(run: Run, work: FetchWork, model: Path, files: tuple[Path, .
     return digest_of(digests) if digests else ""
 
 
-def _measure_gate(run: Run, samples: int, sequence_length: int) -> None:
-    from optcore.evaluate.fidelity_stream import compare
-
-    found, _ = compare(run, samples, sequence_length)
-    measured = {
-        "kl": found["result"].mean_kl,
-        "ppl_ratio": found["result"].perplexity / found["source"].perplexity,
-    }
-    for name, value in measured.items():
+def _measure_gate(run: Run, evaluator: AnyEvaluator) -> None:
+    for name, value in evaluator.measure_gate(run).items():
         run.metric(name, value)
-    run.results.update(measured)
+        run.results[name] = value
 
 
 def _evaluate(run: Run, work: EvaluateWork) -> None:

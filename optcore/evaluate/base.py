@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, ClassVar
 
 from optcore.frozen import Frozen
-from optcore.report import Measurement, Task
+from optcore.report import GateMetric, Measurement, Task
 
 if TYPE_CHECKING:
     from optcore.run import Run
@@ -15,7 +15,13 @@ class Evaluator(Frozen):
     title: ClassVar[str]
     tasks: ClassVar[frozenset[Task]]
     """What a model must be for, so that it can be measured."""
+    gate_metrics: ClassVar[frozenset[GateMetric]] = frozenset()
+    """Values that gates may ask for."""
 
     def measure(self, run: "Run") -> list[Measurement]:
         """Rows of the before/after table."""
+        raise NotImplementedError
+
+    def measure_gate(self, run: "Run") -> dict[GateMetric, float]:
+        """The `gate_metrics` of the checkpoint that a technique has just left."""
         raise NotImplementedError

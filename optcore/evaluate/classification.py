@@ -6,7 +6,7 @@ from pydantic import Field
 
 from optcore.evaluate.base import Evaluator
 from optcore.references import Label, LocalPath
-from optcore.report import Measurement, Task
+from optcore.report import GateMetric, Measurement, Task
 
 if TYPE_CHECKING:
     from optcore.run import Run
@@ -17,6 +17,7 @@ class Classification(Evaluator):
 
     title: ClassVar[str] = "Classification"
     tasks: ClassVar[frozenset[Task]] = frozenset({"text-classification"})
+    gate_metrics: ClassVar[frozenset[GateMetric]] = frozenset({"accuracy", "agreement"})
 
     evaluator: Literal["classification"] = "classification"
     path: LocalPath | None = None
@@ -36,3 +37,10 @@ class Classification(Evaluator):
         from optcore.evaluate.classification_stream import measure_classification
 
         return measure_classification(run, self)
+
+    def measure_gate(self, run: "Run") -> dict[GateMetric, float]:
+        """The same texts as at the end, so that a gate says what the report will."""
+        from optcore.evaluate.classification_stream import classify
+
+        against_true, against_source = classify(run, self)["result"]
+        return {"accuracy": against_true.accuracy, "agreement": against_source.accuracy}

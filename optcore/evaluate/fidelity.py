@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from optcore.evaluate.base import Evaluator
-from optcore.report import Measurement, Task
+from optcore.report import GateMetric, Measurement, Task
 
 if TYPE_CHECKING:
     from optcore.run import Run
@@ -16,6 +16,7 @@ class Fidelity(Evaluator):
 
     title: ClassVar[str] = "Fidelity to the source"
     tasks: ClassVar[frozenset[Task]] = frozenset({"text-generation", "fill-mask"})
+    gate_metrics: ClassVar[frozenset[GateMetric]] = frozenset({"kl", "ppl_ratio", "agreement"})
 
     evaluator: Literal["fidelity"] = "fidelity"
     samples: int = Field(default=32, ge=1, le=100_000)
@@ -28,3 +29,12 @@ class Fidelity(Evaluator):
         from optcore.evaluate.fidelity_stream import measure_fidelity
 
         return measure_fidelity(run, self)
+
+    def measure_gate(self, run: "Run") -> dict[GateMetric, float]:
+        """The same windows as at the end, so that a gate says what the report will."""
+        from optcore.evaluate.fidelity_stream import compare
+
+        found, _ = compare(run, self.samples, self.sequence_length)
+        source, result = found["source"], found["result"]
+        ratio = result.perplexity / source.perplexity
+        return {"kl": result.mean_kl, "ppl_ratio": ratio, "agreement": result.agreement}

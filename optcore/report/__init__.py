@@ -6,6 +6,7 @@
 from optcore.report.model import (
     Coverage,
     Environment,
+    GateMetric,
     LayerError,
     Measurement,
     Report,
@@ -13,11 +14,13 @@ from optcore.report.model import (
     StageCost,
     Task,
     TensorClass,
+    Trial,
 )
 
 __all__ = [
     "Coverage",
     "Environment",
+    "GateMetric",
     "LayerError",
     "Measurement",
     "Report",
@@ -25,4 +28,5 @@ __all__ = [
     "StageCost",
     "Task",
     "TensorClass",
+    "Trial",
 ]

@@ -7,7 +7,7 @@ import yaml
 from optcore.references import Place, Publish
 from optcore.report.loading import loading_commands
 from optcore.report.model import Measurement, Report
-from optcore.report.numbers import format_bytes, format_change, format_seconds, format_value
+from optcore.report.numbers import format_bound, format_bytes, format_change, format_seconds, format_trial, format_value
 
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#|!~&$])")
 
@@ -22,6 +22,7 @@ def render_card(report: Report) -> str:
         _measurements(report),
         _coverage(report),
         _loading(report),
+        _trials(report),
         _stages(report),
         _provenance(report),
         "## Recipe\n\nThis recipe, with its commits and data pinned, makes the same checkpoint again.",
@@ -117,6 +118,18 @@ def _loading(report: Report) -> str:
     hardware = "" if is_plain else ", on hardware that has kernels for this format"
     served = f"\n\nIn vLLM{hardware}:\n\n{fenced('shell', shell)}" if report.task == "text-generation" else ""
     return f"## Use\n\nIn transformers{package}:\n\n{fenced('python', python)}{served}"
+
+
+def _trials(report: Report) -> str:
+    if not report.trials:
+        return ""
+    header = ["Stage", "Tried", "Measured", "Asked for", "Passed", "Then"]
+    lines = [_table_line(header), _table_line([":--"] * len(header))]
+    for trial in report.trials:
+        passed = "yes" if trial.passed else "no"
+        cells = (trial.stage, trial.tried, format_trial(trial), format_bound(trial), passed, trial.then)
+        lines.append(_table_line([escape(cell) for cell in cells]))
+    return "## What was tried\n\n" + "\n".join(lines)
 
 
 def _stages(report: Report) -> str:

@@ -152,13 +152,23 @@ def test_a_missed_gate_falls_back(engine: Engine, stdlib_model: Path) -> None:
     started, events = _gated(engine, stdlib_model, 1e-9, "int8")
     assert isinstance(events[-1], RunFailed)
     assert events[-1].failure.kind == "quality_gate", events[-1]
-    assert "1-ptq-fallback1" in events[-1].failure.message
+    assert re.fullmatch(
+        r"1-ptq: kl is [\d.]+, the gate asks for at most 1e-09; "
+        r"1-ptq-fallback1: kl is [\d.]+, the gate asks for at most 1e-09",
+        events[-1].failure.message,
+    )
     assert started == ["1-ptq", "1-ptq-fallback1"]
     started, events = _gated(engine, stdlib_model, 0.03, "int8", "fp8")
     assert isinstance(events[-1], RunFinished), events[-1]
     assert started == ["1-ptq", "1-ptq-fallback1"]
     report = Report.model_validate_json((engine.out / "report.json").read_text())
     assert (report.schemes, report.scheme) == (("int8",), PRESETS["int8"].title)
+    first, second = report.trials
+    assert (first.stage, first.tried, first.passed) == ("1-ptq", PRESETS["int4"].title, False)
+    assert (second.stage, second.tried, second.passed) == ("1-ptq-fallback1", PRESETS["int8"].title, True)
+    assert (first.then, second.then) == ("went on to 1-ptq-fallback1", "kept")
+    assert first.value > first.bound == second.bound == 0.03 >= second.value > 0
+    assert second.value == next(row.result for row in report.measurements if row.name == "mean_kl")
     assert RawFiles(engine.out).dtype("model.layers.0.mlp.up_proj.weight") == "I8"  # INT4 would be packed words
 
 
@@ -188,7 +198,9 @@ def test_families_run_from_shards(family: str, scheme: str, engine: Engine, tiny
 
 def test_a_chain_that_does_not_quantize_ends_in_a_dense_checkpoint(engine: Engine, stdlib_model: Path) -> None:
     """A head that is tied to the embeddings is a matrix of its own after a rotation."""
-    events = engine.run(recipe(stdlib_model, chain=[{"technique": "rotate"}], target={"format": "dense"}))
+    gate = {"metric": "agreement", "min": 0.9}
+    chain = [{"technique": "rotate", "gate": gate}]
+    events = engine.run(recipe(stdlib_model, chain=chain, target={"format": "dense"}))
     assert isinstance(events[-1], RunFinished), events[-1]
     report = Report.model_validate_json((engine.out / "report.json").read_text())
     rows = {row.name: row for row in report.measurements}
@@ -197,6 +209,9 @@ def test_a_chain_that_does_not_quantize_ends_in_a_dense_checkpoint(engine: Engin
     assert rows["parameters"].result == (rows["parameters"].source or 0) + 2048 * 256
     assert rows["bits_per_weight"].result == pytest.approx(16, rel=0.01)  # headers count too
     assert 0 < (rows["mean_kl"].result or 0) < 1e-3
+    assert [(trial.stage, trial.value, trial.then) for trial in report.trials] == [
+        ("1-rotate", rows["agreement"].result, "kept")
+    ]
     _, info = AutoModelForCausalLM.from_pretrained(engine.out, output_loading_info=True)
     assert (info["missing_keys"], info["unexpected_keys"]) == (set(), set())
 
@@ -206,7 +221,7 @@ def test_a_classifier_is_measured_on_labelled_texts(engine: Engine, tiny_classif
     document = {
         "model": {"path": str(tiny_classifier("Bert"))},
         "calibration": {"path": str(text), "samples": 4, "sequence_length": 16},
-        "chain": [{"technique": "ptq", "scheme": "int8"}],
+        "chain": [{"technique": "ptq", "scheme": "int8", "gate": {"metric": "accuracy", "min": 1, "on_fail": "warn"}}],
         "evaluate": [{"evaluator": "fidelity"}, {"evaluator": "classification", "path": str(text)}],
     }
     events = engine.run(document)
@@ -217,7 +232,12 @@ def test_a_classifier_is_measured_on_labelled_texts(engine: Engine, tiny_classif
     assert rows["accuracy"].baseline is not None
     assert len(report.layer_errors) == 2
     assert report.task == "text-classification"
-    assert report.notices == ("Fidelity to the source was not measured: this model is for text-classification",)
+    (trial,) = report.trials
+    assert (trial.value, trial.passed, trial.then) == (rows["accuracy"].result, False, "kept with a warning")
+    assert report.notices == (
+        f"1-ptq: accuracy is {trial.value:.4g}, the gate asks for at least 1",
+        "Fidelity to the source was not measured: this model is for text-classification",
+    )
     assert str(engine.folder) not in report.to_json()
     _, info = AutoModelForSequenceClassification.from_pretrained(engine.out, output_loading_info=True)
     assert (info["missing_keys"], info["unexpected_keys"]) == (set(), set())
