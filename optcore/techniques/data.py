@@ -20,9 +20,10 @@ class TrainingData(TextSource):
     """Fill windows with several documents, none of which attends to another. Without it a window is a piece of the text
     as it comes, as in calibration."""
     prompt_tokens: int = Field(default=16, ge=0, le=8192)
-    """Of `generated`: tokens of text that each window begins with; 0 begins with a single random token."""
+    """Of `generated`: tokens of text that each window begins with; 0 begins with a single random token. Of on-policy
+    distillation: what the student goes on from, one at least."""
     temperature: float = Field(default=1.0, ge=0, le=10)
-    """Of `generated`: 0 takes the likeliest token."""
+    """Of `generated` and of on-policy distillation: 0 takes the likeliest token."""
 
     @property
     def is_text(self) -> bool:
