@@ -89,7 +89,12 @@ def bench(arguments: list[str]) -> int:
 
 def proofs_ptq(arguments: list[str]) -> int:
     """The engine's proofs alone: formats, algorithms, memory and exports of post-training quantization."""
-    return proofs(["tests/optcore", *arguments])
+    return proofs(["tests/optcore", "--ignore-glob=*_training_*", *arguments])
+
+
+def proofs_training(arguments: list[str]) -> int:
+    """The engine's proofs of training alone: what distillation wins back, in what memory, on how many processes."""
+    return proofs([*map(str, sorted(Path("tests/optcore").glob("*_training_*.py"))), *arguments])
 
 
 def bench_ptq(arguments: list[str]) -> int:
@@ -143,7 +148,7 @@ def tell_audit(answers: list[dict[str, Any]]) -> int:
 
 TARGETS = {
     target.__name__.replace("_", "-"): target
-    for target in (demo, test, check, up, proofs, proofs_ptq, chaos, bench, bench_ptq, docs, audit)
+    for target in (demo, test, check, up, proofs, proofs_ptq, proofs_training, chaos, bench, bench_ptq, docs, audit)
 }
 
 

@@ -51,7 +51,7 @@ class Settings(BaseSettings):
     old_secret_keys: Annotated[tuple[_SecretKey, ...], NoDecode, BeforeValidator(_names)] = ()
     """Keys, separated by commas, that still open what was sealed with them, until `python -m api.rotate` has run."""
     model_roots: Annotated[tuple[Path, ...], NoDecode, BeforeValidator(_folders)] = ()
-    """Folders, separated like PATH, below which `model.path` and `calibration.path` may lie; empty refuses all."""
+    """Folders, separated like PATH, below which local paths of recipes may lie; empty refuses all."""
     allow_private_webhooks: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_names)] = ()
     """Hosts or CIDR blocks, separated by commas, of webhook receivers that may have a private address."""
     webhook_rotation_seconds: float = Field(default=24 * 3600, ge=0)

@@ -52,10 +52,11 @@ def fetch(options: argparse.Namespace) -> None:
 def stage(options: argparse.Namespace) -> None:
     """One stage, told by a task file: what `run` starts for each step."""
     from optcore.stage import StageTask
-    from optcore.stages import perform
+    from optcore.stages import import_libraries, perform
 
     task = StageTask.model_validate_json(options.task.read_text())
     try:
+        import_libraries(task)
         results = perform(task, emit)
     except Exception as error:
         if not isinstance(error, OptError):

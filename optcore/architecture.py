@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from optcore.errors import BadCheckpoint, UnknownArchitecture
+from optcore.report import Task
 from optcore.sizes import read_header, weight_files
 
 _LAYERS = re.compile(r"^((num|n)_(\w+_)?(layers?|blocks)|(en|de)coder_layers|depth)$")
@@ -50,8 +51,22 @@ def longest_sequence(folder: Path) -> int:
     return int(found) if found else 2**20
 
 
-def is_masked_language_model(config: dict[str, Any]) -> bool:
-    """Whether a config describes a BERT-style encoder with its head, rather than a decoder."""
+def task_of(folder: Path) -> Task:
+    """What the model in a folder is for, by its config."""
+    config = _config(folder)
+    if not is_encoder(config):
+        return "text-generation"
+    return "text-classification" if is_classifier(config) else "fill-mask"
+
+
+def is_classifier(config: dict[str, Any]) -> bool:
+    """Whether a config describes a BERT-style encoder whose head labels whole texts."""
+    named = config.get("architectures") or ()
+    return is_encoder(config) and any(str(name).endswith("ForSequenceClassification") for name in named)
+
+
+def is_encoder(config: dict[str, Any]) -> bool:
+    """Whether a config describes a BERT-style encoder with a head, rather than a decoder."""
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
         MODEL_FOR_MASKED_LM_MAPPING_NAMES,
@@ -85,7 +100,7 @@ def _check_known(config: dict[str, Any]) -> None:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     model_type = config["model_type"]
-    if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not is_masked_language_model(config):
+    if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not is_encoder(config):
         raise UnknownArchitecture(
             f"model_type {model_type!r} is neither a causal nor a masked language model that the installed"
             " transformers knows",

@@ -15,7 +15,7 @@ from optcore.paths import with_paths
 from optcore.plan import Result
 from optcore.quantization import load_quantization
 from optcore.recipe import Recipe
-from optcore.report import Coverage, LayerError, Measurement, Report, StageCost
+from optcore.report import Coverage, LayerError, Measurement, Report, StageCost, Trial
 from optcore.report.card import render_card
 from optcore.report.page import render_page
 from optcore.schemes import PRESETS
@@ -64,6 +64,7 @@ class Outcome(NamedTuple):
     evaluated: dict[str, Any]
     costs: tuple[StageCost, ...]
     notices: tuple[str, ...]
+    trials: tuple[Trial, ...]
 
 
 def assemble(outcomes: Sequence[Outcome], out: Path) -> Artifact:
@@ -111,7 +112,8 @@ def _write_documents(folder: Path, report: Report) -> None:
 
 
 def _report(outcome: Outcome, digest: str) -> Report:
-    recipe, source = outcome.recipe, Path(outcome.inputs.source)
+    recipe, inputs = outcome.recipe, outcome.inputs
+    source = Path(inputs.source)
     measured = tuple(Measurement.model_validate(row) for row in outcome.evaluated["measurements"])
     errors = outcome.evaluated.get("layer_errors", ())
     return Report(
@@ -121,11 +123,13 @@ def _report(outcome: Outcome, digest: str) -> Report:
         artifact_digest=digest,
         scheme=_scheme_line(outcome),
         schemes=_schemes(outcome),
+        task=inputs.task,
         target=outcome.result.export.format,
         result=outcome.result.name,
         recipe=_public(recipe).model_dump(mode="json"),
-        measurements=(*size_measurements(source, Path(outcome.inputs.exported)), *measured),
+        measurements=(*size_measurements(source, Path(inputs.exported), Path(inputs.checkpoint)), *measured),
         stages=outcome.costs,
+        trials=outcome.trials,
         coverage=_coverage(outcome),
         layer_errors=tuple(LayerError(layer=name, relative_error=error) for name, error in errors),
         notices=outcome.notices,

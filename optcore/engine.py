@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 from optcore.artifact import Artifact, Outcome, assemble
 from optcore.child import RESULTS, run_stage
 from optcore.errors import GateFailed, RecipeError, folder_error
-from optcore.evaluate import Fidelity
+from optcore.evaluate import Classification, Fidelity
 from optcore.events import AnyEvent, Notice, RecipeResolved, RunFinished, RunPlanned, StageFinished, StageStarted
 from optcore.frozen import Frozen, digest_of
+from optcore.measures import check_measures, gate_evaluator
 from optcore.plan import (
     Result,
     check,
@@ -31,7 +32,7 @@ from optcore.plan import (
 )
 from optcore.quantization import also_folder
 from optcore.recipe import Recipe
-from optcore.report import StageCost
+from optcore.report import StageCost, Trial
 from optcore.stage import (
     AnyWork,
     DataWork,
@@ -46,7 +47,7 @@ from optcore.stage import (
     TechniqueWork,
 )
 from optcore.targets import check_target
-from optcore.techniques import AnyTechnique, Technique
+from optcore.techniques import AnyTechnique, Gate, Technique
 from optcore.techniques.distilling import Distilling
 from optcore.techniques.losses import top_k_temperature
 from optcore.techniques.training import Training
@@ -102,6 +103,7 @@ class _Walk:
     notices: list[str] = field(default_factory=list)
     dense: "_Folder" = field(default_factory=lambda: _Folder("", ""))
     """The checkpoint whose weights are the model's in high precision: quantizing stages leave them as they are."""
+    trials: list[Trial] = field(default_factory=list)
     applied: list[Technique] = field(default_factory=list)
     """The techniques whose results were kept: a fallback instead of what it replaced."""
 
@@ -118,7 +120,10 @@ class _Walk:
             checkpoint_digest=results["source_digest"],
             data_files=tuple(results["data_files"]),
             data_digest=results["data_digest"],
+            labelled_digest=results["labelled_digest"],
+            task=results["task"],
         )
+        check_measures(recipe, results["task"])
         check_target(recipe, results["family"])
         pinned = _pinned(recipe, results)
         self._remember_pinned(pinned, record)
@@ -136,11 +141,12 @@ class _Walk:
 
     def apply(self, number: int, technique: Technique, recipe: Recipe) -> None:
         """One entry of the chain, with its gate and fallbacks."""
-        for attempt, candidate in enumerate((technique, *technique.alternatives)):
-            name = technique_stage(number, candidate, attempt)
+        candidates = (technique, *technique.alternatives)
+        names = [technique_stage(number, candidate, attempt) for attempt, candidate in enumerate(candidates)]
+        for name, following, candidate in zip(names, (*names[1:], ""), candidates, strict=True):
             with self._prepared(name, number, candidate):
                 self._stage(name, TechniqueWork(technique=candidate))
-            if self._passes(name, candidate, recipe):
+            if self._passes(name, candidate, recipe, following):
                 self._enter_checkpoint(name)
                 if not candidate.leaves_weights:
                     self.dense = _Folder(self.inputs.checkpoint, self.inputs.checkpoint_digest)
@@ -226,28 +232,40 @@ class _Walk:
         evaluated = self._stage(evaluate_stage(recipe, result), EvaluateWork(evaluators=recipe.evaluate))
         inputs, self.inputs = self.inputs, checkpoint
         return Outcome(
-            result, recipe, inputs, tuple(self.applied), evaluated.results, tuple(self.costs), tuple(self.notices)
+            result=result,
+            recipe=recipe,
+            inputs=inputs,
+            applied=tuple(self.applied),
+            evaluated=evaluated.results,
+            costs=tuple(self.costs),
+            notices=tuple(self.notices),
+            trials=tuple(self.trials),
         )
 
-    def _passes(self, name: str, technique: Technique, recipe: Recipe) -> bool:
+    def _passes(self, name: str, technique: Technique, recipe: Recipe, following: str) -> bool:
         """Whether the technique's result meets its gate; raises `GateFailed` when it must and does not."""
         gate = technique.gate
         if gate is None:
             return True
-        before = self.inputs
+        trial = _trial(name, technique, gate, self._gate_value(name, gate, recipe), following)
+        self.trials.append(trial)
+        if trial.passed:
+            return True
+        if gate.on_fail == "stop":
+            missed = "; ".join(_said(one) for one in self.trials if not one.passed)
+            raise GateFailed(missed, remedy="choose a higher-precision scheme, or a wider gate", field="/chain")
+        self._notice(name, _said(trial))
+        return gate.on_fail == "warn"
+
+    def _gate_value(self, name: str, gate: Gate, recipe: Recipe) -> float:
+        evaluator, before = gate_evaluator(recipe, gate.metric, self.inputs.task), self.inputs
         self._enter_checkpoint(name)
         try:
-            record = self._stage(gate_stage(name), _gate_work(recipe))
+            record = self._stage(gate_stage(name), GateWork(evaluator=evaluator))
         finally:
             self.inputs = before
-        value = record.results[gate.metric]
-        if value <= gate.max:
-            return True
-        said = f"{name}: {gate.metric} is {value:.4g}, the gate allows {gate.max:g}"
-        if gate.on_fail == "stop":
-            raise GateFailed(said, remedy="choose a higher-precision scheme, or a wider gate", field="/chain")
-        self._notice(name, said)
-        return gate.on_fail == "warn"
+        value: float = record.results[gate.metric]
+        return value
 
     def _stage(self, name: str, work: AnyWork) -> StageRecord:
         """Find the stage done, or run it in its own process."""
@@ -316,11 +334,13 @@ class _Walk:
 def fetch_work(recipe: Recipe) -> FetchWork:
     """What a recipe needs from outside, and what there must be enough of."""
     lengths = tuple(e.sequence_length for e in recipe.evaluate if isinstance(e, Fidelity))
+    labelled = tuple(evaluator for evaluator in recipe.evaluate if isinstance(evaluator, Classification))
     chain = list(enumerate(recipe.chain))
     return FetchWork(
         model=recipe.model,
         calibration=recipe.calibration,
         evaluations=lengths,
+        classifications=labelled,
         models={f"/chain/{n}/{name}": ref for n, one in chain for name, ref in one.models.items()},
         texts={f"/chain/{n}/{name}": needed for n, one in chain for name, needed in one.texts.items()},
     )
@@ -344,7 +364,21 @@ def _at(reference: Frozen, commit: str | None) -> Frozen:
     return reference.model_copy(update={"revision": commit} if commit else {})
 
 
-def _gate_work(recipe: Recipe) -> GateWork:
-    """A gate measures on the windows that the final evaluation uses."""
-    chosen = next((evaluator for evaluator in recipe.evaluate if isinstance(evaluator, Fidelity)), Fidelity())
-    return GateWork(samples=chosen.samples, sequence_length=chosen.sequence_length)
+def _trial(name: str, technique: Technique, gate: Gate, value: float, following: str) -> Trial:
+    missed = {"stop": "stopped", "warn": "kept with a warning", "fallback": f"went on to {following}"}
+    passed = gate.passes(value)
+    return Trial(
+        stage=name,
+        tried=technique.summary,
+        metric=gate.metric,
+        value=value,
+        bound=gate.bound,
+        better="lower" if gate.min is None else "higher",
+        passed=passed,
+        then="kept" if passed else missed[gate.on_fail],
+    )
+
+
+def _said(trial: Trial) -> str:
+    most = "most" if trial.better == "lower" else "least"
+    return f"{trial.stage}: {trial.metric} is {trial.value:.4g}, the gate asks for at {most} {trial.bound:g}"

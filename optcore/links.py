@@ -1,5 +1,6 @@
 """Files that a stage takes over unchanged, weights without copying their bytes where the file system allows it."""
 
+import filecmp
 import os
 import shutil
 from pathlib import Path
@@ -37,6 +38,19 @@ def link(source: Path, target: Path) -> None:
     target.unlink(missing_ok=True)
     if source.suffix != ".safetensors" or not _linked(real, target):
         shutil.copyfile(real, target)
+
+
+def same_weights(source: Path, checkpoint: Path) -> bool:
+    """Whether a checkpoint's dense weights are the source's own files: a quantizing stage links them."""
+    ours, theirs = weight_files(checkpoint), weight_files(source)
+    return len(ours) == len(theirs) and all(
+        a.samefile(b) or _equal_bytes(a, b) for a, b in zip(ours, theirs, strict=True)
+    )
+
+
+def _equal_bytes(a: Path, b: Path) -> bool:
+    """Where a file system knows no links, weights were copied."""
+    return a.stat().st_size == b.stat().st_size and filecmp.cmp(a, b, shallow=False)
 
 
 def _linked(real: Path, target: Path) -> bool:

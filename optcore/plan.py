@@ -5,6 +5,7 @@ from typing import NamedTuple
 from optcore.errors import RecipeError
 from optcore.export import AnyExport
 from optcore.frozen import tag
+from optcore.measures import check_measures
 from optcore.recipe import Recipe
 from optcore.references import REPO_ID_LIMIT
 from optcore.targets import check_target
@@ -116,10 +117,21 @@ def check(recipe: Recipe) -> None:
             )
         properties = (properties | technique.leaves) - technique.removes
     if "quantized" not in properties:
-        raise RecipeError("nothing in the chain quantizes", remedy="add a `ptq` entry", field="/chain")
+        _check_unquantized(recipe)
     _check_also(recipe)
     _check_places(recipe)
+    check_measures(recipe)
     check_target(recipe)
+
+
+def _check_unquantized(recipe: Recipe) -> None:
+    for export in (recipe.target, *recipe.also):
+        if not export.takes_unquantized:
+            raise RecipeError(
+                f"nothing in the chain quantizes, and {export.title} holds quantized weights only",
+                remedy="add a `ptq` entry, or `target: {format: dense}`",
+                field="/chain",
+            )
 
 
 def _check_also(recipe: Recipe) -> None:

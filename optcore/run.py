@@ -7,6 +7,7 @@ from tempfile import mkdtemp
 
 from optcore.events import AnyEvent, Metric, Notice, Phase, Progress
 from optcore.references import Calibration
+from optcore.report import Task
 
 
 @dataclass
@@ -42,6 +43,8 @@ class Run:
     """The exported checkpoint, for stages after the export."""
     target: str = "compressed-tensors"
     """Its format."""
+    task: Task = "text-generation"
+    """What the model is for."""
     results: dict[str, object] = field(default_factory=dict)
     """What the stage leaves in its record besides files."""
 

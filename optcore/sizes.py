@@ -12,10 +12,14 @@ MAX_HEADER_bytes = 32 * 2**20
 """A third of safetensors' own limit: parsed JSON takes up to forty times its size in memory."""
 
 
-def size_measurements(source: Path, result: Path) -> tuple[Measurement, ...]:
-    """Rows for bytes of weights and bits per weight; a weight is one parameter of the source."""
-    parameters = sum(math.prod(shape) for shape in _shapes(source))
+def size_measurements(source: Path, result: Path, dense: Path | None = None) -> tuple[Measurement, ...]:
+    """Rows for bytes of weights and bits per weight, and for parameters where the chain changed their number.
+
+    `dense` has the result's weights before they were packed; without it the result has as many as the source.
+    """
+    before, after = _parameters(source), _parameters(dense or source)
     source_bytes, result_bytes = weight_bytes(source), weight_bytes(result)
+    counts = Measurement(name="parameters", title="Parameters", source=before, result=after, better="lower")
     return (
         Measurement(
             name="weight_bytes",
@@ -28,11 +32,12 @@ def size_measurements(source: Path, result: Path) -> tuple[Measurement, ...]:
         Measurement(
             name="bits_per_weight",
             title="Bits per weight",
-            source=8 * source_bytes / parameters,
-            result=8 * result_bytes / parameters,
+            source=8 * source_bytes / before,
+            result=8 * result_bytes / after,
             better="lower",
-            note=f"{parameters} parameters; embeddings, norms and scales counted in",
+            note=f"{after} parameters; embeddings, norms and scales counted in",
         ),
+        *((counts,) if before != after else ()),
     )
 
 
@@ -75,6 +80,5 @@ def read_header(path: Path) -> dict[str, dict[str, object]]:
     return header
 
 
-def _shapes(folder: Path) -> list[list[int]]:
-    headers = [read_header(path) for path in weight_files(folder)]
-    return [tensor["shape"] for header in headers for tensor in header.values()]  # type: ignore[misc]
+def _parameters(folder: Path) -> int:
+    return sum(elements for path in weight_files(folder) for elements, _ in tensor_sizes(path).values())

@@ -7,10 +7,11 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from optcore.evaluate import AnyEvaluator
+from optcore.evaluate import AnyEvaluator, Classification
 from optcore.export import AnyExport
 from optcore.frozen import Frozen, digest_of
 from optcore.references import Calibration, ModelRef, NeededText, TextSource
+from optcore.report import Task
 from optcore.techniques import AnyTechnique
 from optcore.techniques.data import TrainingData
 from optcore.version import ENGINE_VERSION, installed
@@ -24,6 +25,8 @@ class FetchWork(Frozen):
     calibration: Calibration
     evaluations: tuple[int, ...] = ()
     """Lengths of the windows that will be evaluated, to see whether there is text enough."""
+    classifications: tuple[Classification, ...] = ()
+    """What will be measured on labelled texts, to see whether they can be read."""
     models: dict[str, ModelRef] = Field(default={})
     """Teachers and students, by JSON Pointer into the recipe."""
     texts: dict[str, NeededText] = Field(default={})
@@ -32,6 +35,8 @@ class FetchWork(Frozen):
     @property
     def is_pinned(self) -> bool:
         """Whether doing it again can only give the same: commits do not move, branches and folders do."""
+        if any(evaluator.path for evaluator in self.classifications):
+            return False
         models = (self.model, *self.models.values())
         texts = (self.calibration, *(needed.text for needed in self.texts.values()))
         return all(map(_is_pinned_model, models)) and all(map(_is_pinned_text, texts))
@@ -68,8 +73,7 @@ class GateWork(Frozen):
     """Measure whether a technique's result is good enough."""
 
     kind: Literal["gate"] = "gate"
-    samples: int
-    sequence_length: int
+    evaluator: AnyEvaluator
 
 
 class ExportWork(Frozen):
@@ -101,6 +105,9 @@ class Inputs(Frozen):
     target: str = "compressed-tensors"
     data_files: tuple[str, ...] = ()
     data_digest: str = ""
+    labelled_digest: str = ""
+    """Of the evaluators' own files."""
+    task: Task = "text-generation"
     calibration: Calibration = Calibration()
     teacher: str = ""
     teacher_digest: str = ""
@@ -146,6 +153,7 @@ class StageTask(Frozen):
                 "source": inputs.source_digest,
                 "checkpoint": inputs.checkpoint_digest,
                 "exported": inputs.exported_digest,
+                "labelled": inputs.labelled_digest if isinstance(self.work, GateWork | EvaluateWork) else "",
                 "data": {**measured, "digest": inputs.data_digest, "column": inputs.calibration.column},
                 "seed": inputs.seed,
                 **inputs.training,

@@ -1,12 +1,17 @@
 """Inside a stage process: the task's work, done."""
 
+import gc
 import json
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from optcore.evaluate import AnyEvaluator, Fidelity
 from optcore.events import AnyEvent
+from optcore.frozen import digest_of
 from optcore.references import ModelRef, NeededText
+from optcore.report import Measurement
 from optcore.run import Run
 from optcore.stage import (
     DataWork,
@@ -19,6 +24,33 @@ from optcore.stage import (
     TechniqueWork,
 )
 from optcore.targets import family_of
+
+
+def import_libraries(task: StageTask) -> None:
+    """Import what the work needs before it begins, without looking for garbage among what an import makes.
+
+    The collector would go through a million new objects again and again, find nothing, and do so once more at exit: a
+    third of the processor time of a short stage. What the libraries made is left out of its later searches too.
+    """
+    gc.disable()
+    try:
+        for module in _rooms(task):
+            import_module(module)
+        gc.freeze()
+    finally:
+        gc.enable()
+
+
+def _rooms(task: StageTask) -> tuple[str, ...]:
+    """The modules behind which the work's heavy libraries are."""
+    match task.work:
+        case FetchWork():
+            return ("optcore.calibration.text",)
+        case ExportWork():
+            return ("torch",)
+        case EvaluateWork(evaluators=evaluators) if not any(isinstance(each, Fidelity) for each in evaluators):
+            return ()  # a throughput is measured by processes of its own
+    return ("optcore.calibration.text", "optcore.streaming.decoder")
 
 
 def perform(task: StageTask, emit: Callable[[AnyEvent], None]) -> dict[str, Any]:
@@ -40,6 +72,7 @@ def perform(task: StageTask, emit: Callable[[AnyEvent], None]) -> dict[str, Any]
         answers=Path(task.inputs.answers) if task.inputs.answers else None,
         export=Path(task.inputs.exported),
         target=task.inputs.target,
+        task=task.inputs.task,
     )
     match task.work:
         case FetchWork():
@@ -50,8 +83,8 @@ def perform(task: StageTask, emit: Callable[[AnyEvent], None]) -> dict[str, Any]
             _ask(run, task.work)
         case TechniqueWork(technique=technique):
             technique.apply(run)
-        case GateWork(samples=samples, sequence_length=sequence_length):
-            _measure_gate(run, samples, sequence_length)
+        case GateWork(evaluator=evaluator):
+            _measure_gate(run, evaluator)
         case ExportWork(export=export):
             export.write(run)
         case EvaluateWork():
@@ -60,7 +93,7 @@ def perform(task: StageTask, emit: Callable[[AnyEvent], None]) -> dict[str, Any]
 
 
 def _fetch(run: Run, work: FetchWork, cache: Path) -> None:
-    from optcore.architecture import check_architecture, longest_sequence
+    from optcore.architecture import check_architecture, longest_sequence, task_of
     from optcore.calibration.text import Texts
     from optcore.sources import fetch_data, fetch_model
     from optcore.streaming.reader import TensorReader
@@ -68,12 +101,16 @@ def _fetch(run: Run, work: FetchWork, cache: Path) -> None:
     model = fetch_model(work.model, cache, run.progress)
     check_architecture(model.path)
     data = fetch_data(work.calibration.needed, cache, run.progress)
-    Texts(model.path, work.calibration, tuple(data.files)).check(longest_sequence(model.path), work.evaluations)
+    task = task_of(model.path)
+    windows = () if task == "text-classification" else work.evaluations
+    Texts(model.path, work.calibration, tuple(data.files)).check(longest_sequence(model.path), windows)
     config, tensors = json.loads((model.path / "config.json").read_text()), TensorReader(model.path)
     run.results.update(
         source=str(model.path),
         family=family_of(config, map(tensors.shape, tensors.names)),
         source_digest=model.digest,
+        task=task,
+        labelled_digest=_fetch_labelled(run, work, model.path, data.files) if task == "text-classification" else "",
         model_revision=model.revision,
         data_files=[str(file) for file in data.files],
         data_digest=data.digest,
@@ -102,6 +139,18 @@ def _fetch_text(run: Run, place: str, needed: NeededText, cache: Path) -> dict[s
     return {"files": [str(file) for file in found.files], "digest": found.digest, "revision": found.revision}
 
 
+def _fetch_labelled(run: Run, work: FetchWork, model: Path, files: tuple[Path, ...]) -> str:
+    """Digest of the evaluators' own files, after a look into them."""
+    from optcore.evaluate.examples import check_examples
+    from optcore.sources import fetch_file
+
+    own = [evaluator.path for evaluator in work.classifications if evaluator.path]
+    digests = [fetch_file(Path(path), "/evaluate", run.progress).digest for path in own]
+    for evaluator in work.classifications:
+        check_examples(model, evaluator, work.calibration, files)
+    return digest_of(digests) if digests else ""
+
+
 def _prepare(run: Run, work: DataWork) -> None:
     from optcore.training.prepare import prepare_windows
 
@@ -114,22 +163,23 @@ def _ask(run: Run, work: TeacherWork) -> None:
     keep_answers(run, work.top_k, work.temperature)
 
 
-def _measure_gate(run: Run, samples: int, sequence_length: int) -> None:
-    from optcore.evaluate.fidelity_stream import compare
-
-    found, _ = compare(run, samples, sequence_length)
-    measured = {
-        "kl": found["result"].mean_kl,
-        "ppl_ratio": found["result"].perplexity / found["source"].perplexity,
-    }
-    for name, value in measured.items():
+def _measure_gate(run: Run, evaluator: AnyEvaluator) -> None:
+    for name, value in evaluator.measure_gate(run).items():
         run.metric(name, value)
-    run.results.update(measured)
+        run.results[name] = value
 
 
 def _evaluate(run: Run, work: EvaluateWork) -> None:
-    rows = [row for evaluator in work.evaluators for row in evaluator.measure(run)]
+    rows = [row for evaluator in work.evaluators for row in _measured(run, evaluator)]
     for row in rows:
         if row.result is not None:
             run.metric(row.name, row.result)
     run.results["measurements"] = [row.model_dump() for row in rows]
+
+
+def _measured(run: Run, evaluator: AnyEvaluator) -> list[Measurement]:
+    """Rows of one evaluator; none, with a notice, where it is for models of another kind."""
+    if run.task in evaluator.tasks:
+        return evaluator.measure(run)
+    run.notice(f"{evaluator.title} was not measured: this model is for {run.task}")
+    return []

@@ -35,6 +35,7 @@ pytest_plugins = [
     "fixtures.receiver",
     "fixtures.service",
     "fixtures.tiny_models",
+    "fixtures.classifiers",
     "fixtures.exporting",
 ]
 

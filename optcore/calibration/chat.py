@@ -47,7 +47,7 @@ class ChatFormat:
                 field="/chain",
             )
         encoded = self._tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        inside = [_lies_in(start, end, spans) for start, end in encoded["offset_mapping"]]
+        inside = [_begins_in(start, end, spans) for start, end in encoded["offset_mapping"]]
         return Spoken(list(encoded["input_ids"]), inside)
 
     def _answer(self, messages: Sequence[Message], place: int, whole: str) -> tuple[int, int] | None:
@@ -71,5 +71,6 @@ class ChatFormat:
         return text
 
 
-def _lies_in(start: int, end: int, spans: Iterable[tuple[int, int]]) -> bool:
-    return end > start and any(first <= start and end <= last for first, last in spans)
+def _begins_in(start: int, end: int, spans: Iterable[tuple[int, int]]) -> bool:
+    """A token that begins in an answer was the assistant's to say, also where it reaches beyond."""
+    return end > start and any(first <= start < last for first, last in spans)

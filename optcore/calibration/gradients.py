@@ -119,7 +119,8 @@ class BackwardPass:
         """Through the head and the final norm, a few positions at a time: logits outweigh hidden states."""
         for rows, state in self._states.states():
             windows, length, _ = state.hidden_BTH.shape
-            for start in range(0, length, size := max(1, _LOGITS_tokens // windows)):
+            size = length if self.decoder.is_classifier else max(1, _LOGITS_tokens // windows)
+            for start in range(0, length, size):
                 part = slice(start, start + size)
                 given_BTH = state.hidden_BTH[:, part].detach().requires_grad_()
                 logits_BTV = self.decoder.logits(state._replace(hidden_BTH=given_BTH))

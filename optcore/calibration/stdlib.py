@@ -6,8 +6,10 @@ split of a module is the same on every Python version.
 """
 
 import hashlib
+import os
 import sysconfig
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -41,13 +43,29 @@ def documents(split: Split, *, everything: bool = False) -> Iterator[Document]:
     `everything` adds what only some distributions and versions ship, CPython's own test suite above all: for training
     a model, not for calibration data that should be alike elsewhere.
     """
-    root = Path(sysconfig.get_paths()["stdlib"])
-    names = [path.relative_to(root).as_posix() for path in root.rglob("*.py")]
-    chosen = [name for name in names if _is_wanted(name, everything) and split_of(name) == split]
-    for name in sorted(chosen, key=_digest):
+    root = _root()
+    for name in _names(split, everything):
         text = (root / name).read_text(encoding="utf-8", errors="replace")
         if text.strip():
             yield Document(name, text)
+
+
+def _root() -> Path:
+    return Path(sysconfig.get_paths()["stdlib"])
+
+
+@cache
+def _names(split: Split, everything: bool) -> tuple[str, ...]:
+    """Modules of a split, in their order. They are listed once: the packages installed below the library are many."""
+    return tuple(sorted((name for name in _modules(everything) if split_of(name) == split), key=_digest))
+
+
+def _modules(everything: bool) -> Iterator[str]:
+    root, unwanted = _root(), _NEVER if everything else _NEVER | _NOT_EVERYWHERE
+    for folder, folders, files in os.walk(root):
+        folders[:] = set(folders) - unwanted
+        below = Path(folder).relative_to(root)
+        yield from ((below / file).as_posix() for file in files if file.endswith(".py"))
 
 
 def split_of(name: str) -> Split:
@@ -57,13 +75,6 @@ def split_of(name: str) -> Split:
         parts = parts[1:]
     key = parts[0].removeprefix("test_")
     return "test" if int(_digest(key), 16) % _TEST_SHARE == 0 else "train"
-
-
-def _is_wanted(name: str, everything: bool) -> bool:
-    folders = set(name.split("/")[:-1])
-    if folders & _NEVER:
-        return False
-    return everything or not folders & _NOT_EVERYWHERE
 
 
 def _digest(text: str) -> str:

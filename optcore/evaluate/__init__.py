@@ -8,9 +8,10 @@ from typing import Annotated
 from pydantic import Field
 
 from optcore.evaluate.base import Evaluator
+from optcore.evaluate.classification import Classification
 from optcore.evaluate.fidelity import Fidelity
 from optcore.evaluate.throughput import Throughput
 
-AnyEvaluator = Annotated[Fidelity | Throughput, Field(discriminator="evaluator")]
+AnyEvaluator = Annotated[Fidelity | Throughput | Classification, Field(discriminator="evaluator")]
 
-__all__ = ["AnyEvaluator", "Evaluator", "Fidelity", "Throughput"]
+__all__ = ["AnyEvaluator", "Classification", "Evaluator", "Fidelity", "Throughput"]

@@ -3,9 +3,9 @@
 from typing import TYPE_CHECKING, ClassVar
 
 from optcore.frozen import Frozen
+from optcore.report import GateMetric, Measurement, Task
 
 if TYPE_CHECKING:
-    from optcore.report import Measurement
     from optcore.run import Run
 
 
@@ -13,7 +13,15 @@ class Evaluator(Frozen):
     """Measures the source and the result in the same run, on the same input."""
 
     title: ClassVar[str]
+    tasks: ClassVar[frozenset[Task]]
+    """What a model must be for, so that it can be measured."""
+    gate_metrics: ClassVar[frozenset[GateMetric]] = frozenset()
+    """Values that gates may ask for."""
 
-    def measure(self, run: "Run") -> "list[Measurement]":
+    def measure(self, run: "Run") -> list[Measurement]:
         """Rows of the before/after table."""
+        raise NotImplementedError
+
+    def measure_gate(self, run: "Run") -> dict[GateMetric, float]:
+        """The `gate_metrics` of the checkpoint that a technique has just left."""
         raise NotImplementedError

@@ -57,7 +57,7 @@ def _cannot(run: "Run") -> str:
     formats = (*(scheme.name for scheme in description.schemes),) if description else ()
     if "transformers" not in loading(run.target, formats):
         return f"transformers does not read the {run.target} format"
-    if not find_spec("compressed_tensors"):
+    if formats and run.target != "dense" and not find_spec("compressed_tensors"):
         return "the package compressed-tensors is not installed"
     available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if weight_bytes(run.source) * _ROOM > available:

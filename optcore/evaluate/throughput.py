@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from optcore.evaluate.base import Evaluator
+from optcore.report import Measurement, Task
 
 if TYPE_CHECKING:
-    from optcore.report import Measurement
     from optcore.run import Run
 
 
@@ -15,12 +15,13 @@ class Throughput(Evaluator):
     """Tokens a second and peak memory of source and exported result, each loaded by transformers in a fresh process."""
 
     title: ClassVar[str] = "Throughput in transformers"
+    tasks: ClassVar[frozenset[Task]] = frozenset({"text-generation", "fill-mask"})
 
     evaluator: Literal["throughput"] = "throughput"
     prompt_tokens: int = Field(default=128, ge=1, le=131_072)
     new_tokens: int = Field(default=32, ge=1, le=8192)
 
-    def measure(self, run: "Run") -> "list[Measurement]":
+    def measure(self, run: "Run") -> list[Measurement]:
         """Load and generate; skipped with a notice where the model does not fit into memory."""
         from optcore.evaluate.generation import measure_throughput
 

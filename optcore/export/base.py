@@ -18,6 +18,8 @@ class Export(Frozen):
     """Names of the schemes it can hold."""
     kv_caches: ClassVar[frozenset[str]] = frozenset()
     """Names of the KV cache formats it can hold."""
+    takes_unquantized: ClassVar[bool] = False
+    """Whether it can hold a model in which nothing was quantized."""
 
     engine: EngineName | None = None
     """An engine that must load the result. A recipe whose number formats it cannot load in this target is refused

@@ -6,21 +6,27 @@
 from optcore.report.model import (
     Coverage,
     Environment,
+    GateMetric,
     LayerError,
     Measurement,
     Report,
     Series,
     StageCost,
+    Task,
     TensorClass,
+    Trial,
 )
 
 __all__ = [
     "Coverage",
     "Environment",
+    "GateMetric",
     "LayerError",
     "Measurement",
     "Report",
     "Series",
     "StageCost",
+    "Task",
     "TensorClass",
+    "Trial",
 ]

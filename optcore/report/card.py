@@ -7,7 +7,7 @@ import yaml
 from optcore.references import Place, Publish
 from optcore.report.loading import loading_commands
 from optcore.report.model import Measurement, Report
-from optcore.report.numbers import format_bytes, format_change, format_seconds, format_value
+from optcore.report.numbers import format_bound, format_bytes, format_change, format_seconds, format_trial, format_value
 
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#|!~&$])")
 
@@ -22,6 +22,7 @@ def render_card(report: Report) -> str:
         _measurements(report),
         _coverage(report),
         _loading(report),
+        _trials(report),
         _stages(report),
         _provenance(report),
         "## Recipe\n\nThis recipe, with its commits and data pinned, makes the same checkpoint again.",
@@ -47,10 +48,11 @@ def fenced(language: str, text: str) -> str:
 
 
 def _front_matter(report: Report) -> str:
-    base = {"base_model": report.base_model, "base_model_relation": "quantized"} if report.base_model else {}
+    relation = "quantized" if report.schemes or report.coverage else "finetune"
+    base = {"base_model": report.base_model, "base_model_relation": relation} if report.base_model else {}
     licence = {"license": report.license} if report.license else {}
     tags = ["lathe", report.target, *report.schemes]
-    fields = {**base, **licence, "library_name": "transformers", "pipeline_tag": "text-generation", "tags": tags}
+    fields = {**base, **licence, "library_name": "transformers", "pipeline_tag": report.task, "tags": tags}
     return f"---\n{yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)}---"
 
 
@@ -110,13 +112,24 @@ def _coverage(report: Report) -> str:
 
 
 def _loading(report: Report) -> str:
-    python, shell = loading_commands(_place(report))
-    return (
-        "## Use\n\nIn transformers, with `compressed-tensors` installed:\n\n"
-        + fenced("python", python)
-        + "\n\nIn vLLM, on hardware that has kernels for this format:\n\n"
-        + fenced("shell", shell)
-    )
+    python, shell = loading_commands(_place(report), report.task)
+    is_plain = report.target == "dense"
+    package = "" if is_plain else ", with `compressed-tensors` installed"
+    hardware = "" if is_plain else ", on hardware that has kernels for this format"
+    served = f"\n\nIn vLLM{hardware}:\n\n{fenced('shell', shell)}" if report.task == "text-generation" else ""
+    return f"## Use\n\nIn transformers{package}:\n\n{fenced('python', python)}{served}"
+
+
+def _trials(report: Report) -> str:
+    if not report.trials:
+        return ""
+    header = ["Stage", "Tried", "Measured", "Asked for", "Passed", "Then"]
+    lines = [_table_line(header), _table_line([":--"] * len(header))]
+    for trial in report.trials:
+        passed = "yes" if trial.passed else "no"
+        cells = (trial.stage, trial.tried, format_trial(trial), format_bound(trial), passed, trial.then)
+        lines.append(_table_line([escape(cell) for cell in cells]))
+    return "## What was tried\n\n" + "\n".join(lines)
 
 
 def _stages(report: Report) -> str:

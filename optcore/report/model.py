@@ -6,6 +6,10 @@ from pydantic import Field
 
 from optcore.frozen import Frozen
 
+Task = Literal["text-generation", "fill-mask", "text-classification"]
+"""What a model is for, in the Hub's words."""
+GateMetric = Literal["kl", "ppl_ratio", "agreement", "accuracy"]
+"""What a gate may ask for."""
 Better = Literal["lower", "higher"]
 Environment = dict[str, str]
 """What the numbers depend on: `hardware`, `python`, `torch`, `transformers`, `lathe` and the like, by name."""
@@ -40,6 +44,23 @@ class StageCost(Frozen):
     peak_memory_bytes: int = Field(ge=0)
     cached: bool = False
     """True when the stage was found done; `seconds` is then what looking took."""
+
+
+class Trial(Frozen):
+    """One result that was held against a gate."""
+
+    stage: str
+    tried: str
+    """What was done, in one line for people."""
+    metric: GateMetric
+    value: float
+    """As it was measured."""
+    bound: float
+    better: Better
+    """Where values pass: those that are lower than the bound, or those that are higher; the bound itself does."""
+    passed: bool
+    then: str
+    """What happened next: `kept`, `kept with a warning`, `went on to <stage>` or `stopped`."""
 
 
 class LayerError(Frozen):
@@ -118,6 +139,8 @@ class Report(Frozen):
     """What was done in one line, such as `NVFP4 W4A4, blocks of 16; FP8 KV cache`."""
     schemes: tuple[str, ...] = ()
     """Names of the number formats that were applied, a fallback's instead of what it replaced."""
+    task: Task = "text-generation"
+    """What the model is for."""
     target: str = "compressed-tensors"
     """Name of the export."""
     result: str = ""
@@ -126,6 +149,8 @@ class Report(Frozen):
     """The recipe with commits and data digests pinned."""
     measurements: tuple[Measurement, ...] = ()
     stages: tuple[StageCost, ...] = ()
+    trials: tuple[Trial, ...] = ()
+    """What gates measured, in the order in which it was tried."""
     coverage: Coverage | None = None
     layer_errors: tuple[LayerError, ...] = ()
     """In the order of the layers."""

@@ -3,11 +3,18 @@
 import sys
 from typing import Literal
 
-from optcore.report.model import Measurement
+from optcore.report.model import GateMetric, Measurement, Trial
 
 Verdict = Literal["better", "worse", "same"]
 
 NOTHING = "–"  # noqa: RUF001  an en dash: not measured
+GATE_METRICS: dict[GateMetric, tuple[str, str]] = {
+    "kl": ("KL to the source", "nats/token"),
+    "ppl_ratio": ("Perplexity over the source's", ""),
+    "agreement": ("Agreement with the source", "share"),
+    "accuracy": ("Accuracy", "share"),
+}
+"""Title and unit of what gates measure."""
 _BYTE_UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 
 
@@ -70,6 +77,18 @@ def format_change(measurement: Measurement) -> str:
     if reference == 0:
         return ""
     return _relative(result / reference) + suffix
+
+
+def format_trial(trial: Trial) -> str:
+    """What was measured, such as `KL to the source 0.031 nats/token`."""
+    title, unit = GATE_METRICS[trial.metric]
+    return f"{title} {format_value(trial.value, unit)}"
+
+
+def format_bound(trial: Trial) -> str:
+    """What a gate asks for, such as `at most 0.03 nats/token`."""
+    _, unit = GATE_METRICS[trial.metric]
+    return f"at {'most' if trial.better == 'lower' else 'least'} {format_value(trial.bound, unit)}"
 
 
 def verdict(measurement: Measurement) -> Verdict | None:

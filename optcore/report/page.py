@@ -7,7 +7,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from optcore.report import plots
 from optcore.report.model import Report
-from optcore.report.numbers import format_change, format_value, verdict
+from optcore.report.numbers import format_bound, format_change, format_trial, format_value, verdict
 
 
 def render_page(report: Report) -> str:
@@ -24,6 +24,7 @@ def render_page(report: Report) -> str:
         with_baseline=any(row.baseline is not None for row in report.measurements),
         bars=[(row, plots.measurement_bars(row)) for row in compared],
         stages=plots.stage_bars(report.stages),
+        tried=plots.trial_bars(report.trials),
         curves=[*([layers] if layers else []), *series],
     )
 
@@ -39,4 +40,5 @@ def _template() -> Template:
     )
     environment.globals.update(plots=plots)
     environment.filters.update(value=format_value, change=format_change, verdict=verdict)
+    environment.filters.update(trial=format_trial, bound=format_bound)
     return environment.get_template("page.html")

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from optcore.report.model import LayerError, Measurement, Series, StageCost
-from optcore.report.numbers import format_bytes, format_number, format_seconds, format_value
+from optcore.report.model import LayerError, Measurement, Series, StageCost, Trial
+from optcore.report.numbers import GATE_METRICS, format_bound, format_bytes, format_number, format_seconds, format_value
 
 WIDTH, HEIGHT = 820, 240  # SVG units of a curve's drawing, frame and labels included
 LEFT, RIGHT, TOP, BOTTOM = 72, 12, 12, 30  # what the labels take of it
@@ -56,6 +56,25 @@ def measurement_bars(row: Measurement) -> tuple[Bar, ...]:
         Bar(label, format_value(value, row.unit), share, label.split()[0])
         for (label, value), share in zip(present, shares, strict=True)
     )
+
+
+def trial_bars(trials: Sequence[Trial]) -> dict[str, tuple[Bar, ...]]:
+    """What each gated stage measured, by the title of the metric, against the largest value or bound of that metric."""
+    charts: dict[str, tuple[Bar, ...]] = {}
+    for metric in dict.fromkeys(trial.metric for trial in trials):
+        same = [trial for trial in trials if trial.metric == metric]
+        title, unit = GATE_METRICS[metric]
+        shares = _shares([*(trial.value for trial in same), *(trial.bound for trial in same)])
+        charts[title] = tuple(
+            Bar(
+                f"{trial.stage}: {trial.tried}",
+                f"{format_value(trial.value, unit)}, {format_bound(trial)}",
+                share,
+                "result" if trial.passed else "source",
+            )
+            for trial, share in zip(same, shares, strict=False)
+        )
+    return charts
 
 
 def stage_bars(stages: Sequence[StageCost]) -> tuple[Bar, ...]:

@@ -1,7 +1,15 @@
 """The before/after table for a terminal."""
 
-from optcore.report.model import Measurement, Report
-from optcore.report.numbers import format_bytes, format_change, format_seconds, format_value, verdict
+from optcore.report.model import Measurement, Report, Trial
+from optcore.report.numbers import (
+    format_bound,
+    format_bytes,
+    format_change,
+    format_seconds,
+    format_trial,
+    format_value,
+    verdict,
+)
 
 
 def render_table(report: Report) -> str:
@@ -14,6 +22,7 @@ def render_table(report: Report) -> str:
     rows = [_row(row, with_baseline) for row in report.measurements]
     lines = [printable(f"{report.model}  ->  {report.scheme}"), "", *_aligned([header, *rows])]
     lines += ["", *_stage_lines(report)] if report.stages else []
+    lines += [*map(printable, map(_trial_line, report.trials)), ""] if report.trials else []
     lines += [f"note: {printable(notice)}" for notice in report.notices]
     return "\n".join(line.rstrip() for line in lines) + "\n"
 
@@ -43,6 +52,11 @@ def _stage_lines(report: Report) -> list[str]:
         cells = [format_seconds(stage.seconds), format_bytes(stage.peak_memory_bytes)]
         rows.append([printable(stage.name), *cells, cached])
     return _aligned(rows)
+
+
+def _trial_line(trial: Trial) -> str:
+    passed = "passed" if trial.passed else "missed"
+    return f"gate: {trial.stage} ({trial.tried}): {format_trial(trial)}, {format_bound(trial)}: {passed}, {trial.then}"
 
 
 def _aligned(rows: list[list[str]]) -> list[str]:

@@ -37,13 +37,14 @@ def fetch_data(needed: NeededText, cache: Path, report: Report, place: str = "/c
     Raises `DataError`, `SourceNotFound`, `SourceGated`, `HubUnavailable`, `OutOfDisk`.
     """
     if needed.text.path is not None:
-        return _from_file(Path(needed.text.path), report, f"{place}/path")
+        return fetch_file(Path(needed.text.path), f"{place}/path", report)
     if needed.text.is_built_in:
         return FetchedData((), None, _digest_of_stdlib())
     return _from_hub(needed, cache, report, place)
 
 
-def _from_file(path: Path, report: Report, field: str) -> FetchedData:
+def fetch_file(path: Path, field: str, report: Report) -> FetchedData:
+    """One file of this machine, which `field` of the recipe names, hashed. Raises `DataError`."""
     if not is_allowed(path):
         remedy = f"ask the operator to add its folder to {ROOTS_VARIABLE}"
         raise DataError(f"{path} is outside the folders that data may come from", remedy=remedy, field=field)

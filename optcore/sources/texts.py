@@ -1,4 +1,4 @@
-"""Documents out of text, JSON lines, CSV and Parquet files, one at a time."""
+"""Documents, labelled or not, out of text, JSON lines, CSV and Parquet files, one at a time."""
 
 import csv
 import gzip
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import Any, NamedTuple, TextIO, cast
 
 from optcore.errors import DataError
 from optcore.sources.splits import form_of
@@ -17,6 +17,13 @@ COLUMNS = ("text", "article", "content")
 """Names that are tried, in this order, when the recipe gives none."""
 LONGEST_characters = 64 * 1024 * 1024
 """One document. A longer one is not text for calibration, and would have to fit in memory."""
+
+
+class Labelled(NamedTuple):
+    """One text with its label."""
+
+    text: str
+    label: int | str
 
 
 def read_texts(files: Iterable[Path], column: str | None) -> Iterator[str]:
@@ -41,12 +48,30 @@ def read_records(files: Iterable[Path]) -> Iterator[dict[str, Any]]:
     for file in files:
         match _form(file):
             case ".parquet":
-                yield from _parquet_rows(file)
+                with _parquet_table(file) as table:
+                    for batch in table.iter_batches(batch_size=256):
+                        yield from batch.to_pylist()
             case ".txt" | ".csv":
                 remedy = "give JSON lines or Parquet"
                 raise DataError(f"{file.name} cannot hold conversations", remedy=remedy, field="/chain")
             case _:
-                yield from _records(file)
+                yield from _json_records(file)
+
+
+def read_labelled(files: Iterable[Path], text: str | None, label: str) -> Iterator[Labelled]:
+    """Yield every text that is not blank with its label, in the order of the files; rows without a label are left out.
+
+    `text` and `label` are columns. Raises `DataError` as `read_texts` does, and for labels that are no number or name.
+    """
+    try:
+        for file in files:
+            for record in _RECORDS.get(_form(file), _no_records)(file):
+                column = text or choose_column([k for k, v in record.items() if isinstance(v, str) and k != label])
+                if (found := _text(record, column)).strip() and record.get(label, "") is not None:
+                    yield Labelled(found, _label(record, label))
+    except DataError as error:
+        error.field = "/evaluate"
+        raise
 
 
 def _form(file: Path) -> str:
@@ -67,12 +92,12 @@ def _txt(file: Path, column: str | None) -> Iterator[str]:
 
 
 def _json_lines(file: Path, column: str | None) -> Iterator[str]:
-    for record in _records(file):
+    for record in _json_records(file):
         column = column or choose_column([key for key, value in record.items() if isinstance(value, str)])
         yield _text(record, column)
 
 
-def _records(file: Path) -> Iterator[dict[str, Any]]:
+def _json_records(file: Path) -> Iterator[dict[str, Any]]:
     with _reading(file) as lines:
         for number in count(1):
             line = lines.readline(LONGEST_characters)
@@ -80,6 +105,11 @@ def _records(file: Path) -> Iterator[dict[str, Any]]:
                 return
             if not line.isspace():
                 yield _record(file, number, line)
+
+
+def _csv_records(file: Path) -> Iterator[dict[str, Any]]:
+    with _reading(file) as lines:
+        yield from csv.DictReader(lines)
 
 
 def _csv(file: Path, column: str | None) -> Iterator[str]:
@@ -91,8 +121,8 @@ def _csv(file: Path, column: str | None) -> Iterator[str]:
 
 
 def _parquet(file: Path, column: str | None) -> Iterator[str]:
-    with _table(file) as (pyarrow, table):
-        texts = [field.name for field in table.schema_arrow if field.type in (pyarrow.string(), pyarrow.large_string())]
+    with _parquet_table(file) as table:
+        texts = [field.name for field in table.schema_arrow if str(field.type) in ("string", "large_string")]
         column = column or choose_column(texts)
         if column not in texts:
             raise _no_column(column, texts)
@@ -100,15 +130,17 @@ def _parquet(file: Path, column: str | None) -> Iterator[str]:
             yield from (value for value in batch.column(0).to_pylist() if value)
 
 
-def _parquet_rows(file: Path) -> Iterator[dict[str, Any]]:
-    with _table(file) as (_, table):
-        for batch in table.iter_batches(batch_size=256):
+def _parquet_records(file: Path) -> Iterator[dict[str, Any]]:
+    with _parquet_table(file) as table:
+        kinds = {field.name: str(field.type) for field in table.schema_arrow}
+        plain = [name for name, kind in kinds.items() if kind.startswith(("string", "large_string", "int", "uint"))]
+        for batch in table.iter_batches(batch_size=256, columns=plain):
             yield from batch.to_pylist()
 
 
 @contextmanager
-def _table(file: Path) -> Iterator[tuple[Any, Any]]:
-    """pyarrow and the file opened by it."""
+def _parquet_table(file: Path) -> Iterator[Any]:
+    """An open Parquet file. What turns out wrong with it while it is read is a `DataError`."""
     try:
         import pyarrow
         import pyarrow.parquet
@@ -116,10 +148,16 @@ def _table(file: Path) -> Iterator[tuple[Any, Any]]:
         message = f"reading {file.name} needs pyarrow, which is not installed"
         raise DataError(message, remedy="pip install 'lathe[data]'", field="/calibration") from error
     try:
-        yield pyarrow, pyarrow.parquet.ParquetFile(file)
+        with pyarrow.parquet.ParquetFile(file) as table:
+            yield table
     except pyarrow.ArrowException as error:
         message = f"{file.name} is not Parquet: {error}"
         raise DataError(message, remedy="download it again", field="/calibration") from error
+
+
+def _no_records(file: Path) -> Iterator[dict[str, Any]]:
+    remedy = "give JSON lines, CSV or Parquet"
+    raise DataError(f"{file.name} has no columns, so no labels", remedy=remedy, field="/evaluate")
 
 
 _READERS: dict[str, Callable[[Path, str | None], Iterator[str]]] = {
@@ -130,6 +168,16 @@ _READERS: dict[str, Callable[[Path, str | None], Iterator[str]]] = {
     ".jsonl": _json_lines,
     ".json.gz": _json_lines,
     ".jsonl.gz": _json_lines,
+}
+
+
+_RECORDS: dict[str, Callable[[Path], Iterator[dict[str, Any]]]] = {
+    ".csv": _csv_records,
+    ".parquet": _parquet_records,
+    ".json": _json_records,
+    ".jsonl": _json_records,
+    ".json.gz": _json_records,
+    ".jsonl.gz": _json_records,
 }
 
 
@@ -168,6 +216,17 @@ def _text(record: dict[str, Any], column: str) -> str:
         message = f"column {column!r} holds {type(value).__name__}, not text"
         raise DataError(message, remedy="name a column of text", field="/calibration/column")
     return value or ""
+
+
+def _label(record: dict[str, Any], column: str) -> int | str:
+    if column not in record:
+        found = ", ".join(map(str, record)) or "none"
+        raise DataError(f"no column {column!r} of labels", remedy=f"columns: {found}", field="/evaluate")
+    value = record[column]
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        message = f"column {column!r} holds {type(value).__name__}, not numbers or names of labels"
+        raise DataError(message, remedy="name the column of the labels in `label`", field="/evaluate")
+    return value
 
 
 def choose_column(texts: Sequence[str]) -> str:

@@ -67,7 +67,12 @@ class Decoder:
     @property
     def is_causal(self) -> bool:
         """Whether logits at a position predict the next token; a masked language model's predict its own."""
-        return "MaskedLM" not in type(self.model).__name__
+        return "MaskedLM" not in type(self.model).__name__ and not self.is_classifier
+
+    @property
+    def is_classifier(self) -> bool:
+        """Whether logits are of labels of a whole text, [B, labels], rather than of tokens."""
+        return type(self.model).__name__.endswith("ForSequenceClassification")
 
     @property
     def stored_dtype(self) -> torch.dtype:
@@ -164,7 +169,10 @@ class Decoder:
         return state._replace(hidden_BTH=out[0] if isinstance(out, tuple) else out)
 
     def logits(self, state: State) -> torch.Tensor:
-        """Everything after the last layer (norm, head, soft capping), by the model's own forward: [B, T, V]."""
+        """Everything after the last layer (norm, head, soft capping), by the model's own forward: [B, T, V].
+
+        A classifier's are [B, labels], and it must be given whole texts.
+        """
         stand_ins = [Given(layer, state.hidden_BTH, self._returns_tuple) for layer in self.layers]
         tokens_BT = torch.zeros(state.hidden_BTH.shape[:2], dtype=torch.long, device=self.device)
         with self._layers_replaced(stand_ins):

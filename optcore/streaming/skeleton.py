@@ -5,9 +5,16 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 
-from optcore.architecture import is_masked_language_model
+from optcore.architecture import is_classifier, is_encoder
 from optcore.errors import UnknownArchitecture, is_out_of_memory
 from optcore.streaming.experts import unfuse
 
@@ -55,14 +62,19 @@ def _lists(model: PreTrainedModel, part: nn.Module) -> list[tuple[str, nn.Module
 
 
 def _model(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
-    is_masked = is_masked_language_model(config.to_dict())
-    build: Any = (AutoModelForMaskedLM if is_masked else AutoModelForCausalLM).from_config
+    build: Any = _kind(config.to_dict()).from_config
     try:
         return build(config, dtype=dtype, trust_remote_code=False, attn_implementation="sdpa")
     except ValueError as error:
         if "attention" not in str(error):
             raise
         return build(config, dtype=dtype, trust_remote_code=False, attn_implementation="eager")
+
+
+def _kind(config: dict[str, Any]) -> Any:
+    if is_classifier(config):
+        return AutoModelForSequenceClassification
+    return AutoModelForMaskedLM if is_encoder(config) else AutoModelForCausalLM
 
 
 def _are_alike(layers: nn.ModuleList) -> bool:

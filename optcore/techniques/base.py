@@ -6,22 +6,51 @@ from pydantic import model_validator
 
 from optcore.frozen import Frozen
 from optcore.references import ModelRef, NeededText
+from optcore.report import GateMetric
 
 if TYPE_CHECKING:
     from optcore.run import Run
 
-GateMetric = Literal["kl", "ppl_ratio"]
+_BOUND: dict[GateMetric, Literal["max", "min"]] = {
+    "kl": "max",
+    "ppl_ratio": "max",
+    "agreement": "min",
+    "accuracy": "min",
+}
 
 
 class Gate(Frozen):
     """A measured bound that the stage's result must meet before anything else is done with it."""
 
     metric: GateMetric
-    """`kl`: mean KL divergence to the source in nats a token. `ppl_ratio`: perplexity over the source's."""
-    max: float
-    """The largest value that passes."""
+    """`kl`: mean KL divergence to the source in nats a token. `ppl_ratio`: perplexity over the source's. `agreement`:
+    share of tokens (of texts, for a classifier) with the source's prediction. `accuracy`: share of texts with the true
+    label; needs `classification` in `evaluate`."""
+    max: float | None = None
+    """The largest value of `kl` or `ppl_ratio` that passes."""
+    min: float | None = None
+    """The smallest value of `agreement` or `accuracy` that passes, 0 to 1."""
     on_fail: Literal["stop", "warn", "fallback"] = "stop"
     """`fallback` runs the stage again with the next entry of its `fallback` list."""
+
+    @property
+    def bound(self) -> float:
+        """The value that is just good enough."""
+        found = self.min if self.max is None else self.max
+        assert found is not None
+        return found
+
+    def passes(self, value: float) -> bool:
+        """Whether a measured value is good enough."""
+        return value <= self.bound if self.min is None else value >= self.bound
+
+    @model_validator(mode="after")
+    def _one_bound_that_fits(self) -> Self:
+        fitting = _BOUND[self.metric]
+        if [name for name in ("max", "min") if getattr(self, name) is not None] != [fitting]:
+            better = "lower" if fitting == "max" else "higher"
+            raise ValueError(f"{self.metric} is better the {better} it is: give `{fitting}`, and no other bound")
+        return self
 
 
 class Technique(Frozen):

@@ -6,8 +6,9 @@ from optcore.techniques.losses import CrossEntropy
 from optcore.training.adapters import add_adapters
 from optcore.training.dense_writer import write_dense
 from optcore.training.loop import Loop
+from optcore.training.memory import check_memory
 from optcore.training.on_policy import OnPolicy
-from optcore.training.quantized_base import hold_in_nf4
+from optcore.training.quantized_base import NF4_bytes, hold_in_nf4
 from optcore.training.quantized_stage import judge, teacher_of
 from optcore.training.rank_budget import RankBudget, budget_of
 from optcore.training.ranks import Ranks
@@ -25,8 +26,7 @@ if TYPE_CHECKING:
 def train_dense(run: "Run", technique: "Distill | Finetune") -> None:
     """Train the model of `run.checkpoint` and write it to `run.out`."""
     ranks = Ranks()
-    is_held = technique.scope == "lora" and technique.lora.base == "nf4"
-    student = Student(run.checkpoint, ranks.device, hold_in_nf4 if is_held else None)
+    student = _student(run, technique, ranks)
     budget = _choose(run, technique, student, ranks)
     if technique.gradient_checkpointing:
         student.recompute_layers()
@@ -41,6 +41,20 @@ def train_dense(run: "Run", technique: "Distill | Finetune") -> None:
     note_training(run, technique, state, windows.facts)
     if technique.scope == "lora":
         note_adapters(run, student, budget)
+
+
+def _student(run: "Run", technique: "Distill | Finetune", ranks: Ranks) -> Student:
+    is_held = technique.scope == "lora" and technique.lora.base == "nf4"
+    asked = technique.technique == "distill" and not run.answers
+    check_memory(
+        run.checkpoint,
+        (run.teacher or run.checkpoint) if asked else None,
+        moving=1.0 if technique.scope == "full" else 0.0,
+        device=ranks.device,
+        processes=ranks.count,
+        master_bytes=NF4_bytes if is_held else 4,
+    )
+    return Student(run.checkpoint, ranks.device, hold_in_nf4 if is_held else None)
 
 
 def _choose(run: "Run", technique: "Distill | Finetune", student: Student, ranks: Ranks) -> RankBudget | None:

@@ -171,10 +171,10 @@ class Loop:
         values = self.measured()
         for name, value in values.items():
             self.run.metric(f"validation_{name}", value, step)
-        return Measured(step=step, values={name: value for name, value in values.items() if math.isfinite(value)})
+        return Measured(step=step, values=values)
 
     def measured(self) -> dict[str, float]:
-        """Means a token over the validation windows, of the parameters as they are."""
+        """Means a token over the validation windows, of the parameters as they are; those that are numbers."""
         facts = self.windows.facts
         numbers = self.ranks.share(range(facts.training, facts.windows)[: self.ranks.whole(facts.validation)])
         sums: dict[str, torch.Tensor] = {}
@@ -187,7 +187,7 @@ class Loop:
         self.trainee.train()
         sums = {name: self.ranks.summed(value.double()) for name, value in sums.items()}
         tokens = float(sums.pop("tokens"))
-        return {name: float(value) / tokens for name, value in sums.items()}
+        return {name: float(value) / tokens for name, value in sums.items() if value.isfinite()}
 
     def _diverged(self) -> None:
         """Stop; what was gained until then is kept."""

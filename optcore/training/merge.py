@@ -24,9 +24,10 @@ if TYPE_CHECKING:
 def note_merge(run: "Run", student: Student, trainee: "Trainee", loop: "Loop") -> None:
     """Measure KL(merged || merged and rounded) on the validation windows, nats a token, and say it."""
     with trainee.facing(Unrounded(student)):
-        kl = loop.measured()["kl"]
-    run.results["merge"] = {"kl": kl}
-    run.metric("merge_kl", kl)
+        kl = loop.measured().get("kl")
+    if kl is not None:
+        run.results["merge"] = {"kl": kl}
+        run.metric("merge_kl", kl)
 
 
 class Unrounded(LiveTeacher):

@@ -11,6 +11,7 @@ from optcore.training.adapters import add_adapters
 from optcore.training.checkpoints import State
 from optcore.training.fake_quant import ScalePolicy
 from optcore.training.loop import Loop
+from optcore.training.memory import check_memory
 from optcore.training.merge import note_merge
 from optcore.training.quantized_writer import write_quantized
 from optcore.training.rank_budget import RankBudget, budget_of
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 def train_quantized(run: "Run", technique: "Qad | Qat") -> None:
     """Train the student of `run.checkpoint` and write its codes to `run.out`."""
     ranks = Ranks()
+    teacher = None if technique.technique == "qat" or run.answers else run.teacher or run.checkpoint
+    moving = 1.0 if technique.scope == "full" else 0.0
+    check_memory(run.checkpoint, teacher, moving=moving, device=ranks.device, processes=ranks.count)
     student = Student(run.checkpoint, ranks.device)
     student.simulate(_policy(technique, student))
     budget = _choose(run, technique, student, ranks)

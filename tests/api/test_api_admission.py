@@ -67,6 +67,15 @@ def test_a_calibration_file_is_held_to_the_same(client: TestClient, document: di
     assert answer.json()["errors"][0]["pointer"] == "/calibration/path"
 
 
+def test_a_file_of_labels_is_held_to_the_same(client: TestClient, document: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "roots" / "labels.csv").write_text("text,label\ngood,1\n")
+    for path, status in (("labels.csv", 201), ("/etc/passwd", 422)):
+        measured = [{"evaluator": "throughput"}, {"evaluator": "classification", "path": path}]
+        answer = client.post("/v1/jobs", json=document | {"evaluate": measured})
+        assert answer.status_code == status, answer.json()
+    assert answer.json()["errors"][0]["pointer"] == "/evaluate/1/path"
+
+
 def test_without_roots_there_are_no_local_paths(
     settings: Settings, client: TestClient, document: dict[str, Any], model: Path
 ) -> None:

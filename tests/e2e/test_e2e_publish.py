@@ -8,6 +8,7 @@ import pytest
 import yaml
 from fixtures.hub import OWNER_TOKEN
 from fixtures.service import Lathe
+from fixtures.tiny_models import MakeModel
 from huggingface_hub import snapshot_download
 from transformers import AutoModelForCausalLM
 
@@ -29,10 +30,10 @@ PLACES = {
 
 @pytest.mark.parametrize("layout", PLACES)
 def test_each_result_can_be_loaded_from_its_place(
-    lathe: Lathe, stdlib_model: Path, tmp_path: Path, layout: str
+    lathe: Lathe, tiny_model: MakeModel, tmp_path: Path, layout: str
 ) -> None:
     if lathe.hub.store.find("models", "me/source") is None:
-        lathe.hub.put_folder("me/source", stdlib_model)
+        lathe.hub.put_folder("me/source", tiny_model("Qwen2"))
     publish = {"repo_id": f"me/by-{layout}", "layout": layout}
     job = lathe.client.jobs.wait(lathe.client.jobs.create({**RECIPE, "publish": publish}).id, timeout=500)
     assert job.status == "succeeded", job.failure

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 import yaml
+from fixtures.classifiers import MakeClassifier, write_sentences
 from fixtures.tiny_models import MakeModel
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from optcore.events import AnyEvent, Notice, RunFailed, RunFinished, StageFinished, StageStarted, parse_event
 from optcore.export.raw_reader import RawFiles
@@ -126,12 +127,12 @@ def test_a_damaged_stage_is_run_again(finished: tuple[Engine, list[AnyEvent]], s
     assert again[-1] == first[-1]
 
 
-def test_kill_in_any_stage_then_run_again(engine: Engine, stdlib_model: Path) -> None:
+def test_kill_in_any_stage_then_run_again(
+    finished: tuple[Engine, list[AnyEvent]], engine: Engine, stdlib_model: Path
+) -> None:
     """Kill -9 of the conductor as each stage begins: no stage outlives it, finished ones are kept, bytes are equal."""
-    document = recipe(stdlib_model, chain=[{"technique": "ptq", "scheme": "int4"}])
-    expected = Engine(engine.folder / "undisturbed")
-    expected.folder.mkdir()
-    digest = expected.run(document)[-1]
+    _, undisturbed = finished
+    document = recipe(stdlib_model)
     for stage in ("1-ptq", "2-export", "3-evaluate"):
         process = engine.start(document)
         with process:
@@ -143,7 +144,7 @@ def test_kill_in_any_stage_then_run_again(engine: Engine, stdlib_model: Path) ->
     last = engine.run(document)
     cached = {event.stage: event.cached for event in last if isinstance(event, StageFinished)}
     assert cached == {"0-fetch": False, "1-ptq": True, "2-export": True, "3-evaluate": False}
-    assert last[-1] == digest
+    assert last[-1] == undisturbed[-1]
 
 
 def test_a_missed_gate_falls_back(engine: Engine, stdlib_model: Path) -> None:
@@ -151,13 +152,23 @@ def test_a_missed_gate_falls_back(engine: Engine, stdlib_model: Path) -> None:
     started, events = _gated(engine, stdlib_model, 1e-9, "int8")
     assert isinstance(events[-1], RunFailed)
     assert events[-1].failure.kind == "quality_gate", events[-1]
-    assert "1-ptq-fallback1" in events[-1].failure.message
+    assert re.fullmatch(
+        r"1-ptq: kl is [\d.]+, the gate asks for at most 1e-09; "
+        r"1-ptq-fallback1: kl is [\d.]+, the gate asks for at most 1e-09",
+        events[-1].failure.message,
+    )
     assert started == ["1-ptq", "1-ptq-fallback1"]
     started, events = _gated(engine, stdlib_model, 0.03, "int8", "fp8")
     assert isinstance(events[-1], RunFinished), events[-1]
     assert started == ["1-ptq", "1-ptq-fallback1"]
     report = Report.model_validate_json((engine.out / "report.json").read_text())
     assert (report.schemes, report.scheme) == (("int8",), PRESETS["int8"].title)
+    first, second = report.trials
+    assert (first.stage, first.tried, first.passed) == ("1-ptq", PRESETS["int4"].title, False)
+    assert (second.stage, second.tried, second.passed) == ("1-ptq-fallback1", PRESETS["int8"].title, True)
+    assert (first.then, second.then) == ("went on to 1-ptq-fallback1", "kept")
+    assert first.value > first.bound == second.bound == 0.03 >= second.value > 0
+    assert second.value == next(row.result for row in report.measurements if row.name == "mean_kl")
     assert RawFiles(engine.out).dtype("model.layers.0.mlp.up_proj.weight") == "I8"  # INT4 would be packed words
 
 
@@ -183,6 +194,61 @@ def test_families_run_from_shards(family: str, scheme: str, engine: Engine, tiny
     _, info = AutoModelForCausalLM.from_pretrained(engine.out, output_loading_info=True)
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
+
+
+def test_a_chain_that_does_not_quantize_ends_in_a_dense_checkpoint(engine: Engine, stdlib_model: Path) -> None:
+    """A head that is tied to the embeddings is a matrix of its own after a rotation."""
+    gate = {"metric": "agreement", "min": 0.9}
+    chain = [{"technique": "rotate", "gate": gate}]
+    events = engine.run(recipe(stdlib_model, chain=chain, target={"format": "dense"}))
+    assert isinstance(events[-1], RunFinished), events[-1]
+    report = Report.model_validate_json((engine.out / "report.json").read_text())
+    rows = {row.name: row for row in report.measurements}
+    assert (report.schemes, report.coverage) == ((), None)
+    assert report.scheme == "Hadamard rotation of residual stream and values"
+    assert rows["parameters"].result == (rows["parameters"].source or 0) + 2048 * 256
+    assert rows["bits_per_weight"].result == pytest.approx(16, rel=0.01)  # headers count too
+    assert 0 < (rows["mean_kl"].result or 0) < 1e-3
+    assert [(trial.stage, trial.value, trial.then) for trial in report.trials] == [
+        ("1-rotate", rows["agreement"].result, "kept")
+    ]
+    _, info = AutoModelForCausalLM.from_pretrained(engine.out, output_loading_info=True)
+    assert (info["missing_keys"], info["unexpected_keys"]) == (set(), set())
+
+
+def test_a_classifier_is_measured_on_labelled_texts(engine: Engine, tiny_classifier: MakeClassifier) -> None:
+    text = write_sentences(engine.folder / "labelled.jsonl")
+    document = {
+        "model": {"path": str(tiny_classifier("Bert"))},
+        "calibration": {"path": str(text), "samples": 4, "sequence_length": 16},
+        "chain": [{"technique": "ptq", "scheme": "int8", "gate": {"metric": "accuracy", "min": 1, "on_fail": "warn"}}],
+        "evaluate": [{"evaluator": "fidelity"}, {"evaluator": "classification", "path": str(text)}],
+    }
+    events = engine.run(document)
+    assert isinstance(events[-1], RunFinished), events[-1]
+    report = Report.model_validate_json((engine.out / "report.json").read_text())
+    rows = {row.name: row for row in report.measurements}
+    assert (rows["agreement"].result or 0) > 0.9
+    assert rows["accuracy"].baseline is not None
+    assert len(report.layer_errors) == 2
+    assert report.task == "text-classification"
+    (trial,) = report.trials
+    assert (trial.value, trial.passed, trial.then) == (rows["accuracy"].result, False, "kept with a warning")
+    assert report.notices == (
+        f"1-ptq: accuracy is {trial.value:.4g}, the gate asks for at least 1",
+        "Fidelity to the source was not measured: this model is for text-classification",
+    )
+    assert str(engine.folder) not in report.to_json()
+    _, info = AutoModelForSequenceClassification.from_pretrained(engine.out, output_loading_info=True)
+    assert (info["missing_keys"], info["unexpected_keys"]) == (set(), set())
+
+
+def test_labels_are_not_measured_on_a_language_model(engine: Engine, tiny_model: MakeModel) -> None:
+    text = write_sentences(engine.folder / "labelled.jsonl")
+    last = engine.run(recipe(tiny_model("Llama"), evaluate=[{"evaluator": "classification", "path": str(text)}]))[-1]
+    assert isinstance(last, RunFailed)
+    assert (last.failure.code, last.failure.field) == ("recipe_invalid", "/evaluate/0")
+    assert "this one is for text-generation" in last.failure.message
 
 
 Damage = Callable[[Path], None]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from compressed_tensors.compressors.base import BaseCompressor
 from compressed_tensors.quantization import QuantizationConfig
-from fixtures.exporting import run_of, simulated_logits
+from fixtures.exporting import plain, run_of, simulated_logits
 from fixtures.tiny_models import MakeModel
 from transformers import AutoModelForCausalLM
 
@@ -148,9 +148,9 @@ def test_scale_search_lowers_kl(scheme: str, quantized: Make, stdlib_model: Path
 def test_the_baseline_is_what_max_scales_give(quantized: Make, stdlib_model: Path, tmp_path: Path) -> None:
     """The report's `max scales` column is a real quantization: quantizing with `max` gives its figure."""
     searched = _measure(quantized("int4"), stdlib_model, tmp_path / "searched")["mean_kl"]
-    plain = _measure(quantized("int4", **PLAIN), stdlib_model, tmp_path / "plain")["mean_kl"]
-    assert plain.baseline is None
-    assert searched.baseline == pytest.approx(plain.result, rel=1e-6)
+    by_max = _measure(quantized("int4", **PLAIN), stdlib_model, tmp_path / "plain")["mean_kl"]
+    assert by_max.baseline is None
+    assert searched.baseline == pytest.approx(by_max.result, rel=1e-6)
 
 
 @pytest.mark.parametrize("scheme", ["fp8", "nvfp4"])
@@ -178,7 +178,7 @@ def test_ignored_layers_stay_as_they_are(stdlib_model: Path, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("family", ["Phi3", "Mixtral", "Qwen3"])
 def test_kv_scales_lie_where_engines_look(family: str, tiny_model: MakeModel, tmp_path: Path) -> None:
-    export = TensorReader(_quantize(Ptq(scheme="int8", kv_cache="fp8"), tiny_model(family), tmp_path).export)
+    export = TensorReader(_quantize(plain("int8", kv_cache="fp8"), tiny_model(family), tmp_path).export)
     for layer in range(2):
         for kind in ("k_scale", "v_scale"):
             assert export.tensor(f"model.layers.{layer}.self_attn.{kind}").item() > 0
@@ -195,7 +195,7 @@ def test_a_linked_licence_is_not_taken_along(stdlib_model: Path, tmp_path: Path)
     (model / "LICENSE").symlink_to("/etc/passwd")
     (model / "tokenizer.notes").symlink_to("/etc/passwd")
     (model / "NOTICE").write_text("a notice")
-    export = _quantize(Ptq(scheme="int8"), model, tmp_path / "made").export
+    export = _quantize(plain("int8"), model, tmp_path / "made").export
     names = {path.name for path in export.iterdir()}
     assert "NOTICE" in names
     assert not names & {"LICENSE", "tokenizer.notes"}
@@ -213,7 +213,7 @@ def test_a_small_text_serves_calibration_and_evaluation(stdlib_model: Path, tmp_
 
 def test_routers_and_the_head_are_named_as_ignored(tiny_model: MakeModel, tmp_path: Path) -> None:
     """Engines whose router is a linear layer would look for its scales otherwise. transformers calls it `mlp.gate`."""
-    export = _quantize(Ptq(scheme="int8"), tiny_model("Mixtral"), tmp_path).export
+    export = _quantize(plain("int8"), tiny_model("Mixtral"), tmp_path).export
     ignored = json.loads((export / "config.json").read_text())["quantization_config"]["ignore"]
     routers = {f"model.layers.{index}.{block}.gate" for index in range(2) for block in ("block_sparse_moe", "mlp")}
     assert set(ignored) == {"lm_head"} | routers

@@ -180,17 +180,28 @@ def _stop_at_layer(index: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Journal, "write", stopped)
 
 
-@pytest.mark.parametrize("layers", [1, 4])
-def test_kill_9_at_a_layer_then_run_again(layers: int, stdlib_model: Path, tmp_path: Path) -> None:
-    """The process group dies between two layers; the next run keeps what was there and ends in the same digest."""
+@pytest.fixture(scope="module")
+def digest(stdlib_model: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What the recipe of a run that will be killed ends in when nobody disturbs it."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    _write_recipe(folder, stdlib_model)
+    return _run(folder, "undisturbed")
+
+
+def _write_recipe(folder: Path, model: Path) -> None:
     document = {
-        "model": {"path": str(stdlib_model)},
+        "model": {"path": str(model)},
         "calibration": {"dataset": "python-stdlib", "samples": 4, "sequence_length": 64},
         "chain": [{"technique": "ptq", "scheme": "int4_g32"}],
         "evaluate": [{"evaluator": "fidelity", "samples": 2, "sequence_length": 64}],
     }
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(document))
-    digest = _run(tmp_path, "undisturbed")
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(document))
+
+
+@pytest.mark.parametrize("layers", [1, 4])
+def test_kill_9_at_a_layer_then_run_again(layers: int, digest: str, stdlib_model: Path, tmp_path: Path) -> None:
+    """The process group dies between two layers; the next run keeps what was there and ends in the same digest."""
+    _write_recipe(tmp_path, stdlib_model)
     process = _start(tmp_path, "killed")
     with process:
         assert process.stdout

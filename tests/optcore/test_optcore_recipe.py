@@ -1,6 +1,7 @@
 """Recipes: what they accept, and what they say when they do not."""
 
 import itertools
+import re
 from pathlib import Path
 
 import pytest
@@ -8,9 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optcore.errors import RecipeError
+from optcore.evaluate import Fidelity
+from optcore.measures import check_measures, gate_evaluator
 from optcore.plan import check, stage_names
 from optcore.recipe import MAX_RECIPE_bytes, Recipe, load_recipe, parse_recipe, recipe_from
+from optcore.report import Task
 from optcore.schemes import PRESETS
+from optcore.techniques import Gate
 
 GOOD = {"model": {"id": "org/model"}, "chain": [{"technique": "ptq", "scheme": "fp8"}]}
 
@@ -109,6 +114,56 @@ def test_fallbacks_keep_the_gate_and_the_last_one_stops() -> None:
     recipe = recipe_from({**GOOD, "chain": [entry]})
     tried = recipe.chain[0].alternatives
     assert [(t.scheme, t.gate.on_fail) for t in tried if t.gate] == [("nvfp4", "fallback"), ("fp8", "stop")]
+
+
+@pytest.mark.parametrize(
+    ("gate", "words"),
+    [
+        ({"metric": "kl", "min": 0.1}, "kl is better the lower it is: give `max`"),
+        ({"metric": "ppl_ratio"}, "ppl_ratio is better the lower it is: give `max`"),
+        ({"metric": "agreement", "max": 0.9}, "agreement is better the higher it is: give `min`"),
+        ({"metric": "accuracy", "min": 0.9, "max": 1}, "give `min`, and no other bound"),
+    ],
+)
+def test_a_gate_has_the_bound_that_fits_its_metric(gate: dict[str, object], words: str) -> None:
+    with pytest.raises(RecipeError, match=re.escape(words)) as caught:
+        recipe_from({**GOOD, "chain": [{"technique": "ptq", "scheme": "fp8", "gate": gate}]})
+    assert caught.value.field == "/chain/0/gate"
+
+
+def test_bounds_themselves_pass() -> None:
+    low, high = Gate(metric="kl", max=0.5), Gate(metric="agreement", min=0.5)
+    assert [low.passes(value) for value in (0.4, 0.5, 0.6)] == [True, True, False]
+    assert [high.passes(value) for value in (0.4, 0.5, 0.6)] == [False, True, True]
+
+
+def test_a_gate_is_measured_by_the_evaluator_that_can() -> None:
+    chain = [{"technique": "rotate", "gate": {"metric": "agreement", "min": 0.9}}, GOOD["chain"][0]]  # type: ignore[index]
+    labelled = {"evaluator": "classification", "path": "a.csv"}
+    recipe = recipe_from({**GOOD, "chain": chain, "evaluate": [{"evaluator": "throughput"}]})
+    both = recipe_from({**GOOD, "chain": chain, "evaluate": [labelled, {"evaluator": "fidelity", "samples": 7}]})
+    assert gate_evaluator(recipe, "agreement") == Fidelity()
+    assert gate_evaluator(both, "kl") == Fidelity(samples=7)
+    assert gate_evaluator(both, "agreement", "text-generation") == Fidelity(samples=7)
+    assert gate_evaluator(both, "agreement", "text-classification") == both.evaluate[0]
+    check_measures(both, "text-classification")
+
+
+@pytest.mark.parametrize(
+    ("metric", "task", "words", "remedy"),
+    [
+        ("accuracy", None, "nothing in `evaluate` measures accuracy", "add a `classification` entry to `evaluate`"),
+        ("agreement", "text-classification", "of a model for text-classification", "add a `classification` entry"),
+        ("kl", "text-classification", "measures kl of a model for text-", "gate on `accuracy` or `agreement`"),
+    ],
+)
+def test_a_gate_that_nothing_measures(metric: str, task: Task | None, words: str, remedy: str) -> None:
+    gate = {"metric": metric, "max" if metric == "kl" else "min": 0.5}
+    recipe = recipe_from({**GOOD, "chain": [{"technique": "ptq", "scheme": "fp8", "gate": gate}]})
+    with pytest.raises(RecipeError, match=words) as caught:
+        check_measures(recipe, task)
+    assert caught.value.field == "/chain/0/gate/metric"
+    assert caught.value.remedy.startswith(remedy)
 
 
 def test_stage_names_sort_in_their_order() -> None:

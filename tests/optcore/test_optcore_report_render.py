@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 import yaml
 
-from optcore.report import LayerError, Measurement, Report, Series, StageCost
+from optcore.report import LayerError, Measurement, Report, Series, StageCost, Trial
 from optcore.report.card import fenced, render_card
 from optcore.report.page import render_page
 from optcore.report.plots import (
@@ -19,6 +19,7 @@ from optcore.report.plots import (
     nice_ticks,
     series_curve,
     stage_bars,
+    trial_bars,
 )
 from optcore.report.text import render_table
 
@@ -38,12 +39,19 @@ def report(text: str = "tiny", **more: object) -> Report:
             Measurement(name="kl", title="KL", unit=text, source=None, baseline=0.05, result=0.03, better="lower"),
         ),
         "stages": (StageCost(name=text, seconds=3.5, peak_memory_bytes=10**9, cached=True),),
+        "trials": (trial(text, 0.12, "went on to 1-ptq-fallback1"), trial(text, 0.03, text)),
         "layer_errors": tuple(LayerError(layer=f"{text}{i}", relative_error=i / 10) for i in range(3)),
         "series": (Series(name="loss", title=text, points=((0, 3), (1, 2))),),
         "notices": (text,),
         "environment": {text: text},
     }
     return Report.model_validate(fields | more)
+
+
+def trial(text: str, kl: float, then: str) -> Trial:
+    return Trial(
+        stage=text, tried=text, metric="kl", value=kl, bound=0.05, better="lower", passed=kl <= 0.05, then=then
+    )
 
 
 def extremes() -> Report:
@@ -54,7 +62,10 @@ def extremes() -> Report:
         for unit in ("bytes", "share", "seconds", "")
     ]
     series = Series(name="s", title="S", points=((-1.7e308, -1.7e308), (0, 5e-324), (1.7e308, 1.7e308)))
-    return report(measurements=tuple(rows), series=(series, Series(name="none", title="none", points=())))
+    trials = tuple(trial("t", value, "kept") for value in EXTREMES if value is not None)
+    return report(
+        measurements=tuple(rows), trials=trials, series=(series, Series(name="none", title="none", points=()))
+    )
 
 
 class Markup(HTMLParser):
@@ -96,6 +107,48 @@ def test_the_table_leaves_out_what_nobody_measured() -> None:
     assert "stage" not in render_table(bare)
 
 
+def test_what_gates_measured_is_told_everywhere() -> None:
+    tried = report(
+        trials=(
+            Trial(
+                stage="1-ptq",
+                tried="INT4",
+                metric="kl",
+                value=0.12,
+                bound=0.05,
+                better="lower",
+                passed=False,
+                then="went on to 1-ptq-fallback1",
+            ),
+            Trial(
+                stage="2-heal",
+                tried="Healed",
+                metric="accuracy",
+                value=0.912,
+                bound=0.9,
+                better="higher",
+                passed=True,
+                then="kept",
+            ),
+        )
+    )
+    table = render_table(tried)
+    assert (
+        "gate: 1-ptq (INT4): KL to the source 0.12 nats/token, at most 0.05 nats/token: missed, "
+        "went on to 1-ptq-fallback1" in table
+    )
+    assert "gate: 2-heal (Healed): Accuracy 91.2%, at least 90%: passed, kept" in table
+    cells = "| KL to the source 0.12 nats/token | at most 0.05 nats/token | no | went on to 1-ptq-fallback1 |"
+    assert cells in render_card(tried)
+    page = render_page(tried)
+    assert "<td>at least 90%</td>" in page
+    assert {title: [bar.share for bar in bars] for title, bars in trial_bars(tried.trials).items()} == {
+        "KL to the source": [1.0],
+        "Accuracy": [1.0],
+    }
+    assert page.count('class="wide"') == render_page(report(trials=())).count('class="wide"') + 2
+
+
 def test_the_card_tells_the_hub_what_it_is() -> None:
     recipe = {"chain": [{"technique": "ptq", "scheme": "nvfp4"}], "publish": {"repo_id": "me/small"}}
     card = render_card(report(base_model="Qwen/Qwen3-8B", license="apache-2.0", schemes=("nvfp4",), recipe=recipe))
@@ -110,6 +163,20 @@ def test_the_card_tells_the_hub_what_it_is() -> None:
     assert "\n# small\n" in card
     assert 'name = "me/small"' in card
     assert "vllm serve me/small" in card
+
+
+def test_a_card_of_a_model_that_is_not_quantized_needs_no_package_for_formats() -> None:
+    card = render_card(report(base_model="Qwen/Qwen3-8B", target="dense"))
+    assert front_matter(card)["base_model_relation"] == "finetune"
+    assert "compressed-tensors" not in card
+    assert "hardware that has kernels" not in card
+
+
+def test_a_card_of_a_classifier_loads_it_as_one() -> None:
+    card = render_card(report(task="text-classification"))
+    assert front_matter(card)["pipeline_tag"] == "text-classification"
+    assert "from transformers import AutoModelForSequenceClassification, AutoTokenizer" in card
+    assert "vllm serve" not in card
 
 
 def test_the_hubs_own_client_reads_the_card() -> None:
@@ -132,7 +199,7 @@ def test_the_card_shows_hostile_text_as_text() -> None:
     assert "](http" not in prose.replace(r"\](http", "")
     table = [line for line in prose.splitlines() if line.startswith("|")]
     columns = [len(re.findall(r"(?<!\\)\|", line)) for line in table]
-    assert columns == [6] * 4 + [4] * 3
+    assert columns == [6] * 4 + [7] * 4 + [4] * 3
     assert yaml.safe_load(card.rpartition("yaml\n")[2].rpartition("\n`")[0]) == report(HOSTILE).recipe
 
 
@@ -159,7 +226,7 @@ def test_the_page_can_be_read_aloud() -> None:
     ids = [attributes["id"] for _, attributes in markup.tags if "id" in attributes]
     assert len(ids) == len(set(ids))
     pictures = [attributes for tag, attributes in markup.tags if tag == "svg"]
-    assert len(pictures) == 5
+    assert len(pictures) == 6
     assert all(attributes["role"] == "img" and attributes["aria-labelledby"] in ids for attributes in pictures)
     assert all(attributes.get("scope") for tag, attributes in markup.tags if tag == "th")
     headings = [int(tag[1]) for tag, _ in markup.tags if re.fullmatch(r"h\d", tag)]

@@ -98,6 +98,18 @@ def test_fallbacks_and_further_targets_are_asked_too() -> None:
         check(recipe_from(document))
 
 
+def test_a_chain_that_does_not_quantize_needs_a_dense_target() -> None:
+    document = {"model": {"path": "m"}, "chain": [{"technique": "rotate"}]}
+    check(recipe_from({**document, "target": {"format": "dense", "engine": "vllm"}}))
+    for targets in ({}, {"target": {"format": "dense"}, "also": [{"format": "gptq"}]}):
+        with pytest.raises(RecipeError, match=r"nothing in the chain quantizes, and .* holds quantized") as caught:
+            check(recipe_from({**document, **targets}))
+        assert (caught.value.field, caught.value.remedy) == (
+            "/chain",
+            "add a `ptq` entry, or `target: {format: dense}`",
+        )
+
+
 def test_mixed_precision_is_a_fact_of_its_own() -> None:
     error = refused(
         {"format": "gptq"}, scheme="int4", overrides=[{"modules": "re:.*down_proj", "scheme": "int8_w8a16"}]

@@ -1,7 +1,8 @@
 """Adapters: what is written is what was trained, ranks shrink to their budget, and a killed run goes on exactly."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 import torch
 from fixtures.exporting import Quantize, plain, run_of, simulated_logits
 from fixtures.tiny_models import MakeModel
-from fixtures.training import logits_of, make_run, training_run
+from fixtures.training import logits_of, training_run
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -104,7 +105,7 @@ def test_the_merged_model_computes_what_was_trained(
 ) -> None:
     source = in_float32(tiny_model(family), tmp_path / "model")
     technique = finetune(lora, data={"kind": "random", "windows": 8}, batch=2)
-    run = training_run(source, tmp_path, technique)
+    run = training_run(technique, source, source, tmp_path)
     keep_the_last(run, technique)
     ((student, unmerged),) = trained
     merged, before = logits_of(run.out, TOKENS_BT), logits_of(source, TOKENS_BT)
@@ -160,7 +161,7 @@ def test_codes_are_those_of_the_merged_weight(
     lora = {"rank": 4, "variant": variant}
     settings = {"scope": "lora", "lora": lora, "steps": 3, "learning_rate": 0.02, "warmup": 0, "scales": "recompute"}
     technique = Qad.model_validate({**settings, **SHORT, "skip_below": 0})
-    run = training_run(tmp_path / "quantized", tmp_path, technique, teacher=model)
+    run = training_run(technique, model, tmp_path / "quantized", tmp_path)
     keep_the_last(run, technique)
     ((student, logits),) = trained
     written = QuantizedCheckpoint(run.out)
@@ -249,10 +250,10 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
     technique = finetune(lora, steps=12, save_every=5, micro_batch=2)
     losses = []
     for name, killed_at in (("whole", 0), ("killed", killed)):
-        run = training_run(model, tmp_path / name, technique)
+        run = training_run(technique, model, model, tmp_path / name)
         if killed_at:
-            with pytest.raises(Killed):
-                technique.apply(_killing(run, killed_at))
+            with pytest.raises(Killed), _killed(run, killed_at):
+                technique.apply(run)
         technique.apply(run)
         losses.append(_state(run).losses)
     assert losses[0] == losses[1]
@@ -261,15 +262,18 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def _killing(run: Run, step: int) -> Run:
-    """The same run, killed once it has come to a step."""
+@contextmanager
+def _killed(run: Run, step: int) -> Iterator[None]:
+    """The run ends once it has come to a step."""
+    emit = run.emit
 
-    def emit(event: AnyEvent) -> None:
+    def kill(event: AnyEvent) -> None:
         if isinstance(event, Progress) and event.phase == "training" and event.done == step:
+            run.emit = emit
             raise Killed
 
-    out = run.out
-    return make_run(run.checkpoint, out.parent, out, windows=run.windows, emit=emit)
+    run.emit = kill
+    yield
 
 
 def _state(run: Run) -> State:
@@ -294,7 +298,7 @@ def test_norms_train_beside_adapters(model: Path, tmp_path: Path) -> None:
     plain("int8").apply(run_of(model, model, tmp_path / "quantized"))
     settings = {"scope": "lora", "lora": {"variant": "dora"}, "norms": True, "steps": 2, "learning_rate": 0.02}
     technique = Qat.model_validate({**settings, **SHORT, "skip_below": 0, "warmup": 0})
-    run = training_run(tmp_path / "quantized", tmp_path, technique)
+    run = training_run(technique, model, tmp_path / "quantized", tmp_path)
     keep_the_last(run, technique)
     norm = "model.layers.0.input_layernorm.weight"
     assert not torch.equal(QuantizedCheckpoint(run.out).tensor(norm), QuantizedCheckpoint(run.checkpoint).tensor(norm))

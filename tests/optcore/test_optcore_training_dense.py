@@ -1,6 +1,8 @@
 """Fine-tuning and distillation of dense models: what they win, and the checkpoint that they leave."""
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ import pytest
 import torch
 from fixtures.exporting import plain, run_of
 from fixtures.tiny_models import MakeModel
-from fixtures.training import logits_of, make_run, training_run
+from fixtures.training import logits_of, training_run
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
@@ -70,7 +72,7 @@ def keeps_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_fine_tuning_mends_a_damaged_model(settings: dict[str, Any], damaged: Path, tmp_path: Path) -> None:
     technique = Finetune.model_validate({"steps": 20, **SHORT, **settings})
-    run = training_run(damaged, tmp_path, technique)
+    run = training_run(technique, damaged, damaged, tmp_path)
     technique.apply(run)
     noted: Any = run.results["training"]
     start, best = noted["start"]["cross_entropy"], noted["best"]["cross_entropy"]
@@ -99,7 +101,7 @@ def _cross_entropy(folder: Path, windows_folder: Path) -> float:
 def test_a_smaller_student_learns_from_the_source(small: Path, stdlib_model: Path, tmp_path: Path) -> None:
     technique = Distill.model_validate({"steps": 20, "learning_rate": 3e-3, "student": {"path": str(small)}, **SHORT})
     assert technique.teacher == "source"
-    run = training_run(small, tmp_path, technique, teacher=stdlib_model)
+    run = training_run(technique, stdlib_model, small, tmp_path)
     technique.apply(run)
     noted: Any = run.results["training"]
     print(f"{noted['start']['kl']:.3f} -> {noted['best']['kl']:.3f} nats a token to the teacher")
@@ -119,7 +121,7 @@ def test_what_is_written_is_what_was_trained(
     seen: list[Student] = []
     write = dense_stage.write_dense
     monkeypatch.setattr(dense_stage, "write_dense", lambda *given: (seen.append(given[1]), write(*given)))
-    run = training_run(source, tmp_path, technique)
+    run = training_run(technique, source, source, tmp_path)
     technique.apply(run)
     names = {name for path in weight_files(source) for name in read_header(path)}
     written = {name: tensor for path in weight_files(run.out) for name, tensor in load_file(path).items()}
@@ -143,7 +145,7 @@ def test_what_was_not_trained_is_bit_for_bit_what_it_was(small: Path, tmp_path: 
     shutil.copytree(small, teacher)
     tensors = load_file(teacher / "model.safetensors")
     save_file({name: tensor * 1.5 for name, tensor in tensors.items()}, teacher / "model.safetensors")
-    run = training_run(small, tmp_path, technique, teacher=teacher)
+    run = training_run(technique, teacher, small, tmp_path)
     technique.apply(run)
     before, after = load_file(small / "model.safetensors"), load_file(run.out / "model.safetensors")
     changed = {name for name in before if not torch.equal(before[name], after[name])}
@@ -153,7 +155,7 @@ def test_what_was_not_trained_is_bit_for_bit_what_it_was(small: Path, tmp_path: 
 
 def test_a_trained_model_can_be_quantized(small: Path, tmp_path: Path) -> None:
     technique = Finetune.model_validate({**SHORT, "steps": 1, "data": RANDOM})
-    run = training_run(small, tmp_path, technique)
+    run = training_run(technique, small, small, tmp_path)
     technique.apply(run)
     plain("int8").apply(run_of(run.out, run.out, tmp_path / "quantized"))
     assert (tmp_path / "quantized" / "quantization.json").exists()
@@ -190,28 +192,32 @@ def test_on_policy_distillation_trains_on_its_own_text_and_goes_on_exactly(
     technique = Distill.model_validate({**settings, "data": {**RANDOM, "prompt_tokens": 4}})
     losses = []
     for name, killed in (("whole", False), ("killed", True)):
-        run = training_run(small, tmp_path / name, technique, teacher=stdlib_model)
+        run = training_run(technique, stdlib_model, small, tmp_path / name)
         if killed:
-            with pytest.raises(Killed):
-                technique.apply(_killing(run, 3))
+            with pytest.raises(Killed), _killed(run, 3):
+                technique.apply(run)
         technique.apply(run)
         losses.append(_losses(run))
     off_policy = technique.model_copy(update={"on_policy": 0.0})
-    run = training_run(small, tmp_path / "off", off_policy, teacher=stdlib_model)
+    run = training_run(off_policy, stdlib_model, small, tmp_path / "off")
     off_policy.apply(run)
     assert losses[0] == losses[1]
     assert losses[0][0] != _losses(run)[0]
     assert losses[0][-1][1] < losses[0][0][1]
 
 
-def _killing(run: Run, step: int) -> Run:
-    """The same run, killed once it has come to a step."""
+@contextmanager
+def _killed(run: Run, step: int) -> Iterator[None]:
+    """The run ends once it has come to a step."""
+    emit = run.emit
 
-    def emit(event: AnyEvent) -> None:
+    def kill(event: AnyEvent) -> None:
         if isinstance(event, Progress) and event.phase == "training" and event.done == step:
+            run.emit = emit
             raise Killed
 
-    return make_run(run.checkpoint, run.out.parent, run.out, windows=run.windows, teacher=run.teacher, emit=emit)
+    run.emit = kill
+    yield
 
 
 def _losses(run: Run) -> list[list[float]]:

@@ -1,0 +1,114 @@
+"""Source, result and the plain-scale baseline side by side, layer by layer, over the same text.
+
+A result that is quantized on the source's own weights shares its decoder, and every layer is read once for all. Any
+other result (other weights, a rotated basis, another depth or width) has a decoder of its own.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from optcore.errors import BadCheckpoint
+from optcore.evaluate.walked import Place, PlainlyQuantized, Quantized, Walked
+from optcore.links import same_weights
+from optcore.quantization import load_quantization
+from optcore.streaming.decoder import Decoder, State
+from optcore.streaming.simulate import Simulation
+
+if TYPE_CHECKING:
+    from optcore.run import Run
+
+Model = Literal["source", "result", "baseline"]
+LayerErrors = list[tuple[str, float]]
+_SAME_BASIS = 0.5
+"""Relative: rotated embeddings are further than 1 from the source's, trained ones stay near."""
+
+
+class SideBySide:
+    """The models of a run. Raises `BadCheckpoint` where source and result do not know the same tokens."""
+
+    def __init__(self, run: "Run") -> None:
+        self._run = run
+        self.result = Decoder(run.checkpoint)
+        self.source = self.result if same_weights(run.source, run.checkpoint) else Decoder(run.source)
+        self._simulation = Simulation(run.checkpoint) if load_quantization(run.checkpoint) else None
+        self._walked: dict[Model, Walked] = {}
+        _check_vocabulary(self.source, self.result)
+
+    @property
+    def longest_sequence(self) -> int:
+        """Tokens that the positions of both models reach."""
+        return min(self.source.longest_sequence, self.result.longest_sequence)
+
+    @property
+    def models(self) -> tuple[Model, ...]:
+        """What is compared, the source first; a baseline only where scales were searched for."""
+        return tuple(self._walked)
+
+    def walk(self, tokens: Sequence[torch.Tensor]) -> LayerErrors:
+        """Take tokens [S, T], a tensor for each length, through all layers of all models.
+
+        Returns the relative error of the result's hidden states after each layer, where layers compare.
+        """
+        self._walked = self._start(tokens)
+        compare, errors = self._layers_compare(), []
+        depth = max(len(self.source), len(self.result))
+        for index in range(depth):
+            self._advance(index)
+            if compare:
+                errors.append((self.result.layer_name(index), self._error()))
+            self._run.progress("evaluating", index + 1, depth)
+        return errors
+
+    def batches(self) -> Iterator[tuple[Place, dict[Model, State]]]:
+        """After the last layer: every model's states of the same text."""
+        for batch in zip(*(walked.batches() for walked in self._walked.values()), strict=True):
+            yield batch[0][0], dict(zip(self._walked, (state for _, state in batch), strict=True))
+
+    def logits(self, model: Model, state: State) -> torch.Tensor:
+        """What a model predicts from its last hidden states."""
+        return self._walked[model].decoder.logits(state)
+
+    def _start(self, tokens: Sequence[torch.Tensor]) -> dict[Model, Walked]:
+        scratch, simulation = self._run.scratch, self._simulation
+        walked: dict[Model, Walked] = {"source": Walked(self.source, tokens, scratch)}
+        if simulation is None:
+            return walked | {"result": Walked(self.result, tokens, scratch)}
+        walked["result"] = Quantized(self.result, simulation, tokens, scratch)
+        if simulation.description.searched:
+            walked["baseline"] = PlainlyQuantized(self.result, simulation, tokens, scratch)
+        return walked
+
+    def _advance(self, index: int) -> None:
+        for decoder in dict.fromkeys((self.source, self.result)):
+            if index < len(decoder):
+                with decoder.layer(index) as layer:
+                    for walked in self._walked.values():
+                        if walked.decoder is decoder:
+                            walked.advance(index, layer)
+
+    def _layers_compare(self) -> bool:
+        """Before the first layer: as many layers, as wide, and in one basis. A rotated model has another."""
+        shapes = [[states.shape for states in self._walked[model].hidden] for model in ("source", "result")]
+        is_alike = len(self.source) == len(self.result) and shapes[0] == shapes[1]
+        return is_alike and self._error() < _SAME_BASIS
+
+    def _error(self) -> float:
+        source, result = self._walked["source"].hidden, self._walked["result"].hidden
+        return _norm(own - states for own, states in zip(result, source, strict=True)) / _norm(source)
+
+
+def _norm(tensors: Iterable[torch.Tensor]) -> float:
+    """Of all together, one at a time in memory."""
+    return float(torch.stack([tensor.norm().float() for tensor in tensors]).norm())
+
+
+def _check_vocabulary(source: Decoder, result: Decoder) -> None:
+    before, after = (decoder.model.config.get_text_config().vocab_size for decoder in (source, result))
+    if before != after:
+        raise BadCheckpoint(
+            f"the result knows {after} tokens and the source {before}, so their predictions do not compare",
+            remedy="give both the same tokenizer and vocabulary",
+            field="/chain",
+        )

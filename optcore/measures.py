@@ -1,0 +1,52 @@
+"""Whether what a recipe measures can be measured: answered before any work."""
+
+from optcore.errors import RecipeError
+from optcore.evaluate import AnyEvaluator, Classification, Fidelity
+from optcore.recipe import Recipe
+from optcore.references import BUILT_IN
+from optcore.report import GateMetric, Task
+
+
+def check_measures(recipe: Recipe, task: Task | None = None) -> None:
+    """Refuse evaluators without data or for another kind of model, and gates that none of them measures.
+
+    The model's task is known once it is here. Other evaluators that do not fit it are left out with a notice: a recipe
+    has them by default. Raises `RecipeError`.
+    """
+    for number, evaluator in enumerate(recipe.evaluate):
+        if isinstance(evaluator, Classification):
+            _check_classification(recipe, evaluator, task, f"/evaluate/{number}")
+    for number, technique in enumerate(recipe.chain):
+        if technique.gate:
+            gate_evaluator(recipe, technique.gate.metric, task, f"/chain/{number}/gate/metric")
+
+
+def gate_evaluator(recipe: Recipe, metric: GateMetric, task: Task | None = None, field: str = "/chain") -> AnyEvaluator:
+    """What measures a gate's metric: the recipe's own evaluator that can, on the text that the report is measured on.
+
+    Raises `RecipeError` where there is none.
+    """
+    for evaluator in (*recipe.evaluate, Fidelity()):
+        if metric in evaluator.gate_metrics and (task is None or task in evaluator.tasks):
+            return evaluator
+    labels = metric in Classification.gate_metrics
+    raise RecipeError(
+        f"nothing in `evaluate` measures {metric}" + (f" of a model for {task}" if task else ""),
+        remedy="add a `classification` entry to `evaluate`" if labels else "gate on `accuracy` or `agreement`",
+        field=field,
+    )
+
+
+def _check_classification(recipe: Recipe, evaluator: Classification, task: Task | None, field: str) -> None:
+    if evaluator.path is None and recipe.calibration.path is None and recipe.calibration.dataset == BUILT_IN:
+        raise RecipeError(
+            f"{BUILT_IN} has no labels to measure accuracy with",
+            remedy="name a file of labelled texts in `path`",
+            field=f"{field}/path",
+        )
+    if task is not None and task not in evaluator.tasks:
+        raise RecipeError(
+            f"`classification` measures models that label texts, and this one is for {task}",
+            remedy="use `fidelity`, or a checkpoint with a head for sequence classification",
+            field=field,
+        )
