@@ -12,7 +12,7 @@ encoders alike; embeddings, final norm and head are read once and stay. A layer'
 are recorded from the model's own forward with its layers replaced, so nothing about an architecture is written here.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -146,10 +146,15 @@ class Decoder:
             self._weights.drop_stored()
             return_free_memory()
 
-    def load_all(self) -> nn.Module:
-        """All layers at once, for what needs the whole model; the model itself, whose parameters are then ours."""
-        for index in range(len(self)):
+    def load_all(self, held: Callable[[nn.Module], None] | None = None) -> nn.Module:
+        """All layers at once, for what needs the whole model; the model itself, whose parameters are then ours.
+
+        `held` is given each layer before the next one is read.
+        """
+        for index, layer in enumerate(self.layers):
             self._weights.load_layer(index, keep_stored=False)
+            if held:
+                held(layer)
         return self.model
 
     def forward(self, index: int, layer: nn.Module, state: State, cache: Any = None) -> State:

@@ -6,11 +6,24 @@ from pydantic import Field
 
 from optcore.techniques.auto_quantize import AutoQuantize
 from optcore.techniques.base import Gate, Technique
+from optcore.techniques.distill import Distill
+from optcore.techniques.finetune import Finetune
 from optcore.techniques.ptq import Ptq
 from optcore.techniques.qad import Qad
 from optcore.techniques.qat import Qat
 from optcore.techniques.rotate import Rotate
 
-AnyTechnique = Annotated[Ptq | AutoQuantize | Rotate | Qad | Qat, Field(discriminator="technique")]
+AnyTechnique = Annotated[Ptq | AutoQuantize | Rotate | Qad | Qat | Finetune | Distill, Field(discriminator="technique")]
 
-__all__ = ["AnyTechnique", "AutoQuantize", "Gate", "Ptq", "Qad", "Qat", "Rotate", "Technique"]
+__all__ = [
+    "AnyTechnique",
+    "AutoQuantize",
+    "Distill",
+    "Finetune",
+    "Gate",
+    "Ptq",
+    "Qad",
+    "Qat",
+    "Rotate",
+    "Technique",
+]

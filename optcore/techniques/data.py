@@ -23,9 +23,10 @@ class TrainingData(TextSource):
     label: Label = "label"
     """Of `labelled`: the column of the labels, numbers or names."""
     prompt_tokens: int = Field(default=16, ge=0, le=8192)
-    """Of `generated`: tokens of text that each window begins with; 0 begins with a single random token."""
+    """Of `generated`: tokens of text that each window begins with; 0 begins with a single random token. Of on-policy
+    distillation: what the student goes on from, one at least."""
     temperature: float = Field(default=1.0, ge=0, le=10)
-    """Of `generated`: 0 takes the likeliest token."""
+    """Of `generated` and of on-policy distillation: 0 takes the likeliest token."""
 
     @property
     def is_text(self) -> bool:

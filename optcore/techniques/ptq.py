@@ -1,30 +1,19 @@
 """Post-training quantization: a number format for the linear layers, measured on text, in one pass over the model."""
 
-import re
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, Discriminator, Field, StringConstraints, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from optcore.frozen import Frozen
 from optcore.references import ModelRef, NeededText
 from optcore.schemes import PRESETS, KvCacheName, Scheme, SchemeName
 from optcore.techniques.base import Gate, Technique
 from optcore.techniques.options import Gptq
+from optcore.techniques.patterns import Pattern
 from optcore.techniques.qad import Qad
 
 if TYPE_CHECKING:
     from optcore.run import Run
-
-
-def _compiles(pattern: str) -> str:
-    try:
-        re.compile(pattern.removeprefix("re:"))
-    except (re.error, OverflowError, RecursionError) as error:
-        raise ValueError(f"{pattern!r} is not a regular expression: {error}") from error
-    return pattern
-
-
-Pattern = Annotated[str, StringConstraints(min_length=1, max_length=200), AfterValidator(_compiles)]
 
 
 class PtqFallback(Frozen):

@@ -1,9 +1,10 @@
 """What QAT and QAD share: they go on from a quantized checkpoint, and leave one in the same formats."""
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from optcore.techniques.adapters import Lora
 from optcore.techniques.training import Training
 
 
@@ -12,8 +13,11 @@ class QuantizationAware(Training):
 
     needs: ClassVar[frozenset[str]] = frozenset({"quantized"})
 
-    scope: Literal["full", "scales"] = "full"
-    """What moves. `full`: the weights of all quantized layers. `scales`: their scales only, the codes follow."""
+    scope: Literal["full", "lora", "scales"] = "full"
+    """What moves. `full`: the weights of all quantized layers. `lora`: adapters, whose part is added to a weight before
+    it is rounded. `scales`: their scales only, the codes follow."""
+    lora: Lora = Lora()
+    """Settings of `scope: lora`."""
     norms: bool = False
     """Train norms and biases of the decoder layers too."""
     scales: Literal["auto", "freeze", "recompute"] = "auto"
@@ -22,3 +26,13 @@ class QuantizationAware(Training):
     skip_below: float = Field(default=1e-3, ge=0)
     """Nats a token. Where the quantized model's divergence from its teacher is below this, there is nothing to win, and
     nothing is trained."""
+
+    @model_validator(mode="after")
+    def _adapters_fit(self) -> Self:
+        if self.scope != "lora" and self.lora != Lora():
+            raise ValueError("`lora` does nothing without `scope: lora`")
+        if self.lora.dropout:
+            raise ValueError("an adapter that is merged before rounding has no input of its own: leave out dropout")
+        if self.lora.base != "as_is":
+            raise ValueError("what a quantized model trains is in high precision: leave out lora.base")
+        return self

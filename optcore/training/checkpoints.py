@@ -5,7 +5,9 @@ is written before the old one goes, so a full disk costs what was done since, an
 """
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -17,6 +19,7 @@ from optcore.frozen import Frozen
 from optcore.training.ranks import Ranks, full, put
 
 _STATE, _TENSORS = "state.json", "state.safetensors"
+_EXTRA = "extra."
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -49,13 +52,18 @@ class Checkpoints:
         self._folder = folder
         self._parameters = parameters
         self._ranks = ranks
+        self.extra: dict[str, torch.Tensor] = {}
+        """Tensors besides the parameters that were loaded."""
 
-    def save(self, state: State, optimizer: torch.optim.Optimizer) -> None:
+    def save(
+        self, state: State, optimizer: torch.optim.Optimizer, extra: Mapping[str, torch.Tensor] = MappingProxyType({})
+    ) -> None:
         """Write a checkpoint, then remove the one before it. Every process must call it."""
         tensors = {f"parameter.{name}": full(value.detach()) for name, value in self._parameters.items()}
         for name, value in self._parameters.items():
             moments = optimizer.state.get(value, {})
             tensors |= {f"{kind}.{name}": full(moments[kind]) for kind in _MOMENTS if kind in moments}
+        tensors |= {f"{_EXTRA}{name}": value for name, value in extra.items()}
         self._write(f"step-{state.step:08d}", tensors, state)
         self._forget("step-*", f"step-{state.step:08d}")
 
@@ -71,6 +79,7 @@ class Checkpoints:
             return None
         state = State.model_validate_json(found[-1].read_text())
         tensors = load_file(found[-1].parent / _TENSORS)
+        self.extra = {name.removeprefix(_EXTRA): one for name, one in tensors.items() if name.startswith(_EXTRA)}
         for name, value in self._parameters.items():
             put(value, tensors[f"parameter.{name}"])
             if f"{_MOMENTS[0]}.{name}" in tensors:

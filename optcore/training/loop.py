@@ -15,6 +15,7 @@ import torch
 from optcore.errors import TrainingDiverged
 from optcore.training.batches import Order, micro_batches, micro_size
 from optcore.training.checkpoints import Checkpoints, Measured, State
+from optcore.training.on_policy import OnPolicy
 from optcore.training.ranks import Ranks, full
 from optcore.training.schedule import learning_rate
 from optcore.training.trainee import Trainee
@@ -23,6 +24,7 @@ from optcore.training.windows import Batch, Windows
 if TYPE_CHECKING:
     from optcore.run import Run
     from optcore.techniques.training import Training
+    from optcore.training.rank_budget import RankBudget
 
 _NOTED_steps = 1000
 """Most points of the loss curve that are kept."""
@@ -39,6 +41,8 @@ class Loop:
         windows: Windows,
         judge: Callable[[dict[str, float]], float],
         ranks: Ranks,
+        budget: "RankBudget | None" = None,
+        on_policy: OnPolicy | None = None,
     ) -> None:
         self.run = run
         self.settings = settings
@@ -47,6 +51,8 @@ class Loop:
         self.ranks = ranks
         self.parameters = {name: value for name, value in trainee.named_parameters() if value.requires_grad}
         self._judge = judge
+        self._budget = budget
+        self._on_policy = on_policy
         self._order = Order(windows.facts.training, settings.batch, run.seed)
         self._micro = micro_size(settings.micro_batch, windows.facts.length)
         self._checkpoints = Checkpoints(run.records, self.parameters, ranks)
@@ -58,10 +64,12 @@ class Loop:
     def start(self) -> dict[str, float]:
         """Go on from the last checkpoint, or measure the untrained start, which is the first candidate. Its values."""
         found = self._checkpoints.load(self._optimizer)
+        if self._budget:
+            self._budget.restore(self._checkpoints.extra)
         if found is None:
             self.state = State(measured=(self._validated(0),))
             self._checkpoints.save_best(self.state)
-            self._checkpoints.save(self.state, self._optimizer)
+            self._save()
         else:
             self.state = found
         return self.state.measured[0].values
@@ -91,6 +99,8 @@ class Loop:
         if not (math.isfinite(loss) and math.isfinite(norm)):
             return False
         self._optimizer.step()
+        if self._budget:
+            self._budget.update(step + 1)
         self._optimizer.zero_grad(set_to_none=True)
         self._note(step + 1, loss, rate)
         return True
@@ -98,15 +108,29 @@ class Loop:
     def _gradients(self, step: int) -> float:
         """Accumulate the gradient of the mean loss a token; returns that mean."""
         chosen = self._order.windows(step)
-        tokens = int(self._counted(self.windows.read(chosen)))  # of all processes: each can read all windows
+        own = self._on_policy.own(chosen) if self._on_policy else frozenset()
+        tokens = int(self._counted(self._marked(chosen, own)))  # of all processes: each can read all windows
         total = torch.zeros((), device=self.ranks.device)
         parts = list(micro_batches(self.ranks.share(chosen), self._micro))
         for part in parts:
             with self._precision():
-                sums = self.trainee(self._on_device(part), part, step / self.settings.steps)
+                batch = self._written(part, own, step)
+                sums = self.trainee(batch, part, step / self.settings.steps)
             (sums.loss / max(1, tokens)).backward()
             total += sums.loss.detach()
+        if self._budget:
+            self._budget.penalty().backward()
         return float(self.ranks.summed(total)) / max(1, tokens)
+
+    def _marked(self, windows: list[int], own: frozenset[int]) -> Batch:
+        """Windows with what is learned of them, in whichever words."""
+        batch = self.windows.read(windows)
+        return self._on_policy.marked(batch, windows, own) if self._on_policy else batch
+
+    def _written(self, windows: list[int], own: frozenset[int], step: int) -> Batch:
+        """Windows to train on, some of them in the student's own words."""
+        batch = self._on_device(windows)
+        return self._on_policy.written(batch, windows, own, step) if self._on_policy else batch
 
     def _clipped(self) -> float:
         """The norm of all gradients, before it is cut to the largest allowed."""
@@ -128,8 +152,11 @@ class Loop:
         if last or step % self.settings.validate_every == 0:
             self._validate(step)
         if last or step % self.settings.checkpoint_every == 0:
-            self._checkpoints.save(self.state, self._optimizer)
+            self._save()
             self._checkpoints.forget_worse(self.state)
+
+    def _save(self) -> None:
+        self._checkpoints.save(self.state, self._optimizer, self._budget.tensors() if self._budget else {})
 
     def _validate(self, step: int) -> None:
         found = self._validated(step)
@@ -141,7 +168,13 @@ class Loop:
             self._checkpoints.save_best(self.state)
 
     def _validated(self, step: int) -> Measured:
-        """Means a token over the validation windows."""
+        values = self.measured()
+        for name, value in values.items():
+            self.run.metric(f"validation_{name}", value, step)
+        return Measured(step=step, values=values)
+
+    def measured(self) -> dict[str, float]:
+        """Means a token over the validation windows, of the parameters as they are; those that are numbers."""
         facts = self.windows.facts
         numbers = self.ranks.share(range(facts.training, facts.windows)[: self.ranks.whole(facts.validation)])
         sums: dict[str, torch.Tensor] = {}
@@ -154,10 +187,7 @@ class Loop:
         self.trainee.train()
         sums = {name: self.ranks.summed(value.double()) for name, value in sums.items()}
         tokens = float(sums.pop("tokens"))
-        values = {name: float(value) / tokens for name, value in sums.items() if value.isfinite()}
-        for name, value in values.items():
-            self.run.metric(f"validation_{name}", value, step)
-        return Measured(step=step, values=values)
+        return {name: float(value) / tokens for name, value in sums.items() if value.isfinite()}
 
     def _diverged(self) -> None:
         """Stop; what was gained until then is kept."""

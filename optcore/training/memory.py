@@ -16,15 +16,21 @@ _GIB = 2**30
 
 
 def check_memory(
-    student: Path, teacher: Path | None, *, moving: float, device: torch.device, processes: int = 1
+    student: Path,
+    teacher: Path | None,
+    *,
+    moving: float,
+    device: torch.device,
+    processes: int = 1,
+    master_bytes: float = _MASTER_bytes,
 ) -> None:
     """Raise `OutOfMemory` where float32 weights, gradients and AdamW's moments do not fit beside the teacher.
 
-    `moving` is the share of the parameters that train. Activations are not counted: gradient checkpointing and
-    `micro_batch` make them as small as need be.
+    `moving` is the share of the parameters that train, `master_bytes` what each of them all is held in. Activations are
+    not counted: gradient checkpointing and `micro_batch` make them as small as need be.
     """
     parameters = _parameters(student)
-    own = parameters * (_MASTER_bytes + moving * (_GRADIENT_bytes + _MOMENTS_bytes)) / processes
+    own = parameters * (master_bytes + moving * (_GRADIENT_bytes + _MOMENTS_bytes)) / processes
     beside = _parameters(teacher) * (2 if device.type == "cuda" else 4) if teacher else 0.0
     needed, there = (own + beside) * _ROOM, available_bytes(device)
     if needed > there:

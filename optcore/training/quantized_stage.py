@@ -5,14 +5,18 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from optcore.quantization import load_quantization
+from optcore.techniques.distilling import Distilling
 from optcore.techniques.losses import CrossEntropy
+from optcore.training.adapters import add_adapters
 from optcore.training.checkpoints import State
 from optcore.training.fake_quant import ScalePolicy
 from optcore.training.loop import Loop
 from optcore.training.memory import check_memory
+from optcore.training.merge import note_merge
 from optcore.training.quantized_writer import write_quantized
+from optcore.training.rank_budget import RankBudget, budget_of
 from optcore.training.ranks import Ranks
-from optcore.training.report import note_training
+from optcore.training.report import note_adapters, note_training
 from optcore.training.student import Student
 from optcore.training.teacher import CachedTeacher, LiveTeacher, Teacher
 from optcore.training.trainee import Trainee
@@ -22,6 +26,7 @@ if TYPE_CHECKING:
     from optcore.run import Run
     from optcore.techniques.qad import Qad
     from optcore.techniques.qat import Qat
+    from optcore.techniques.training import Training
 
 
 def train_quantized(run: "Run", technique: "Qad | Qat") -> None:
@@ -32,15 +37,18 @@ def train_quantized(run: "Run", technique: "Qad | Qat") -> None:
     check_memory(run.checkpoint, teacher, moving=moving, device=ranks.device, processes=ranks.count)
     student = Student(run.checkpoint, ranks.device)
     student.simulate(_policy(technique, student))
-    _choose(student, technique)
+    budget = _choose(run, technique, student, ranks)
     if technique.gradient_checkpointing:
         student.recompute_layers()
     losses = (CrossEntropy(),) if technique.technique == "qat" else technique.losses
-    trainee = Trainee(student, losses, _teacher(run, technique, ranks), run.seed)
+    trainee = Trainee(student, losses, teacher_of(run, technique, ranks), run.seed)
     ranks.shard(trainee, list(student.layers))
     windows = Windows(run.windows)
-    loop = Loop(run, technique, trainee, windows, _judge, ranks)
+    loop = Loop(run, technique, trainee, windows, judge, ranks, budget)
     state = _trained(run, technique, loop)
+    if technique.scope == "lora":
+        note_merge(run, student, trainee, loop)
+        note_adapters(run, student, budget)
     write_quantized(run, student, ranks)
     note_training(run, technique, state, windows.facts)
 
@@ -64,16 +72,25 @@ def _policy(technique: "Qad | Qat", student: Student) -> ScalePolicy:
     return "freeze" if description is None or description.searched else "recompute"
 
 
-def _choose(student: Student, technique: "Qad | Qat") -> None:
-    """Let move what the scope names."""
+def _choose(run: "Run", technique: "Qad | Qat", student: Student, ranks: Ranks) -> RankBudget | None:
+    """Let move what the scope names; the budget that adapters share, where they have one."""
+    small = small_parameters(student.layers)  # adapters may add vectors of their own
+    if technique.scope == "lora":
+        add_adapters(student, technique.lora, run.seed)
+    else:
+        _choose_own(student, technique)
+    if technique.norms:
+        for parameter in small:
+            parameter.requires_grad_()
+    return budget_of(student, technique.lora, technique.steps, ranks.count) if student.adapters else None
+
+
+def _choose_own(student: Student, technique: "Qad | Qat") -> None:
     for module in student.linears.values():
         if technique.scope == "scales":
             module.log_gain.requires_grad_()
         else:
             module.weight.requires_grad_()
-    if technique.norms:
-        for parameter in small_parameters(student.layers):
-            parameter.requires_grad_()
 
 
 def small_parameters(layers: nn.ModuleList) -> list[nn.Parameter]:
@@ -81,8 +98,9 @@ def small_parameters(layers: nn.ModuleList) -> list[nn.Parameter]:
     return [parameter for parameter in layers.parameters() if parameter.ndim == 1]
 
 
-def _teacher(run: "Run", technique: "Qad | Qat", ranks: Ranks) -> Teacher | None:
-    if technique.technique == "qat":
+def teacher_of(run: "Run", technique: "Training", ranks: Ranks) -> Teacher | None:
+    """Whom a technique's student learns from; None where it learns from the text."""
+    if not isinstance(technique, Distilling):
         return None
     if run.answers:
         return CachedTeacher(run.answers, ranks.device)
@@ -90,6 +108,6 @@ def _teacher(run: "Run", technique: "Qad | Qat", ranks: Ranks) -> Teacher | None
     return LiveTeacher(run.teacher or run.checkpoint, ranks.device, keeps_layers=keeps_layers)
 
 
-def _judge(values: dict[str, float]) -> float:
+def judge(values: dict[str, float]) -> float:
     """KL to the teacher where there is one, else the nats of the text."""
     return values.get("kl", values.get("cross_entropy", float("inf")))

@@ -9,6 +9,8 @@ from optcore.training.window_facts import WindowFacts
 if TYPE_CHECKING:
     from optcore.run import Run
     from optcore.techniques.training import Training
+    from optcore.training.rank_budget import RankBudget
+    from optcore.training.student import Student
 
 _TITLES = {
     "kl": ("KL to the teacher", "nats/token"),
@@ -35,3 +37,10 @@ def note_training(run: "Run", technique: "Training", state: State, data: WindowF
         "tokens": state.step * technique.batch * data.length,
         "data": data.model_dump(mode="json"),
     }
+
+
+def note_adapters(run: "Run", student: "Student", budget: "RankBudget | None") -> None:
+    """How large the adapters were that are merged now."""
+    parameters = [value for module in student.adapters.values() for value in module.parameters() if value.requires_grad]
+    noted = {"layers": len(student.adapters), "parameters": sum(value.numel() for value in parameters)}
+    run.results["adapters"] = noted | ({"ranks": budget.ranks, "budget": budget.target} if budget else {})

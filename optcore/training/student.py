@@ -28,13 +28,18 @@ from optcore.training.masters import master_weight
 class Student:
     """A model in memory; `model` is what trains. Nothing of it requires a gradient until a scope says so."""
 
-    def __init__(self, folder: Path, device: torch.device | None = None) -> None:
+    def __init__(
+        self, folder: Path, device: torch.device | None = None, held: Callable[[nn.Module], None] | None = None
+    ) -> None:
+        """`held` is given each layer as soon as it is in memory, to make it smaller before the next one is read."""
         self.folder = folder
         self.decoder = Decoder(folder, device)
-        self.model = self.decoder.load_all().float()
+        self.model = self.decoder.load_all(held).float()
         self.description: Quantization | None = None
         self.linears: dict[str, FakeQuantLinear] = {}
         """Simulated layers by their name in the checkpoint."""
+        self.adapters: dict[str, Any] = {}
+        """PEFT's modules, where adapters train, by the name of the linear layer in the checkpoint."""
 
     @property
     def layers(self) -> nn.ModuleList:
@@ -54,13 +59,13 @@ class Student:
     def recompute_layers(self) -> None:
         """Gradient checkpointing: a layer's activations are computed again in the backward pass instead of kept."""
         for layer in self.layers:
-            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+            layer.forward = partial(_recomputed, layer.forward)
 
     def plain_parameters(self, index: int) -> Iterator[tuple[str, nn.Parameter]]:
         """Of a layer: checkpoint name and value of every parameter that is not the weight of a simulated linear."""
         names, simulated = self.decoder.names, {id(module.weight) for module in self.linears.values()}
         for path, parameter in self.layers[index].named_parameters():
-            stored = names.stored_name.get(f"{self.decoder.layer_name(index)}.{path}")
+            stored = names.stored_name.get(f"{self.decoder.layer_name(index)}.{plain_path(path)}")
             if stored and id(parameter) not in simulated:
                 yield stored, parameter
 
@@ -111,6 +116,18 @@ def with_cache(forward: Callable[..., Any], cache: RoundingCache) -> Callable[..
         return forward(*given, **{**named, "past_key_values": cache})
 
     return call
+
+
+def plain_path(path: str) -> str:
+    """A parameter's path as it is without adapters."""
+    return path.replace(".base_layer.", ".")
+
+
+def _recomputed(forward: Callable[..., Any], *given: Any, **named: Any) -> Any:
+    """A layer's forward that keeps no activations; where there is no backward pass, such as in generation, as it is."""
+    if not torch.is_grad_enabled():
+        return forward(*given, **named)
+    return checkpoint(forward, *given, use_reentrant=False, **named)
 
 
 def _of_one_format(fused: Sequence[nn.Module], module: FakeQuantLinear) -> list[nn.Linear]:

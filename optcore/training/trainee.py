@@ -3,6 +3,8 @@
 Shapes: B windows of T tokens, N rows that count, V vocabulary, H hidden size.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -51,6 +53,15 @@ class Trainee(nn.Module):
         validation's sums.
         """
         return self._compared(batch, windows) if progress is None else self._loss(batch, windows, progress)
+
+    @contextmanager
+    def facing(self, teacher: Teacher) -> Iterator[None]:
+        """Compared with another teacher."""
+        before, self._teacher = self._teacher, teacher
+        try:
+            yield
+        finally:
+            self._teacher = before
 
     def counts(self, batch: Batch) -> torch.Tensor:
         """Rows that count, bool [B, T]; of labelled texts [B], all of them."""

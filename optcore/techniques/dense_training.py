@@ -1,0 +1,26 @@
+"""What techniques share that train a model in high precision."""
+
+from typing import ClassVar, Literal, Self
+
+from pydantic import model_validator
+
+from optcore.techniques.adapters import Lora
+from optcore.techniques.training import Training
+
+
+class DenseTraining(Training):
+    """Training of a checkpoint that is not quantized, into one with the same tensors in the same types."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"dense"})
+    leaves: ClassVar[frozenset[str]] = frozenset({"dense"})
+
+    scope: Literal["full", "lora"] = "full"
+    """What moves. `full`: every parameter. `lora`: adapters beside the linear layers, merged into them at the end."""
+    lora: Lora = Lora()
+    """Settings of `scope: lora`."""
+
+    @model_validator(mode="after")
+    def _settings_are_used(self) -> Self:
+        if self.scope != "lora" and self.lora != Lora():
+            raise ValueError("`lora` does nothing without `scope: lora`")
+        return self

@@ -1,0 +1,72 @@
+"""Fine-tuning and distillation: a dense checkpoint in, one with the same tensors out."""
+
+from typing import TYPE_CHECKING
+
+from optcore.techniques.losses import CrossEntropy
+from optcore.training.adapters import add_adapters
+from optcore.training.dense_writer import write_dense
+from optcore.training.loop import Loop
+from optcore.training.memory import check_memory
+from optcore.training.on_policy import OnPolicy
+from optcore.training.quantized_base import NF4_bytes, hold_in_nf4
+from optcore.training.quantized_stage import judge, teacher_of
+from optcore.training.rank_budget import RankBudget, budget_of
+from optcore.training.ranks import Ranks
+from optcore.training.report import note_adapters, note_training
+from optcore.training.student import Student
+from optcore.training.trainee import Trainee
+from optcore.training.windows import Windows
+
+if TYPE_CHECKING:
+    from optcore.run import Run
+    from optcore.techniques.distill import Distill
+    from optcore.techniques.finetune import Finetune
+
+
+def train_dense(run: "Run", technique: "Distill | Finetune") -> None:
+    """Train the model of `run.checkpoint` and write it to `run.out`."""
+    ranks = Ranks()
+    student = _student(run, technique, ranks)
+    budget = _choose(run, technique, student, ranks)
+    if technique.gradient_checkpointing:
+        student.recompute_layers()
+    losses = (CrossEntropy(),) if technique.technique == "finetune" else technique.losses
+    trainee = Trainee(student, losses, teacher_of(run, technique, ranks), run.seed)
+    ranks.shard(trainee, list(student.layers))
+    windows = Windows(run.windows)
+    loop = Loop(run, technique, trainee, windows, judge, ranks, budget, _on_policy(run, technique, student, ranks))
+    loop.start()
+    state = loop.train()
+    write_dense(run, student, ranks)
+    note_training(run, technique, state, windows.facts)
+    if technique.scope == "lora":
+        note_adapters(run, student, budget)
+
+
+def _student(run: "Run", technique: "Distill | Finetune", ranks: Ranks) -> Student:
+    is_held = technique.scope == "lora" and technique.lora.base == "nf4"
+    asked = technique.technique == "distill" and not run.answers
+    check_memory(
+        run.checkpoint,
+        (run.teacher or run.checkpoint) if asked else None,
+        moving=1.0 if technique.scope == "full" else 0.0,
+        device=ranks.device,
+        processes=ranks.count,
+        master_bytes=NF4_bytes if is_held else 4,
+    )
+    return Student(run.checkpoint, ranks.device, hold_in_nf4 if is_held else None)
+
+
+def _choose(run: "Run", technique: "Distill | Finetune", student: Student, ranks: Ranks) -> RankBudget | None:
+    """Let move what the scope names; the budget that adapters share, where they have one."""
+    if technique.scope == "full":
+        student.model.requires_grad_()
+        return None
+    add_adapters(student, technique.lora, run.seed)
+    return budget_of(student, technique.lora, technique.steps, ranks.count)
+
+
+def _on_policy(run: "Run", technique: "Distill | Finetune", student: Student, ranks: Ranks) -> OnPolicy | None:
+    if technique.technique == "finetune" or not technique.on_policy:
+        return None
+    return OnPolicy(student, technique, run.seed, ranks.count)
