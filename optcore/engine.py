@@ -12,7 +12,7 @@ from optcore.artifact import Artifact, Outcome, TrainedOn, assemble
 from optcore.conductor import Conductor, Emit, Folder
 from optcore.errors import GateFailed, RecipeError, folder_error
 from optcore.events import RecipeResolved, RunFinished, RunPlanned
-from optcore.fetching import fetch_work, pinned
+from optcore.fetching import fetch_work, learns_labels, pinned
 from optcore.frozen import digest_of
 from optcore.measures import check_measures, gate_evaluator
 from optcore.plan import (
@@ -28,7 +28,7 @@ from optcore.plan import (
 from optcore.preparation import prepare
 from optcore.quantization import also_folder
 from optcore.recipe import Recipe
-from optcore.report import Trial
+from optcore.report import Task, Trial
 from optcore.stage import EvaluateWork, ExportWork, GateWork, Inputs, StageRecord, StageTask, TechniqueWork
 from optcore.targets import check_target
 from optcore.techniques import Gate, Technique
@@ -91,6 +91,8 @@ class _Walk(Conductor):
         self.move(calibration=recipe.calibration, seed=recipe.seed)
         record = self.stage("0-fetch", fetch_work(recipe))
         results = record.results
+        is_encoder = results["task"] != "text-generation"
+        task: Task = "text-classification" if is_encoder and learns_labels(recipe) else results["task"]
         self.dense = Folder(results["source"], results["source_digest"])
         self.move(
             source=results["source"],
@@ -100,9 +102,9 @@ class _Walk(Conductor):
             data_files=tuple(results["data_files"]),
             data_digest=results["data_digest"],
             labelled_digest=results["labelled_digest"],
-            task=results["task"],
+            task=task,
         )
-        check_measures(recipe, results["task"])
+        check_measures(recipe, task)
         check_target(recipe, results["family"])
         resolved = pinned(recipe, results)
         self._remember_pinned(resolved, record)

@@ -7,19 +7,26 @@ from optcore.frozen import Frozen
 from optcore.places import rewritten
 from optcore.recipe import Recipe
 from optcore.stage import FetchWork
+from optcore.techniques.training import Training
 
 
 def fetch_work(recipe: Recipe) -> FetchWork:
     """What a recipe needs from outside, and what there must be enough of."""
     chain = list(enumerate(recipe.chain))
+    lengths = tuple(each.sequence_length for each in recipe.evaluate if isinstance(each, Fidelity))
     return FetchWork(
         model=recipe.model,
         calibration=recipe.calibration,
-        evaluations=tuple(each.sequence_length for each in recipe.evaluate if isinstance(each, Fidelity)),
+        evaluations=() if learns_labels(recipe) else lengths,
         classifications=tuple(each for each in recipe.evaluate if isinstance(each, Classification)),
         models={f"/chain/{n}/{name}": ref for n, one in chain for name, ref in one.models.items()},
         texts={f"/chain/{n}/{name}": needed for n, one in chain for name, needed in one.texts.items()},
     )
+
+
+def learns_labels(recipe: Recipe) -> bool:
+    """Whether the chain makes a classifier, of an encoder that may be none yet."""
+    return any(isinstance(one, Training) and one.data.kind == "labelled" for one in recipe.chain)
 
 
 def pinned(recipe: Recipe, fetched: dict[str, Any]) -> Recipe:

@@ -49,8 +49,9 @@ class Confusion:
 def classify(run: "Run", evaluator: "Classification") -> dict[Model, tuple[Confusion, Confusion]]:
     """For each model its labels against the true ones, and against the source's."""
     models = SideBySide(run)
-    _check_labels(models.source, models.result)
-    names = label_names(models.source.model.config)
+    if models.is_one_task:
+        _check_labels(models.source, models.result)
+    names = label_names(models.result.model.config)
     examples = load_examples(run, evaluator, names, models.longest_sequence)
     run.results["layer_errors"] = models.walk(examples.tokens)
     return _confusions(models, examples, len(names))
@@ -59,7 +60,7 @@ def classify(run: "Run", evaluator: "Classification") -> dict[Model, tuple[Confu
 def measure_classification(run: "Run", evaluator: "Classification") -> list[Measurement]:
     """Rows for accuracy, macro F1 and agreement; leaves the per-layer errors in the run's results."""
     found = classify(run, evaluator)
-    note = f"over {found['source'][0].texts} labelled texts"
+    note = f"over {found['result'][0].texts} labelled texts"
 
     def row(name: str, title: str, scores: Scores, better: Literal["higher"] = "higher") -> Measurement:
         return Measurement(
@@ -74,11 +75,11 @@ def measure_classification(run: "Run", evaluator: "Classification") -> list[Meas
         )
 
     agreement: Scores = {model: same.accuracy for model, (_, same) in found.items() if model != "source"}
-    return [
+    rows = [
         row("accuracy", "Accuracy", {model: true.accuracy for model, (true, _) in found.items()}),
         row("macro_f1", "Macro F1", {model: true.macro_f1 for model, (true, _) in found.items()}),
-        row("agreement", "The same label as the source", agreement),
     ]
+    return [*rows, row("agreement", "The same label as the source", agreement)] if "source" in found else rows
 
 
 def _confusions(models: SideBySide, examples: Examples, labels: int) -> dict[Model, tuple[Confusion, Confusion]]:
@@ -88,7 +89,7 @@ def _confusions(models: SideBySide, examples: Examples, labels: int) -> dict[Mod
         given = {model: models.logits(model, state).argmax(-1).cpu() for model, state in states.items()}
         for model, (against_true, against_source) in found.items():
             against_true.add(true_B, given[model])
-            against_source.add(given["source"], given[model])
+            against_source.add(given.get("source", given["result"]), given[model])
     return found
 
 

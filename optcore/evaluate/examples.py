@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from transformers import AutoConfig, PretrainedConfig
 
+from optcore.architecture import is_classifier
 from optcore.calibration.text import Texts
 from optcore.errors import DataError, RecipeError
 from optcore.references import Calibration
@@ -53,9 +54,11 @@ def load_examples(run: "Run", evaluator: "Classification", names: Mapping[int, s
 
 def check_examples(model: Path, evaluator: "Classification", calibration: Calibration, files: Iterable[Path]) -> None:
     """Read a few rows, so that what is wrong with them is said before any work. Raises `DataError`, `RecipeError`."""
-    names = label_names(AutoConfig.from_pretrained(model))
+    config = AutoConfig.from_pretrained(model)
+    names = label_names(config) if is_classifier(config.to_dict()) else {}
     for row in islice(labelled_rows(evaluator, calibration, files), _LOOKED_AT_rows):
-        label_number(row.label, names)
+        if names:  # a head that is still to be made takes its labels from the training data
+            label_number(row.label, names)
 
 
 def labelled_rows(evaluator: "Classification", calibration: Calibration, files: Iterable[Path]) -> Iterable[Labelled]:

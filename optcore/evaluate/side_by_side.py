@@ -70,9 +70,17 @@ class SideBySide:
         """What a model predicts from its last hidden states."""
         return self._walked[model].decoder.logits(state)
 
+    @property
+    def is_one_task(self) -> bool:
+        """Whether source and result answer one question: an encoder that was given a classifier's head has no source
+        to be compared with."""
+        return self.source.is_classifier == self.result.is_classifier
+
     def _start(self, tokens: Sequence[torch.Tensor]) -> dict[Model, Walked]:
         scratch, simulation = self._run.scratch, self._simulation
-        walked: dict[Model, Walked] = {"source": Walked(self.source, tokens, scratch)}
+        walked: dict[Model, Walked] = {}
+        if self.is_one_task:
+            walked["source"] = Walked(self.source, tokens, scratch)
         if simulation is None:
             return walked | {"result": Walked(self.result, tokens, scratch)}
         walked["result"] = Quantized(self.result, simulation, tokens, scratch)
@@ -90,6 +98,8 @@ class SideBySide:
 
     def _layers_compare(self) -> bool:
         """Before the first layer: as many layers, as wide, and in one basis. A rotated model has another."""
+        if not self.is_one_task:
+            return False
         shapes = [[states.shape for states in self._walked[model].hidden] for model in ("source", "result")]
         is_alike = len(self.source) == len(self.result) and shapes[0] == shapes[1]
         return is_alike and self._error() < _SAME_BASIS

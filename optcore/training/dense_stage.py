@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from optcore.techniques.losses import CrossEntropy
 from optcore.training.adapters import add_adapters
+from optcore.training.classifier import with_classifier
 from optcore.training.dense_writer import write_dense
 from optcore.training.loop import Loop
 from optcore.training.memory import check_memory
@@ -54,7 +55,7 @@ def _student(run: "Run", technique: "Distill | Finetune", ranks: Ranks) -> Stude
         processes=ranks.count,
         master_bytes=NF4_bytes if is_held else 4,
     )
-    return Student(run.checkpoint, ranks.device, hold_in_nf4 if is_held else None)
+    return Student(with_classifier(run, technique.data), ranks.device, hold_in_nf4 if is_held else None)
 
 
 def _choose(run: "Run", technique: "Distill | Finetune", student: Student, ranks: Ranks) -> RankBudget | None:

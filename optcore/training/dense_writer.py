@@ -32,7 +32,7 @@ def write_dense(run: "Run", student: Student, ranks: Ranks) -> None:
         run.progress("packing", count + 1, len(reader.names))
     if ranks.is_first:
         writer.close()
-        link_companions(run.checkpoint, run.out)
+        link_companions(student.folder, run.out)
     ranks.wait()
 
 

@@ -36,10 +36,10 @@ def labelled(run: "Run", tokenizer: Any, data: "TrainingData", length: int, want
 
 
 def names_of(run: "Run", data: "TrainingData") -> dict[int, str]:
-    """Names of the labels by number: the classifier's, or for a model that is none, those that the data has, sorted."""
+    """Names of the labels by number: the source's, or where that is no classifier those that the data has, sorted."""
     from optcore.architecture import is_classifier
 
-    config = AutoConfig.from_pretrained(run.checkpoint)
+    config = AutoConfig.from_pretrained(run.source)
     if is_classifier(config.to_dict()):
         return label_names(config)
     found = {str(row.label) for row in read_labelled(run.text_files, data.column, data.label)}
