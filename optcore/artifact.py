@@ -15,7 +15,7 @@ from optcore.paths import with_paths
 from optcore.plan import Result
 from optcore.quantization import load_quantization
 from optcore.recipe import Recipe
-from optcore.report import Coverage, LayerError, Measurement, Report, StageCost, Trial
+from optcore.report import Coverage, LayerError, Measurement, Report, Series, StageCost, Trial
 from optcore.report.card import render_card
 from optcore.report.page import render_page
 from optcore.schemes import PRESETS
@@ -38,6 +38,20 @@ class ArtifactFile(Frozen):
     sha256: str
 
 
+class TrainedOn(Frozen):
+    """The windows that one stage trained on."""
+
+    stage: str
+    kind: str
+    """Where they came from: `text`, `chat`, `generated` or `random`."""
+    sha256: str
+    """Of all token ids and flags."""
+    windows: int
+    tokens: int
+    """In them, each counted once however often it was trained on."""
+    seed: int
+
+
 class Artifact(Frozen):
     """The manifest."""
 
@@ -49,6 +63,7 @@ class Artifact(Frozen):
     """SHA-256 over the source checkpoint's files."""
     data_digest: str
     """SHA-256 over the calibration text's files."""
+    trained_on: tuple[TrainedOn, ...] = ()
     engine: str = ENGINE_VERSION
     files: tuple[ArtifactFile, ...]
     """Every file but the manifest itself."""
@@ -65,6 +80,8 @@ class Outcome(NamedTuple):
     costs: tuple[StageCost, ...]
     notices: tuple[str, ...]
     trials: tuple[Trial, ...]
+    series: tuple[Series, ...] = ()
+    trained_on: tuple[TrainedOn, ...] = ()
 
 
 def assemble(outcomes: Sequence[Outcome], out: Path) -> Artifact:
@@ -89,6 +106,7 @@ def _assemble_one(outcome: Outcome, folder: Path) -> Artifact:
         recipe_digest=outcome.recipe.digest,
         source_digest=outcome.inputs.source_digest,
         data_digest=outcome.inputs.data_digest,
+        trained_on=outcome.trained_on,
         files=_hashed(folder),
     )
     (folder / MANIFEST).write_text(artifact.model_dump_json(indent=2) + "\n")
@@ -130,6 +148,7 @@ def _report(outcome: Outcome, digest: str) -> Report:
         measurements=(*size_measurements(source, Path(inputs.exported), Path(inputs.checkpoint)), *measured),
         stages=outcome.costs,
         trials=outcome.trials,
+        series=outcome.series,
         coverage=_coverage(outcome),
         layer_errors=tuple(LayerError(layer=name, relative_error=error) for name, error in errors),
         notices=outcome.notices,

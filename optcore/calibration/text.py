@@ -47,8 +47,7 @@ class Texts:
     @property
     def filler(self) -> int:
         """A token for places that nobody looks at."""
-        chosen = self.tokenizer.pad_token_id
-        return int(self.tokenizer.eos_token_id or 0) if chosen is None else int(chosen)
+        return filler_of(self.tokenizer)
 
     def calibration_windows(self, longest: int) -> torch.Tensor:
         """Token ids [samples, T] to measure activations on, T cut to what the model holds (`longest`)."""
@@ -150,6 +149,12 @@ def frame_of(tokenizer: PreTrainedTokenizerBase) -> Frame:
     after = tuple(framed[start + len(text) :])
     is_encoder = bool(after) and set(after) == {tokenizer.sep_token_id} and tokenizer.cls_token_id is not None
     return Frame(tuple(framed[:start]), after if is_encoder else ())
+
+
+def filler_of(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The padding token, or where there is none the end-of-text token."""
+    chosen = tokenizer.pad_token_id
+    return int(tokenizer.eos_token_id or 0) if chosen is None else int(chosen)
 
 
 def _vocabulary(model: Path) -> int | None:

@@ -5,7 +5,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from optcore.frozen import Frozen
-from optcore.techniques.ptq import Pattern
+from optcore.techniques.patterns import Pattern
 
 
 class Lora(Frozen):

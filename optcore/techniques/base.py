@@ -80,8 +80,11 @@ class Technique(Frozen):
         return self.title
 
     @property
-    def alternatives(self) -> tuple[Self, ...]:
-        """Configurations to try in order when a gate fails with `on_fail: fallback`."""
+    def alternatives(self) -> "tuple[Technique, ...]":
+        """What to try in order when a gate fails with `on_fail: fallback`.
+
+        What needs a quantized model goes on from the result that failed; anything else starts where this one did.
+        """
         return ()
 
     @property

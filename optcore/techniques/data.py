@@ -4,21 +4,24 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from optcore.references import TextSource
+from optcore.references import Label, TextSource
 
 
 class TrainingData(TextSource):
     """Training text; when neither data set nor file is named, the recipe's calibration text but for held-out parts."""
 
-    kind: Literal["text", "chat", "generated", "random"] = "text"
+    kind: Literal["text", "chat", "labelled", "generated", "random"] = "text"
     """`text`: documents. `chat`: conversations, written with the tokenizer's chat template; only what the assistant
-    says is learned. `generated`: continuations that the teacher writes. `random`: random tokens, for when there is
-    nothing else; with distillation from the model itself even these do no harm."""
+    says is learned. `labelled`: texts with a label each, for classifiers. `generated`: continuations that the teacher
+    writes. `random`: random tokens, for when there is nothing else; with distillation from the model itself even these
+    do no harm."""
     windows: int | None = Field(default=None, ge=1, le=10**8)
     """Most windows to prepare; what training goes through twice is shuffled anew. None: as many as the steps need."""
     packing: bool = True
     """Fill windows with several documents, none of which attends to another. Without it a window is a piece of the text
     as it comes, as in calibration."""
+    label: Label = "label"
+    """Of `labelled`: the column of the labels, numbers or names."""
     prompt_tokens: int = Field(default=16, ge=0, le=8192)
     """Of `generated`: tokens of text that each window begins with; 0 begins with a single random token. Of on-policy
     distillation: what the student goes on from, one at least."""
@@ -28,7 +31,7 @@ class TrainingData(TextSource):
     @property
     def is_text(self) -> bool:
         """Whether text is read at all."""
-        return self.kind in ("text", "chat") or (self.kind == "generated" and self.prompt_tokens > 0)
+        return self.kind in ("text", "chat", "labelled") or (self.kind == "generated" and self.prompt_tokens > 0)
 
     @property
     def is_own(self) -> bool:

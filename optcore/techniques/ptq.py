@@ -1,34 +1,36 @@
 """Post-training quantization: a number format for the linear layers, measured on text, in one pass over the model."""
 
-import re
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, Field, StringConstraints, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from optcore.frozen import Frozen
+from optcore.references import ModelRef, NeededText
 from optcore.schemes import PRESETS, KvCacheName, Scheme, SchemeName
-from optcore.techniques.base import Technique
+from optcore.techniques.base import Gate, Technique
 from optcore.techniques.options import Gptq
+from optcore.techniques.patterns import Pattern
+from optcore.techniques.qad import Qad
 
 if TYPE_CHECKING:
     from optcore.run import Run
-
-
-def _compiles(pattern: str) -> str:
-    try:
-        re.compile(pattern.removeprefix("re:"))
-    except (re.error, OverflowError, RecursionError) as error:
-        raise ValueError(f"{pattern!r} is not a regular expression: {error}") from error
-    return pattern
-
-
-Pattern = Annotated[str, StringConstraints(min_length=1, max_length=200), AfterValidator(_compiles)]
 
 
 class PtqFallback(Frozen):
     """What to change when the gate fails."""
 
     scheme: SchemeName
+
+
+def _kind_of_fallback(entry: Any) -> str:
+    is_training = "technique" in entry if isinstance(entry, dict) else isinstance(entry, Qad)
+    return "qad" if is_training else "ptq"
+
+
+AnyPtqFallback = Annotated[
+    Annotated[PtqFallback, Tag("ptq")] | Annotated[Qad, Tag("qad")], Discriminator(_kind_of_fallback)
+]
+"""Another format, or training: `{technique: qad, ...}` goes on from the result that failed the gate."""
 
 
 class Override(Frozen):
@@ -79,15 +81,33 @@ class Quantizing(Technique):
     """Changes to try in order when the gate fails."""
 
     @property
-    def alternatives(self) -> tuple[Self, ...]:
-        """One configuration for each fallback; the gate stays, and stops the run when the last one fails it too."""
+    def alternatives(self) -> tuple[Technique, ...]:
+        """One technique for each fallback; the gate stays, and stops the run when the last one fails it too."""
         if self.gate is None:
             return ()
         gates = [self.gate] * (len(self.fallback) - 1) + [self.gate.model_copy(update={"on_fail": "stop"})]
-        return tuple(
-            self.model_copy(update={**dict(choice), "gate": gate, "fallback": self.fallback[place + 1 :]})
-            for place, (choice, gate) in enumerate(zip(self.fallback, gates, strict=False))
-        )
+        return tuple(map(self._instead, range(len(self.fallback)), gates))
+
+    def _instead(self, place: int, gate: Gate) -> Technique:
+        """What is done when the gate fails: another configuration of this technique, or training what it left."""
+        choice = self.fallback[place]
+        if isinstance(choice, Qad):
+            return choice.model_copy(update={"gate": gate})
+        left = self.fallback[place + 1 :]
+        return self.model_copy(update={**dict(choice), "gate": gate, "fallback": left})
+
+    @property
+    def models(self) -> dict[str, ModelRef]:
+        """What training in `fallback` needs."""
+        return {f"fallback/{n}/{name}": ref for n, one in self._trainings() for name, ref in one.models.items()}
+
+    @property
+    def texts(self) -> dict[str, NeededText]:
+        """What training in `fallback` needs."""
+        return {f"fallback/{n}/{name}": text for n, one in self._trainings() for name, text in one.texts.items()}
+
+    def _trainings(self) -> list[tuple[int, Qad]]:
+        return [(place, choice) for place, choice in enumerate(self.fallback) if isinstance(choice, Qad)]
 
     @property
     def feedback(self) -> Gptq:
@@ -130,8 +150,8 @@ class Ptq(Quantizing):
     model, so they need `propagate: original`."""
     overrides: tuple[Override, ...] = Field(default=(), max_length=256)
     """Mixed precision by hand: other formats for some layers."""
-    fallback: tuple[PtqFallback, ...] = Field(default=(), max_length=8)
-    """Formats to try in order when the gate fails."""
+    fallback: tuple[AnyPtqFallback, ...] = Field(default=(), max_length=8)
+    """Formats to try in order when the gate fails; or `{technique: qad, ...}`, which trains what the last one left."""
 
     @property
     def preset(self) -> Scheme:
@@ -157,7 +177,7 @@ class Ptq(Quantizing):
             raise ValueError("`also` shares one measurement among formats; set `propagate: original`")
         if self.scheme in self.also or len(set(self.also)) < len(self.also):
             raise ValueError("a format is named twice in `scheme` and `also`")
-        if any(choice.scheme in self.also for choice in self.fallback):
+        if any(isinstance(choice, PtqFallback) and choice.scheme in self.also for choice in self.fallback):
             raise ValueError("a format of `fallback` is in `also` too, and would be made twice")
         return self
 

@@ -10,7 +10,7 @@ from optcore.training.divergences import top_k_of
 from optcore.training.teacher import LiveTeacher
 from optcore.training.teacher_cache import CacheFacts, CacheWriter
 from optcore.training.trainee import inputs_of
-from optcore.training.windows import Batch, Windows
+from optcore.training.windows import Windows
 
 if TYPE_CHECKING:
     from optcore.run import Run
@@ -36,7 +36,7 @@ def keep_answers(run: "Run", top_k: int, temperature: float) -> None:
     with CacheWriter(run.out, described) as writer:
         left = list(range(writer.written, facts.windows))
         for part in micro_batches(left, micro_size(None, facts.length)):
-            batch = Batch(*(one.to(device) for one in windows.read(part)))
+            batch = windows.read(part).to(device)
             rows = teacher.rows(inputs_of(batch), everywhere.expand(len(part), -1), part)
             writer.append(top_k_of(rows.of(slice(None)), described.k, temperature))
             run.progress("evaluating", writer.written, facts.windows)

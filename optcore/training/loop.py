@@ -203,7 +203,7 @@ class Loop:
         return self.trainee.counts(batch).sum()
 
     def _on_device(self, windows: list[int]) -> Batch:
-        return Batch(*(part.to(self.ranks.device) for part in self.windows.read(windows)))
+        return self.windows.read(windows).to(self.ranks.device)
 
     def _precision(self) -> AbstractContextManager[object]:
         wanted = self.settings.precision

@@ -11,7 +11,8 @@ from optcore.calibration.text import Texts
 from optcore.errors import DataError
 from optcore.sources.conversations import read_conversations
 from optcore.training.packing import Document, packed
-from optcore.training.windows import BEGINS, LEARNED, Batch, WindowFacts, WindowWriter
+from optcore.training.window_facts import WindowFacts
+from optcore.training.windows import BEGINS, LEARNED, Batch, WindowWriter
 
 if TYPE_CHECKING:
     from optcore.references import Calibration
@@ -34,7 +35,7 @@ def prepare_windows(run: "Run", work: "DataWork") -> WindowFacts:
         run.notice(f"sequence_length cut to {length}, the most that the model holds")
     writer = WindowWriter(run.out, length)
     for batch in _batches(run, data, length, wanted):
-        writer.append(Batch(*(part[: wanted - writer.written] for part in batch)))
+        writer.append(batch.first(wanted - writer.written))
         run.progress("calibrating", writer.written, wanted)
         if writer.written == wanted:
             break
@@ -59,6 +60,10 @@ def _check(written: int, length: int) -> None:
 
 def _batches(run: "Run", data: "TrainingData", length: int, wanted: int) -> Iterator[Batch]:
     texts = Texts(run.checkpoint, _reference(run, data), run.text_files)
+    if data.kind == "labelled":
+        from optcore.training.labelled import labelled
+
+        return labelled(run, texts.tokenizer, data, length, wanted)
     if data.kind == "random":
         return _random(texts, length, wanted, run.seed)
     if data.kind == "generated":

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from optcore.report import Series
 from optcore.training.checkpoints import State
-from optcore.training.windows import WindowFacts
+from optcore.training.window_facts import WindowFacts
 
 if TYPE_CHECKING:
     from optcore.run import Run

@@ -64,7 +64,9 @@ class Trainee(nn.Module):
             self._teacher = before
 
     def counts(self, batch: Batch) -> torch.Tensor:
-        """Rows that count, bool [B, T]."""
+        """Rows that count, bool [B, T]; of labelled texts [B], all of them."""
+        if batch.labels_B is not None:
+            return torch.ones_like(batch.labels_B, dtype=torch.bool)
         return batch.predicts_BT if self._decoder.is_causal else batch.learned_BT
 
     def _loss(self, batch: Batch, windows: list[int], progress: float) -> Sums:
@@ -76,7 +78,8 @@ class Trainee(nn.Module):
             loss = self._row_losses(inputs, counts_BT, labels_N, said, parts)
         if self._hidden is not None and said is not None:
             term, compare = self._hidden
-            found = compare(layers, said.layers_BTH, counts_BT, progress)
+            seen_BT = counts_BT if batch.labels_B is None else batch.attended_BT
+            found = compare(layers, said.layers_BTH, seen_BT, progress)
             parts[term.kind] = found.detach()
             loss = loss + term.weight * found
         return Sums(loss, parts)
@@ -92,6 +95,7 @@ class Trainee(nn.Module):
         def note(logits_nV: torch.Tensor, rows: slice) -> torch.Tensor:
             losses_n = cross_entropy(logits_nV, labels_N[rows])
             _add(sums, "cross_entropy", losses_n.sum())
+            _add(sums, "accuracy", (logits_nV.argmax(-1) == labels_N[rows]).sum())
             if said:
                 answer, likeliest_n = said.of(rows), logits_nV.argmax(-1)
                 _add(sums, "kl", _kl(logits_nV, answer).sum())
@@ -136,6 +140,8 @@ class Trainee(nn.Module):
         return chunked_linear_loss(hidden_NH, linear.weight, loss_of_rows, bias_V=linear.bias, transform=transform)
 
     def _labels(self, batch: Batch) -> torch.Tensor:
+        if batch.labels_B is not None:
+            return batch.labels_B
         return batch.next_BT if self._decoder.is_causal else batch.tokens_BT
 
     def _hidden_loss(self, seed: int) -> Any:
@@ -156,6 +162,8 @@ class Trainee(nn.Module):
 
 def inputs_of(batch: Batch) -> dict[str, torch.Tensor]:
     """What a model is called with: positions that begin anew tell it where documents do, for attention to keep to."""
+    if batch.labels_B is not None:
+        return {"input_ids": batch.tokens_BT, "attention_mask": batch.attended_BT}
     positions_BT = batch.positions_BT
     is_packed = bool((positions_BT[:, 1:] == 0).any())
     return {"input_ids": batch.tokens_BT} | ({"position_ids": positions_BT} if is_packed else {})

@@ -1,7 +1,8 @@
 """Training windows on disk: token ids, where documents begin, and which tokens are learned.
 
-A folder with `tokens.bin` (little-endian int32 [S, T]), `flags.bin` (uint8 [S, T]) and `windows.json`. The last
-windows are for validation. Written in order; a process that goes on after a kill appends behind the last whole window.
+A folder with `tokens.bin` (little-endian int32 [S, T]), `flags.bin` (uint8 [S, T]) and `windows.json`; for labelled
+texts, one a window, `labels.bin` (int32 [S]) too. The last windows are for validation. Written in order; a process that
+goes on after a kill appends behind the last whole window.
 
 Shapes: S windows, T tokens of a window, B windows of a batch.
 """
@@ -10,21 +11,24 @@ import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
-from pydantic import Field
 
 from optcore.durable import write_settled
 from optcore.errors import BadCheckpoint
-from optcore.frozen import Frozen
+from optcore.training.window_facts import WindowFacts
 
 FACTS = "windows.json"
-TOKENS, FLAGS = "tokens.bin", "flags.bin"
+TOKENS, FLAGS, LABELS = "tokens.bin", "flags.bin", "labels.bin"
 BEGINS = 1
 """Flag of a block's first token: nothing before it is attended to, and it is not predicted."""
 LEARNED = 2
 """Flag of a token whose prediction counts."""
+
+
+PADDING = 4
+"""Flag of a place behind a text's end: nobody attends to it."""
 
 
 class Batch(NamedTuple):
@@ -34,6 +38,21 @@ class Batch(NamedTuple):
     """int64."""
     flags_BT: torch.Tensor
     """uint8."""
+    labels_B: torch.Tensor | None = None
+    """Numbers of the true labels, int64; None where the text itself is learned."""
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same on a device."""
+        return Batch(*(None if part is None else part.to(device) for part in self))
+
+    def first(self, count: int) -> "Batch":
+        """Its first windows."""
+        return Batch(*(None if part is None else part[:count] for part in self))
+
+    @property
+    def attended_BT(self) -> torch.Tensor:
+        """Places that hold text, int64: 1 for them and 0 for padding."""
+        return ((self.flags_BT & PADDING) == 0).long()
 
     @property
     def positions_BT(self) -> torch.Tensor:
@@ -60,34 +79,6 @@ class Batch(NamedTuple):
         return self.tokens_BT.roll(-1, 1)
 
 
-class WindowFacts(Frozen):
-    """What a folder of windows holds; in the stage's record and the artifact's manifest too."""
-
-    version: Literal[1] = 1
-    kind: str
-    """Where they come from: `text`, `chat`, `generated` or `random`."""
-    windows: int = Field(ge=1)
-    validation: int = Field(ge=0)
-    """How many of them, the last ones, are not trained on."""
-    length: int
-    """Tokens a window."""
-    learned: int
-    """Tokens whose prediction counts."""
-    seed: int
-    sha256: str
-    """Of both files."""
-
-    @property
-    def training(self) -> int:
-        """Windows to train on."""
-        return self.windows - self.validation
-
-    @property
-    def tokens(self) -> int:
-        """All of them, frames included."""
-        return self.windows * self.length
-
-
 class WindowWriter:
     """Appends windows to a folder."""
 
@@ -96,7 +87,7 @@ class WindowWriter:
         self.length = length
         self.written = written
         folder.mkdir(parents=True, exist_ok=True)
-        for name, size in ((TOKENS, 4), (FLAGS, 1)):
+        for name, size in ((TOKENS, 4), (FLAGS, 1), (LABELS, 0)):
             file = os.open(folder / name, os.O_WRONLY | os.O_CREAT, 0o644)
             os.ftruncate(file, written * length * size)
             os.close(file)
@@ -106,12 +97,16 @@ class WindowWriter:
         with (self.folder / TOKENS).open("ab") as tokens, (self.folder / FLAGS).open("ab") as flags:
             tokens.write(batch.tokens_BT.to(torch.int32).cpu().contiguous().numpy().tobytes())
             flags.write(batch.flags_BT.to(torch.uint8).cpu().contiguous().numpy().tobytes())
+        if batch.labels_B is not None:
+            with (self.folder / LABELS).open("ab") as labels:
+                labels.write(batch.labels_B.to(torch.int32).numpy().tobytes())
         self.written += len(batch.tokens_BT)
 
     def finish(self, kind: str, validation: int, seed: int) -> WindowFacts:
         """Describe what was written, on disk too."""
         flags = (self.folder / FLAGS).read_bytes()
         learned = sum(flags.count(flag) for flag in range(256) if flag & LEARNED and not flag & BEGINS)
+        learned = learned or (self.folder / LABELS).stat().st_size // 4
         facts = WindowFacts(
             kind=kind,
             windows=self.written,
@@ -119,7 +114,7 @@ class WindowWriter:
             length=self.length,
             learned=learned,
             seed=seed,
-            sha256=_sha256(self.folder / TOKENS, self.folder / FLAGS),
+            sha256=_sha256(self.folder / TOKENS, self.folder / FLAGS, self.folder / LABELS),
         )
         write_settled(self.folder / FACTS, facts.model_dump_json(indent=2) + "\n")
         return facts
@@ -142,13 +137,21 @@ class Windows:
     def read(self, numbers: Sequence[int]) -> Batch:
         """Windows in the order given."""
         tokens = self._read(TOKENS, torch.int32, numbers).to(torch.int64)
-        return Batch(tokens, self._read(FLAGS, torch.uint8, numbers))
+        flags = self._read(FLAGS, torch.uint8, numbers)
+        labels = self._read(LABELS, torch.int32, numbers, length=1).flatten().long() if self.is_labelled else None
+        return Batch(tokens, flags, labels)
 
-    def _read(self, name: str, dtype: torch.dtype, numbers: Sequence[int]) -> torch.Tensor:
-        size = self.facts.length * dtype.itemsize
+    @property
+    def is_labelled(self) -> bool:
+        """Whether each window is a text with a label."""
+        return self.facts.kind == "labelled"
+
+    def _read(self, name: str, dtype: torch.dtype, numbers: Sequence[int], length: int | None = None) -> torch.Tensor:
+        length = length or self.facts.length
+        size = length * dtype.itemsize
         with (self.folder / name).open("rb") as file:
             rows = [os.pread(file.fileno(), size, number * size) for number in numbers]
-        return torch.frombuffer(bytearray(b"".join(rows)), dtype=dtype).view(len(rows), self.facts.length)
+        return torch.frombuffer(bytearray(b"".join(rows)), dtype=dtype).view(len(rows), length)
 
 
 def _sha256(*paths: Path) -> str:

@@ -29,7 +29,7 @@ def _technique(**more: Any) -> Qat:
 
 
 def _joined(batches: list[Batch]) -> Batch:
-    return Batch(*(torch.cat(parts) for parts in zip(*batches, strict=True)))
+    return Batch(torch.cat([one.tokens_BT for one in batches]), torch.cat([one.flags_BT for one in batches]))
 
 
 def _windows(model: Path, folder: Path, files: tuple[Path, ...] = (), seed: int = 0, **more: Any) -> Windows:

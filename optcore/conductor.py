@@ -1,0 +1,126 @@
+"""Who runs stages: finds one done by its key, or starts its process, and remembers what all of them left.
+
+This side of a run imports no torch.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from optcore.child import RESULTS, run_stage
+from optcore.events import AnyEvent, Notice, StageFinished, StageStarted
+from optcore.report import Series, StageCost
+from optcore.stage import AnyWork, FetchWork, Inputs, StageRecord, StageTask
+from optcore.work import WorkFolder
+
+Emit = Callable[[AnyEvent], None]
+
+
+class Folder(NamedTuple):
+    """A checkpoint, and the digest of what it holds."""
+
+    path: str = ""
+    digest: str = ""
+
+
+@dataclass
+class Conductor:
+    """Where a run is: the inputs of the next stage, and what the stages so far left."""
+
+    work: WorkFolder
+    emit: Emit
+    inputs: Inputs = field(default_factory=Inputs)
+    records: dict[str, StageRecord] = field(default_factory=dict)
+    costs: list[StageCost] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
+    series: list[Series] = field(default_factory=list)
+    """Curves that stages left, to plot."""
+
+    @property
+    def checkpoint(self) -> Folder:
+        """What the next stage reads."""
+        return Folder(self.inputs.checkpoint, self.inputs.checkpoint_digest)
+
+    def enter(self, folder: Folder) -> None:
+        """Let the next stage read a checkpoint."""
+        self.move(checkpoint=folder.path, checkpoint_digest=folder.digest)
+
+    def left_by(self, stage: str) -> Folder:
+        """The files of a finished stage; its key stands for what is in them."""
+        key = self.records[stage].key
+        return Folder(str(self.work.files(key)), key)
+
+    def move(self, **changed: object) -> None:
+        """Change what the next stage is given."""
+        self.inputs = self.inputs.model_copy(update=changed)
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Inputs may change inside; afterwards they are what they were."""
+        before = self.inputs
+        try:
+            yield
+        finally:
+            self.inputs = before
+
+    def notice(self, stage: str, message: str) -> None:
+        """Say something that a person should know, now and in the report."""
+        self.notices.append(message)
+        self.emit(Notice(stage=stage, message=message))
+
+    def stage(self, name: str, work: AnyWork) -> StageRecord:
+        """Find the stage done, or run it in its own process."""
+        task = StageTask(name=name, work=work, inputs=self.inputs)
+        key = task.key
+        self.emit(StageStarted(stage=name, key=key))
+        started = time.monotonic()
+        with self.work.locked(key):
+            record = self._finished(task, key)
+            cached = record is not None
+            record = record or self._run(task, key)
+        self.records[name] = record
+        self._account(name, record, cached, time.monotonic() - started)
+        return record
+
+    def _finished(self, task: StageTask, key: str) -> StageRecord | None:
+        """A stage that need not run: a fetch only while its commits are pinned and its files still there."""
+        if not isinstance(task.work, FetchWork):
+            return self.work.record(key)
+        record = self.work.record(key) if task.work.is_pinned else None
+        return record if record and Path(record.results["source"]).exists() else None
+
+    def _run(self, task: StageTask, key: str) -> StageRecord:
+        part = self.work.begin(key)
+        paths = {name: str(part / name) for name in ("scratch", "journal")}
+        paths |= {"out": str(part / "files"), "cache": str(self.work.sources)}
+        started = time.monotonic()
+        usage = run_stage(task.model_copy(update=paths), part / "task.json", self.emit)
+        record = StageRecord(
+            name=task.name,
+            key=key,
+            seconds=time.monotonic() - started,
+            peak_memory_bytes=usage.peak_memory_bytes,
+            results=json.loads((part / RESULTS).read_text()),
+        )
+        self.work.commit(part, record)
+        return record
+
+    def _account(self, name: str, record: StageRecord, cached: bool, waited_seconds: float) -> None:
+        self.notices += record.results.get("notices", [])
+        self.series += [Series.model_validate(curve) for curve in record.results.get("series", [])]
+        self.costs.append(
+            StageCost(name=name, seconds=record.seconds, peak_memory_bytes=record.peak_memory_bytes, cached=cached)
+        )
+        self.emit(
+            StageFinished(
+                stage=name,
+                key=record.key,
+                cached=cached,
+                seconds=waited_seconds,
+                peak_memory_bytes=record.peak_memory_bytes,
+            )
+        )

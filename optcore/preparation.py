@@ -1,0 +1,66 @@
+"""What a training stage reads besides a checkpoint: its teacher, its windows, and what the teacher says of them."""
+
+from optcore.conductor import Conductor, Folder
+from optcore.plan import data_stage, teacher_stage
+from optcore.stage import DataWork, TeacherWork
+from optcore.techniques.distilling import Distilling
+from optcore.techniques.losses import top_k_temperature
+from optcore.techniques.training import Training
+
+
+def prepare(conductor: Conductor, name: str, place: str, technique: Training, dense: Folder) -> None:
+    """Bring all of it into the conductor's inputs, running the stages that make it.
+
+    `place` is where the technique stands in the recipe, a JSON Pointer; `dense` the chain's weights in high precision.
+    """
+    _bring(conductor, place, technique, dense)
+    _make_windows(conductor, name, technique, dense)
+    if isinstance(technique, Distilling) and technique.teacher_top_k:
+        _ask_teacher(conductor, name, technique, technique.teacher_top_k)
+
+
+def _bring(conductor: Conductor, place: str, technique: Training, dense: Folder) -> None:
+    """The teacher, the student and the text that were fetched for it."""
+    fetched = conductor.records["0-fetch"].results
+    if text := fetched["texts"].get(f"{place}/data"):
+        conductor.move(text_files=tuple(text["files"]), text_digest=text["digest"])
+    elif technique.data.is_text:
+        conductor.move(text_files=conductor.inputs.data_files)
+    if student := fetched["models"].get(f"{place}/student"):
+        conductor.enter(Folder(student["path"], student["digest"]))
+    if isinstance(technique, Distilling):
+        named = fetched["models"].get(f"{place}/teacher")
+        source = Folder(conductor.inputs.source, conductor.inputs.source_digest)
+        teacher = source if technique.teacher == "source" else dense
+        teacher = Folder(named["path"], named["digest"]) if named else teacher
+        conductor.move(teacher=teacher.path, teacher_digest=teacher.digest)
+
+
+def _make_windows(conductor: Conductor, name: str, technique: Training, dense: Folder) -> None:
+    """Windows depend on the tokenizer, and on a model only where it writes them: chains share them."""
+    work = DataWork(
+        data=technique.data,
+        sequence_length=technique.sequence_length,
+        training=technique.windows,
+        validation=technique.validation.samples,
+    )
+    inputs = conductor.inputs
+    writer = Folder()
+    if technique.data.kind == "generated":
+        writer = Folder(inputs.teacher, inputs.teacher_digest) if inputs.teacher else dense
+    with conductor.aside():
+        conductor.enter(Folder(inputs.source, inputs.source_digest))
+        conductor.move(teacher=writer.path, teacher_digest=writer.digest)
+        conductor.stage(data_stage(name), work)
+    made = conductor.left_by(data_stage(name))
+    conductor.move(windows=made.path, windows_digest=made.digest)
+
+
+def _ask_teacher(conductor: Conductor, name: str, technique: Distilling, top_k: int) -> None:
+    """Answers depend on the teacher and the windows alone: jobs with other students share them."""
+    work = TeacherWork(top_k=top_k, temperature=top_k_temperature(technique.losses))
+    with conductor.aside():
+        conductor.enter(Folder(conductor.inputs.source, conductor.inputs.source_digest))
+        conductor.stage(teacher_stage(name), work)
+    answers = conductor.left_by(teacher_stage(name))
+    conductor.move(answers=answers.path, answers_digest=answers.digest, teacher="", teacher_digest="")
