@@ -6,7 +6,8 @@ rounded with the adapter's part in it: adding that to the codes afterwards would
 Shapes: N outputs, K inputs of a linear layer.
 """
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from importlib import import_module
 from typing import Any
@@ -39,7 +40,7 @@ def add_adapters(student: Student, settings: Lora, seed: int) -> None:
         torch.manual_seed(seed)
         for index, paths in enumerate(places):
             if paths:
-                peft.inject_adapter_in_model(config_of(settings, list(paths)), student.layers[index], NAME)
+                peft.inject_adapter_in_model(config_of(settings, paths), student.layers[index], NAME)
     for index, paths in enumerate(places):
         student.adapters |= {name: student.layers[index].get_submodule(path) for path, name in paths.items()}
     for module in student.adapters.values():
@@ -72,10 +73,10 @@ def changed_weights(model: nn.Module) -> Iterator[tuple[str, Any]]:
             yield f"{path}.weight", partial(getattr, module, "weight")
 
 
-def config_of(settings: Lora, targets: list[str]) -> Any:
-    """PEFT's configuration."""
+def config_of(settings: Lora, targets: Iterable[str]) -> Any:
+    """PEFT's configuration for modules by their whole paths; it would take a list for endings of paths."""
     common = {
-        "target_modules": targets,
+        "target_modules": "|".join(map(re.escape, targets)),
         "lora_alpha": settings.alpha,
         "lora_dropout": settings.dropout,
     }

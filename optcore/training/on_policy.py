@@ -33,8 +33,8 @@ class OnPolicy:
         self._seed = seed
 
     def own(self, chosen: Sequence[int]) -> frozenset[int]:
-        """Numbers of the windows of a step that are rewritten: the first ones, which are random ones already."""
-        return frozenset(chosen[: round(self.share * len(chosen))])
+        """Numbers of the windows of a step that are rewritten: the first ones, already random; one at least."""
+        return frozenset(chosen[: max(1, round(self.share * len(chosen)))])
 
     def marked(self, batch: Batch, windows: Sequence[int], own: frozenset[int]) -> Batch:
         """The batch with what is learned of it once it is rewritten: all behind the prompt."""

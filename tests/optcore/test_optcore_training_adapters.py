@@ -281,6 +281,16 @@ def _state(run: Run) -> State:
     return State.model_validate_json(path.read_text())
 
 
+def test_exactly_what_is_named_gets_an_adapter(tiny_model: MakeModel) -> None:
+    """PEFT takes a list of names for endings; an expert's number is an ending of another one's."""
+    student = Student(tiny_model("Mixtral"))
+    names = ["model.layers.1.self_attn.q_proj", "model.layers.0.block_sparse_moe.experts.1.w1"]
+    add_adapters(student, Lora(rank=2, modules=tuple(names)), seed=0)
+    assert set(student.adapters) == set(names)
+    assert sum(hasattr(module, "lora_A") for module in student.model.modules()) == 2
+    assert "block_sparse_moe.gate" not in str(student.adapters)
+
+
 def test_adapters_start_alike_in_every_process_and_differ_by_seed(model: Path) -> None:
     def start(seed: int) -> dict[str, torch.Tensor]:
         torch.rand(seed + 1)  # whatever was drawn before

@@ -170,6 +170,7 @@ def test_on_policy_text_is_what_the_student_goes_on_to_say(small: Path) -> None:
     given = Batch(torch.randint(0, 2048, (4, 20), generator=generator), torch.full((4, 20), 2, dtype=torch.uint8))
     windows, own = [3, 9, 4, 1], policy.own([3, 9, 4, 1])
     assert own == {3, 9}
+    assert OnPolicy(student, Distill(on_policy=0.01), seed=7).own(windows) == {3}
     written = policy.written(given, windows, own, step=2)
     again, later = policy.written(given, windows, own, step=2), policy.written(given, windows, own, step=3)
     assert torch.equal(written.tokens_BT, again.tokens_BT)
