@@ -8,12 +8,15 @@ from optcore.techniques.auto_quantize import AutoQuantize
 from optcore.techniques.base import Gate, Technique
 from optcore.techniques.distill import Distill
 from optcore.techniques.finetune import Finetune
+from optcore.techniques.heal import Heal
 from optcore.techniques.ptq import Ptq
 from optcore.techniques.qad import Qad
 from optcore.techniques.qat import Qat
 from optcore.techniques.rotate import Rotate
 
-AnyTechnique = Annotated[Ptq | AutoQuantize | Rotate | Qad | Qat | Finetune | Distill, Field(discriminator="technique")]
+AnyTechnique = Annotated[
+    Ptq | AutoQuantize | Rotate | Qad | Qat | Finetune | Distill | Heal, Field(discriminator="technique")
+]
 
 __all__ = [
     "AnyTechnique",
@@ -21,6 +24,7 @@ __all__ = [
     "Distill",
     "Finetune",
     "Gate",
+    "Heal",
     "Ptq",
     "Qad",
     "Qat",

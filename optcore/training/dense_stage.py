@@ -10,7 +10,7 @@ from optcore.training.loop import Loop
 from optcore.training.memory import check_memory
 from optcore.training.on_policy import OnPolicy
 from optcore.training.quantized_base import NF4_bytes, hold_in_nf4
-from optcore.training.quantized_stage import judge, teacher_of
+from optcore.training.quantized_stage import judge, small_parameters, teacher_of
 from optcore.training.rank_budget import RankBudget, budget_of
 from optcore.training.ranks import Ranks
 from optcore.training.report import note_adapters, note_training
@@ -22,9 +22,10 @@ if TYPE_CHECKING:
     from optcore.run import Run
     from optcore.techniques.distill import Distill
     from optcore.techniques.finetune import Finetune
+    from optcore.techniques.heal import Heal
 
 
-def train_dense(run: "Run", technique: "Distill | Finetune") -> None:
+def train_dense(run: "Run", technique: "Distill | Finetune | Heal") -> None:
     """Train the model of `run.checkpoint` and write it to `run.out`."""
     ranks = Ranks()
     student = _student(run, technique, ranks)
@@ -44,9 +45,9 @@ def train_dense(run: "Run", technique: "Distill | Finetune") -> None:
         note_adapters(run, student, budget)
 
 
-def _student(run: "Run", technique: "Distill | Finetune", ranks: Ranks) -> Student:
+def _student(run: "Run", technique: "Distill | Finetune | Heal", ranks: Ranks) -> Student:
     is_held = technique.scope == "lora" and technique.lora.base == "nf4"
-    asked = technique.technique == "distill" and not run.answers
+    asked = technique.technique != "finetune" and not run.answers
     check_memory(
         run.checkpoint,
         (run.teacher or run.checkpoint) if asked else None,
@@ -58,16 +59,21 @@ def _student(run: "Run", technique: "Distill | Finetune", ranks: Ranks) -> Stude
     return Student(with_classifier(run, technique.data), ranks.device, hold_in_nf4 if is_held else None)
 
 
-def _choose(run: "Run", technique: "Distill | Finetune", student: Student, ranks: Ranks) -> RankBudget | None:
+def _choose(run: "Run", technique: "Distill | Finetune | Heal", student: Student, ranks: Ranks) -> RankBudget | None:
     """Let move what the scope names; the budget that adapters share, where they have one."""
     if technique.scope == "full":
         student.model.requires_grad_()
         return None
-    add_adapters(student, technique.lora, run.seed)
-    return budget_of(student, technique.lora, technique.steps, ranks.count)
+    small = small_parameters(student.model)  # adapters may add vectors of their own
+    if technique.scope == "lora":
+        add_adapters(student, technique.lora, run.seed)
+    if technique.technique == "heal":
+        for parameter in small:
+            parameter.requires_grad_()
+    return budget_of(student, technique.lora, technique.steps, ranks.count) if student.adapters else None
 
 
-def _on_policy(run: "Run", technique: "Distill | Finetune", student: Student, ranks: Ranks) -> OnPolicy | None:
-    if technique.technique == "finetune" or not technique.on_policy:
+def _on_policy(run: "Run", technique: "Distill | Finetune | Heal", student: Student, ranks: Ranks) -> OnPolicy | None:
+    if technique.technique != "distill" or not technique.on_policy:
         return None
     return OnPolicy(student, technique, run.seed, ranks.count)

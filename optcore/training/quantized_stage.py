@@ -93,9 +93,9 @@ def _choose_own(student: Student, technique: "Qad | Qat") -> None:
             module.weight.requires_grad_()
 
 
-def small_parameters(layers: nn.ModuleList) -> list[nn.Parameter]:
+def small_parameters(model: nn.Module) -> list[nn.Parameter]:
     """Norms and biases: parameters with one dimension."""
-    return [parameter for parameter in layers.parameters() if parameter.ndim == 1]
+    return [parameter for parameter in model.parameters() if parameter.ndim == 1]
 
 
 def teacher_of(run: "Run", technique: "Training", ranks: Ranks) -> Teacher | None:

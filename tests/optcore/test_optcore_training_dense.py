@@ -21,7 +21,7 @@ from optcore.plan import check
 from optcore.recipe import recipe_from
 from optcore.run import Run
 from optcore.sizes import read_header, weight_files
-from optcore.techniques import Distill, Finetune
+from optcore.techniques import Distill, Finetune, Heal
 from optcore.training import dense_stage
 from optcore.training.generate import continued
 from optcore.training.on_policy import OnPolicy
@@ -82,6 +82,23 @@ def test_fine_tuning_mends_a_damaged_model(settings: dict[str, Any], damaged: Pa
     header, before = (read_header(weight_files(folder)[0]) for folder in (run.out, damaged))
     assert header.keys() == before.keys()
     assert all(header[name]["dtype"] == before[name]["dtype"] for name in header)
+
+
+@pytest.mark.parametrize("adapters", [True, False])
+def test_healing_moves_norms_biases_and_adapters_alone(
+    adapters: bool, damaged: Path, stdlib_model: Path, tmp_path: Path
+) -> None:
+    technique = Heal.model_validate({**SHORT, "steps": 20, "learning_rate": 3e-3, "adapters": adapters})
+    run = training_run(technique, stdlib_model, damaged, tmp_path)
+    technique.apply(run)
+    noted: Any = run.results["training"]
+    print(f"KL {noted['start']['kl']:.3f} -> {noted['best']['kl']:.3f} nats a token")
+    assert noted["best"]["kl"] < 0.95 * noted["start"]["kl"]
+    before, after = (load_file(weight_files(folder)[0]) for folder in (damaged, run.out))
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert any("norm" in name for name in moved)
+    assert any("_proj" in name for name in moved) == adapters
+    assert not any("embed" in name for name in moved)
 
 
 def _cross_entropy(folder: Path, windows_folder: Path) -> float:
