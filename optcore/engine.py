@@ -184,7 +184,7 @@ class _Walk:
     def _prepare_windows(self, name: str, technique: Training) -> None:
         """Windows depend on the tokenizer, and on a teacher only where it writes them: chains share them."""
         work = DataWork(
-            data=technique.data,
+            data=technique.prepared_data,
             sequence_length=technique.sequence_length,
             training=technique.windows,
             validation=technique.validation.samples,

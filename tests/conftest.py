@@ -36,6 +36,7 @@ pytest_plugins = [
     "fixtures.service",
     "fixtures.tiny_models",
     "fixtures.exporting",
+    "fixtures.training",
 ]
 
 ROOT = Path(__file__).parent.parent

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 def train_quantized(run: "Run", technique: "Qad | Qat") -> None:
     """Train the student of `run.checkpoint` and write its codes to `run.out`."""
-    ranks = Ranks()
+    ranks = Ranks(technique.batch)
     student = Student(run.checkpoint, ranks.device)
     student.simulate(_policy(technique, student))
     _choose(student, technique)
@@ -39,6 +39,7 @@ def train_quantized(run: "Run", technique: "Qad | Qat") -> None:
     state = _trained(run, technique, loop)
     write_quantized(run, student, ranks)
     note_training(run, technique, state, windows.facts)
+    ranks.leave()
 
 
 def _trained(run: "Run", technique: "Qad | Qat", loop: Loop) -> State:
