@@ -3,16 +3,18 @@
 import argparse
 import faulthandler
 import json
+import os
 import signal
 import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from optcore.child import RESULTS
 from optcore.errors import OptError, typed_error
 from optcore.events import AnyEvent, RunFailed
+from optcore.gang import LOST_PEER, has_lost_peer
 from optcore.recipe import Recipe, load_recipe
 
 
@@ -55,15 +57,33 @@ def stage(options: argparse.Namespace) -> None:
     from optcore.stages import import_libraries, perform
 
     task = StageTask.model_validate_json(options.task.read_text())
+    is_first = os.environ.get("RANK", "0") == "0"
     try:
         import_libraries(task)
-        results = perform(task, emit)
+        results = perform(task, emit if is_first else _unheard)
     except Exception as error:
+        if has_lost_peer(error):
+            _leave(LOST_PEER)
         if not isinstance(error, OptError):
             traceback.print_exc()
         emit(RunFailed(failure=typed_error(error, task.name).failure(task.name)))
-        raise SystemExit(1) from error
-    (options.task.parent / RESULTS).write_text(json.dumps(results))
+        _leave(1)
+    if is_first:
+        (options.task.parent / RESULTS).write_text(json.dumps(results))
+    _leave(0)
+
+
+def _unheard(_: AnyEvent) -> None:
+    """Of the processes of a stage, the first one speaks for all."""
+
+
+def _leave(status: int) -> NoReturn:
+    """End; one of several at once: clean-up waits for others that are gone, and threads of theirs can abort it."""
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    raise SystemExit(status)
 
 
 def validate(options: argparse.Namespace) -> None:

@@ -1,23 +1,21 @@
 """A stage in a process of its own: a true peak memory, a freed GPU, and a crash that cannot take the run with it."""
 
-import ctypes
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 from pydantic import ValidationError
 
 from optcore.errors import Failure, OptError, StageCrashed
 from optcore.events import AnyEvent, RunFailed, parse_event
-from optcore.stage import StageTask
+from optcore.gang import Gang
+from optcore.stage import StageTask, TechniqueWork
+from optcore.techniques.training import Training
 
 _CREDENTIALS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
-_PR_SET_PDEATHSIG = 1
 RESULTS = "results.json"
 """Beside the task file: what the stage process leaves for its record."""
 
@@ -38,39 +36,38 @@ class Usage(NamedTuple):
     """What a stage process took."""
 
     peak_memory_bytes: int
+    """Of a stage with several processes the sum of theirs."""
 
 
 def run_stage(task: StageTask, task_file: Path, emit: Callable[[AnyEvent], None]) -> Usage:
     """Run a task to its end and pass its events on. Raises the stage's typed error, or `StageCrashed`."""
     task_file.write_text(task.model_dump_json())
-    process = subprocess.Popen(
-        [sys.executable, "-m", "optcore", "stage", str(task_file)],
-        stdout=subprocess.PIPE,
-        env=_environment(task),
-        close_fds=False,  # whoever started us may have left us a GPU's lock, to be held for as long as we use it
-        preexec_fn=partial(_die_with, os.getpid()),
-    )
-    failure = _relay(process, emit)
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
+    command = [sys.executable, "-m", "optcore", "stage", str(task_file)]
+    with Gang(command, _process_count(task), _environment(task)) as gang:
+        failure = _relay(gang.output, emit)
     if failure:
         raise ReportedFailure(failure)
-    if process.returncode:
-        raise _crash(task.name, process.returncode)
-    return Usage(usage.ru_maxrss * 1024)
+    if gang.status:
+        raise _crash(task.name, gang.status)
+    return Usage(gang.peak_memory_bytes)
 
 
-def _relay(process: "subprocess.Popen[bytes]", emit: Callable[[AnyEvent], None]) -> Failure | None:
+def _process_count(task: StageTask) -> int:
+    technique = task.work.technique if isinstance(task.work, TechniqueWork) else None
+    return technique.process_count if isinstance(technique, Training) else 1
+
+
+def _relay(output: IO[bytes], emit: Callable[[AnyEvent], None]) -> Failure | None:
+    """Pass events on until all processes have ended; the first failure that one of them reported."""
     failure = None
-    assert process.stdout
-    for line in process.stdout:
+    for line in output:
         try:
             event = parse_event(line)
         except ValidationError:
             sys.stderr.buffer.write(line)  # a library that prints on standard output must not break the protocol
             continue
         if isinstance(event, RunFailed):
-            failure = event.failure
+            failure = failure or event.failure
         else:
             emit(event)
     return failure
@@ -92,9 +89,3 @@ def _crash(stage: str, code: int) -> StageCrashed:
         )
     how = f"with status {code}" if code > 0 else f"by signal {-code} ({signal.strsignal(-code)})"
     return StageCrashed(f"stage {stage} ended {how}", remedy="read the end of the engine's log")
-
-
-def _die_with(parent: int) -> None:
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before the call took effect
-        os._exit(1)

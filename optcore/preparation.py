@@ -39,7 +39,7 @@ def _bring(conductor: Conductor, place: str, technique: Training, dense: Folder)
 def _make_windows(conductor: Conductor, name: str, technique: Training, dense: Folder) -> None:
     """Windows depend on the tokenizer, and on a model only where it writes them: chains share them."""
     work = DataWork(
-        data=technique.data,
+        data=technique.prepared_data,
         sequence_length=technique.sequence_length,
         training=technique.windows,
         validation=technique.validation.samples,

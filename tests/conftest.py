@@ -37,6 +37,7 @@ pytest_plugins = [
     "fixtures.tiny_models",
     "fixtures.classifiers",
     "fixtures.exporting",
+    "fixtures.training_stages",
 ]
 
 ROOT = Path(__file__).parent.parent

@@ -1,10 +1,11 @@
 """What every technique that trains can be told: how long, how fast, on what, and which parameters move."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from optcore.frozen import Frozen
+from optcore.gpus import visible_gpus
 from optcore.references import ModelRef, NeededText, TextSource
 from optcore.techniques.base import Technique
 from optcore.techniques.data import TrainingData
@@ -51,6 +52,9 @@ class Training(Technique):
     memory of one layer."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """What matrices are multiplied in; weights and the optimizer are float32 always. `auto`: bfloat16 on a GPU."""
+    processes: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = "auto"
+    """Processes of one machine that train the model together: its weights, gradients and optimizer are spread over
+    them. `auto`: one for each visible GPU, as many as divide `batch`; one where there is no GPU."""
     validation: Validation = Validation()
     """What the best parameters are chosen by; the untrained start is a candidate too."""
     save_every: int | None = Field(default=None, ge=1)
@@ -74,6 +78,18 @@ class Training(Technique):
         return {"data": NeededText(text=text, tokens=tokens)}
 
     @property
+    def prepared_data(self) -> TrainingData:
+        """The data as windows are prepared of it."""
+        return self.data
+
+    @property
+    def process_count(self) -> int:
+        """Processes to start."""
+        if self.processes != "auto":
+            return self.processes
+        return max(count for count in range(1, max(1, visible_gpus()) + 1) if self.batch % count == 0)
+
+    @property
     def validate_every(self) -> int:
         """Steps between two validations."""
         return self.validation.every or max(1, self.steps // 10)
@@ -92,6 +108,8 @@ class Training(Technique):
     def _parts_divide(self) -> Self:
         if self.micro_batch and self.batch % self.micro_batch:
             raise ValueError(f"micro_batch ({self.micro_batch}) must divide batch ({self.batch})")
+        if self.processes != "auto" and self.batch % self.processes:
+            raise ValueError(f"processes ({self.processes}) must divide batch ({self.batch})")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError("betas must be at least 0 and below 1")
         return self

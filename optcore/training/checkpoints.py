@@ -59,22 +59,21 @@ class Checkpoints:
         self, state: State, optimizer: torch.optim.Optimizer, extra: Mapping[str, torch.Tensor] = MappingProxyType({})
     ) -> None:
         """Write a checkpoint, then remove the one before it. Every process must call it."""
-        tensors = {f"parameter.{name}": full(value.detach()) for name, value in self._parameters.items()}
+        tensors = self._parameter_tensors()
         for name, value in self._parameters.items():
             moments = optimizer.state.get(value, {})
-            tensors |= {f"{kind}.{name}": full(moments[kind]) for kind in _MOMENTS if kind in moments}
+            tensors |= self._gathered({f"{kind}.{name}": moments[kind] for kind in _MOMENTS if kind in moments})
         tensors |= {f"{_EXTRA}{name}": value for name, value in extra.items()}
         self._write(f"step-{state.step:08d}", tensors, state)
         self._forget("step-*", f"step-{state.step:08d}")
 
     def save_best(self, state: State) -> None:
         """Keep the parameters as they are now, as the best ones. Every process must call it."""
-        tensors = {f"parameter.{name}": full(value.detach()) for name, value in self._parameters.items()}
-        self._write(f"best-{state.step:08d}", tensors, state)
+        self._write(f"best-{state.step:08d}", self._parameter_tensors(), state)
 
     def load(self, optimizer: torch.optim.Optimizer) -> State | None:
         """Parameters and optimizer as they were at the last checkpoint, and its state; None where there is none."""
-        found = sorted(self._folder.glob(f"step-*/{_STATE}"))
+        found = sorted(path for path in self._folder.glob(f"step-*/{_STATE}") if path.parent.suffix != ".part")
         if not found:
             return None
         state = State.model_validate_json(found[-1].read_text())
@@ -100,6 +99,14 @@ class Checkpoints:
         """Remove best parameters that are so no longer, once a checkpoint says so: it is what a killed run reads."""
         self._forget("best-*", f"best-{state.best:08d}")
 
+    def _parameter_tensors(self) -> dict[str, torch.Tensor]:
+        return self._gathered({f"parameter.{name}": value for name, value in self._parameters.items()})
+
+    def _gathered(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Whole tensors on the CPU for the process that writes, one after the other; none for the others."""
+        whole = ((name, full(tensor.detach())) for name, tensor in tensors.items())
+        return {name: tensor.cpu() for name, tensor in whole if self._ranks.is_first}
+
     def _write(self, name: str, tensors: dict[str, torch.Tensor], state: State) -> None:
         if self._ranks.is_first:
             part = self._folder / f"{name}.part"
@@ -120,7 +127,7 @@ class Checkpoints:
 def _write_whole(part: Path, path: Path, tensors: dict[str, torch.Tensor], state: State) -> None:
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, part / _TENSORS)
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part / _TENSORS)
     (part / _STATE).write_text(state.model_dump_json())
     shutil.rmtree(path, ignore_errors=True)
     settle(part, path)

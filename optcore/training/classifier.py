@@ -8,13 +8,14 @@ import torch
 from optcore.errors import UnknownArchitecture
 from optcore.links import link_companions
 from optcore.training.labelled import names_of
+from optcore.training.ranks import Ranks
 
 if TYPE_CHECKING:
     from optcore.run import Run
     from optcore.techniques.data import TrainingData
 
 
-def with_classifier(run: "Run", data: "TrainingData") -> Path:
+def with_classifier(run: "Run", data: "TrainingData", ranks: Ranks) -> Path:
     """The checkpoint of `run`, or where it has no head for labels and is to learn some, one that has, in the scratch.
 
     The body is the checkpoint's; the head is drawn from the run's seed, the same whenever it is drawn. Raises
@@ -25,11 +26,13 @@ def with_classifier(run: "Run", data: "TrainingData") -> Path:
     if data.kind != "labelled" or task_of(run.checkpoint) == "text-classification":
         return run.checkpoint
     folder = run.scratch / "classifier"
-    folder.mkdir(parents=True, exist_ok=True)
-    link_companions(run.checkpoint, folder)
-    with torch.random.fork_rng(devices=()):
-        torch.manual_seed(run.seed)
-        _headed(run.checkpoint, names_of(run, data)).save_pretrained(folder)
+    if ranks.is_first:
+        folder.mkdir(parents=True, exist_ok=True)
+        link_companions(run.checkpoint, folder)
+        with torch.random.fork_rng(devices=()):
+            torch.manual_seed(run.seed)
+            _headed(run.checkpoint, names_of(run, data)).save_pretrained(folder)
+    ranks.wait()
     return folder
 
 

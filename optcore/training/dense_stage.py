@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 def train_dense(run: "Run", technique: "Distill | Finetune | Heal") -> None:
     """Train the model of `run.checkpoint` and write it to `run.out`."""
-    ranks = Ranks()
+    ranks = Ranks(technique.batch)
     student = _student(run, technique, ranks)
     budget = _choose(run, technique, student, ranks)
     if technique.gradient_checkpointing:
@@ -43,6 +43,7 @@ def train_dense(run: "Run", technique: "Distill | Finetune | Heal") -> None:
     note_training(run, technique, state, windows.facts)
     if technique.scope == "lora":
         note_adapters(run, student, budget)
+    ranks.leave()
 
 
 def _student(run: "Run", technique: "Distill | Finetune | Heal", ranks: Ranks) -> Student:
@@ -56,7 +57,7 @@ def _student(run: "Run", technique: "Distill | Finetune | Heal", ranks: Ranks) -
         processes=ranks.count,
         master_bytes=NF4_bytes if is_held else 4,
     )
-    return Student(with_classifier(run, technique.data), ranks.device, hold_in_nf4 if is_held else None)
+    return Student(with_classifier(run, technique.data, ranks), ranks.device, hold_in_nf4 if is_held else None)
 
 
 def _choose(run: "Run", technique: "Distill | Finetune | Heal", student: Student, ranks: Ranks) -> RankBudget | None:

@@ -176,14 +176,15 @@ class Loop:
     def measured(self) -> dict[str, float]:
         """Means a token over the validation windows, of the parameters as they are; those that are numbers."""
         facts = self.windows.facts
-        numbers = self.ranks.share(range(facts.training, facts.windows)[: self.ranks.whole(facts.validation)])
+        own = list(micro_batches(self.ranks.share(range(facts.training, facts.windows)), self._micro))
         sums: dict[str, torch.Tensor] = {}
         self.trainee.eval()
-        for part in micro_batches(numbers, self._micro):
+        for part in self.ranks.in_step(own, facts.validation, self._micro):
+            read = part or [facts.training]  # whoever has none left computes along, for what is gathered on the way
             with self._precision():
-                found = self.trainee(self._on_device(part), part, None)
+                found = self.trainee(self._on_device(read), read, None)
             for name, value in found.items():
-                sums[name] = sums.get(name, torch.zeros((), device=self.ranks.device)) + value
+                sums[name] = sums.get(name, torch.zeros((), device=self.ranks.device)) + value * bool(part)
         self.trainee.train()
         sums = {name: self.ranks.summed(value.double()) for name, value in sums.items()}
         tokens = float(sums.pop("tokens"))

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 def train_quantized(run: "Run", technique: "Qad | Qat") -> None:
     """Train the student of `run.checkpoint` and write its codes to `run.out`."""
-    ranks = Ranks()
+    ranks = Ranks(technique.batch)
     teacher = None if technique.technique == "qat" or run.answers else run.teacher or run.checkpoint
     moving = 1.0 if technique.scope == "full" else 0.0
     check_memory(run.checkpoint, teacher, moving=moving, device=ranks.device, processes=ranks.count)
@@ -51,6 +51,7 @@ def train_quantized(run: "Run", technique: "Qad | Qat") -> None:
         note_adapters(run, student, budget)
     write_quantized(run, student, ranks)
     note_training(run, technique, state, windows.facts)
+    ranks.leave()
 
 
 def _trained(run: "Run", technique: "Qad | Qat", loop: Loop) -> State:

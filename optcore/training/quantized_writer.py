@@ -14,7 +14,7 @@ from optcore.calibration.digest import weight_digest
 from optcore.links import link, link_checkpoint
 from optcore.quantization import OUTSIDE, QuantizedLayer
 from optcore.training.fake_quant import FakeQuantLinear
-from optcore.training.ranks import Ranks, full
+from optcore.training.ranks import Ranks
 from optcore.training.student import Student
 
 if TYPE_CHECKING:
@@ -28,11 +28,11 @@ def write_quantized(run: "Run", student: Student, ranks: Ranks) -> None:
     assert description
     layers = []
     for index, record in enumerate(description.layers):
-        tensors = load_file(run.checkpoint / record.file)
-        layer = _rewritten(student, index, record, tensors)
-        if ranks.is_first:
-            save_file({name: one.contiguous().cpu() for name, one in tensors.items()}, run.out / record.file)
-        layers.append(layer)
+        with ranks.gathered(student.layers[index]):
+            if ranks.is_first:
+                tensors = load_file(run.checkpoint / record.file)
+                layers.append(_rewritten(student, index, record, tensors))
+                save_file({name: one.contiguous().cpu() for name, one in tensors.items()}, run.out / record.file)
     if ranks.is_first:
         link(run.checkpoint / OUTSIDE, run.out / OUTSIDE)
         link_checkpoint(run.checkpoint, run.out)
@@ -53,7 +53,7 @@ def _rewritten(
     changed = dict.fromkeys(record.changed)
     for stored, parameter in student.plain_parameters(index):
         if parameter.requires_grad and stored in tensors:
-            tensors[stored] = full(parameter).to(tensors[stored].dtype)
+            tensors[stored] = parameter.to(tensors[stored].dtype)
             changed[stored] = None
     return record.model_copy(update={"linears": linears, "changed": tuple(changed)})
 
@@ -61,6 +61,6 @@ def _rewritten(
 def _codes(module: FakeQuantLinear) -> tuple[dict[str, torch.Tensor], str]:
     """The stored tensors of a weight, and the digest of what they stand for."""
     args = module.scheme.weights
-    weight_NK, scales = full(module.merged()).float(), module.scales()
+    weight_NK, scales = module.merged().float(), module.scales()
     codes_NK = encode(weight_NK, scales, args)
     return pack(codes_NK, scales, args), weight_digest(decode(codes_NK, scales, args))

@@ -40,7 +40,7 @@ class Teacher(Protocol):
 
 
 class LiveTeacher:
-    """A model that answers when asked."""
+    """A model that answers when asked; where several processes train, each has it whole."""
 
     def __init__(self, folder: Path, device: torch.device, *, keeps_layers: bool = False) -> None:
         self.decoder = Decoder(folder, device)

@@ -19,6 +19,7 @@ from optcore.training.linear_loss import LossOfRows, chunked_linear_loss, fused_
 from optcore.training.objective import RowLoss, hidden_term
 from optcore.training.student import Student
 from optcore.training.teacher import LiveTeacher, Rows, Teacher, kept_outputs
+from optcore.training.touched import touch_experts
 from optcore.training.windows import Batch
 
 
@@ -43,6 +44,7 @@ class Trainee(nn.Module):
         self._rows = RowLoss(losses)
         self._hidden = self._hidden_loss(seed)
         self._head = find_head(self.model)
+        touch_experts(self.model)
 
     def forward(
         self, batch: Batch, windows: list[int], progress: float | None = None
@@ -90,7 +92,8 @@ class Trainee(nn.Module):
         inputs, counts_BT = inputs_of(batch), self.counts(batch)
         labels_N = self._labels(batch)[counts_BT]
         said = self._teacher.rows(inputs, counts_BT, windows) if self._teacher else None
-        sums: dict[str, torch.Tensor] = {}
+        names = ("cross_entropy", "kl", "agreement") if said else ("cross_entropy",)
+        sums = {name: torch.zeros((), device=counts_BT.device) for name in names}  # also where no row counts
 
         def note(logits_nV: torch.Tensor, rows: slice) -> torch.Tensor:
             losses_n = cross_entropy(logits_nV, labels_N[rows])
