@@ -76,6 +76,30 @@ def test_a_file_of_labels_is_held_to_the_same(client: TestClient, document: dict
     assert answer.json()["errors"][0]["pointer"] == "/evaluate/1/path"
 
 
+@pytest.mark.parametrize("inside", ["teacher", "data", "fallback"])
+def test_what_training_reads_is_held_to_the_same(
+    client: TestClient, document: dict[str, Any], model: Path, tmp_path: Path, inside: str
+) -> None:
+    """A teacher, training text, and those of a fallback: wherever in the chain they stand."""
+    (tmp_path / "roots" / "text.jsonl").write_text('{"text": "hello"}\n')
+    ptq: dict[str, Any] = {"technique": "ptq", "scheme": "int4"}
+    for good in (True, False):
+        teacher = {"path": str(model) if good else "/etc"}
+        data = {"path": "text.jsonl" if good else "/etc/passwd"}
+        qad = {"technique": "qad", **({"data": data} if inside != "teacher" else {"teacher": teacher})}
+        gate = {"metric": "kl", "max": 0.1, "on_fail": "fallback"}
+        chain = [ptq | {"gate": gate, "fallback": [{"scheme": "fp8"}, qad]}] if inside == "fallback" else [ptq, qad]
+        answer = client.post("/v1/jobs", json=document | {"chain": chain})
+        assert answer.status_code == (201 if good else 422), answer.json()
+    places = {
+        "teacher": "/chain/1/teacher/path",
+        "data": "/chain/1/data/path",
+        "fallback": "/chain/0/fallback/1/data/path",
+    }
+    assert answer.json()["code"] == "path_not_allowed"
+    assert answer.json()["errors"][0]["pointer"] == places[inside]
+
+
 def test_without_roots_there_are_no_local_paths(
     settings: Settings, client: TestClient, document: dict[str, Any], model: Path
 ) -> None:
