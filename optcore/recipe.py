@@ -17,7 +17,7 @@ from optcore.techniques.losses import AnyLoss
 from optcore.yaml_text import read_document
 
 MAX_RECIPE_bytes = 256 * 1024
-_TAGS = {name for union in (AnyTechnique, AnyExport, AnyEvaluator, AnyLoss) for name in tags(union)}
+_TAGS = {name for union in (AnyTechnique, AnyExport, AnyEvaluator, AnyLoss) for name in tags(union)} | {"change"}
 
 
 class Recipe(Frozen):

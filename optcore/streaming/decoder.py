@@ -37,13 +37,14 @@ _CACHES = ("past_key_values", "past_key_value", "layer_past")
 class Decoder:
     """The streaming model, on the GPU where there is one.
 
-    It computes in float32 on the CPU, where bfloat16 rounding would drown what we measure, and in bfloat16 on a GPU.
+    It computes in float32 on the CPU, where bfloat16 rounding would drown what we measure, and in bfloat16 on a GPU,
+    unless `dtype` says otherwise.
     Raises `BadCheckpoint` for a checkpoint that lacks a parameter or has it in another shape, before any is read.
     """
 
-    def __init__(self, folder: Path, device: torch.device | None = None) -> None:
+    def __init__(self, folder: Path, device: torch.device | None = None, dtype: torch.dtype | None = None) -> None:
         self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.dtype = torch.float32 if self.device.type == "cpu" else torch.bfloat16
+        self.dtype = dtype or (torch.float32 if self.device.type == "cpu" else torch.bfloat16)
         self.reader = TensorReader(folder)
         self.model = skeleton(folder, self.dtype).eval()
         self.names = NameMap(self.model, self.reader.names)

@@ -1,12 +1,13 @@
 """AutoQuantize: a number format for each layer, chosen so that the model changes least within a budget of bits."""
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from optcore.frozen import Frozen
 from optcore.schemes import PRESETS, HIGH_PRECISION_bits, SchemeName
-from optcore.techniques.ptq import Ptq, Quantizing
+from optcore.techniques.ptq import Ptq, Quantizing, kind_of_fallback
+from optcore.techniques.qad import Qad
 
 if TYPE_CHECKING:
     from optcore.run import Run
@@ -16,6 +17,11 @@ class AutoQuantizeFallback(Frozen):
     """What to change when the gate fails."""
 
     effective_bits: float = Field(gt=0, le=HIGH_PRECISION_bits)
+
+
+AnyAutoQuantizeFallback = Annotated[
+    Annotated[AutoQuantizeFallback, Tag("change")] | Annotated[Qad, Tag("qad")], Discriminator(kind_of_fallback)
+]
 
 
 class AutoQuantize(Quantizing):
@@ -42,8 +48,8 @@ class AutoQuantize(Quantizing):
     the calibration tokens that were routed to it."""
     score_samples: int = Field(default=32, ge=1, le=4096)
     """Calibration windows that scores are measured on."""
-    fallback: tuple[AutoQuantizeFallback, ...] = Field(default=(), max_length=8)
-    """Budgets to try in order when the gate fails."""
+    fallback: tuple[AnyAutoQuantizeFallback, ...] = Field(default=(), max_length=8)
+    """Budgets to try in order when the gate fails; or `{technique: qad, ...}`, which trains what the last one left."""
 
     @property
     def schemes(self) -> tuple[str, ...]:

@@ -22,15 +22,15 @@ class PtqFallback(Frozen):
     scheme: SchemeName
 
 
-def _kind_of_fallback(entry: Any) -> str:
+def kind_of_fallback(entry: Any) -> str:
+    """`qad` for training, which goes on from the result that failed the gate; `change` for another configuration."""
     is_training = "technique" in entry if isinstance(entry, dict) else isinstance(entry, Qad)
-    return "qad" if is_training else "ptq"
+    return "qad" if is_training else "change"
 
 
 AnyPtqFallback = Annotated[
-    Annotated[PtqFallback, Tag("ptq")] | Annotated[Qad, Tag("qad")], Discriminator(_kind_of_fallback)
+    Annotated[PtqFallback, Tag("change")] | Annotated[Qad, Tag("qad")], Discriminator(kind_of_fallback)
 ]
-"""Another format, or training: `{technique: qad, ...}` goes on from the result that failed the gate."""
 
 
 class Override(Frozen):

@@ -179,12 +179,14 @@ class Loop:
         own = list(micro_batches(self.ranks.share(range(facts.training, facts.windows)), self._micro))
         sums: dict[str, torch.Tensor] = {}
         self.trainee.eval()
-        for part in self.ranks.in_step(own, facts.validation, self._micro):
+        parts = self.ranks.in_step(own, facts.validation, self._micro)
+        for number, part in enumerate(parts):
             read = part or [facts.training]  # whoever has none left computes along, for what is gathered on the way
             with self._precision():
                 found = self.trainee(self._on_device(read), read, None)
             for name, value in found.items():
                 sums[name] = sums.get(name, torch.zeros((), device=self.ranks.device)) + value * bool(part)
+            self.run.progress("evaluating", number + 1, len(parts))
         self.trainee.train()
         sums = {name: self.ranks.summed(value.double()) for name, value in sums.items()}
         tokens = float(sums.pop("tokens"))

@@ -33,8 +33,8 @@ class Student:
     ) -> None:
         """`held` is given each layer as soon as it is in memory, to make it smaller before the next one is read."""
         self.folder = folder
-        self.decoder = Decoder(folder, device)
-        self.model = self.decoder.load_all(held).float()
+        self.decoder = Decoder(folder, device, torch.float32)  # masters, whatever matrices are multiplied in
+        self.model = self.decoder.load_all(held)
         self.description: Quantization | None = None
         self.linears: dict[str, FakeQuantLinear] = {}
         """Simulated layers by their name in the checkpoint."""
