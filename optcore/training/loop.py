@@ -79,6 +79,7 @@ class Loop:
 
         Raises `TrainingDiverged` when the loss stops being a number before anything was gained.
         """
+        self.trainee.train()  # with dropout, where the model has some: a run that goes on has not validated before
         while self.state.step < self.settings.steps:
             if not self._step(self.state.step):
                 self._diverged()

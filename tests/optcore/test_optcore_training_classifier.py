@@ -24,6 +24,7 @@ from optcore.calibration.stdlib import documents
 from optcore.errors import DataError
 from optcore.evaluate import Classification
 from optcore.evaluate.classification_stream import classify
+from optcore.events import AnyEvent, Metric
 from optcore.techniques import Distill, Finetune
 from optcore.training.windows import Windows
 
@@ -40,6 +41,10 @@ SETTINGS: dict[str, Any] = {
     "validation": {"samples": 64},
     "gradient_checkpointing": False,
 }
+
+
+class Killed(Exception):
+    """Stands for the end of the process at a chosen step."""
 
 
 def _pieces() -> list[tuple[str, str]]:
@@ -167,6 +172,36 @@ def test_windows_of_labelled_texts(encoder: Path, texts: tuple[Path, Path], tmp_
     assert first[0] == tokenizer.cls_token_id
     assert first[-1] == tokenizer.sep_token_id
     assert set(batch.tokens_BT[0][len(first) :].tolist()) <= {tokenizer.pad_token_id}
+
+
+def test_a_killed_run_drops_the_same_activations_when_it_goes_on(
+    encoder: Path, texts: tuple[Path, Path], tmp_path: Path
+) -> None:
+    data = {"kind": "labelled", "path": str(texts[0])}
+    technique = Finetune.model_validate({**SETTINGS, "steps": 6, "save_every": 2, "data": data})
+
+    def train(name: str, kill_at: int = 0) -> dict[int, float]:
+        losses: dict[int, float] = {}
+
+        def emit(event: AnyEvent) -> None:
+            if isinstance(event, Metric) and event.name == "loss":
+                losses[int(event.step or 0)] = event.value
+                if event.step == kill_at:
+                    raise Killed
+
+        run = run_of(encoder, encoder, tmp_path / name / "out")
+        run.text_files, run.emit = (texts[0],), emit
+        prepared(run, technique, tmp_path / name / "windows", (texts[0],))
+        if kill_at:
+            with pytest.raises(Killed):
+                technique.apply(run)
+            kill_at = 0
+        technique.apply(run)
+        return losses
+
+    whole = train("whole")
+    assert train("killed", kill_at=3) == whole
+    assert len(set(whole.values())) == 6
 
 
 def test_a_label_that_a_classifier_does_not_know(teacher: Path, tmp_path: Path) -> None:
