@@ -70,14 +70,21 @@ class Comparison:
     """
 
     def __init__(
-        self, decoder: Decoder, source: Decoder, simulation: Simulation, tokens_ST: torch.Tensor, scratch: Path
+        self,
+        decoder: Decoder,
+        source: Decoder,
+        simulation: Simulation,
+        tokens_ST: torch.Tensor,
+        scratch: Path,
+        *,
+        has_baseline: bool = True,
     ) -> None:
         self.decoder = decoder
         self.source = source
         self.simulation = simulation
         self.tokens_ST = tokens_ST
         models: tuple[Model, ...] = ("source", "result", "baseline")
-        if not simulation.description.searched:
+        if not has_baseline or not simulation.description.searched:
             models = ("source", "result")
         self.states: dict[Model, HiddenStates] = {
             model: HiddenStates(self._decoder_of(model), tokens_ST, scratch) for model in models

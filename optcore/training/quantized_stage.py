@@ -1,13 +1,14 @@
 """QAT and QAD: a quantized checkpoint in, one in the same formats out."""
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from torch import nn
 
-from optcore.quantization import load_quantization
+from optcore.quantization import Quantization, load_quantization
 from optcore.techniques.losses import CrossEntropy
 from optcore.training.checkpoints import State
-from optcore.training.fake_quant import ScalePolicy
+from optcore.training.fake_quant import FakeQuantLinear, ScalePolicy
 from optcore.training.loop import Loop
 from optcore.training.quantized_writer import write_quantized
 from optcore.training.ranks import Ranks
@@ -27,8 +28,8 @@ def train_quantized(run: "Run", technique: "Qad | Qat") -> None:
     """Train the student of `run.checkpoint` and write its codes to `run.out`."""
     ranks = Ranks(technique.batch)
     student = Student(run.checkpoint, ranks.device)
-    student.simulate(_policy(technique, student))
-    _choose(student, technique)
+    student.simulate(policy_of(technique, load_quantization(student.folder)))
+    choose(student.linears.values(), student.layers, technique)
     if technique.gradient_checkpointing:
         student.recompute_layers()
     losses = (CrossEntropy(),) if technique.technique == "qat" else technique.losses
@@ -52,28 +53,28 @@ def _trained(run: "Run", technique: "Qad | Qat", loop: Loop) -> State:
     return loop.train()
 
 
-def _policy(technique: "Qad | Qat", student: Student) -> ScalePolicy:
+def policy_of(technique: "Qad | Qat", description: Quantization | None) -> ScalePolicy:
+    """What scales do while this technique trains what is described."""
     if technique.scope == "scales":
         return "learn"
     if technique.scales != "auto":
         return technique.scales
-    description = load_quantization(student.folder)
     return "freeze" if description is None or description.searched else "recompute"
 
 
-def _choose(student: Student, technique: "Qad | Qat") -> None:
+def choose(linears: Iterable[FakeQuantLinear], layers: nn.Module, technique: "Qad | Qat") -> None:
     """Let move what the scope names."""
-    for module in student.linears.values():
+    for module in linears:
         if technique.scope == "scales":
             module.log_gain.requires_grad_()
         else:
             module.weight.requires_grad_()
     if technique.norms:
-        for parameter in small_parameters(student.layers):
+        for parameter in small_parameters(layers):
             parameter.requires_grad_()
 
 
-def small_parameters(layers: nn.ModuleList) -> list[nn.Parameter]:
+def small_parameters(layers: nn.Module) -> list[nn.Parameter]:
     """Norms and biases: parameters with one dimension."""
     return [parameter for parameter in layers.parameters() if parameter.ndim == 1]
 
