@@ -24,7 +24,7 @@ def compare(run: "Run", samples: int, sequence_length: int) -> tuple[dict[Model,
     texts = Texts(run.source, run.calibration, run.data_files)
     tokens_ST = texts.evaluation_windows(samples, sequence_length, models.longest_sequence)
     errors = models.walk([tokens_ST])
-    return _divergences(models, tokens_ST), errors
+    return divergences(models, tokens_ST), errors
 
 
 def measure_fidelity(run: "Run", evaluator: "Fidelity") -> list[Measurement]:
@@ -54,7 +54,7 @@ def measure_fidelity(run: "Run", evaluator: "Fidelity") -> list[Measurement]:
     ]
 
 
-def _divergences(models: SideBySide, tokens_ST: torch.Tensor) -> dict[Model, Divergence]:
+def divergences(models: SideBySide, tokens_ST: torch.Tensor) -> dict[Model, Divergence]:
     """Every model against the source, after the last layer."""
     sums = dict.fromkeys(models.models, Divergence())
     shift = int(models.source.is_causal)  # an encoder predicts the token at its own place

@@ -28,8 +28,9 @@ _SAME_BASIS = 0.5
 class SideBySide:
     """The models of a run. Raises `BadCheckpoint` where source and result do not know the same tokens."""
 
-    def __init__(self, run: "Run") -> None:
+    def __init__(self, run: "Run", *, has_baseline: bool = True) -> None:
         self._run = run
+        self._has_baseline = has_baseline
         self.result = Decoder(run.checkpoint)
         self.source = self.result if same_weights(run.source, run.checkpoint) else Decoder(run.source)
         self._simulation = Simulation(run.checkpoint) if load_quantization(run.checkpoint) else None
@@ -84,7 +85,7 @@ class SideBySide:
         if simulation is None:
             return walked | {"result": Walked(self.result, tokens, scratch)}
         walked["result"] = Quantized(self.result, simulation, tokens, scratch)
-        if simulation.description.searched:
+        if self._has_baseline and simulation.description.searched:
             walked["baseline"] = PlainlyQuantized(self.result, simulation, tokens, scratch)
         return walked
 

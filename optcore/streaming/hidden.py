@@ -3,7 +3,7 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,8 @@ class HiddenStates:
         self.decoder = decoder
         self.batch_windows = max(1, BATCH_tokens // tokens_ST.shape[1])
         self._arguments: dict[int, tuple[dict[str, Any], ...]] = {}
-        first = decoder.embed(tokens_ST[:1])
+        self._tokens_1T = tokens_ST[:1]
+        first = decoder.embed(self._tokens_1T)
         shape = (*tokens_ST.shape, first.hidden_BTH.shape[-1])
         self.hidden_STH = allocate(shape, decoder.dtype, scratch, in_memory_bytes)
         for rows in self._batches():
@@ -41,6 +42,13 @@ class HiddenStates:
         for rows in self._batches():
             hidden = self.hidden_STH[rows].to(self.decoder.device)
             yield rows, State(hidden, self._arguments[hidden.shape[0]])
+
+    def chosen(self, windows: Sequence[int]) -> State:
+        """Some windows, in the order given, as a state to call a layer with."""
+        count = len(windows)
+        if count not in self._arguments:  # they do not depend on the tokens
+            self._arguments[count] = self.decoder.embed(self._tokens_1T.expand(count, -1)).arguments
+        return State(self.hidden_STH[list(windows)].to(self.decoder.device), self._arguments[count])
 
     def advance(self, index: int, layer: torch.nn.Module, cache: object = None) -> None:
         """Replace every window's state by the layer's output."""

@@ -1,6 +1,8 @@
 """Quantization-aware distillation: the quantized model learns to say what it said in high precision."""
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
+
+from pydantic import model_validator
 
 from optcore.techniques.distilling import Distilling
 from optcore.techniques.quantization_aware import QuantizationAware
@@ -26,8 +28,25 @@ class Qad(Distilling, QuantizationAware):
         """What was done, in one line for people."""
         return f"distilled for {self.steps} steps"
 
+    @model_validator(mode="after")
+    def _blocks_are_compared_with_their_own(self) -> Self:
+        beside = {"teacher", "losses", "teacher_top_k"} & self.model_fields_set
+        if self.scope == "block" and any(
+            getattr(self, name) != type(self).model_fields[name].default for name in beside
+        ):
+            raise ValueError(
+                "`scope: block` compares layers with their own dense ones: leave `teacher`, `losses` and "
+                "`teacher_top_k` out"
+            )
+        return self
+
     def apply(self, run: "Run") -> None:
         """Train, then write the codes of the best weights."""
+        if self.scope == "block":
+            from optcore.training.block_stage import train_blocks
+
+            train_blocks(run, self)
+            return
         from optcore.training.quantized_stage import train_quantized
 
         train_quantized(run, self)

@@ -27,6 +27,11 @@ class Qat(QuantizationAware):
 
     def apply(self, run: "Run") -> None:
         """Train, then write the codes of the best weights."""
+        if self.scope == "block":
+            from optcore.training.block_stage import train_blocks
+
+            train_blocks(run, self)
+            return
         from optcore.training.quantized_stage import train_quantized
 
         train_quantized(run, self)

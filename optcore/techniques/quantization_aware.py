@@ -5,6 +5,7 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from optcore.techniques.adapters import Lora
+from optcore.techniques.data import TrainingData
 from optcore.techniques.training import Training
 
 
@@ -13,11 +14,17 @@ class QuantizationAware(Training):
 
     needs: ClassVar[frozenset[str]] = frozenset({"quantized"})
 
-    scope: Literal["full", "lora", "scales"] = "full"
+    scope: Literal["full", "lora", "scales", "block"] = "full"
     """What moves. `full`: the weights of all quantized layers. `lora`: adapters, whose part is added to a weight before
-    it is rounded. `scales`: their scales only, the codes follow."""
+    it is rounded. `scales`: their scales only, the codes follow. `block`: weights, one decoder layer after the other,
+    each towards what the dense one gives; only one is in memory, so a model of any depth trains where one layer fits.
+    `steps` are those of each layer then, the text is not packed, and only hidden states are compared: `losses` and a
+    teacher of another kind do not apply."""
     lora: Lora = Lora()
     """Settings of `scope: lora`."""
+    propagate: Literal["quantized", "original"] = "quantized"
+    """What a layer is trained on in `scope: block`. `quantized`: on what the trained layers before it give, so that it
+    makes up for their errors. `original`: on what the dense layers give."""
     norms: bool = False
     """Train norms and biases of the decoder layers too."""
     scales: Literal["auto", "freeze", "recompute"] = "auto"
@@ -26,6 +33,22 @@ class QuantizationAware(Training):
     skip_below: float = Field(default=1e-3, ge=0)
     """Nats a token. Where the quantized model's divergence from its teacher is below this, there is nothing to win, and
     nothing is trained."""
+
+    @property
+    def process_count(self) -> int:
+        """Processes to start."""
+        return 1 if self.scope == "block" else super().process_count
+
+    @property
+    def prepared_data(self) -> TrainingData:
+        """The data as windows are prepared of it: layers by themselves know of no documents."""
+        return self.data.model_copy(update={"packing": False}) if self.scope == "block" else self.data
+
+    @model_validator(mode="after")
+    def _blocks_stand_alone(self) -> Self:
+        if self.scope == "block" and self.processes not in (1, "auto"):
+            raise ValueError("`scope: block` trains in one process: leave `processes` out")
+        return self
 
     @model_validator(mode="after")
     def _adapters_fit(self) -> Self:

@@ -1,15 +1,16 @@
 """QAT and QAD: a quantized checkpoint in, one in the same formats out."""
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from torch import nn
 
-from optcore.quantization import load_quantization
+from optcore.quantization import Quantization, load_quantization
 from optcore.techniques.distilling import Distilling
 from optcore.techniques.losses import CrossEntropy
 from optcore.training.adapters import add_adapters
 from optcore.training.checkpoints import State
-from optcore.training.fake_quant import ScalePolicy
+from optcore.training.fake_quant import FakeQuantLinear, ScalePolicy
 from optcore.training.loop import Loop
 from optcore.training.memory import check_memory
 from optcore.training.merge import note_merge
@@ -36,7 +37,7 @@ def train_quantized(run: "Run", technique: "Qad | Qat") -> None:
     moving = 1.0 if technique.scope == "full" else 0.0
     check_memory(run.checkpoint, teacher, moving=moving, device=ranks.device, processes=ranks.count)
     student = Student(run.checkpoint, ranks.device)
-    student.simulate(_policy(technique, student))
+    student.simulate(policy_of(technique, load_quantization(student.folder)))
     budget = _choose(run, technique, student, ranks)
     if technique.gradient_checkpointing:
         student.recompute_layers()
@@ -64,34 +65,37 @@ def _trained(run: "Run", technique: "Qad | Qat", loop: Loop) -> State:
     return loop.train()
 
 
-def _policy(technique: "Qad | Qat", student: Student) -> ScalePolicy:
+def policy_of(technique: "Qad | Qat", description: Quantization | None) -> ScalePolicy:
+    """What scales do while this technique trains what is described."""
     if technique.scope == "scales":
         return "learn"
     if technique.scales != "auto":
         return technique.scales
-    description = load_quantization(student.folder)
     return "freeze" if description is None or description.searched else "recompute"
 
 
 def _choose(run: "Run", technique: "Qad | Qat", student: Student, ranks: Ranks) -> RankBudget | None:
     """Let move what the scope names; the budget that adapters share, where they have one."""
-    small = small_parameters(student.layers)  # adapters may add vectors of their own
-    if technique.scope == "lora":
-        add_adapters(student, technique.lora, run.seed)
-    else:
-        _choose_own(student, technique)
-    if technique.norms:
-        for parameter in small:
-            parameter.requires_grad_()
-    return budget_of(student, technique.lora, technique.steps, ranks.count) if student.adapters else None
+    if technique.scope != "lora":
+        choose(student.linears.values(), student.layers, technique)
+        return None
+    small = small_parameters(student.layers) if technique.norms else []  # adapters may add vectors of their own
+    add_adapters(student, technique.lora, run.seed)
+    for parameter in small:
+        parameter.requires_grad_()
+    return budget_of(student, technique.lora, technique.steps, ranks.count)
 
 
-def _choose_own(student: Student, technique: "Qad | Qat") -> None:
-    for module in student.linears.values():
+def choose(linears: Iterable[FakeQuantLinear], layers: nn.Module, technique: "Qad | Qat") -> None:
+    """Let move what a scope without adapters names."""
+    for module in linears:
         if technique.scope == "scales":
             module.log_gain.requires_grad_()
         else:
             module.weight.requires_grad_()
+    if technique.norms:
+        for parameter in small_parameters(layers):
+            parameter.requires_grad_()
 
 
 def small_parameters(model: nn.Module) -> list[nn.Parameter]:

@@ -3,16 +3,18 @@
 Shapes: N outputs, K inputs of a linear layer.
 """
 
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from optcore.algorithms.codes import decode, encode
 from optcore.algorithms.packing import pack
 from optcore.calibration.digest import weight_digest
 from optcore.links import link, link_checkpoint
-from optcore.quantization import OUTSIDE, QuantizedLayer
+from optcore.quantization import OUTSIDE, Quantization, QuantizedLayer
 from optcore.training.fake_quant import FakeQuantLinear
 from optcore.training.ranks import Ranks
 from optcore.training.student import Student
@@ -31,27 +33,38 @@ def write_quantized(run: "Run", student: Student, ranks: Ranks) -> None:
         with ranks.gathered(student.layers[index]):
             if ranks.is_first:
                 tensors = load_file(run.checkpoint / record.file)
-                layers.append(_rewritten(student, index, record, tensors))
+                layers.append(rewritten(student.linears, student.plain_parameters(index), record, tensors))
                 save_file({name: one.contiguous().cpu() for name, one in tensors.items()}, run.out / record.file)
     if ranks.is_first:
-        link(run.checkpoint / OUTSIDE, run.out / OUTSIDE)
-        link_checkpoint(run.checkpoint, run.out)
-        description.model_copy(update={"layers": tuple(layers), "searched": True}).save(run.out)
+        describe_trained(run, description, layers)
     ranks.wait()
 
 
-def _rewritten(
-    student: Student, index: int, record: QuantizedLayer, tensors: dict[str, torch.Tensor]
+def describe_trained(run: "Run", description: Quantization, layers: Sequence[QuantizedLayer]) -> None:
+    """Everything beside the files of layers."""
+    link(run.checkpoint / OUTSIDE, run.out / OUTSIDE)
+    link_checkpoint(run.checkpoint, run.out)
+    description.model_copy(update={"layers": tuple(layers), "searched": True}).save(run.out)
+
+
+def rewritten(
+    modules: Mapping[str, FakeQuantLinear],
+    plain: Iterable[tuple[str, nn.Parameter]],
+    record: QuantizedLayer,
+    tensors: dict[str, torch.Tensor],
 ) -> QuantizedLayer:
-    """Put what was trained into a layer's tensors; returns what is to be said of it."""
+    """Put what was trained into a layer's tensors; returns what is to be said of it.
+
+    `modules` are its simulated linears and perhaps other layers', `plain` its other parameters, by checkpoint name.
+    """
     linears = dict(record.linears)
     for name in linears:
-        module = student.linears[name]
+        module = modules[name]
         codes, digest = _codes(module)
         tensors.update({f"{name}.{suffix}": tensor.clone() for suffix, tensor in codes.items()})
         linears[name] = linears[name].model_copy(update={"digest": digest, "loss": None})
     changed = dict.fromkeys(record.changed)
-    for stored, parameter in student.plain_parameters(index):
+    for stored, parameter in plain:
         if parameter.requires_grad and stored in tensors:
             tensors[stored] = parameter.to(tensors[stored].dtype)
             changed[stored] = None

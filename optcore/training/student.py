@@ -4,7 +4,7 @@ Modules and parameters are transformers' own, but for experts, which are linear 
 architecture that can be streamed can be trained, and names lead back to the checkpoint's tensors.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,7 @@ class Student:
         quantized = QuantizedCheckpoint(self.folder, self.description)
         groups = self._fused_groups()
         for index in range(len(self.decoder)):
-            self._simulate_layer(index, quantized, policy, groups[index])
+            self.linears |= simulate_layer(self.decoder, index, self.layers[index], quantized, policy, groups[index])
         if quantized.description.kv_preset:
             self._round_keys_and_values(quantized)
 
@@ -63,34 +63,12 @@ class Student:
 
     def plain_parameters(self, index: int) -> Iterator[tuple[str, nn.Parameter]]:
         """Of a layer: checkpoint name and value of every parameter that is not the weight of a simulated linear."""
-        names, simulated = self.decoder.names, {id(module.weight) for module in self.linears.values()}
-        for path, parameter in self.layers[index].named_parameters():
-            stored = names.stored_name.get(f"{self.decoder.layer_name(index)}.{plain_path(path)}")
-            if stored and id(parameter) not in simulated:
-                yield stored, parameter
+        return plain_parameters(self.decoder, index, self.layers[index], self.linears)
 
     def _fused_groups(self) -> list[list[list[str]]]:
         probe = probe_state(self.decoder)
         with torch.no_grad():
             return [fused_groups(self.decoder, index, layer, probe) for index, layer in enumerate(self.layers)]
-
-    def _simulate_layer(
-        self, index: int, quantized: QuantizedCheckpoint, policy: ScalePolicy, groups: Sequence[Sequence[str]]
-    ) -> None:
-        layer, record = self.layers[index], quantized.description.layers[index]
-        paths = module_paths(self.decoder, index, layer)
-        for path, name in paths.items():
-            if name in record.linears:
-                self.linears[name] = _replaced(layer, path, name, quantized, policy)
-        for path, tensor in changed_parameters(quantized, self.decoder, index, record).items():
-            if path.removesuffix(".weight") not in paths or paths[path.removesuffix(".weight")] not in record.linears:
-                parameter = layer.get_parameter(path)
-                parameter.data = tensor.to(parameter.device, parameter.dtype)
-        for group in groups:
-            fused = [layer.get_submodule(path) for path in group]
-            for module in fused:
-                if isinstance(module, FakeQuantLinear):
-                    module.siblings = partial(_of_one_format, fused, module)
 
     def _round_keys_and_values(self, quantized: QuantizedCheckpoint) -> None:
         description = quantized.description
@@ -100,6 +78,45 @@ class Student:
             if attention := description.layers[index].attention:
                 cache = TrainingCache(args, quantized.kv_tensors(attention), rotate=description.kv_rotate)
                 layer.forward = with_cache(layer.forward, cache)
+
+
+def simulate_layer(
+    decoder: Decoder,
+    index: int,
+    layer: nn.Module,
+    quantized: QuantizedCheckpoint,
+    policy: ScalePolicy,
+    groups: Sequence[Sequence[str]],
+) -> dict[str, FakeQuantLinear]:
+    """Replace a layer's quantized linears, `groups` of which engines fuse; what took their place, by checkpoint name.
+
+    `layer` is the decoder's, or a copy of it.
+    """
+    record, paths = quantized.description.layers[index], module_paths(decoder, index, layer)
+    found = {
+        name: _replaced(layer, path, name, quantized, policy) for path, name in paths.items() if name in record.linears
+    }
+    for path, tensor in changed_parameters(quantized, decoder, index, record).items():
+        if path.removesuffix(".weight") not in paths or paths[path.removesuffix(".weight")] not in record.linears:
+            parameter = layer.get_parameter(path)
+            parameter.data = tensor.to(parameter.device, parameter.dtype)
+    for group in groups:
+        fused = [layer.get_submodule(path) for path in group]
+        for module in fused:
+            if isinstance(module, FakeQuantLinear):
+                module.siblings = partial(_of_one_format, fused, module)
+    return found
+
+
+def plain_parameters(
+    decoder: Decoder, index: int, layer: nn.Module, linears: Mapping[str, FakeQuantLinear]
+) -> Iterator[tuple[str, nn.Parameter]]:
+    """Checkpoint name and value of every parameter of a layer that is not the weight of one of its `linears`."""
+    names, simulated = decoder.names, {id(module.weight) for module in linears.values()}
+    for path, parameter in layer.named_parameters():
+        stored = names.stored_name.get(f"{decoder.layer_name(index)}.{plain_path(path)}")
+        if stored and id(parameter) not in simulated:
+            yield stored, parameter
 
 
 class TrainingCache(RoundingCache):
