@@ -27,14 +27,6 @@ class Run:
     data_files: tuple[Path, ...]
     """The data set's files, already on this machine."""
     emit: Callable[[AnyEvent], None]
-    text_files: tuple[Path, ...] = ()
-    """Files of the training text, where it is not the recipe's own data set."""
-    teacher: Path | None = None
-    """The model that a student learns from."""
-    windows: Path = Path()
-    """Prepared training windows."""
-    answers: Path | None = None
-    """What the teacher said of them, where it was asked once for all."""
     journal: Path | None = None
     """A folder for what a later process must know to go on with this stage; removed when it has ended well. None: a
     stage that is killed begins anew."""
@@ -45,6 +37,14 @@ class Run:
     """Its format."""
     task: Task = "text-generation"
     """What the model is for."""
+    text_files: tuple[Path, ...] = ()
+    """Files of the training text, where it is not the recipe's own data set."""
+    teacher: Path | None = None
+    """The model that a student learns from."""
+    windows: Path = Path()
+    """Prepared training windows."""
+    answers: Path | None = None
+    """What the teacher said of them, where it was asked once for all."""
     results: dict[str, object] = field(default_factory=dict)
     """What the stage leaves in its record besides files."""
 

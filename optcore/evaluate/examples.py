@@ -55,7 +55,8 @@ def load_examples(run: "Run", evaluator: "Classification", names: Mapping[int, s
 def check_examples(model: Path, evaluator: "Classification", calibration: Calibration, files: Iterable[Path]) -> None:
     """Read a few rows, so that what is wrong with them is said before any work. Raises `DataError`, `RecipeError`."""
     config = AutoConfig.from_pretrained(model)
-    names = label_names(config) if is_classifier(config.to_dict()) else {}
+    lacks_head = bool(config.architectures) and not is_classifier(config.to_dict())
+    names = {} if lacks_head else label_names(config)
     for row in islice(labelled_rows(evaluator, calibration, files), _LOOKED_AT_rows):
         if names:  # a head that is still to be made takes its labels from the training data
             label_number(row.label, names)
