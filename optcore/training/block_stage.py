@@ -6,6 +6,7 @@ phase, arXiv:2407.11062), its codes are written, and the states go on through wh
 and goes on behind the last finished layer gives the same bytes.
 """
 
+import gc
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
@@ -80,6 +81,7 @@ class _BlockPass:
                     self._dense.advance(index, layer)
                 if self.journal.layer(index) is None:
                     self._train(index, layer)
+                    gc.collect()  # simulated linears know themselves and each other
                 self._go_past(index, layer)
             self.run.progress("training", index + 1, len(self.decoder))
         describe_trained(self.run, self.description, [self._record(index) for index in range(len(self.decoder))])
