@@ -97,12 +97,13 @@ def test_conductor_and_stage_say_where_they_are(conducted: dict[str, int], tmp_p
     pids = (conducted["conductor"], conducted["stage"])
     os.kill(conducted["stage"], signal.SIGCONT)
     until(lambda: all(_catches(pid, signal.SIGUSR1) for pid in pids), "both to be ready for the question")
-    for pid in pids:
-        os.kill(pid, signal.SIGUSR1)
     log = tmp_path / "stderr"
-    # A dump is written line by line, the innermost frame first: the last one says that it is whole, or dots say that
-    # there are more than a dump holds, as in the middle of an import.
-    until(lambda: len(re.findall(r"in _run_module_as_main$|^  \.\.\.$", log.read_text(), re.M)) == 2, "their answers")
+    # A dump is written piece by piece, the innermost frame first: the last one says that it is whole, or dots say that
+    # there are more than a dump holds, as in the middle of an import. Two at once would write into each other's lines.
+    whole = re.compile(r"in _run_module_as_main$|^  \.\.\.$", re.M)
+    for number, pid in enumerate(pids, start=1):
+        os.kill(pid, signal.SIGUSR1)
+        until(lambda answers=number: len(whole.findall(log.read_text())) == answers, "its answer")
     frames = last_frames(log.read_text().splitlines())
     assert "in _relay" in frames
     assert "optcore/__main__.py" in frames
