@@ -21,6 +21,7 @@ def _may_name_paths(recipe: Recipe) -> bool:
     """Quick, and right about the many recipes that name none: each submission asks."""
     if recipe.model.path is not None or recipe.calibration.path is not None:
         return True
-    return any(technique.models or technique.texts for technique in recipe.chain) or any(
-        getattr(evaluator, "path", None) for evaluator in recipe.evaluate
-    )
+    for technique in recipe.chain:
+        if technique.models or technique.texts:
+            return True
+    return any(getattr(evaluator, "path", None) for evaluator in recipe.evaluate)

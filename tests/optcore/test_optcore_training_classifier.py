@@ -120,6 +120,8 @@ def teacher(encoder: Path, texts: tuple[Path, Path], tmp_path_factory: pytest.Te
     return folder / "out"
 
 
+@pytest.mark.proof
+@pytest.mark.slow
 def test_a_head_is_made_for_the_labels_of_the_data(teacher: Path, encoder: Path) -> None:
     assert task_of(encoder) == "fill-mask"
     assert task_of(teacher) == "text-classification"
@@ -133,6 +135,8 @@ def test_a_head_is_made_for_the_labels_of_the_data(teacher: Path, encoder: Path)
     assert PACKAGES[label] == "asyncio"
 
 
+@pytest.mark.proof
+@pytest.mark.slow
 def test_a_student_of_half_the_depth_keeps_the_accuracy(
     teacher: Path, texts: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -204,6 +208,8 @@ def test_a_killed_run_drops_the_same_activations_when_it_goes_on(
     assert len(set(whole.values())) == 6
 
 
+@pytest.mark.proof
+@pytest.mark.slow
 def test_a_label_that_a_classifier_does_not_know(teacher: Path, tmp_path: Path) -> None:
     file = tmp_path / "other.jsonl"
     file.write_text("".join(json.dumps({"text": "import this", "label": "zen"}) + "\n" for _ in range(40)))
