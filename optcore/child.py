@@ -9,9 +9,10 @@ from typing import IO, NamedTuple
 
 from pydantic import ValidationError
 
-from optcore.errors import Failure, OptError, StageCrashed
+from optcore.errors import Failure, OptError, RecipeError, StageCrashed
 from optcore.events import AnyEvent, RunFailed, parse_event
 from optcore.gang import Gang
+from optcore.gpus import visible_gpus
 from optcore.stage import StageTask, TechniqueWork
 from optcore.techniques.training import Training
 
@@ -53,8 +54,17 @@ def run_stage(task: StageTask, task_file: Path, emit: Callable[[AnyEvent], None]
 
 
 def _process_count(task: StageTask) -> int:
+    """Raises `RecipeError` for more than the machine has GPUs, or without one cores: they would only wait."""
     technique = task.work.technique if isinstance(task.work, TechniqueWork) else None
-    return technique.process_count if isinstance(technique, Training) else 1
+    count = technique.process_count if isinstance(technique, Training) else 1
+    most = visible_gpus() or max(2, os.cpu_count() or 1)
+    if count > most:
+        raise RecipeError(
+            f"{count} processes are asked for, and this machine has room for {most}: one a GPU, or without one a core",
+            remedy="lower `processes`, or leave it out",
+            field="/chain",
+        )
+    return count
 
 
 def _relay(output: IO[bytes], emit: Callable[[AnyEvent], None]) -> Failure | None:

@@ -244,3 +244,10 @@ def _is_running(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+def test_more_processes_than_the_machine_has_room_for_are_refused(tmp_path: Path) -> None:
+    technique = _changed(batch=1024, micro_batch=1, processes=1024)
+    task = StageTask(name="1-qad", work=TechniqueWork(technique=technique), inputs=Inputs())
+    with pytest.raises(RecipeError, match="1024 processes are asked for, and this machine has room for"):
+        run_stage(task, tmp_path / "task.json", lambda _: None)
