@@ -5,6 +5,8 @@ from optcore.evaluate import AnyEvaluator, Classification, Fidelity
 from optcore.recipe import Recipe
 from optcore.references import BUILT_IN
 from optcore.report import GateMetric, Task
+from optcore.techniques import Technique
+from optcore.techniques.training import Training
 
 
 def check_measures(recipe: Recipe, task: Task | None = None) -> None:
@@ -44,9 +46,25 @@ def _check_classification(recipe: Recipe, evaluator: Classification, task: Task 
             remedy="name a file of labelled texts in `path`",
             field=f"{field}/path",
         )
+    if any(_is_trained_on(evaluator, technique, recipe) for technique in recipe.chain):
+        raise RecipeError(
+            "accuracy would be measured on the texts that the chain trains on",
+            remedy="name a file of other texts in `path`",
+            field=f"{field}/path",
+        )
     if task is not None and task not in evaluator.tasks:
         raise RecipeError(
             f"`classification` measures models that label texts, and this one is for {task}",
             remedy="use `fidelity`, or a checkpoint with a head for sequence classification",
             field=field,
         )
+
+
+def _is_trained_on(evaluator: Classification, technique: Technique, recipe: Recipe) -> bool:
+    if not isinstance(technique, Training) or technique.data.kind != "labelled":
+        return False
+    trained = technique.data if technique.data.is_own else recipe.calibration
+    measured = evaluator.path or recipe.calibration.path
+    if evaluator.path is None and not technique.data.is_own:
+        return True
+    return measured is not None and measured == trained.path

@@ -21,10 +21,13 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from optcore.architecture import task_of
 from optcore.calibration.stdlib import documents
-from optcore.errors import DataError
+from optcore.errors import DataError, RecipeError
 from optcore.evaluate import Classification
 from optcore.evaluate.classification_stream import classify
 from optcore.events import AnyEvent, Metric
+from optcore.measures import check_measures
+from optcore.plan import check
+from optcore.recipe import recipe_from
 from optcore.techniques import Distill, Finetune
 from optcore.training.windows import Windows
 
@@ -217,3 +220,25 @@ def test_a_label_that_a_classifier_does_not_know(teacher: Path, tmp_path: Path) 
     run = run_of(teacher, teacher, tmp_path / "out")
     with pytest.raises(DataError, match="the label 'zen', which the model does not know"):
         prepared(run, technique, tmp_path / "windows", (file,))
+
+
+@pytest.mark.parametrize(
+    ("measured", "trained", "is_refused"),
+    [({}, {}, True), ({"path": "a.csv"}, {"path": "a.csv"}, True), ({"path": "b.csv"}, {"path": "a.csv"}, False)],
+)
+def test_accuracy_is_not_measured_on_what_was_trained_on(
+    measured: dict[str, str], trained: dict[str, str], is_refused: bool
+) -> None:
+    document = {
+        "model": {"id": "google-bert/bert-base-uncased"},
+        "calibration": {"path": "c.csv"},
+        "chain": [{"technique": "finetune", "data": {"kind": "labelled", **trained}}],
+        "target": {"format": "dense"},
+        "evaluate": [{"evaluator": "classification", **measured}],
+    }
+    if is_refused:
+        with pytest.raises(RecipeError, match="on the texts that the chain trains on"):
+            check_measures(recipe_from(document))
+    else:
+        check_measures(recipe_from(document))
+        check(recipe_from(document))
