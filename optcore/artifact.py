@@ -43,7 +43,7 @@ class TrainedOn(Frozen):
 
     stage: str
     kind: str
-    """Where they came from: `text`, `chat`, `generated` or `random`."""
+    """Where they came from: `text`, `chat`, `labelled`, `generated` or `random`."""
     sha256: str
     """Of all token ids and flags."""
     windows: int

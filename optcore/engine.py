@@ -1,6 +1,7 @@
 """A run from recipe to artifact: fetch, then the chain with its gates, export, evaluate, assemble.
 
-This process is the conductor: it imports no torch, starts one process per stage and finds finished stages by key.
+This process is the conductor: it imports no torch, starts each stage in a process of its own (training in several, if
+asked) and finds finished stages by key.
 """
 
 from collections.abc import Iterator
@@ -83,8 +84,8 @@ class _Walk(Conductor):
     dense: Folder = field(default_factory=Folder)
     """The checkpoint whose weights are the model's in high precision: quantizing stages leave them as they are."""
     trials: list[Trial] = field(default_factory=list)
-    applied: list[Technique] = field(default_factory=list)
-    """The techniques whose results were kept: a fallback instead of what it replaced."""
+    applied: list[_Attempt] = field(default_factory=list)
+    """Whose results were kept: a fallback instead of what it replaced, training behind what it went on from."""
 
     def fetch(self, recipe: Recipe) -> Recipe:
         """Bring model and data here; returns the recipe with its commits pinned."""
@@ -122,10 +123,10 @@ class _Walk(Conductor):
 
     def apply(self, number: int, technique: Technique, recipe: Recipe) -> None:
         """One entry of the chain, with its gate and fallbacks."""
-        start, failed, kept = self.checkpoint, Folder(), list[Technique]()
+        start, failed, kept = self.checkpoint, Folder(), list[_Attempt]()
         for attempt in _attempts(number, technique):
             goes_on = bool(failed.path) and "quantized" in attempt.technique.needs
-            kept = [*kept, attempt.technique] if goes_on else [attempt.technique]
+            kept = [*kept, attempt] if goes_on else [attempt]
             self._try(attempt, failed if goes_on else start)
             if self._passes(attempt, recipe):
                 self.enter(self.left_by(attempt.stage))
@@ -159,7 +160,7 @@ class _Walk(Conductor):
             result=result,
             recipe=recipe,
             inputs=inputs,
-            applied=tuple(self.applied),
+            applied=tuple(attempt.technique for attempt in self.applied),
             evaluated=evaluated.results,
             costs=tuple(self.costs),
             notices=tuple(self.notices),
@@ -169,8 +170,8 @@ class _Walk(Conductor):
         )
 
     def _trained_on(self) -> Iterator[TrainedOn]:
-        for name, record in self.records.items():
-            if found := record.results.get("training"):
+        for name in (attempt.stage for attempt in self.applied):
+            if found := self.records[name].results.get("training"):
                 data = WindowFacts.model_validate(found["data"])
                 yield TrainedOn(
                     stage=name, **data.model_dump(include={"kind", "sha256", "windows", "seed"}), tokens=data.tokens

@@ -110,7 +110,7 @@ def _fetch(run: Run, work: FetchWork, cache: Path) -> None:
         family=family_of(config, map(tensors.shape, tensors.names)),
         source_digest=model.digest,
         task=task,
-        labelled_digest=_fetch_labelled(run, work, model.path, data.files) if task == "text-classification" else "",
+        labelled_digest="" if task == "text-generation" else _fetch_labelled(run, work, model.path, data.files),
         model_revision=model.revision,
         data_files=[str(file) for file in data.files],
         data_digest=data.digest,

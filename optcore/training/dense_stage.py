@@ -10,11 +10,11 @@ from optcore.training.loop import Loop
 from optcore.training.memory import check_memory
 from optcore.training.on_policy import OnPolicy
 from optcore.training.quantized_base import NF4_bytes, hold_in_nf4
-from optcore.training.quantized_stage import judge, small_parameters, teacher_of
 from optcore.training.rank_budget import RankBudget, budget_of
 from optcore.training.ranks import Ranks
 from optcore.training.report import note_adapters, note_training
-from optcore.training.student import Student
+from optcore.training.student import Student, small_parameters
+from optcore.training.teacher import teacher_of
 from optcore.training.trainee import Trainee
 from optcore.training.windows import Windows
 
@@ -36,7 +36,7 @@ def train_dense(run: "Run", technique: "Distill | Finetune | Heal") -> None:
     trainee = Trainee(student, losses, teacher_of(run, technique, ranks), run.seed)
     ranks.shard(trainee, list(student.layers))
     windows = Windows(run.windows)
-    loop = Loop(run, technique, trainee, windows, judge, ranks, budget, _on_policy(run, technique, student, ranks))
+    loop = Loop(run, technique, trainee, windows, ranks, budget, _on_policy(run, technique, student, ranks))
     loop.start()
     state = loop.train()
     write_dense(run, student, ranks)

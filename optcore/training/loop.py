@@ -6,7 +6,6 @@ last checkpoint gives the same losses and the same result, bit for bit on one ki
 """
 
 import math
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
@@ -31,7 +30,7 @@ _NOTED_steps = 1000
 
 
 class Loop:
-    """Trains the parameters that require a gradient. `judge` makes one number, to be low, of a validation's values."""
+    """Trains the parameters that require a gradient."""
 
     def __init__(
         self,
@@ -39,7 +38,6 @@ class Loop:
         settings: "Training",
         trainee: Trainee,
         windows: Windows,
-        judge: Callable[[dict[str, float]], float],
         ranks: Ranks,
         budget: "RankBudget | None" = None,
         on_policy: OnPolicy | None = None,
@@ -50,7 +48,6 @@ class Loop:
         self.windows = windows
         self.ranks = ranks
         self.parameters = {name: value for name, value in trainee.named_parameters() if value.requires_grad}
-        self._judge = judge
         self._budget = budget
         self._on_policy = on_policy
         self._order = Order(windows.facts.training, settings.batch, run.seed)
@@ -162,7 +159,7 @@ class Loop:
     def _validate(self, step: int) -> None:
         found = self._validated(step)
         best = next(one for one in self.state.measured if one.step == self.state.best)
-        is_better = self._judge(found.values) < self._judge(best.values)
+        is_better = judge(found.values) < judge(best.values)
         measured = (*self.state.measured, found)
         self.state = self.state.model_copy(update={"measured": measured} | ({"best": step} if is_better else {}))
         if is_better:
@@ -214,3 +211,8 @@ class Loop:
         if wanted == "float32" or (wanted == "auto" and self.ranks.device.type == "cpu"):
             return nullcontext()
         return torch.autocast(self.ranks.device.type, torch.bfloat16)
+
+
+def judge(values: dict[str, float]) -> float:
+    """What is to be low: KL to the teacher where there is one, else the nats of the text."""
+    return values.get("kl", values.get("cross_entropy", float("inf")))

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from optcore.quantization import Quantization, load_quantization
-from optcore.techniques.distilling import Distilling
 from optcore.techniques.losses import CrossEntropy
 from optcore.training.adapters import add_adapters
 from optcore.training.checkpoints import State
@@ -18,8 +17,8 @@ from optcore.training.quantized_writer import write_quantized
 from optcore.training.rank_budget import RankBudget, budget_of
 from optcore.training.ranks import Ranks
 from optcore.training.report import note_adapters, note_training
-from optcore.training.student import Student
-from optcore.training.teacher import CachedTeacher, LiveTeacher, Teacher
+from optcore.training.student import Student, small_parameters
+from optcore.training.teacher import teacher_of
 from optcore.training.trainee import Trainee
 from optcore.training.windows import Windows
 
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
     from optcore.run import Run
     from optcore.techniques.qad import Qad
     from optcore.techniques.qat import Qat
-    from optcore.techniques.training import Training
 
 
 def train_quantized(run: "Run", technique: "Qad | Qat") -> None:
@@ -45,7 +43,7 @@ def train_quantized(run: "Run", technique: "Qad | Qat") -> None:
     trainee = Trainee(student, losses, teacher_of(run, technique, ranks), run.seed)
     ranks.shard(trainee, list(student.layers))
     windows = Windows(run.windows)
-    loop = Loop(run, technique, trainee, windows, judge, ranks, budget)
+    loop = Loop(run, technique, trainee, windows, ranks, budget)
     state = _trained(run, technique, loop)
     if technique.scope == "lora":
         note_merge(run, student, trainee, loop)
@@ -96,23 +94,3 @@ def choose(linears: Iterable[FakeQuantLinear], layers: nn.Module, technique: "Qa
     if technique.norms:
         for parameter in small_parameters(layers):
             parameter.requires_grad_()
-
-
-def small_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """Norms and biases: parameters with one dimension."""
-    return [parameter for parameter in model.parameters() if parameter.ndim == 1]
-
-
-def teacher_of(run: "Run", technique: "Training", ranks: Ranks) -> Teacher | None:
-    """Whom a technique's student learns from; None where it learns from the text."""
-    if not isinstance(technique, Distilling):
-        return None
-    if run.answers:
-        return CachedTeacher(run.answers, ranks.device)
-    keeps_layers = any(loss.kind == "hidden_mse" for loss in technique.losses)
-    return LiveTeacher(run.teacher or run.checkpoint, ranks.device, keeps_layers=keeps_layers)
-
-
-def judge(values: dict[str, float]) -> float:
-    """KL to the teacher where there is one, else the nats of the text."""
-    return values.get("kl", values.get("cross_entropy", float("inf")))

@@ -175,3 +175,8 @@ def _replaced(
     parent, _, leaf = path.rpartition(".")
     setattr(layer.get_submodule(parent), leaf, module)
     return module
+
+
+def small_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """Norms and biases: parameters with one dimension."""
+    return [parameter for parameter in model.parameters() if parameter.ndim == 1]

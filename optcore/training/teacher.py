@@ -6,17 +6,23 @@ Shapes: B windows of T tokens, N rows that count, V vocabulary, H hidden size.
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch import nn
 
 from optcore.streaming.decoder import Decoder
+from optcore.techniques.distilling import Distilling
 from optcore.training.divergences import TopK
 from optcore.training.head import find_head, last_hidden
 from optcore.training.hidden_loss import Stack
 from optcore.training.linear_loss import head_logits
+from optcore.training.ranks import Ranks
 from optcore.training.teacher_cache import TeacherCache
+
+if TYPE_CHECKING:
+    from optcore.run import Run
+    from optcore.techniques.training import Training
 
 
 class Rows(NamedTuple):
@@ -78,6 +84,16 @@ class CachedTeacher:
         """See `Teacher`."""
         found = self.cache.rows(windows).rows(counts_BT.flatten().cpu()).to(self._device)
         return Rows(found.rows)
+
+
+def teacher_of(run: "Run", technique: "Training", ranks: Ranks) -> Teacher | None:
+    """Whom a technique's student learns from; None where it learns from the text."""
+    if not isinstance(technique, Distilling):
+        return None
+    if run.answers:
+        return CachedTeacher(run.answers, ranks.device)
+    keeps_layers = any(loss.kind == "hidden_mse" for loss in technique.losses)
+    return LiveTeacher(run.teacher or run.checkpoint, ranks.device, keeps_layers=keeps_layers)
 
 
 @contextmanager

@@ -1,43 +1,20 @@
 """A disk that fills up in the middle of a run: a typed error, nothing half-written, and the same bytes in the end."""
 
-import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from fixtures.disk import fill, small_disk
 from fixtures.tiny_models import MakeModel
 
 from optcore.events import AnyEvent, RunFailed, RunFinished, StageFinished, parse_event
 
 pytestmark = pytest.mark.timeout(300)
-SIZE_bytes = 64 * 2**20
-
-
-@contextmanager
-def _disk(folder: Path) -> Iterator[None]:
-    """A small file system; skipped where we may not mount one."""
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={SIZE_bytes}", "lathe-test", str(folder)]
-    if os.geteuid() != 0 or subprocess.run(mount, check=False).returncode != 0:
-        pytest.skip("a small disk has to be mounted, and this account may not")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
-def _fill(folder: Path) -> None:
-    with (folder / "ballast").open("wb", buffering=0) as file:
-        try:
-            while file.write(bytes(4096)):
-                continue
-        except OSError as error:
-            print(f"filled: {error.strerror}")
+SIZE_mebibytes = 64
 
 
 def _run(
@@ -68,11 +45,11 @@ def document(tiny_model: MakeModel) -> dict[str, Any]:
 def test_a_full_disk_ends_the_run_and_room_lets_it_go_on(tmp_path: Path, document: dict[str, Any]) -> None:
     expected = _run(tmp_path, document)[-1]
     assert isinstance(expected, RunFinished)
-    with _disk(small := tmp_path / "small"):
+    with small_disk(small := tmp_path / "small", SIZE_mebibytes):
 
         def fill_before_the_export(event: AnyEvent) -> None:
             if isinstance(event, StageFinished) and event.stage == "1-ptq":
-                _fill(small)
+                fill(small)
 
         failed = _run(small, document, hear=fill_before_the_export)[-1]
         assert isinstance(failed, RunFailed)

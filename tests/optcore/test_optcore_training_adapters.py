@@ -1,8 +1,7 @@
 """Adapters: what is written is what was trained, ranks shrink to their budget, and a killed run goes on exactly."""
 
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import pytest
 import torch
 from fixtures.exporting import Quantize, plain, run_of, simulated_logits
 from fixtures.tiny_models import MakeModel
-from fixtures.training import logits_of, training_run
+from fixtures.training import Killed, logits_of, training_run
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -19,14 +18,13 @@ from torch import nn
 from optcore.algorithms.codes import encode, fake_quantize
 from optcore.algorithms.scales import find_scales
 from optcore.errors import RecipeError
-from optcore.events import AnyEvent, Progress
 from optcore.run import Run
 from optcore.schemes import PRESETS, stored_bits
 from optcore.streaming.decoder import Decoder
 from optcore.streaming.quantized import QuantizedCheckpoint
 from optcore.techniques import Finetune, Qad, Qat
 from optcore.techniques.adapters import Lora
-from optcore.training import dense_stage, quantized_stage
+from optcore.training import dense_stage, loop, quantized_stage
 from optcore.training.adapters import add_adapters, merged_weight
 from optcore.training.checkpoints import State
 from optcore.training.fake_quant import FakeQuantLinear
@@ -42,10 +40,6 @@ NF4 = PRESETS["nf4"].weights
 
 Written = list[tuple[Student, torch.Tensor]]
 """Students as they were when they were written, and their logits."""
-
-
-class Killed(Exception):
-    """What ends a run in the middle."""
 
 
 @pytest.fixture(scope="module")
@@ -120,8 +114,7 @@ def keep_the_last(run: Run, technique: Any) -> None:
     """Random tokens teach nothing: the best parameters would be the untrained ones."""
     calls = count()
     with pytest.MonkeyPatch.context() as patch:
-        for stage in (dense_stage, quantized_stage):
-            patch.setattr(stage, "judge", lambda _: next(calls))  # asked of the new ones first
+        patch.setattr(loop, "judge", lambda _: next(calls))  # asked of the new ones first
         technique.apply(run)
 
 
@@ -252,7 +245,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
     for name, killed_at in (("whole", 0), ("killed", killed)):
         run = training_run(technique, model, model, tmp_path / name)
         if killed_at:
-            with pytest.raises(Killed), _killed(run, killed_at):
+            with pytest.raises(Killed), ending_at(run, killed_at):
                 technique.apply(run)
         technique.apply(run)
         losses.append(_state(run).losses)
@@ -260,20 +253,6 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
     assert len(losses[0]) == 12
     first, second = (load_file(tmp_path / name / "out" / "model.safetensors") for name in ("whole", "killed"))
     assert all(torch.equal(first[name], second[name]) for name in first)
-
-
-@contextmanager
-def _killed(run: Run, step: int) -> Iterator[None]:
-    """The run ends once it has come to a step."""
-    emit = run.emit
-
-    def kill(event: AnyEvent) -> None:
-        if isinstance(event, Progress) and event.phase == "training" and event.done == step:
-            run.emit = emit
-            raise Killed
-
-    run.emit = kill
-    yield
 
 
 def _state(run: Run) -> State:

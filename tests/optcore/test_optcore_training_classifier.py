@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 from fixtures.exporting import run_of
-from fixtures.training import prepared, validations
+from fixtures.training import Killed, prepared, validations
 from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
 from tokenizers.pre_tokenizers import BertPreTokenizer
@@ -44,10 +44,6 @@ SETTINGS: dict[str, Any] = {
     "validation": {"samples": 64},
     "gradient_checkpointing": False,
 }
-
-
-class Killed(Exception):
-    """Stands for the end of the process at a chosen step."""
 
 
 def _pieces() -> list[tuple[str, str]]:

@@ -1,8 +1,6 @@
 """Fine-tuning and distillation of dense models: what they win, and the checkpoint that they leave."""
 
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -11,18 +9,17 @@ import pytest
 import torch
 from fixtures.exporting import plain, run_of
 from fixtures.tiny_models import MakeModel
-from fixtures.training import logits_of, training_run
+from fixtures.training import Killed, logits_of, training_run
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
 from optcore.errors import RecipeError
-from optcore.events import AnyEvent, Progress
 from optcore.plan import check
 from optcore.recipe import recipe_from
 from optcore.run import Run
 from optcore.sizes import read_header, weight_files
 from optcore.techniques import Distill, Finetune, Heal
-from optcore.training import dense_stage
+from optcore.training import dense_stage, loop
 from optcore.training.generate import continued
 from optcore.training.on_policy import OnPolicy
 from optcore.training.student import Student
@@ -31,10 +28,6 @@ from optcore.training.windows import Batch, Windows
 SHORT = {"batch": 4, "sequence_length": 64, "validation": {"samples": 8}, "warmup": 0.1}
 RANDOM = {"kind": "random", "windows": 16}
 TOKENS_BT = torch.arange(3, 51)[None]
-
-
-class Killed(Exception):
-    """What ends a run in the middle."""
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +55,7 @@ def small(tmp_path_factory: pytest.TempPathFactory, tiny_model: MakeModel) -> Pa
 def keeps_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
     """Random tokens teach nothing: the best parameters would be the untrained ones."""
     calls = count()
-    monkeypatch.setattr(dense_stage, "judge", lambda _: next(calls))  # asked of the new ones first
+    monkeypatch.setattr(loop, "judge", lambda _: next(calls))  # asked of the new ones first
 
 
 @pytest.mark.parametrize(
@@ -212,7 +205,7 @@ def test_on_policy_distillation_trains_on_its_own_text_and_goes_on_exactly(
     for name, killed in (("whole", False), ("killed", True)):
         run = training_run(technique, stdlib_model, small, tmp_path / name)
         if killed:
-            with pytest.raises(Killed), _killed(run, 3):
+            with pytest.raises(Killed), ending_at(run, 3):
                 technique.apply(run)
         technique.apply(run)
         losses.append(_losses(run))
@@ -222,20 +215,6 @@ def test_on_policy_distillation_trains_on_its_own_text_and_goes_on_exactly(
     assert losses[0] == losses[1]
     assert losses[0][0] != _losses(run)[0]
     assert losses[0][-1][1] < losses[0][0][1]
-
-
-@contextmanager
-def _killed(run: Run, step: int) -> Iterator[None]:
-    """The run ends once it has come to a step."""
-    emit = run.emit
-
-    def kill(event: AnyEvent) -> None:
-        if isinstance(event, Progress) and event.phase == "training" and event.done == step:
-            run.emit = emit
-            raise Killed
-
-    run.emit = kill
-    yield
 
 
 def _losses(run: Run) -> list[list[float]]:

@@ -1,17 +1,14 @@
 """The training loop: what a step does, that a killed run goes on exactly, and what happens when things go wrong."""
 
 import math
-import os
-import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from fixtures.disk import fill, small_disk
 from fixtures.exporting import Quantize
-from fixtures.training import training_run, validations
+from fixtures.training import Killed, training_run, validations
 from safetensors.torch import load_file
 
 from optcore.errors import OutOfDisk, OutOfMemory, TrainingDiverged, typed_error
@@ -32,10 +29,6 @@ SMALL: dict[str, Any] = {
     "validation": {"samples": 4, "every": 2},
     "save_every": 3,
 }
-
-
-class Killed(Exception):
-    """Stands for the end of the process at a chosen step."""
 
 
 def _qad(**more: Any) -> Qad:
@@ -208,14 +201,14 @@ class TestResume:
         whole, events = ready(technique, "whole")
         technique.apply(whole)
         run, seen = ready(technique, "full")
-        with _disk(tmp_path / "small", 220) as small:
+        with small_disk(tmp_path / "small", 220) as small:
             run.journal = small / "journal"
             run.journal.mkdir()
 
             def emit(event: AnyEvent) -> None:
                 seen.append(event)
                 if isinstance(event, Metric) and event.name == "loss" and event.step == 4:
-                    _fill(small)
+                    fill(small)
 
             run.emit = emit
             with pytest.raises(Exception, match="No space left") as caught:
@@ -261,28 +254,6 @@ class TestTrouble:
             check_memory(stdlib_model, stdlib_model, moving=1.0, device=cpu)
         assert "teacher_top_k" in caught.value.remedy
         check_memory(stdlib_model, None, moving=0.0, device=cpu)
-
-
-@contextmanager
-def _disk(folder: Path, mebibytes: int) -> Iterator[Path]:
-    """A small file system; skipped where we may not mount one."""
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={mebibytes}m", "lathe-test", str(folder)]
-    if os.geteuid() != 0 or subprocess.run(mount, check=False).returncode != 0:
-        pytest.skip("a small disk has to be mounted, and this account may not")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
-def _fill(folder: Path) -> None:
-    with (folder / "ballast").open("wb", buffering=0) as file:
-        try:
-            while file.write(bytes(4096)):
-                continue
-        except OSError as error:
-            print(f"filled: {error.strerror}")
 
 
 def test_a_checkpoint_is_whole_or_not_there(ready: Any, monkeypatch: pytest.MonkeyPatch) -> None:
