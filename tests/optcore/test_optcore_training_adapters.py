@@ -10,7 +10,7 @@ import pytest
 import torch
 from fixtures.exporting import Quantize, plain, run_of, simulated_logits
 from fixtures.tiny_models import MakeModel
-from fixtures.training import Killed, logits_of, training_run
+from fixtures.training import Killed, ending_at, logits_of, training_run
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from torch import nn

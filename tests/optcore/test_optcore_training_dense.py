@@ -9,7 +9,7 @@ import pytest
 import torch
 from fixtures.exporting import plain, run_of
 from fixtures.tiny_models import MakeModel
-from fixtures.training import Killed, logits_of, training_run
+from fixtures.training import Killed, ending_at, logits_of, training_run
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
