@@ -22,9 +22,9 @@ def configure(level: str) -> None:
         hide_secrets,
     ]
     structlog.configure(
-        processors=[structlog.stdlib.filter_by_level, *shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),
-        wrapper_class=structlog.stdlib.BoundLogger,
+        wrapper_class=structlog.make_filtering_bound_logger(level),
     )
     _install(logging.getLogger(), level, shared)
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):

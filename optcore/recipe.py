@@ -76,10 +76,11 @@ def recipe_from(document: Any) -> Recipe:
     """Validate a plain document. Raises `RecipeError` whose `field` is a JSON Pointer to the first problem."""
     if not isinstance(document, dict):
         raise RecipeError(f"a recipe is a mapping, got {type(document).__name__}", remedy="see docs/recipes")
-    if _has_nul(document):
-        raise RecipeError("a recipe is text, and this one holds a NUL character", remedy="remove it")
     try:
-        return Recipe.model_validate_json(canonical_json(document))
+        text = canonical_json(document)
+        if r"\u0000" in text and _has_nul(document):
+            raise RecipeError("a recipe is text, and this one holds a NUL character", remedy="remove it")
+        return Recipe.model_validate_json(text)
     except ValidationError as error:
         causes = root_causes(error)
         first, more = causes[0], len(causes) - 1

@@ -1,7 +1,7 @@
 """Whether an engine will load what a recipe asks for: answered from the matrix, before any work."""
 
 from collections.abc import Iterable, Iterator
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 from optcore.engines import ENGINES, KV, MIXED, Family, loading, obstacles, spoken
@@ -38,6 +38,7 @@ def _more(recipe: "Recipe") -> tuple[Export, ...]:
     return more
 
 
+@lru_cache(maxsize=1024)  # a question of tables, asked for every submission
 def check_export(
     target: Export, formats: Formats, family: Family | None = None, place: str = "/target", chain: str = ""
 ) -> None:

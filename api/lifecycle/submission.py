@@ -1,6 +1,7 @@
 """What its owner does to a job: submit it, end it, set it aside, begin it anew, throw it away."""
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -27,7 +28,8 @@ class Submitted:
     """A job as it joined the queue."""
 
     id: str
-    recipe: Recipe
+    document: Mapping[str, Any]
+    """The recipe, as plain values."""
     created_at: datetime
     inserted: submissions.Inserted | None
     """None for a job that is there since the same request came before."""
@@ -48,22 +50,24 @@ def submit(session: Session, project_id: str, recipe: Recipe, origin: Origin = O
 
     Done once for each idempotency key. Raises `IdempotencyMismatch` and `Conflict`.
     """
-    values = _values(project_id, recipe, origin)
+    document = recipe.model_dump(mode="json")
+    values = _values(project_id, recipe, document, origin)
     inserted = submissions.insert(session, values)
     if inserted is None:
         assert origin.key is not None, "only a key that is taken prevents an insertion"
         earlier = idempotency.job(session, project_id, submissions.ROUTE, origin.key, values["digest"])
-        return Submitted(earlier.id, recipe, earlier.created_at, None)
+        return Submitted(earlier.id, document, earlier.created_at, None)
     if inserted.has_receiver:
         announce(session, jobs.get(session, project_id, values["id"]), "job.queued")
-    return Submitted(values["id"], recipe, inserted.created_at, inserted)
+    return Submitted(values["id"], document, inserted.created_at, inserted)
 
 
 async def submit_alone(statements: Statements, project_id: str, recipe: Recipe, origin: Origin) -> Submitted | None:
     """The same and committed, where nothing has to be checked or told besides; None, and nothing done, elsewhere."""
-    values = _values(project_id, recipe, origin)
+    document = recipe.model_dump(mode="json")
+    values = _values(project_id, recipe, document, origin)
     inserted = await submissions.insert_alone(statements, values)
-    return inserted and Submitted(values["id"], recipe, inserted.created_at, inserted)
+    return inserted and Submitted(values["id"], document, inserted.created_at, inserted)
 
 
 def request_cancel(session: Session, project_id: str, job_id: str) -> Job:
@@ -148,8 +152,7 @@ def _queue(session: Session, job: Job, reason: str, **values: Any) -> Job:
     return moved
 
 
-def _values(project_id: str, recipe: Recipe, origin: Origin) -> dict[str, Any]:
-    document = recipe.model_dump(mode="json")
+def _values(project_id: str, recipe: Recipe, document: Mapping[str, Any], origin: Origin) -> dict[str, Any]:
     text = canonical_json(document)
     return {
         "id": new_id("job"),
