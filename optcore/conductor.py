@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -91,7 +92,7 @@ class Conductor:
         if not isinstance(task.work, FetchWork):
             return self.work.record(key)
         record = self.work.record(key) if task.work.is_pinned else None
-        return record if record and Path(record.results["source"]).exists() else None
+        return record if record and all(map(Path.exists, _fetched(record))) else None
 
     def _run(self, task: StageTask, key: str) -> StageRecord:
         part = self.work.begin(key)
@@ -124,3 +125,11 @@ class Conductor:
                 peak_memory_bytes=record.peak_memory_bytes,
             )
         )
+
+
+def _fetched(record: StageRecord) -> Iterator[Path]:
+    """All folders and files that a fetch brought here."""
+    results = record.results
+    texts = (results["data_files"], *(text["files"] for text in results["texts"].values()))
+    for path in (results["source"], *(model["path"] for model in results["models"].values()), *chain(*texts)):
+        yield Path(path)

@@ -14,6 +14,7 @@ from optcore.references import Calibration, ModelRef, NeededText, TextSource
 from optcore.report import Task
 from optcore.techniques import AnyTechnique
 from optcore.techniques.data import TrainingData
+from optcore.techniques.training import Training
 from optcore.version import ENGINE_VERSION, installed
 
 
@@ -48,6 +49,7 @@ class DataWork(Frozen):
     kind: Literal["data"] = "data"
     data: TrainingData
     sequence_length: int
+    """Tokens a window; all models that see them hold as many."""
     training: int
     """Windows to train on."""
     validation: int
@@ -165,10 +167,16 @@ def environment(work: AnyWork) -> dict[str, str]:
     """What the same work depends on beyond its inputs: the libraries that compute, on what, and for timings where."""
     if isinstance(work, FetchWork):
         return {}
-    libraries = {name: installed(name) for name in ("torch", "transformers")}
+    libraries = {name: installed(name) for name in ("torch", "transformers", *_made_by(work))}
     device = "cuda" if Path("/dev/nvidia0").exists() and os.environ.get("CUDA_VISIBLE_DEVICES") != "" else "cpu"
     machine = {"machine": platform.node()} if isinstance(work, EvaluateWork) else {}
     return {**libraries, "device": device, **machine}
+
+
+def _made_by(work: AnyWork) -> tuple[str, ...]:
+    """Packages that compute for some techniques only."""
+    technique = work.technique if isinstance(work, TechniqueWork) else None
+    return ("peft",) if isinstance(technique, Training) and technique.has_adapters else ()
 
 
 class StageRecord(Frozen):

@@ -83,6 +83,11 @@ class Training(Technique):
         return self.data
 
     @property
+    def has_adapters(self) -> bool:
+        """Whether what moves are low-rank adapters."""
+        return getattr(self, "scope", "") == "lora"
+
+    @property
     def process_count(self) -> int:
         """Processes to start."""
         if self.processes != "auto":
