@@ -17,6 +17,10 @@ _MOST_experts = 2**17
 _COUNTS = re.compile(r"^(num|n)_(\w+_)?(labels|heads|codebooks|groups|buckets|classes|quantizers)$")
 _MOST_counted = 2**17
 """Of what transformers makes an object each; labels are a dictionary before any weight is looked at."""
+_REACHES = ("max_position_embeddings", "n_positions", "max_seq_len", "model_max_length", "context_length")
+"""What families call the number of their positions."""
+NO_limit = 2**20
+"""Tokens, where positions end nowhere."""
 _MOST = 2**25
 """Of any number but a rotary base: three times the longest positions that a published model reaches. Tables of
 positions and frequencies are computed while a skeleton is built, before weights can contradict the config."""
@@ -45,10 +49,16 @@ def check_architecture(folder: Path) -> None:
 
 
 def longest_sequence(folder: Path) -> int:
-    """Tokens that the model's positions reach, by its config."""
+    """Tokens that the model's positions reach: by its config, or where they are learned by the table's use."""
+    if any(name.endswith("position_embeddings.weight") for path in weight_files(folder) for name in read_header(path)):
+        import torch
+
+        from optcore.streaming.skeleton import longest_sequence_of, skeleton
+
+        return longest_sequence_of(skeleton(folder, torch.float32))
     config = _config(folder)
-    found = {**config, **(config.get("text_config") or {})}.get("max_position_embeddings")
-    return int(found) if found else 2**20
+    text = {**config, **(config.get("text_config") or {})}
+    return next((int(text[name]) for name in _REACHES if text.get(name)), NO_limit)
 
 
 def task_of(folder: Path) -> Task:

@@ -14,7 +14,7 @@ def prepare(conductor: Conductor, name: str, place: str, technique: Training, de
     `place` is where the technique stands in the recipe, a JSON Pointer; `dense` the chain's weights in high precision.
     """
     _bring(conductor, place, technique, dense)
-    _make_windows(conductor, name, technique, dense)
+    _make_windows(conductor, name, place, technique, dense)
     if isinstance(technique, Distilling) and technique.teacher_top_k:
         _ask_teacher(conductor, name, technique, technique.teacher_top_k)
 
@@ -36,11 +36,11 @@ def _bring(conductor: Conductor, place: str, technique: Training, dense: Folder)
         conductor.move(teacher=teacher.path, teacher_digest=teacher.digest)
 
 
-def _make_windows(conductor: Conductor, name: str, technique: Training, dense: Folder) -> None:
+def _make_windows(conductor: Conductor, name: str, place: str, technique: Training, dense: Folder) -> None:
     """Windows depend on the tokenizer, and on a model only where it writes them: chains share them."""
     work = DataWork(
         data=technique.prepared_data,
-        sequence_length=technique.sequence_length,
+        sequence_length=_sequence_length(conductor, name, place, technique),
         training=technique.windows,
         validation=technique.validation.samples,
     )
@@ -54,6 +54,16 @@ def _make_windows(conductor: Conductor, name: str, technique: Training, dense: F
         conductor.stage(data_stage(name), work)
     made = conductor.left_by(data_stage(name))
     conductor.move(windows=made.path, windows_digest=made.digest)
+
+
+def _sequence_length(conductor: Conductor, name: str, place: str, technique: Training) -> int:
+    """Tokens a window: no more than the source, its teacher, and a student that the chain goes on with can hold."""
+    fetched = conductor.records["0-fetch"].results
+    others = [model for at, model in fetched["models"].items() if at.endswith("/student") or at == f"{place}/teacher"]
+    longest: int = min(model["longest_sequence"] for model in (fetched, *others))
+    if longest < technique.sequence_length:
+        conductor.notice(data_stage(name), f"sequence_length cut to {longest}, the most that the models hold")
+    return min(longest, technique.sequence_length)
 
 
 def _ask_teacher(conductor: Conductor, name: str, technique: Distilling, top_k: int) -> None:

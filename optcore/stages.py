@@ -103,12 +103,14 @@ def _fetch(run: Run, work: FetchWork, cache: Path) -> None:
     data = fetch_data(work.calibration.needed, cache, run.progress)
     task = task_of(model.path)
     windows = () if task == "text-classification" else work.evaluations
-    Texts(model.path, work.calibration, tuple(data.files)).check(longest_sequence(model.path), windows)
+    longest = longest_sequence(model.path)
+    Texts(model.path, work.calibration, tuple(data.files)).check(longest, windows)
     config, tensors = json.loads((model.path / "config.json").read_text()), TensorReader(model.path)
     run.results.update(
         source=str(model.path),
         family=family_of(config, map(tensors.shape, tensors.names)),
         source_digest=model.digest,
+        longest_sequence=longest,
         task=task,
         labelled_digest="" if task == "text-generation" else _fetch_labelled(run, work, model.path, data.files),
         model_revision=model.revision,
@@ -122,14 +124,15 @@ def _fetch(run: Run, work: FetchWork, cache: Path) -> None:
 
 def _fetch_beside(run: Run, model: Path, place: str, ref: ModelRef, cache: Path) -> dict[str, Any]:
     """A teacher or a student: it must speak the model's language."""
-    from optcore.architecture import check_architecture
+    from optcore.architecture import check_architecture, longest_sequence
     from optcore.sources import fetch_model
     from optcore.sources.vocabulary import check_same_vocabulary
 
     found = fetch_model(ref, cache, run.progress, place)
     check_architecture(found.path)
     check_same_vocabulary(model, found.path, place)
-    return {"path": str(found.path), "digest": found.digest, "revision": found.revision}
+    longest = longest_sequence(found.path)
+    return {"path": str(found.path), "digest": found.digest, "revision": found.revision, "longest_sequence": longest}
 
 
 def _fetch_text(run: Run, place: str, needed: NeededText, cache: Path) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from optcore.errors import RecipeError, UnknownArchitecture, is_out_of_memory
 from optcore.streaming.memory import return_free_memory
 from optcore.streaming.names import NameMap
 from optcore.streaming.reader import TensorReader
-from optcore.streaming.skeleton import layers_of, skeleton
+from optcore.streaming.skeleton import layers_of, longest_sequence_of, skeleton
 from optcore.streaming.stand_ins import Given, Recorder, State
 from optcore.streaming.weights import Weights
 
@@ -59,11 +59,7 @@ class Decoder:
     @property
     def longest_sequence(self) -> int:
         """Tokens that the model's positions reach."""
-        longest = int(getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or 2**20)
-        for name, module in self.model.named_modules():
-            if name.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx:
-                longest = min(longest, module.num_embeddings - module.padding_idx - 1)  # RoBERTa counts from there
-        return longest
+        return longest_sequence_of(self.model)
 
     @property
     def is_causal(self) -> bool:

@@ -14,7 +14,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from optcore.architecture import is_classifier, is_encoder
+from optcore.architecture import NO_limit, is_classifier, is_encoder
 from optcore.errors import UnknownArchitecture, is_out_of_memory
 from optcore.streaming.experts import unfuse
 
@@ -53,6 +53,16 @@ def layers_of(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
         remedy="use a decoder-only language model, or a BERT-style encoder",
         field="/model",
     )
+
+
+def longest_sequence_of(model: PreTrainedModel) -> int:
+    """Tokens that the model's positions reach."""
+    longest = int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or NO_limit)
+    for name, module in model.named_modules():
+        is_table = name.endswith("position_embeddings") and isinstance(module, nn.Embedding)
+        if is_table and module.padding_idx is not None:
+            longest = min(longest, module.num_embeddings - module.padding_idx - 1)  # RoBERTa counts from there
+    return longest
 
 
 def _lists(model: PreTrainedModel, part: nn.Module) -> list[tuple[str, nn.ModuleList]]:

@@ -26,16 +26,16 @@ _LARGEST_validation = 0.2
 
 
 def prepare_windows(run: "Run", work: "DataWork") -> WindowFacts:
-    """Write the windows of a training stage to `run.out`. Raises `DataError` where there is text for none."""
-    from optcore.architecture import longest_sequence
+    """Write the windows of a training stage to `run.out`.
 
-    data, wanted = work.data, work.training + work.validation
-    length = min(work.sequence_length, longest_sequence(run.checkpoint) or work.sequence_length)
-    if length < work.sequence_length:
-        run.notice(f"sequence_length cut to {length}, the most that the model holds")
-    writer = WindowWriter(run.out, length)
+    Raises `DataError` where there is text for none, or nothing in it to learn or to measure on.
+    """
+    data, wanted, length = work.data, work.training + work.validation, work.sequence_length
+    writer, learned = WindowWriter(run.out, length), _Learned()
     for batch in _batches(run, data, length, wanted):
-        writer.append(batch.first(wanted - writer.written))
+        part = batch.first(wanted - writer.written)
+        learned.see(part, writer.written)
+        writer.append(part)
         run.progress("calibrating", writer.written, wanted)
         if writer.written == wanted:
             break
@@ -43,10 +43,37 @@ def prepare_windows(run: "Run", work: "DataWork") -> WindowFacts:
     if writer.written < wanted:
         run.notice(f"training data: {writer.written} windows of {length} tokens, {wanted} were asked for")
     validation = min(work.validation, max(1, int(writer.written * _LARGEST_validation)))
-    facts = writer.finish(data.kind, validation, run.seed)
-    if not facts.learned:
-        raise DataError("no token of the training data is to be learned", remedy="check the data", field="/chain")
-    return facts
+    learned.check(writer.written - validation)
+    return writer.finish(data.kind, validation, run.seed)
+
+
+class _Learned:
+    """The first and the last window of which anything is learned."""
+
+    def __init__(self) -> None:
+        self.first: int | None = None
+        self.last = -1
+
+    def see(self, batch: Batch, start: int) -> None:
+        """Windows from number `start` on."""
+        counts_BT = (batch.flags_BT & (LEARNED | BEGINS)) == LEARNED
+        found = [start + row for row in counts_BT.any(1).nonzero().flatten().tolist()]
+        if batch.labels_B is not None:
+            found = list(range(start, start + len(batch.labels_B)))
+        if found:
+            self.first, self.last = found[0] if self.first is None else self.first, found[-1]
+
+    def check(self, training: int) -> None:
+        """Raise `DataError` where the first `training` windows, or those behind them, have nothing to learn."""
+        if self.first is None or self.first >= training:
+            raise _nothing_learned("train", "use more text, or a longer sequence_length")
+        if self.last < training:
+            raise _nothing_learned("measure progress", "raise `validation.samples`, or use more text")
+
+
+def _nothing_learned(use: str, remedy: str) -> DataError:
+    message = f"no token of the windows to {use} on is to be learned"
+    return DataError(message, remedy=remedy, field="/chain")
 
 
 def _check(written: int, length: int) -> None:
