@@ -15,6 +15,7 @@ from optcore.errors import GateFailed, RecipeError, folder_error
 from optcore.events import RecipeResolved, RunFinished, RunPlanned
 from optcore.fetching import fetch_work, learns_labels, pinned
 from optcore.frozen import digest_of
+from optcore.held_out import check_held_out
 from optcore.measures import check_measures, gate_evaluator
 from optcore.plan import (
     Result,
@@ -106,6 +107,7 @@ class _Walk(Conductor):
             task=task,
         )
         check_measures(recipe, task)
+        check_held_out(recipe, task, results)
         check_target(recipe, results["family"])
         resolved = pinned(recipe, results)
         self._remember_pinned(resolved, record)

@@ -1,9 +1,11 @@
 """Whether what a recipe measures can be measured: answered before any work."""
 
+from os.path import normpath
+
 from optcore.errors import RecipeError
 from optcore.evaluate import AnyEvaluator, Classification, Fidelity
 from optcore.recipe import Recipe
-from optcore.references import BUILT_IN
+from optcore.references import BUILT_IN, TextSource
 from optcore.report import GateMetric, Task
 from optcore.techniques import Technique
 from optcore.techniques.training import Training
@@ -39,6 +41,15 @@ def gate_evaluator(recipe: Recipe, metric: GateMetric, task: Task | None = None,
     )
 
 
+def measured_on_training(field: str) -> RecipeError:
+    """What is said where accuracy would be that on training data."""
+    return RecipeError(
+        "accuracy would be measured on the texts that the chain trains on",
+        remedy="name a file of other texts in `path`",
+        field=field,
+    )
+
+
 def _check_classification(recipe: Recipe, evaluator: Classification, task: Task | None, field: str) -> None:
     if evaluator.path is None and recipe.calibration.path is None and recipe.calibration.dataset == BUILT_IN:
         raise RecipeError(
@@ -46,12 +57,9 @@ def _check_classification(recipe: Recipe, evaluator: Classification, task: Task 
             remedy="name a file of labelled texts in `path`",
             field=f"{field}/path",
         )
-    if any(_is_trained_on(evaluator, technique, recipe) for technique in recipe.chain):
-        raise RecipeError(
-            "accuracy would be measured on the texts that the chain trains on",
-            remedy="name a file of other texts in `path`",
-            field=f"{field}/path",
-        )
+    may_train = [one for technique in recipe.chain for one in (technique, *technique.alternatives)]
+    if any(_is_trained_on(evaluator, technique, recipe) for technique in may_train):
+        raise measured_on_training(f"{field}/path")
     if task is not None and task not in evaluator.tasks:
         raise RecipeError(
             f"`classification` measures models that label texts, and this one is for {task}",
@@ -64,7 +72,10 @@ def _is_trained_on(evaluator: Classification, technique: Technique, recipe: Reci
     if not isinstance(technique, Training) or technique.data.kind != "labelled":
         return False
     trained = technique.data if technique.data.is_own else recipe.calibration
-    measured = evaluator.path or recipe.calibration.path
-    if evaluator.path is None and not technique.data.is_own:
-        return True
-    return measured is not None and measured == trained.path
+    measured = TextSource(path=evaluator.path) if evaluator.path else recipe.calibration
+    return _named(measured) == _named(trained)
+
+
+def _named(text: TextSource) -> tuple[str | None, ...]:
+    """Which text it is, by its name alone; what the files say is asked once they are here (`optcore.held_out`)."""
+    return (normpath(text.path),) if text.path else (text.dataset, text.subset)

@@ -9,6 +9,7 @@ import torch
 from optcore.calibration.chat import ChatFormat
 from optcore.calibration.text import Texts
 from optcore.errors import DataError
+from optcore.held_out import share_text
 from optcore.sources.conversations import read_conversations
 from optcore.training.packing import Document, packed
 from optcore.training.window_facts import WindowFacts
@@ -108,6 +109,8 @@ def _reference(run: "Run", data: "TrainingData") -> "Calibration":
     if not data.is_own:
         return run.calibration
     named = {name: getattr(data, name) for name in ("dataset", "revision", "subset", "column", "path")}
+    if not _is_whole(run, data):
+        named["column"] = data.column or run.calibration.column  # what is held out is counted in the same text
     return run.calibration.model_copy(update={**named, "dataset": data.dataset or ""})
 
 
@@ -118,13 +121,12 @@ def _documents(texts: Texts, run: "Run", data: "TrainingData") -> Iterator[Docum
             spoken = chat.spoken(messages)
             yield Document(spoken.ids, spoken.is_assistant)
     else:
-        yield from map(Document, texts.training_documents(whole=data.is_own and not _is_shared(run, data)))
+        yield from map(Document, texts.training_documents(whole=_is_whole(run, data)))
 
 
-def _is_shared(run: "Run", data: "TrainingData") -> bool:
-    """Whether evaluation is held out from the same text."""
-    calibration = run.calibration
-    return (data.dataset, data.subset, data.path) == (calibration.dataset, calibration.subset, calibration.path)
+def _is_whole(run: "Run", data: "TrainingData") -> bool:
+    """Whether nothing of the text is held out for evaluation."""
+    return data.is_own and not share_text(run.text_files, run.data_files)
 
 
 def _cut(texts: Texts, run: "Run", data: "TrainingData", length: int) -> Iterator[Batch]:
