@@ -26,7 +26,8 @@ class Classification(Evaluator):
     text: Label | None = None
     """Text column; when absent `text`, `article`, `content` or the only one."""
     label: Label = "label"
-    """Column of the labels: numbers, or names that the model's `id2label` knows."""
+    """Column of the labels: numbers, or names that the model's `id2label` knows. Where names are numbers of their own
+    (stars from 1 to 5), names are meant."""
     samples: int = Field(default=2000, ge=1, le=100_000)
     """Texts, drawn by the recipe's seed."""
     sequence_length: int = Field(default=512, ge=2, le=131_072)
