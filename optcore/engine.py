@@ -36,6 +36,7 @@ from optcore.targets import check_target
 from optcore.techniques import Gate, Technique
 from optcore.techniques.training import Training
 from optcore.training.window_facts import WindowFacts
+from optcore.training_fit import check_models
 from optcore.work import WorkFolder
 
 
@@ -108,6 +109,7 @@ class _Walk(Conductor):
         )
         check_measures(recipe, task)
         check_held_out(recipe, task, results)
+        check_models(recipe, results)
         check_target(recipe, results["family"])
         resolved = pinned(recipe, results)
         self._remember_pinned(resolved, record)

@@ -12,6 +12,7 @@ from optcore.targets import check_target
 from optcore.techniques import Technique
 from optcore.techniques.distilling import Distilling
 from optcore.techniques.training import Training
+from optcore.training_fit import check_labelled
 
 _DENSE = frozenset({"dense"})
 
@@ -120,6 +121,7 @@ def check(recipe: Recipe) -> None:
         _check_unquantized(recipe)
     _check_also(recipe)
     _check_places(recipe)
+    check_labelled(recipe)
     check_measures(recipe)
     check_target(recipe)
 

@@ -37,20 +37,17 @@ def _bring(conductor: Conductor, place: str, technique: Training, dense: Folder)
 
 
 def _make_windows(conductor: Conductor, name: str, place: str, technique: Training, dense: Folder) -> None:
-    """Windows depend on the tokenizer, and on a model only where it writes them: chains share them."""
+    """Windows depend on the tokenizer, and on a model only where it writes or labels them: chains share them."""
     work = DataWork(
         data=technique.prepared_data,
         sequence_length=_sequence_length(conductor, name, place, technique),
         training=technique.windows,
         validation=technique.validation.samples,
     )
-    inputs = conductor.inputs
-    writer = Folder()
-    if technique.data.kind == "generated":
-        writer = Folder(inputs.teacher, inputs.teacher_digest) if inputs.teacher else dense
+    model, teacher = _read(conductor, technique, dense)
     with conductor.aside():
-        conductor.enter(Folder(inputs.source, inputs.source_digest))
-        conductor.move(teacher=writer.path, teacher_digest=writer.digest)
+        conductor.enter(model)
+        conductor.move(teacher=teacher.path, teacher_digest=teacher.digest)
         conductor.stage(data_stage(name), work)
     made = conductor.left_by(data_stage(name))
     conductor.move(windows=made.path, windows_digest=made.digest)
@@ -64,6 +61,23 @@ def _sequence_length(conductor: Conductor, name: str, place: str, technique: Tra
     if longest < technique.sequence_length:
         conductor.notice(data_stage(name), f"sequence_length cut to {longest}, the most that the models hold")
     return min(longest, technique.sequence_length)
+
+
+def _read(conductor: Conductor, technique: Training, dense: Folder) -> tuple[Folder, Folder]:
+    """The model and the teacher that windows depend on; no folder where that is none.
+
+    Labels are numbered as the model that trains does, and as its teacher where that model has no head yet.
+    """
+    inputs = conductor.inputs
+    source, teacher = Folder(inputs.source, inputs.source_digest), Folder(inputs.teacher, inputs.teacher_digest)
+    match technique.data.kind:
+        case "labelled" if "quantized" in technique.needs:
+            return dense, Folder()
+        case "labelled":
+            return conductor.checkpoint, teacher
+        case "generated":
+            return source, teacher if teacher.path else dense
+    return source, Folder()
 
 
 def _ask_teacher(conductor: Conductor, name: str, technique: Distilling, top_k: int) -> None:

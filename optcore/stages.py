@@ -95,6 +95,7 @@ def perform(task: StageTask, emit: Callable[[AnyEvent], None]) -> dict[str, Any]
 def _fetch(run: Run, work: FetchWork, cache: Path) -> None:
     from optcore.architecture import check_architecture, longest_sequence, task_of
     from optcore.calibration.text import Texts
+    from optcore.evaluate.examples import labels_of
     from optcore.sources import fetch_data, fetch_model
     from optcore.streaming.reader import TensorReader
 
@@ -106,33 +107,43 @@ def _fetch(run: Run, work: FetchWork, cache: Path) -> None:
     longest = longest_sequence(model.path)
     Texts(model.path, work.calibration, tuple(data.files)).check(longest, windows)
     config, tensors = json.loads((model.path / "config.json").read_text()), TensorReader(model.path)
+    models = {place: _fetch_beside(run, model.path, place, ref, cache) for place, ref in work.models.items()}
+    last = [model.path, *(Path(found["path"]) for place, found in models.items() if place.endswith("/student"))][-1]
     run.results.update(
         source=str(model.path),
         family=family_of(config, map(tensors.shape, tensors.names)),
         source_digest=model.digest,
         longest_sequence=longest,
         task=task,
-        labelled_digest="" if task == "text-generation" else _fetch_labelled(run, work, model.path, data.files),
+        labels=list(labels_of(model.path).values()),
+        labelled_digest="" if task == "text-generation" else _fetch_labelled(run, work, last, data.files),
         model_revision=model.revision,
         data_files=[str(file) for file in data.files],
         data_digest=data.digest,
         data_revision=data.revision,
-        models={place: _fetch_beside(run, model.path, place, ref, cache) for place, ref in work.models.items()},
+        models=models,
         texts={place: _fetch_text(run, place, needed, cache) for place, needed in work.texts.items()},
     )
 
 
 def _fetch_beside(run: Run, model: Path, place: str, ref: ModelRef, cache: Path) -> dict[str, Any]:
     """A teacher or a student: it must speak the model's language."""
-    from optcore.architecture import check_architecture, longest_sequence
+    from optcore.architecture import check_architecture, longest_sequence, task_of
+    from optcore.evaluate.examples import labels_of
     from optcore.sources import fetch_model
     from optcore.sources.vocabulary import check_same_vocabulary
 
     found = fetch_model(ref, cache, run.progress, place)
     check_architecture(found.path)
     check_same_vocabulary(model, found.path, place)
-    longest = longest_sequence(found.path)
-    return {"path": str(found.path), "digest": found.digest, "revision": found.revision, "longest_sequence": longest}
+    return {
+        "path": str(found.path),
+        "digest": found.digest,
+        "revision": found.revision,
+        "longest_sequence": longest_sequence(found.path),
+        "task": task_of(found.path),
+        "labels": list(labels_of(found.path).values()),
+    }
 
 
 def _fetch_text(run: Run, place: str, needed: NeededText, cache: Path) -> dict[str, Any]:
@@ -143,7 +154,7 @@ def _fetch_text(run: Run, place: str, needed: NeededText, cache: Path) -> dict[s
 
 
 def _fetch_labelled(run: Run, work: FetchWork, model: Path, files: tuple[Path, ...]) -> str:
-    """Digest of the evaluators' own files, after a look into them."""
+    """Digest of the evaluators' own files, after a look into them; `model` is the one whose labels are measured."""
     from optcore.evaluate.examples import check_examples
     from optcore.sources import fetch_file
 

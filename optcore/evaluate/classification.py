@@ -26,7 +26,8 @@ class Classification(Evaluator):
     text: Label | None = None
     """Text column; when absent `text`, `article`, `content` or the only one."""
     label: Label = "label"
-    """Column of the labels: numbers, or names that the model's `id2label` knows."""
+    """Column of the labels: numbers, or names that the model's `id2label` knows. Where names are numbers of their own
+    (stars from 1 to 5), names are meant."""
     samples: int = Field(default=2000, ge=1, le=100_000)
     """Texts, drawn by the recipe's seed."""
     sequence_length: int = Field(default=512, ge=2, le=131_072)
@@ -42,5 +43,7 @@ class Classification(Evaluator):
         """The same texts as at the end, so that a gate says what the report will."""
         from optcore.evaluate.classification_stream import classify
 
-        against_true, against_source = classify(run, self)["result"]
-        return {"accuracy": against_true.accuracy, "agreement": against_source.accuracy}
+        found = classify(run, self)
+        against_true, against_source = found["result"]
+        values: dict[GateMetric, float] = {"accuracy": against_true.accuracy}
+        return values | {"agreement": against_source.accuracy} if "source" in found else values

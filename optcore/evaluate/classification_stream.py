@@ -47,14 +47,14 @@ class Confusion:
 
 
 def classify(run: "Run", evaluator: "Classification") -> dict[Model, tuple[Confusion, Confusion]]:
-    """For each model its labels against the true ones, and against the source's."""
+    """For each model its labels against the true ones, and against the source's: nothing is counted there without a
+    source that labels texts."""
     models = SideBySide(run)
-    if models.is_one_task:
-        _check_labels(models.source, models.result)
+    numbers_L = _renumbered(models.source, models.result) if models.is_one_task else None
     names = label_names(models.result.model.config)
     examples = load_examples(run, evaluator, names, models.longest_sequence)
     run.results["layer_errors"] = models.walk(examples.tokens)
-    return _confusions(models, examples, len(names))
+    return _confusions(models, examples, len(names), numbers_L)
 
 
 def measure_classification(run: "Run", evaluator: "Classification") -> list[Measurement]:
@@ -82,18 +82,31 @@ def measure_classification(run: "Run", evaluator: "Classification") -> list[Meas
     return [*rows, row("agreement", "The same label as the source", agreement)] if "source" in found else rows
 
 
-def _confusions(models: SideBySide, examples: Examples, labels: int) -> dict[Model, tuple[Confusion, Confusion]]:
+def _confusions(
+    models: SideBySide, examples: Examples, labels: int, numbers_L: torch.Tensor | None
+) -> dict[Model, tuple[Confusion, Confusion]]:
+    """`numbers_L`: the result's numbers of the source's labels, where there is a source."""
     found = {model: (Confusion(labels), Confusion(labels)) for model in models.models}
     for place, states in models.batches():
         true_B = examples.labels[place.group][place.rows]
         given = {model: models.logits(model, state).argmax(-1).cpu() for model, state in states.items()}
+        if numbers_L is not None:
+            given["source"] = numbers_L[given["source"]]
         for model, (against_true, against_source) in found.items():
             against_true.add(true_B, given[model])
-            against_source.add(given.get("source", given["result"]), given[model])
+            if "source" in given:
+                against_source.add(given["source"], given[model])
     return found
 
 
-def _check_labels(source: Decoder, result: Decoder) -> None:
-    before, after = (decoder.model.config.num_labels for decoder in (source, result))
-    if before != after:
-        raise BadCheckpoint(f"the result knows {after} labels and the source {before}", field="/chain")
+def _renumbered(source: Decoder, result: Decoder) -> torch.Tensor:
+    """The result's number of each of the source's labels [L]: another student may have the same ones in another order.
+
+    Where names differ (`LABEL_0` says nothing) they are taken to be in the same order. Raises `BadCheckpoint`.
+    """
+    before, after = (decoder.model.config.id2label for decoder in (source, result))
+    if len(before) != len(after):
+        raise BadCheckpoint(f"the result knows {len(after)} labels and the source {len(before)}", field="/chain")
+    numbers = {name: number for number, name in after.items()}
+    is_same = numbers.keys() == set(before.values())
+    return torch.tensor([numbers[before[number]] if is_same else number for number in range(len(before))])

@@ -74,31 +74,45 @@ def draw(rows: Iterable[Labelled], samples: int, seed: int) -> list[Labelled]:
     return [row for _, row in heapq.nsmallest(samples, enumerate(rows), key=lambda pair: _hash(seed, pair[0]))]
 
 
-def label_names(config: PretrainedConfig) -> dict[int, str]:
+def label_names(config: PretrainedConfig, field: str = "/evaluate") -> dict[int, str]:
     """Names by number. Raises `RecipeError` for a model that does not choose one of several labels."""
     names: dict[int, str] = config.id2label
     if len(names) < 2 or config.problem_type in ("regression", "multi_label_classification"):
         raise RecipeError(
-            "the model does not choose one of several labels, so it has no accuracy",
-            remedy="remove `classification` from `evaluate`",
-            field="/evaluate",
+            "the model does not choose one of several labels, so none of them is the true one",
+            remedy="leave labelled texts out of `evaluate` and of training data",
+            field=field,
         )
     return names
 
 
-def label_number(label: int | str, names: Mapping[int, str]) -> int:
-    """The number of a label given by number or name. Raises `DataError` for one that the model does not know."""
-    numbers = {str(number): number for number in names}
-    if isinstance(label, str):  # CSV has no numbers, and names may be digits
-        numbers |= {name: number for number, name in names.items()}
+def labels_of(folder: Path) -> dict[int, str]:
+    """Names by number of the labels of a classifier; none of another model."""
+    config = AutoConfig.from_pretrained(folder)
+    return dict(sorted(config.id2label.items())) if is_classifier(config.to_dict()) else {}
+
+
+def label_number(label: int | str, names: Mapping[int, str], field: str = "/evaluate") -> int:
+    """The number of a label given by name or number. Raises `DataError` for one that the model does not know.
+
+    Of a model whose names are other numbers (stars from 1 to 5), numbers are names: a file does not say which it means,
+    and CSV has no numbers at all.
+    """
+    numbers = {name: number for number, name in names.items()}
+    if not any(_is_number(name) and name != str(number) for number, name in names.items()):
+        numbers = {str(number): number for number in names} | numbers
     if str(label) not in numbers:
         known = ", ".join(f"{number} ({name})" for number, name in sorted(names.items())[:10])
         raise DataError(
             f"the data has the label {label!r}, which the model does not know",
             remedy=f"name the column of the labels in `label`; the model's are {known}",
-            field="/evaluate",
+            field=field,
         )
     return numbers[str(label)]
+
+
+def _is_number(name: str) -> bool:
+    return name.removeprefix("-").isdecimal()
 
 
 def _hash(seed: int, place: int) -> bytes:

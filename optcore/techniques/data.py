@@ -21,7 +21,7 @@ class TrainingData(TextSource):
     """Fill windows with several documents, none of which attends to another. Without it a window is a piece of the text
     as it comes, as in calibration."""
     label: Label = "label"
-    """Of `labelled`: the column of the labels, numbers or names."""
+    """Of `labelled`: the column of the labels, numbers or names, as in `classification`."""
     prompt_tokens: int = Field(default=16, ge=0, le=8192)
     """Of `generated`: tokens of text that each window begins with; 0 begins with a single random token. Of on-policy
     distillation: what the student goes on from, one at least."""

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 def train_dense(run: "Run", technique: "Distill | Finetune | Heal") -> None:
     """Train the model of `run.checkpoint` and write it to `run.out`."""
     ranks = Ranks(technique.batch)
-    student = _student(run, technique, ranks)
-    budget = _choose(run, technique, student, ranks)
+    student, made = _student(run, technique, ranks)
+    budget = _choose(run, technique, student, ranks, made)
     if technique.gradient_checkpointing:
         student.recompute_layers()
     losses = (CrossEntropy(),) if technique.technique == "finetune" else technique.losses
@@ -46,7 +46,8 @@ def train_dense(run: "Run", technique: "Distill | Finetune | Heal") -> None:
     ranks.leave()
 
 
-def _student(run: "Run", technique: "Distill | Finetune | Heal", ranks: Ranks) -> Student:
+def _student(run: "Run", technique: "Distill | Finetune | Heal", ranks: Ranks) -> tuple[Student, frozenset[str]]:
+    """The student, and which of its parameters no checkpoint has trained."""
     is_held = technique.scope == "lora" and technique.lora.base == "nf4"
     asked = technique.technique != "finetune" and not run.answers
     check_memory(
@@ -57,20 +58,23 @@ def _student(run: "Run", technique: "Distill | Finetune | Heal", ranks: Ranks) -
         processes=ranks.count,
         master_bytes=NF4_bytes if is_held else 4,
     )
-    return Student(with_classifier(run, technique.data, ranks), ranks.device, hold_in_nf4 if is_held else None)
+    begun = with_classifier(run, technique.data, ranks)
+    return Student(begun.folder, ranks.device, hold_in_nf4 if is_held else None), begun.made
 
 
-def _choose(run: "Run", technique: "Distill | Finetune | Heal", student: Student, ranks: Ranks) -> RankBudget | None:
+def _choose(
+    run: "Run", technique: "Distill | Finetune | Heal", student: Student, ranks: Ranks, made: frozenset[str]
+) -> RankBudget | None:
     """Let move what the scope names; the budget that adapters share, where they have one."""
     if technique.scope == "full":
         student.model.requires_grad_()
         return None
     small = small_parameters(student.model)  # adapters may add vectors of their own
+    drawn = [parameter for path, parameter in student.model.named_parameters() if path in made]
     if technique.scope == "lora":
         add_adapters(student, technique.lora, run.seed)
-    if technique.technique == "heal":
-        for parameter in small:
-            parameter.requires_grad_()
+    for parameter in [*drawn, *(small if technique.technique == "heal" else [])]:
+        parameter.requires_grad_()
     return budget_of(student, technique.lora, technique.steps, ranks.count) if student.adapters else None
 
 

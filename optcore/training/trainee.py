@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from optcore.errors import RecipeError
+from optcore.streaming.decoder import Decoder
 from optcore.techniques.losses import AnyLoss, ForwardKl
 from optcore.training.divergences import TopK, cross_entropy, forward_kl, forward_kl_top_k
 from optcore.training.head import Head, find_head, last_hidden
@@ -21,6 +22,7 @@ from optcore.training.student import Student
 from optcore.training.teacher import LiveTeacher, Rows, Teacher, kept_outputs
 from optcore.training.touched import touch_experts
 from optcore.training.windows import Batch
+from optcore.training_fit import check_same_labels
 
 
 class Sums(NamedTuple):
@@ -33,10 +35,15 @@ class Sums(NamedTuple):
 
 
 class Trainee(nn.Module):
-    """Holds the student's modules; the teacher is beside it, not inside, and never trains."""
+    """Holds the student's modules; the teacher is beside it, not inside, and never trains.
+
+    Raises `RecipeError` for a teacher that numbers labels in another way.
+    """
 
     def __init__(self, student: Student, losses: tuple[AnyLoss, ...], teacher: Teacher | None, seed: int) -> None:
         super().__init__()
+        if isinstance(teacher, LiveTeacher):
+            check_same_labels(_labels_of(student.decoder), _labels_of(teacher.decoder))
         self.model = student.model
         self.losses = losses
         self._decoder = student.decoder
@@ -170,6 +177,11 @@ def inputs_of(batch: Batch) -> dict[str, torch.Tensor]:
     positions_BT = batch.positions_BT
     is_packed = bool((positions_BT[:, 1:] == 0).any())
     return {"input_ids": batch.tokens_BT} | ({"position_ids": positions_BT} if is_packed else {})
+
+
+def _labels_of(decoder: Decoder) -> list[str]:
+    """A classifier's, by number; none of another model."""
+    return [name for _, name in sorted(decoder.model.config.id2label.items())] if decoder.is_classifier else []
 
 
 def _is_plain(head: Head) -> bool:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from fixtures.classifiers import CLASSIFIERS, NAMES, MakeClassifier, sentences, write_sentences
 from fixtures.exporting import plain, run_of, streamed_logits
 from fixtures.tiny_models import MakeModel
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from optcore.architecture import task_of
@@ -116,6 +118,44 @@ def test_labels_of_another_number_are_refused(tiny_classifier: MakeClassifier, t
         classify(run_of(source, other, tmp_path / "out"), labelled)
 
 
+def relabelled(folder: Path, target: Path, names: tuple[str, ...], order: list[int]) -> Path:
+    """The same classifier with its labels in another order, and with other names; logits are higher by 1."""
+    shutil.copytree(folder, target)
+    config = json.loads((folder / "config.json").read_text())
+    named = {"id2label": dict(enumerate(names)), "label2id": {name: number for number, name in enumerate(names)}}
+    (target / "config.json").write_text(json.dumps({**config, **named}))
+    tensors = load_file(folder / "model.safetensors")
+    head = {name: tensor[order] for name, tensor in tensors.items() if name.startswith("classifier.")}
+    head["classifier.bias"] += 1  # another file, so that it is read as a model of its own
+    save_file({**tensors, **head}, target / "model.safetensors", {"format": "pt"})
+    return target
+
+
+def test_a_source_agrees_by_name(tiny_classifier: MakeClassifier, tmp_path: Path) -> None:
+    """A student may have the same labels in another order; where names differ, numbers are all there is."""
+    source = tiny_classifier("Bert")
+    evaluator = Classification(path=str(write_sentences(tmp_path / "labelled.jsonl", COUNT, named=True)))
+    reversed_ = relabelled(source, tmp_path / "reversed", NAMES[::-1], [2, 1, 0])
+    found = classify(run_of(source, reversed_, tmp_path / "a"), evaluator)
+    straight = classify(run_of(source, source, tmp_path / "b"), evaluator)["source"][0]
+    assert found["result"][1].accuracy == 1
+    assert found["source"][0].accuracy == found["result"][0].accuracy == straight.accuracy
+    other = relabelled(source, tmp_path / "other", ("LABEL_0", "LABEL_1", "LABEL_2"), [0, 1, 2])
+    numbered = Classification(path=str(write_sentences(tmp_path / "numbered.jsonl", COUNT)))
+    assert classify(run_of(source, other, tmp_path / "c"), numbered)["result"][1].accuracy == 1
+
+
+def test_nothing_agrees_with_a_source_that_labels_no_texts(tiny_classifier: MakeClassifier, tmp_path: Path) -> None:
+    from transformers import BertConfig, BertForMaskedLM
+
+    result, source = tiny_classifier("Bert"), tmp_path / "source"
+    BertForMaskedLM(BertConfig.from_pretrained(result)).save_pretrained(source)
+    AutoTokenizer.from_pretrained(result).save_pretrained(source)
+    evaluator = Classification(path=str(write_sentences(tmp_path / "labelled.jsonl", COUNT)))
+    assert evaluator.measure_gate(run_of(source, result, tmp_path / "out")).keys() == {"accuracy"}
+    assert evaluator.measure_gate(run_of(result, result, tmp_path / "out")).keys() == {"accuracy", "agreement"}
+
+
 def test_macro_f1_leaves_out_labels_that_never_occur() -> None:
     confusion = Confusion(4)
     confusion.add(torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 1, 3]))
@@ -179,8 +219,15 @@ def test_a_model_that_chooses_no_label_has_no_accuracy(change: dict[str, Any], t
 
 
 def test_names_may_be_digits() -> None:
-    stars = {0: "1", 1: "2", 2: "3"}
-    assert [label_number(label, stars) for label in (1, "1", "2", "0")] == [1, 0, 1, 0]
+    """Where a name is another number, no number stands for itself: 1 would be two labels."""
+    stars, odd = {0: "1", 1: "2", 2: "3"}, {0: "0", 1: "1", 2: "3"}
+    assert [label_number(label, stars) for label in (1, "1", 2, "3")] == [0, 0, 1, 2]
+    assert [label_number(label, odd) for label in (0, "1", 3)] == [0, 1, 2]
+    assert [label_number(label, {0: "0", 1: "1"}) for label in (0, "1")] == [0, 1]
+    assert [label_number(label, {0: "no", 1: "yes"}) for label in (0, "1", "yes")] == [0, 1, 1]
+    for label, names in ((0, stars), ("0", stars), (2, odd)):
+        with pytest.raises(DataError, match="which the model does not know"):
+            label_number(label, names)
 
 
 def test_names_and_numbers_are_one_label(tiny_classifier: MakeClassifier, tmp_path: Path) -> None:
