@@ -30,7 +30,6 @@ def measured_once(run: "Run", folder: Path, windows: Windows, name: str) -> Valu
     """Measure a quantized checkpoint, or find what an earlier process of this stage measured under the name."""
     path = run.records / f"{name}.json"
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_settled(path, json.dumps(_measured(run, folder, windows)))
     found: Values = json.loads(path.read_text())
     return found
