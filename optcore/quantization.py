@@ -69,7 +69,9 @@ class Quantization(Frozen):
     activation_search: bool = False
     """Activation scales are chosen at run time by least squared error."""
     searched: bool = True
-    """Whether anything better than plain maximum scales and rounding to nearest was used."""
+    """Whether anything better than plain maximum scales and rounding to nearest was used, besides training."""
+    trained: bool = False
+    """Whether codes or scales were trained since: the weights are others than the dense ones."""
 
     @cached_property
     def linears(self) -> dict[str, QuantizedLinear]:

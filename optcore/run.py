@@ -54,6 +54,7 @@ class Run:
         if self.journal is None:
             self.scratch.mkdir(parents=True, exist_ok=True)
             self.journal = Path(mkdtemp(dir=self.scratch))
+        self.journal.mkdir(parents=True, exist_ok=True)
         return self.journal
 
     def progress(self, phase: Phase, done: int, total: int) -> None:

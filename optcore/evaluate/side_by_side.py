@@ -44,7 +44,7 @@ class SideBySide:
 
     @property
     def models(self) -> tuple[Model, ...]:
-        """What is compared, the source first; a baseline only where scales were searched for."""
+        """What is compared, the source first; a baseline only where the result is not that itself."""
         return tuple(self._walked)
 
     def walk(self, tokens: Sequence[torch.Tensor]) -> LayerErrors:
@@ -85,7 +85,7 @@ class SideBySide:
         if simulation is None:
             return walked | {"result": Walked(self.result, tokens, scratch)}
         walked["result"] = Quantized(self.result, simulation, tokens, scratch)
-        if self._has_baseline and simulation.description.searched:
+        if self._has_baseline and (simulation.description.searched or simulation.description.trained):
             walked["baseline"] = PlainlyQuantized(self.result, simulation, tokens, scratch)
         return walked
 

@@ -1,14 +1,11 @@
 """Quantization-aware distillation: the quantized model learns to say what it said in high precision."""
 
-from typing import TYPE_CHECKING, ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import model_validator
 
 from optcore.techniques.distilling import Distilling
 from optcore.techniques.quantization_aware import QuantizationAware
-
-if TYPE_CHECKING:
-    from optcore.run import Run
 
 
 class Qad(Distilling, QuantizationAware):
@@ -39,14 +36,3 @@ class Qad(Distilling, QuantizationAware):
                 "`teacher_top_k` out"
             )
         return self
-
-    def apply(self, run: "Run") -> None:
-        """Train, then write the codes of the best weights."""
-        if self.scope == "block":
-            from optcore.training.block_stage import train_blocks
-
-            train_blocks(run, self)
-            return
-        from optcore.training.quantized_stage import train_quantized
-
-        train_quantized(run, self)

@@ -1,11 +1,8 @@
 """Quantization-aware training: the quantized model learns from the text itself."""
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from optcore.techniques.quantization_aware import QuantizationAware
-
-if TYPE_CHECKING:
-    from optcore.run import Run
 
 
 class Qat(QuantizationAware):
@@ -24,14 +21,3 @@ class Qat(QuantizationAware):
     def summary(self) -> str:
         """What was done, in one line for people."""
         return f"trained quantized for {self.steps} steps"
-
-    def apply(self, run: "Run") -> None:
-        """Train, then write the codes of the best weights."""
-        if self.scope == "block":
-            from optcore.training.block_stage import train_blocks
-
-            train_blocks(run, self)
-            return
-        from optcore.training.quantized_stage import train_quantized
-
-        train_quantized(run, self)

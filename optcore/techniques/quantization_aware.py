@@ -1,12 +1,15 @@
 """What QAT and QAD share: they go on from a quantized checkpoint, and leave one in the same formats."""
 
-from typing import ClassVar, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from optcore.techniques.adapters import Lora
 from optcore.techniques.data import TrainingData
 from optcore.techniques.training import Training
+
+if TYPE_CHECKING:
+    from optcore.run import Run
 
 
 class QuantizationAware(Training):
@@ -43,6 +46,17 @@ class QuantizationAware(Training):
     def prepared_data(self) -> TrainingData:
         """The data as windows are prepared of it: layers by themselves know of no documents."""
         return self.data.model_copy(update={"packing": False}) if self.scope == "block" else self.data
+
+    def apply(self, run: "Run") -> None:
+        """Train, then write the codes of the best weights."""
+        if self.scope == "block":
+            from optcore.training.block_stage import train_blocks
+
+            train_blocks(run, self)
+            return
+        from optcore.training.quantized_stage import train_quantized
+
+        train_quantized(run, self)
 
     @model_validator(mode="after")
     def _blocks_stand_alone(self) -> Self:

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from optcore.frozen import digest_of
+from optcore.durable import write_settled
 from optcore.training.batches import micro_batches, micro_size
 from optcore.training.divergences import top_k_of
 from optcore.training.teacher import LiveTeacher
@@ -30,8 +30,8 @@ def keep_answers(run: "Run", top_k: int, temperature: float) -> None:
         k=min(top_k, vocabulary),
         vocabulary=vocabulary,
         temperature=temperature,
-        source=digest_of([str(run.teacher), facts.sha256]),
     )
+    write_settled(run.records / "answers.json", described.model_dump_json())  # or a killed process's files are removed
     everywhere = torch.ones(facts.length, dtype=torch.bool, device=device)
     with CacheWriter(run.out, described) as writer:
         left = list(range(writer.written, facts.windows))

@@ -59,9 +59,9 @@ class BlockLoop:
         self._order = Order(facts.training, settings.batch, seed)
         self._micro = micro_size(settings.micro_batch, facts.length)
 
-    def train(self) -> BlockOutcome:
-        """Go through the steps; the parameters are the best ones afterwards."""
-        outcome = BlockOutcome(measured=((0, self._validated()),))
+    def train(self, start: float) -> BlockOutcome:
+        """Go through the steps; the parameters are the best ones afterwards. `start`: the untrained layer's error."""
+        outcome = BlockOutcome(measured=((0, start),))
         if not self._parameters:
             return outcome
         settings, best = self._settings, self._copied()
@@ -101,12 +101,13 @@ class BlockLoop:
         """The outcome with a step noted, and measured where that is due."""
         losses, measured, best = (*outcome.losses, (step, loss)), outcome.measured, outcome.best
         if step == self._settings.steps or step % self._settings.validate_every == 0:
-            found = self._validated()
+            found = self.validated()
             measured, best = (*measured, (step, found)), (step if found < outcome.end else best)
         return outcome.model_copy(update={"losses": losses, "measured": measured, "best": best})
 
     @torch.no_grad()
-    def _validated(self) -> float:
+    def validated(self) -> float:
+        """The mean error of the validation windows' tokens, of the layer as it is."""
         windows = list(range(self._facts.training, self._facts.windows))
         parts = micro_batches(windows, self._micro)
         return sum(float(self._errors(part).double().mean()) * len(part) for part in parts) / len(windows)

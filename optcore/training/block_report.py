@@ -11,10 +11,9 @@ import torch
 from optcore.durable import write_settled
 from optcore.evaluate.fidelity_stream import divergences
 from optcore.evaluate.side_by_side import SideBySide
-from optcore.links import link, link_checkpoint
-from optcore.quantization import OUTSIDE, load_quantization
 from optcore.report import Series
 from optcore.training.block_loop import BlockOutcome
+from optcore.training.quantized_writer import restore_quantized
 from optcore.training.window_facts import WindowFacts
 from optcore.training.windows import Windows
 
@@ -30,7 +29,6 @@ def measured_once(run: "Run", folder: Path, windows: Windows, name: str) -> Valu
     """Measure a quantized checkpoint, or find what an earlier process of this stage measured under the name."""
     path = run.records / f"{name}.json"
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_settled(path, json.dumps(_measured(run, folder, windows)))
     found: Values = json.loads(path.read_text())
     return found
@@ -45,7 +43,7 @@ def keep_or_restore(run: "Run", windows: Windows, start: Values, *, trained: boo
         run.notice(
             f"training lowered errors of layers, but not the KL ({start['kl']:.3g}, now {end['kl']:.3g}): undone"
         )
-    _restore(run)
+    restore_quantized(run)
     return start
 
 
@@ -84,14 +82,3 @@ def _measured(run: "Run", folder: Path, windows: Windows) -> Values:
     found = divergences(models, tokens_ST)["result"]
     nats = found.negative_log_likelihood / found.tokens
     return {"cross_entropy": nats, "kl": found.mean_kl, "agreement": found.agreement}
-
-
-def _restore(run: "Run") -> None:
-    """The checkpoint as it was, in links."""
-    description = load_quantization(run.checkpoint)
-    assert description
-    for file in (*(layer.file for layer in description.layers), OUTSIDE):
-        (run.out / file).unlink(missing_ok=True)
-        link(run.checkpoint / file, run.out / file)
-    link_checkpoint(run.checkpoint, run.out)
-    description.save(run.out)

@@ -28,6 +28,7 @@ from optcore.streaming.simulate import changed_parameters, module_paths, rounded
 from optcore.training.block_forward import BlockForward
 from optcore.training.block_loop import BlockLoop, BlockOutcome
 from optcore.training.block_report import keep_or_restore, measured_once, note_blocks
+from optcore.training.fake_quant import as_stored
 from optcore.training.quantized_stage import choose, policy_of
 from optcore.training.quantized_writer import describe_trained, rewritten
 from optcore.training.student import TrainingCache, plain_parameters, simulate_layer
@@ -35,11 +36,10 @@ from optcore.training.windows import Windows
 
 if TYPE_CHECKING:
     from optcore.run import Run
-    from optcore.techniques.qad import Qad
-    from optcore.techniques.qat import Qat
+    from optcore.techniques.quantization_aware import QuantizationAware
 
 
-def train_blocks(run: "Run", technique: "Qad | Qat") -> None:
+def train_blocks(run: "Run", technique: "QuantizationAware") -> None:
     """Train the layers of `run.checkpoint` one after the other and write their codes to `run.out`."""
     windows = Windows(run.windows)
     start = measured_once(run, run.checkpoint, windows, "start")
@@ -56,7 +56,7 @@ def train_blocks(run: "Run", technique: "Qad | Qat") -> None:
 class _BlockPass:
     """Walks through the layers once."""
 
-    def __init__(self, run: "Run", technique: "Qad | Qat", windows: Windows) -> None:
+    def __init__(self, run: "Run", technique: "QuantizationAware", windows: Windows) -> None:
         self.run = run
         self.technique = technique
         self.facts = windows.facts
@@ -84,7 +84,8 @@ class _BlockPass:
                     gc.collect()  # simulated linears know themselves and each other
                 self._go_past(index, layer)
             self.run.progress("training", index + 1, len(self.decoder))
-        describe_trained(self.run, self.description, [self._record(index) for index in range(len(self.decoder))])
+        layers = [self._record(index) for index in range(len(self.decoder))]
+        describe_trained(self.run, self.description, layers, policy_of(self.technique, self.description))
         return [self._outcome(index) for index in range(len(self.decoder))]
 
     def _train(self, index: int, layer: nn.Module) -> None:
@@ -99,13 +100,17 @@ class _BlockPass:
         )
         errors = partial(forward.errors, self._given, self._dense)
         trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
-        outcome = BlockLoop(self.technique, trained, errors, self.facts, self.run.seed).train()
+        loop = BlockLoop(self.technique, trained, errors, self.facts, self.run.seed)
+        with as_stored(linears.values()):
+            start = loop.validated()
+        outcome = loop.train(start)
         self._say(index, outcome)
         record = self.description.layers[index]
         tensors = load_file(self.run.checkpoint / record.file)
-        with torch.no_grad():
-            plain = plain_parameters(self.decoder, index, student, linears)
-            record = rewritten(linears, plain, record, tensors)
+        if outcome.best:
+            with torch.no_grad():
+                plain = plain_parameters(self.decoder, index, student, linears)
+                record = rewritten(linears, plain, record, tensors)
         write_settled(self._outcome_path(index), outcome.model_dump_json())
         self.journal.write(index, tensors, record)
 

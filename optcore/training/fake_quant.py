@@ -5,7 +5,8 @@ The weight that is rounded is a *master*: float32, moved by the optimizer. What 
 takes the maximum anew, as plain maximum scales are defined, and `learn` moves them by gradient (LSQ, arXiv:1902.08153).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -108,6 +109,19 @@ class FakeQuantLinear(nn.Linear):
         regular = round_activation(x * ~outliers_K, args, None)
         exact = linear(x * outliers_K, self._dense_NK.to(x.dtype))
         return linear(regular, weight_NK * ~outliers_K, self.bias) + exact
+
+
+@contextmanager
+def as_stored(modules: Iterable[FakeQuantLinear]) -> Iterator[None]:
+    """Inside, the checkpoint's own scales hold, whatever the policy: an untrained model is exactly what was read."""
+    policies = [(module, module.policy) for module in modules]
+    for module, _ in policies:
+        module.policy = "freeze"
+    try:
+        yield
+    finally:
+        for module, policy in policies:
+            module.policy = policy
 
 
 def _keeps_outliers(scheme: Scheme) -> bool:

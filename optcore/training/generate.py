@@ -1,5 +1,6 @@
 """Text that a model writes itself, to learn from where there is none: its own distribution, at a temperature."""
 
+import json
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -7,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from optcore.durable import write_settled
 from optcore.errors import DataError
 from optcore.streaming.decoder import Decoder
 from optcore.training.windows import BEGINS, LEARNED, Batch
@@ -23,7 +25,10 @@ _BATCH_windows = 32
 def generated(
     run: "Run", texts: "Texts", data: "TrainingData", documents: Iterable["Document"], length: int, wanted: int
 ) -> Iterator[Batch]:
-    """Windows [B, length] that the teacher continues, from a prompt or from a random token."""
+    """Windows [B, length] that the teacher continues, from a prompt or from a random token.
+
+    They are kept in the stage's journal: those that a killed process wrote are not written again.
+    """
     from optcore.training.prepare import first_tokens
 
     decoder = Decoder(run.teacher or run.checkpoint)
@@ -35,9 +40,13 @@ def generated(
         begun = [before + prompt for prompt in islice(prompts, min(_BATCH_windows, wanted - number))]
         if not begun:
             return
-        generator = torch.Generator(decoder.device).manual_seed((run.seed << 32) + number)
-        prompt_BT = torch.tensor(begun, device=decoder.device)
-        tokens_BT = continued(model, prompt_BT, length, data.temperature, generator).cpu()
+        kept = run.records / f"generated-{number:08d}.json"
+        if not kept.exists():
+            generator = torch.Generator(decoder.device).manual_seed((run.seed << 32) + number)
+            prompt_BT = torch.tensor(begun, device=decoder.device)
+            tokens_BT = continued(model, prompt_BT, length, data.temperature, generator)
+            write_settled(kept, json.dumps(tokens_BT.tolist()))
+        tokens_BT = torch.tensor(json.loads(kept.read_text()))
         yield Batch(tokens_BT, _flags(tokens_BT, len(before)))
 
 

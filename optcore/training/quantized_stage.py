@@ -6,14 +6,15 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from optcore.quantization import Quantization, load_quantization
+from optcore.techniques.distilling import Distilling
 from optcore.techniques.losses import CrossEntropy
 from optcore.training.adapters import add_adapters
 from optcore.training.checkpoints import State
-from optcore.training.fake_quant import FakeQuantLinear, ScalePolicy
+from optcore.training.fake_quant import FakeQuantLinear, ScalePolicy, as_stored
 from optcore.training.loop import Loop
 from optcore.training.memory import check_memory
 from optcore.training.merge import note_merge
-from optcore.training.quantized_writer import write_quantized
+from optcore.training.quantized_writer import restore_quantized, write_quantized
 from optcore.training.rank_budget import RankBudget, budget_of
 from optcore.training.ranks import Ranks
 from optcore.training.report import note_adapters, note_training
@@ -24,38 +25,44 @@ from optcore.training.windows import Windows
 
 if TYPE_CHECKING:
     from optcore.run import Run
-    from optcore.techniques.qad import Qad
-    from optcore.techniques.qat import Qat
+    from optcore.techniques.quantization_aware import QuantizationAware
 
 
-def train_quantized(run: "Run", technique: "Qad | Qat") -> None:
-    """Train the student of `run.checkpoint` and write its codes to `run.out`."""
+def train_quantized(run: "Run", technique: "QuantizationAware") -> None:
+    """Train the student of `run.checkpoint` and write its codes to `run.out`; where nothing was won, what was read."""
     ranks = Ranks(technique.batch)
-    teacher = None if technique.technique == "qat" or run.answers else run.teacher or run.checkpoint
+    losses = technique.losses if isinstance(technique, Distilling) else (CrossEntropy(),)
+    teacher = run.teacher or run.checkpoint if isinstance(technique, Distilling) and not run.answers else None
     moving = 1.0 if technique.scope == "full" else 0.0
     check_memory(run.checkpoint, teacher, moving=moving, device=ranks.device, processes=ranks.count)
     student = Student(run.checkpoint, ranks.device)
-    student.simulate(policy_of(technique, load_quantization(student.folder)))
+    policy = policy_of(technique, load_quantization(student.folder))
+    student.simulate(policy)
     budget = _choose(run, technique, student, ranks)
     if technique.gradient_checkpointing:
         student.recompute_layers()
-    losses = (CrossEntropy(),) if technique.technique == "qat" else technique.losses
     trainee = Trainee(student, losses, teacher_of(run, technique, ranks), run.seed)
     ranks.shard(trainee, list(student.layers))
     windows = Windows(run.windows)
     loop = Loop(run, technique, trainee, windows, ranks, budget)
-    state = _trained(run, technique, loop)
-    if technique.scope == "lora":
-        note_merge(run, student, trainee, loop)
-        note_adapters(run, student, budget)
-    write_quantized(run, student, ranks)
+    state = _trained(run, technique, loop, student)
+    if state.best == 0:
+        if ranks.is_first:
+            restore_quantized(run)
+        ranks.wait()
+    else:
+        if technique.scope == "lora":
+            note_merge(run, student, trainee, loop)
+            note_adapters(run, student, budget)
+        write_quantized(run, student, ranks, policy)
     note_training(run, technique, state, windows.facts)
     ranks.leave()
 
 
-def _trained(run: "Run", technique: "Qad | Qat", loop: Loop) -> State:
-    """Train, but not where there is nothing to win."""
-    gap = loop.start()
+def _trained(run: "Run", technique: "QuantizationAware", loop: Loop, student: Student) -> State:
+    """Train, but not where there is nothing to win. Candidate 0 is the checkpoint, in its own scales."""
+    with as_stored(student.linears.values()):
+        gap = loop.start()
     bound = technique.skip_below
     if "kl" in gap and gap["kl"] < bound:
         run.notice(f"nothing was trained: KL to the teacher is {gap['kl']:.2g} nats a token, less than {bound:g}")
@@ -63,7 +70,7 @@ def _trained(run: "Run", technique: "Qad | Qat", loop: Loop) -> State:
     return loop.train()
 
 
-def policy_of(technique: "Qad | Qat", description: Quantization | None) -> ScalePolicy:
+def policy_of(technique: "QuantizationAware", description: Quantization | None) -> ScalePolicy:
     """What scales do while this technique trains what is described."""
     if technique.scope == "scales":
         return "learn"
@@ -72,7 +79,7 @@ def policy_of(technique: "Qad | Qat", description: Quantization | None) -> Scale
     return "freeze" if description is None or description.searched else "recompute"
 
 
-def _choose(run: "Run", technique: "Qad | Qat", student: Student, ranks: Ranks) -> RankBudget | None:
+def _choose(run: "Run", technique: "QuantizationAware", student: Student, ranks: Ranks) -> RankBudget | None:
     """Let move what the scope names; the budget that adapters share, where they have one."""
     if technique.scope != "lora":
         choose(student.linears.values(), student.layers, technique)
@@ -84,7 +91,7 @@ def _choose(run: "Run", technique: "Qad | Qat", student: Student, ranks: Ranks) 
     return budget_of(student, technique.lora, technique.steps, ranks.count)
 
 
-def choose(linears: Iterable[FakeQuantLinear], layers: nn.Module, technique: "Qad | Qat") -> None:
+def choose(linears: Iterable[FakeQuantLinear], layers: nn.Module, technique: "QuantizationAware") -> None:
     """Let move what a scope without adapters names."""
     for module in linears:
         if technique.scope == "scales":

@@ -14,8 +14,8 @@ from optcore.algorithms.codes import decode, encode
 from optcore.algorithms.packing import pack
 from optcore.calibration.digest import weight_digest
 from optcore.links import link, link_checkpoint
-from optcore.quantization import OUTSIDE, Quantization, QuantizedLayer
-from optcore.training.fake_quant import FakeQuantLinear
+from optcore.quantization import OUTSIDE, Quantization, QuantizedLayer, load_quantization
+from optcore.training.fake_quant import FakeQuantLinear, ScalePolicy
 from optcore.training.ranks import Ranks
 from optcore.training.student import Student
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @torch.no_grad()
-def write_quantized(run: "Run", student: Student, ranks: Ranks) -> None:
+def write_quantized(run: "Run", student: Student, ranks: Ranks, policy: ScalePolicy) -> None:
     """Write the student to `run.out`. Every process must call it; the first one writes."""
     description = student.description
     assert description
@@ -36,15 +36,30 @@ def write_quantized(run: "Run", student: Student, ranks: Ranks) -> None:
                 layers.append(rewritten(student.linears, student.plain_parameters(index), record, tensors))
                 save_file({name: one.contiguous().cpu() for name, one in tensors.items()}, run.out / record.file)
     if ranks.is_first:
-        describe_trained(run, description, layers)
+        describe_trained(run, description, layers, policy)
     ranks.wait()
 
 
-def describe_trained(run: "Run", description: Quantization, layers: Sequence[QuantizedLayer]) -> None:
-    """Everything beside the files of layers."""
+def restore_quantized(run: "Run") -> None:
+    """Leave in `run.out` the quantized checkpoint that was read, in links: its codes and its scales."""
+    description = load_quantization(run.checkpoint)
+    assert description
+    for file in description.files:
+        link(run.checkpoint / file, run.out / file)
+    link_checkpoint(run.checkpoint, run.out)
+    description.save(run.out)
+
+
+def describe_trained(
+    run: "Run", description: Quantization, layers: Sequence[QuantizedLayer], policy: ScalePolicy
+) -> None:
+    """Everything beside the files of `layers`; `description` is what they were before, `policy` what scales did."""
     link(run.checkpoint / OUTSIDE, run.out / OUTSIDE)
     link_checkpoint(run.checkpoint, run.out)
-    description.model_copy(update={"layers": tuple(layers), "searched": True}).save(run.out)
+    left_alone = any(layer.linears and layer in description.layers for layer in layers)
+    searched = policy == "learn" or (description.searched and (policy == "freeze" or left_alone))
+    update = {"layers": tuple(layers), "searched": searched, "trained": True}
+    description.model_copy(update=update).save(run.out)
 
 
 def rewritten(

@@ -40,8 +40,6 @@ class CacheFacts(Frozen):
     """Tokens that the teacher chooses from."""
     temperature: float = Field(default=1.0, gt=0)
     """What the teacher's logits were divided by."""
-    source: str = ""
-    """A digest of the teacher and the windows, for whoever asks whether this cache is theirs."""
 
     @property
     def id_type(self) -> torch.dtype:
@@ -67,7 +65,10 @@ class _Progress(Frozen):
 
 
 class CacheWriter:
-    """Appends windows in order; after a kill, one on the same folder goes on behind the last whole window."""
+    """Appends windows in order; after a kill, one on the same folder goes on behind the last whole window.
+
+    Which teacher and windows these are, the folder does not say: the key of the stage that owns it does.
+    """
 
     def __init__(self, folder: Path, facts: CacheFacts) -> None:
         """Raises `ValueError` where the folder holds another cache."""

@@ -1,8 +1,7 @@
 """Training windows on disk: token ids, where documents begin, and which tokens are learned.
 
 A folder with `tokens.bin` (little-endian int32 [S, T]), `flags.bin` (uint8 [S, T]) and `windows.json`; for labelled
-texts, one a window, `labels.bin` (int32 [S]) too. The last windows are for validation. Written in order; a process that
-goes on after a kill appends behind the last whole window.
+texts, one a window, `labels.bin` (int32 [S]) too. The last windows are for validation.
 
 Shapes: S windows, T tokens of a window, B windows of a batch.
 """
@@ -80,17 +79,15 @@ class Batch(NamedTuple):
 
 
 class WindowWriter:
-    """Appends windows to a folder."""
+    """Appends windows to a folder, from the first one: what a killed process left there goes."""
 
-    def __init__(self, folder: Path, length: int, written: int = 0) -> None:
+    def __init__(self, folder: Path, length: int) -> None:
         self.folder = folder
         self.length = length
-        self.written = written
+        self.written = 0
         folder.mkdir(parents=True, exist_ok=True)
-        for name, size in ((TOKENS, 4), (FLAGS, 1), (LABELS, 0)):
-            file = os.open(folder / name, os.O_WRONLY | os.O_CREAT, 0o644)
-            os.ftruncate(file, written * length * size)
-            os.close(file)
+        for name in (TOKENS, FLAGS, LABELS):
+            (folder / name).write_bytes(b"")
 
     def append(self, batch: Batch) -> None:
         """The next windows."""

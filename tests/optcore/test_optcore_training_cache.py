@@ -10,7 +10,7 @@ from optcore.training.divergences import TopK, forward_kl_top_k, top_k_of
 from optcore.training.teacher_cache import IDS, PROBABILITIES, CacheFacts, CacheWriter, TeacherCache
 
 torch.set_num_threads(1)
-FACTS = CacheFacts(windows=6, length=5, k=3, vocabulary=50, temperature=2, source="text and teacher")
+FACTS = CacheFacts(windows=6, length=5, k=3, vocabulary=50, temperature=2)
 
 
 def _predictions(facts: CacheFacts) -> TopK:
@@ -132,7 +132,7 @@ def test_an_append_that_failed_half_way_can_be_tried_again(tmp_path: Path, monke
 
 def test_another_cache_is_not_continued(tmp_path: Path) -> None:
     _write(tmp_path, last=2)
-    for change in ({"temperature": 1}, {"source": "another text"}, {"k": 2}):
+    for change in ({"temperature": 1}, {"length": 4}, {"k": 2}):
         with pytest.raises(ValueError, match="another cache"):
             CacheWriter(tmp_path, FACTS.model_copy(update=change))
 
