@@ -186,6 +186,7 @@ class Loop:
                 sums[name] = sums.get(name, torch.zeros((), device=self.ranks.device)) + value * bool(part)
             self.run.progress("evaluating", number + 1, len(parts))
         self.trainee.train()
+        self.ranks.spread(self.trainee)
         sums = {name: self.ranks.summed(value.double()) for name, value in sums.items()}
         tokens = float(sums.pop("tokens"))
         return {name: float(value) / tokens for name, value in sums.items() if value.isfinite()}
