@@ -151,7 +151,6 @@ class Loop:
             self._validate(step)
         if last or step % self.settings.checkpoint_every == 0:
             self._save()
-            self._checkpoints.forget_worse(self.state)
 
     def _save(self) -> None:
         self._checkpoints.save(self.state, self._optimizer, self._budget.tensors() if self._budget else {})
