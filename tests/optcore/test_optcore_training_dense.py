@@ -55,7 +55,7 @@ def small(tmp_path_factory: pytest.TempPathFactory, tiny_model: MakeModel) -> Pa
 def keeps_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
     """Random tokens teach nothing: the best parameters would be the untrained ones."""
     calls = count()
-    monkeypatch.setattr(loop, "judge", lambda _: next(calls))  # asked of the new ones first
+    monkeypatch.setattr(loop, "judge", lambda *_: next(calls))  # asked of the new ones first
 
 
 @pytest.mark.parametrize(
