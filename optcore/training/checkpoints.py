@@ -8,10 +8,8 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 import torch
-from pydantic import Field
 from safetensors.torch import load_file, save_file
 
 from optcore.durable import settle
@@ -21,6 +19,8 @@ from optcore.training.ranks import Ranks, full, put
 _STATE, _TENSORS = "state.json", "state.safetensors"
 _EXTRA = "extra."
 _MOMENTS = ("exp_avg", "exp_avg_sq")
+_COUNT = "step"
+"""Steps that a parameter had a gradient at: fewer than were done, where a loss came to it late."""
 
 
 class Measured(Frozen):
@@ -41,8 +41,6 @@ class State(Frozen):
     """Validations, the untrained start first."""
     best: int = 0
     """Step of the best parameters."""
-    extra: dict[str, Any] = Field(default={})
-    """What else the parameters' scope remembers."""
 
 
 class Checkpoints:
@@ -54,22 +52,30 @@ class Checkpoints:
         self._ranks = ranks
         self.extra: dict[str, torch.Tensor] = {}
         """Tensors besides the parameters that were loaded."""
+        self._named = ""
+        """The best parameters by the last checkpoint: what a killed run reads."""
 
     def save(
         self, state: State, optimizer: torch.optim.Optimizer, extra: Mapping[str, torch.Tensor] = MappingProxyType({})
     ) -> None:
-        """Write a checkpoint, then remove the one before it. Every process must call it."""
+        """Write a checkpoint, then remove the one before it and what it named. Every process must call it."""
         tensors = self._parameter_tensors()
         for name, value in self._parameters.items():
-            moments = optimizer.state.get(value, {})
-            tensors |= self._gathered({f"{kind}.{name}": moments[kind] for kind in _MOMENTS if kind in moments})
+            own = optimizer.state.get(value, {})
+            tensors |= self._gathered({f"{kind}.{name}": own[kind] for kind in (*_MOMENTS, _COUNT) if kind in own})
         tensors |= {f"{_EXTRA}{name}": value for name, value in extra.items()}
         self._write(f"step-{state.step:08d}", tensors, state)
-        self._forget("step-*", f"step-{state.step:08d}")
+        self._forget("step-*", {f"step-{state.step:08d}"})
+        self._named = _best(state)
+        self._forget("best-*", {self._named})
 
     def save_best(self, state: State) -> None:
-        """Keep the parameters as they are now, as the best ones. Every process must call it."""
-        self._write(f"best-{state.step:08d}", self._parameter_tensors(), state)
+        """Keep the parameters as they are now, as the best ones. Every process must call it.
+
+        Those that were so before go, but for what the last checkpoint names: two copies are on the disk at most.
+        """
+        self._write(_best(state), self._parameter_tensors(), state)
+        self._forget("best-*", {_best(state), self._named})
 
     def load(self, optimizer: torch.optim.Optimizer) -> State | None:
         """Parameters and optimizer as they were at the last checkpoint, and its state; None where there is none."""
@@ -77,13 +83,14 @@ class Checkpoints:
         if not found:
             return None
         state = State.model_validate_json(found[-1].read_text())
+        self._named = _best(state)
         tensors = load_file(found[-1].parent / _TENSORS)
         self.extra = {name.removeprefix(_EXTRA): one for name, one in tensors.items() if name.startswith(_EXTRA)}
         for name, value in self._parameters.items():
             put(value, tensors[f"parameter.{name}"])
             if f"{_MOMENTS[0]}.{name}" in tensors:
                 own = optimizer.state[value]
-                own["step"] = torch.tensor(float(state.step))
+                own[_COUNT] = tensors[f"{_COUNT}.{name}"]
                 for kind in _MOMENTS:
                     own[kind] = torch.zeros_like(value, memory_format=torch.preserve_format)
                     put(own[kind], tensors[f"{kind}.{name}"])
@@ -91,13 +98,9 @@ class Checkpoints:
 
     def load_best(self, state: State) -> None:
         """Set the parameters to the best ones."""
-        tensors = load_file(self._folder / f"best-{state.best:08d}" / _TENSORS)
+        tensors = load_file(self._folder / _best(state) / _TENSORS)
         for name, value in self._parameters.items():
             put(value, tensors[f"parameter.{name}"])
-
-    def forget_worse(self, state: State) -> None:
-        """Remove best parameters that are so no longer, once a checkpoint says so: it is what a killed run reads."""
-        self._forget("best-*", f"best-{state.best:08d}")
 
     def _parameter_tensors(self) -> dict[str, torch.Tensor]:
         return self._gathered({f"parameter.{name}": value for name, value in self._parameters.items()})
@@ -117,11 +120,15 @@ class Checkpoints:
                 raise
         self._ranks.wait()
 
-    def _forget(self, pattern: str, kept: str) -> None:
+    def _forget(self, pattern: str, kept: set[str]) -> None:
         if self._ranks.is_first:
             for old in self._folder.glob(pattern):
-                if old.name != kept:
+                if old.name not in kept:
                     shutil.rmtree(old, ignore_errors=True)
+
+
+def _best(state: State) -> str:
+    return f"best-{state.best:08d}"
 
 
 def _write_whole(part: Path, path: Path, tensors: dict[str, torch.Tensor], state: State) -> None:

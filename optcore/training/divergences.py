@@ -19,6 +19,8 @@ class TopK(NamedTuple):
     """Token ids, int64 [N, k], no id twice in a row."""
     probabilities: torch.Tensor
     """Theirs, [N, k], as the teacher gave them: they do not add up to 1."""
+    temperature: float = 1.0
+    """What the teacher's logits were divided by."""
 
     @property
     def rest(self) -> torch.Tensor:
@@ -27,11 +29,11 @@ class TopK(NamedTuple):
 
     def rows(self, which: slice | torch.Tensor) -> "TopK":
         """Some of the rows: a slice, a mask [N] or indices."""
-        return TopK(self.ids[which], self.probabilities[which])
+        return TopK(self.ids[which], self.probabilities[which], self.temperature)
 
     def to(self, device: torch.device | str) -> "TopK":
         """The same on a device."""
-        return TopK(self.ids.to(device), self.probabilities.to(device))
+        return TopK(self.ids.to(device), self.probabilities.to(device), self.temperature)
 
 
 def wide(values: torch.Tensor) -> torch.Tensor:
@@ -80,16 +82,17 @@ def cross_entropy(student_logits_NV: torch.Tensor, labels_N: torch.Tensor) -> to
 def top_k_of(logits_NV: torch.Tensor, k: int, temperature: float = 1.0) -> TopK:
     """The k most likely tokens of each row, the likeliest first."""
     found = _log_softmax(logits_NV, temperature).exp().topk(k, -1)
-    return TopK(found.indices, found.values)
+    return TopK(found.indices, found.values, temperature)
 
 
-def forward_kl_top_k(student_logits_NV: torch.Tensor, top_k: TopK, temperature: float = 1.0) -> torch.Tensor:
+def forward_kl_top_k(student_logits_NV: torch.Tensor, top_k: TopK) -> torch.Tensor:
     """KL(teacher || student) [N] with all tokens outside the teacher's top k as one outcome.
 
-    sum_k p_k log(p_k / q_k) + r log(r / (1 - sum_k q_k)), where `temperature` is the one that the top k was taken at.
-    Renormalizing p instead would inflate what was kept and leave the tail without a gradient. Never above the full KL,
-    and equal to it for k = V.
+    sum_k p_k log(p_k / q_k) + r log(r / (1 - sum_k q_k)), at the temperature that the top k was taken at. Renormalizing
+    p instead would inflate what was kept and leave the tail without a gradient. Never above the full KL, and equal to
+    it for k = V.
     """
+    temperature = top_k.temperature
     logits_NV = wide(student_logits_NV) / temperature
     total_N1 = logits_NV.logsumexp(-1, keepdim=True)
     p_Nk = top_k.probabilities.to(logits_NV.dtype)

@@ -1,7 +1,7 @@
 """Hidden states of a student against those of its teacher, layer by layer.
 
-Shapes: B sequences, T positions, H the student's width, G the teacher's, N counted tokens. Lists of hidden states hold
-one [B, T, width] for each layer, taken after it.
+Shapes: B sequences, T positions, H the student's width, G the teacher's, N tokens with a weight. Lists of hidden
+states hold one [B, T, width] for each layer, taken after it.
 """
 
 from collections.abc import Sequence
@@ -52,23 +52,24 @@ class HiddenLoss(nn.Module):
         self,
         student_BTH: Sequence[torch.Tensor],
         teacher_BTG: Sequence[torch.Tensor],
-        mask_BT: torch.Tensor,
+        weights_BT: torch.Tensor,
         progress: float = 1.0,
     ) -> torch.Tensor:
-        """Sum over counted tokens of the mean over mapped layers, a float32 scalar, without the term's weight.
+        """Sum over tokens, each times its weight, of the mean over mapped layers: a float32 scalar, the term's apart.
 
         Each token's mean squared difference is divided by the mean square of the teacher's state of that token. So
         layers weigh alike although the residual stream grows with depth, tokens with massive activations do not drown
-        the others, and the sum does not depend on how a batch is split. `progress` is the share of training that is
-        over, 0 to 1.
+        the others, and the sum does not depend on how a batch is split. Tokens of weight 0 are never looked at.
+        `progress` is the share of training that is over, 0 to 1.
         """
-        counted_BT = mask_BT.bool()
+        counted_BT = weights_BT.bool()
+        weights_N = weights_BT[counted_BT]
         pairs = self.pairs[: self.mapped(progress)]
         losses = [
             self._relative_error(student_BTH[pair.student][counted_BT], teacher_BTG[pair.teacher][counted_BT])
             for pair in pairs
         ]
-        return torch.stack(losses).mean(0)
+        return (weights_N * torch.stack(losses).mean(0)).sum()
 
     def mapped(self, progress: float) -> int:
         """How many of the pairs count by now.
@@ -85,7 +86,7 @@ class HiddenLoss(nn.Module):
         target_NG, own_NH = wide(teacher_NG).detach(), wide(student_NH)
         own_NG = own_NH if self.projection_GH is None else nn.functional.linear(own_NH, self.projection_GH)
         error_N = (wide(own_NG) - target_NG).square().mean(-1)
-        return (error_N / target_NG.square().mean(-1).clamp(min=_TINY)).sum()
+        return error_N / target_NG.square().mean(-1).clamp(min=_TINY)
 
 
 def layer_pairs(term: HiddenMse, student_layers: int, teacher_layers: int) -> tuple[Pair, ...]:

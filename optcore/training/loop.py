@@ -113,9 +113,9 @@ class Loop:
         for part in parts:
             with self._precision():
                 batch = self._written(part, own, step)
-                sums = self.trainee(batch, part, step / self.settings.steps)
-            (sums.loss / max(1, tokens)).backward()
-            total += sums.loss.detach()
+                loss = self.trainee(batch, part, step / self.settings.steps)
+            (loss / max(1, tokens)).backward()
+            total += loss.detach()
         if self._budget:
             self._budget.penalty().backward()
         return float(self.ranks.summed(total)) / max(1, tokens)
@@ -151,7 +151,6 @@ class Loop:
             self._validate(step)
         if last or step % self.settings.checkpoint_every == 0:
             self._save()
-            self._checkpoints.forget_worse(self.state)
 
     def _save(self) -> None:
         self._checkpoints.save(self.state, self._optimizer, self._budget.tensors() if self._budget else {})
@@ -159,7 +158,8 @@ class Loop:
     def _validate(self, step: int) -> None:
         found = self._validated(step)
         best = next(one for one in self.state.measured if one.step == self.state.best)
-        is_better = judge(found.values) < judge(best.values)
+        measure = self.trainee.measure
+        is_better = judge(found.values, measure) < judge(best.values, measure)
         measured = (*self.state.measured, found)
         self.state = self.state.model_copy(update={"measured": measured} | ({"best": step} if is_better else {}))
         if is_better:
@@ -175,20 +175,22 @@ class Loop:
         """Means a token over the validation windows, of the parameters as they are; those that are numbers."""
         facts = self.windows.facts
         own = list(micro_batches(self.ranks.share(range(facts.training, facts.windows)), self._micro))
-        sums: dict[str, torch.Tensor] = {}
+        names = self.trainee.measures
+        total = torch.zeros(len(names), dtype=torch.float64, device=self.ranks.device)
         self.trainee.eval()
         parts = self.ranks.in_step(own, facts.validation, self._micro)
         for number, part in enumerate(parts):
             read = part or [facts.training]  # whoever has none left computes along, for what is gathered on the way
             with self._precision():
                 found = self.trainee(self._on_device(read), read, None)
-            for name, value in found.items():
-                sums[name] = sums.get(name, torch.zeros((), device=self.ranks.device)) + value * bool(part)
+            if part:
+                total += torch.stack([found[name] for name in names])
             self.run.progress("evaluating", number + 1, len(parts))
         self.trainee.train()
-        sums = {name: self.ranks.summed(value.double()) for name, value in sums.items()}
-        tokens = float(sums.pop("tokens"))
-        return {name: float(value) / tokens for name, value in sums.items() if value.isfinite()}
+        self.ranks.spread(self.trainee)
+        sums = dict(zip(names, self.ranks.summed(total).tolist(), strict=True))
+        tokens = sums.pop("tokens")
+        return {name: value / tokens for name, value in sums.items() if math.isfinite(value)}
 
     def _diverged(self) -> None:
         """Stop; what was gained until then is kept."""
@@ -213,6 +215,6 @@ class Loop:
         return torch.autocast(self.ranks.device.type, torch.bfloat16)
 
 
-def judge(values: dict[str, float]) -> float:
-    """What is to be low: KL to the teacher where there is one, else the nats of the text."""
-    return values.get("kl", values.get("cross_entropy", float("inf")))
+def judge(values: dict[str, float], measure: str) -> float:
+    """How far from good: infinitely, where what is judged by was no number."""
+    return values.get(measure, math.inf)

@@ -3,8 +3,8 @@
 Terms on hidden states look at other tensors than rows of logits; they are in `hidden_loss.py`.
 """
 
-from collections.abc import Callable, Iterable
-from typing import NamedTuple, TypeAlias, assert_never
+from collections.abc import Iterable
+from typing import TypeAlias, assert_never
 
 import torch
 
@@ -12,20 +12,10 @@ from optcore.errors import RecipeError
 from optcore.techniques.losses import CrossEntropy, ForwardKl, HiddenMse, Jsd, LogitsMse, Loss, ReverseKl
 from optcore.training import divergences
 from optcore.training.divergences import TopK
-from optcore.training.linear_loss import LossOfRows
 
 RowTerm = ForwardKl | ReverseKl | Jsd | LogitsMse | CrossEntropy
 Teacher: TypeAlias = torch.Tensor | TopK | None
 """The teacher's side of some rows: logits [n, V], its top k, or nothing where no term compares with one."""
-
-
-class RowLosses(NamedTuple):
-    """Of some rows."""
-
-    losses_N: torch.Tensor
-    """All terms times their weights, added; carries the gradient."""
-    sums: dict[str, torch.Tensor]
-    """By kind of loss: the sum over the rows, before its weight and without a gradient, for reports."""
 
 
 class RowLoss:
@@ -37,28 +27,12 @@ class RowLoss:
     def __init__(self, terms: Iterable[Loss]) -> None:
         self.terms: tuple[RowTerm, ...] = tuple(term for term in terms if isinstance(term, RowTerm))
 
-    def __call__(self, student_logits_NV: torch.Tensor, teacher: Teacher, labels_N: torch.Tensor) -> RowLosses:
-        """Raises `RecipeError` for a term that the teacher's side is not enough for."""
+    def __call__(self, student_logits_NV: torch.Tensor, teacher: Teacher, labels_N: torch.Tensor) -> torch.Tensor:
+        """All terms times their weights, added [N]. Raises `RecipeError` where the teacher's side is not enough."""
         losses_N = torch.zeros(len(labels_N), dtype=torch.float32, device=student_logits_NV.device)
-        sums: dict[str, torch.Tensor] = {}
         for term in self.terms:
-            found_N = _loss(term, student_logits_NV, teacher, labels_N)
-            losses_N = losses_N + term.weight * found_N
-            sums[term.kind] = found_N.detach().sum()
-        return RowLosses(losses_N, sums)
-
-    def over(
-        self, teacher_of: Callable[[slice], Teacher], labels_N: torch.Tensor, sums: dict[str, torch.Tensor]
-    ) -> LossOfRows:
-        """The function that `chunked_linear_loss` takes; adds each chunk's separate sums to `sums`."""
-
-        def loss_of_rows(logits_nV: torch.Tensor, rows: slice) -> torch.Tensor:
-            found = self(logits_nV, teacher_of(rows), labels_N[rows])
-            for kind, value in found.sums.items():
-                sums[kind] = sums[kind] + value if kind in sums else value
-            return found.losses_N
-
-        return loss_of_rows
+            losses_N = losses_N + term.weight * _loss(term, student_logits_NV, teacher, labels_N)
+        return losses_N
 
 
 def hidden_term(terms: Iterable[Loss]) -> HiddenMse | None:
@@ -71,7 +45,7 @@ def _loss(term: RowTerm, student_logits_NV: torch.Tensor, teacher: Teacher, labe
         return divergences.cross_entropy(student_logits_NV, labels_N)
     if isinstance(teacher, TopK):
         if isinstance(term, ForwardKl):
-            return divergences.forward_kl_top_k(student_logits_NV, teacher, term.temperature)
+            return divergences.forward_kl_top_k(student_logits_NV, teacher)
         raise _refused(term, "all of the teacher's logits, and its top k was kept", "use forward_kl, or no cache")
     if teacher is None:
         raise _refused(term, "a teacher, and there is none", "name a teacher, or use cross_entropy")

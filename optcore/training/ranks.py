@@ -96,6 +96,16 @@ class Ranks:
         finally:
             sharded.reshard()
 
+    def spread(self, module: nn.Module) -> None:
+        """Give back what calls without a backward pass left gathered of a module that was sharded.
+
+        The outermost one keeps its own parameters (embeddings, last norm, head) for the backward pass: until then its
+        modules hold copies, which know nothing of what is written to the parameters.
+        """
+        if self.count > 1:
+            sharded: Any = module
+            sharded.reshard()
+
     def leave(self) -> None:
         """End the group, so that a process that goes on computing holds nobody up."""
         if self.count > 1 and dist.is_initialized():

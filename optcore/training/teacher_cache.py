@@ -162,16 +162,6 @@ class TeacherCache:
         self.windows = progress.written
         """That can be read."""
 
-    @property
-    def is_whole(self) -> bool:
-        """Whether every window is there."""
-        return self.windows == self.facts.windows
-
-    @property
-    def bytes_per_token(self) -> int:
-        """On disk, for one position."""
-        return self.facts.bytes_per_token
-
     def rows(self, windows: Iterable[int]) -> TopK:
         """All positions of the windows, in the order given: ids int64 and probabilities float16, [n * T, k] each.
 
@@ -182,7 +172,7 @@ class TeacherCache:
             if not 0 <= window < self.windows:
                 raise IndexError(f"window {window} of {self.windows}")
         ids = self._read(IDS, self.facts.id_type, chosen).to(torch.int64)
-        return TopK(ids, self._read(PROBABILITIES, torch.float16, chosen))
+        return TopK(ids, self._read(PROBABILITIES, torch.float16, chosen), self.facts.temperature)
 
     def _read(self, name: str, dtype: torch.dtype, windows: list[int]) -> torch.Tensor:
         size = self.facts.window_bytes(dtype)

@@ -5,7 +5,7 @@ Shapes: B windows of T tokens, N rows that count, V vocabulary, H hidden size.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
@@ -23,15 +23,6 @@ from optcore.training.teacher import LiveTeacher, Rows, Teacher, kept_outputs
 from optcore.training.touched import touch_experts
 from optcore.training.windows import Batch
 from optcore.training_fit import check_same_labels
-
-
-class Sums(NamedTuple):
-    """Over the rows of a batch."""
-
-    loss: torch.Tensor
-    """A scalar with a gradient."""
-    parts: dict[str, torch.Tensor]
-    """By kind of loss, before its weight."""
 
 
 class Trainee(nn.Module):
@@ -55,11 +46,11 @@ class Trainee(nn.Module):
 
     def forward(
         self, batch: Batch, windows: list[int], progress: float | None = None
-    ) -> "Sums | dict[str, torch.Tensor]":
+    ) -> torch.Tensor | dict[str, torch.Tensor]:
         """One way in for all: what is shared out between processes is gathered only here.
 
-        The loss of a batch, summed over the rows that count, at a share of training that is over; without one a
-        validation's sums.
+        The loss of a batch, summed over the rows that count, at a share of training that is over: a scalar with a
+        gradient. Without that share a validation's sums, by `measures`.
         """
         return self._compared(batch, windows) if progress is None else self._loss(batch, windows, progress)
 
@@ -72,26 +63,33 @@ class Trainee(nn.Module):
         finally:
             self._teacher = before
 
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """Names of a validation's sums: the same for every batch, also one of which no row counts."""
+        return ("tokens", "cross_entropy", "accuracy", *(("kl", "agreement") if self._teacher else ()))
+
+    @property
+    def measure(self) -> str:
+        """What of a validation is to be low: KL to the teacher where there is one, else the nats of the text."""
+        return "kl" if self._teacher else "cross_entropy"
+
     def counts(self, batch: Batch) -> torch.Tensor:
         """Rows that count, bool [B, T]; of labelled texts [B], all of them."""
         if batch.labels_B is not None:
             return torch.ones_like(batch.labels_B, dtype=torch.bool)
         return batch.predicts_BT if self._decoder.is_causal else batch.learned_BT
 
-    def _loss(self, batch: Batch, windows: list[int], progress: float) -> Sums:
+    def _loss(self, batch: Batch, windows: list[int], progress: float) -> torch.Tensor:
         inputs, counts_BT = inputs_of(batch), self.counts(batch)
         labels_N = self._labels(batch)[counts_BT]
         said = self._teacher.rows(inputs, counts_BT, windows) if self._teacher else None
-        parts: dict[str, torch.Tensor] = {}
         with kept_outputs(self._decoder.layers if self._hidden else ()) as layers:
-            loss = self._row_losses(inputs, counts_BT, labels_N, said, parts)
+            loss = self._row_losses(inputs, counts_BT, labels_N, said)
         if self._hidden is not None and said is not None:
             term, compare = self._hidden
-            seen_BT = counts_BT if batch.labels_B is None else batch.attended_BT
-            found = compare(layers, said.layers_BTH, seen_BT, progress)
-            parts[term.kind] = found.detach()
-            loss = loss + term.weight * found
-        return Sums(loss, parts)
+            weights_BT = counts_BT if batch.labels_B is None else _of_one_row(batch.attended_BT)
+            loss = loss + term.weight * compare(layers, said.layers_BTH, weights_BT, progress)
+        return loss
 
     @torch.no_grad()
     def _compared(self, batch: Batch, windows: list[int]) -> dict[str, torch.Tensor]:
@@ -99,21 +97,22 @@ class Trainee(nn.Module):
         inputs, counts_BT = inputs_of(batch), self.counts(batch)
         labels_N = self._labels(batch)[counts_BT]
         said = self._teacher.rows(inputs, counts_BT, windows) if self._teacher else None
-        names = ("cross_entropy", "kl", "agreement") if said else ("cross_entropy",)
-        sums = {name: torch.zeros((), device=counts_BT.device) for name in names}  # also where no row counts
+        sums = {name: counts_BT.new_zeros((), dtype=torch.float64) for name in self.measures}
+        sums["tokens"] += counts_BT.sum()
 
         def note(logits_nV: torch.Tensor, rows: slice) -> torch.Tensor:
             losses_n = cross_entropy(logits_nV, labels_N[rows])
-            _add(sums, "cross_entropy", losses_n.sum())
-            _add(sums, "accuracy", (logits_nV.argmax(-1) == labels_N[rows]).sum())
+            likeliest_n = logits_nV.argmax(-1)
+            sums["cross_entropy"] += losses_n.sum()
+            sums["accuracy"] += (likeliest_n == labels_N[rows]).sum()
             if said:
-                answer, likeliest_n = said.of(rows), logits_nV.argmax(-1)
-                _add(sums, "kl", _kl(logits_nV, answer).sum())
-                _add(sums, "agreement", (likeliest_n == _likeliest(answer)).sum())
+                answer = said.of(rows)
+                sums["kl"] += _kl(logits_nV, answer).sum()
+                sums["agreement"] += (likeliest_n == _likeliest(answer)).sum()
             return losses_n
 
         self._over_rows(inputs, counts_BT, note)
-        return sums | {"tokens": counts_BT.sum()}
+        return sums
 
     def _row_losses(
         self,
@@ -121,7 +120,6 @@ class Trainee(nn.Module):
         counts_BT: torch.Tensor,
         labels_N: torch.Tensor,
         said: Rows | None,
-        parts: dict[str, torch.Tensor],
     ) -> torch.Tensor:
         head, terms = self._head, self._rows.terms
         if not terms:  # hidden states alone are compared: the head is not needed
@@ -131,12 +129,14 @@ class Trainee(nn.Module):
             if isinstance(term, ForwardKl) and said.hidden_NH is not None:
                 hidden_NH = last_hidden(self.model, **inputs)[counts_BT]
                 weight_VH = head.linear.weight
-                found = fused_linear_kl(
+                return term.weight * fused_linear_kl(
                     hidden_NH, weight_VH, said.hidden_NH, said.weight_VH, temperature=term.temperature
                 )
-                parts[term.kind] = found.detach()
-                return term.weight * found
-        return self._over_rows(inputs, counts_BT, self._rows.over(said.of if said else _nobody, labels_N, parts))
+
+        def loss_of_rows(logits_nV: torch.Tensor, rows: slice) -> torch.Tensor:
+            return self._rows(logits_nV, said.of(rows) if said else None, labels_N[rows])
+
+        return self._over_rows(inputs, counts_BT, loss_of_rows)
 
     def _over_rows(
         self, inputs: dict[str, torch.Tensor], counts_BT: torch.Tensor, loss_of_rows: LossOfRows
@@ -188,8 +188,9 @@ def _is_plain(head: Head) -> bool:
     return head.transform is None and head.linear.bias is None
 
 
-def _nobody(_: slice) -> None:
-    return None
+def _of_one_row(attended_BT: torch.Tensor) -> torch.Tensor:
+    """Weights of a text's tokens that add up to 1: it is one row of the loss, however long it is."""
+    return attended_BT / attended_BT.sum(1, keepdim=True)
 
 
 def _kl(logits_nV: torch.Tensor, answer: torch.Tensor | TopK) -> torch.Tensor:
@@ -202,7 +203,3 @@ def _likeliest(answer: torch.Tensor | TopK) -> torch.Tensor:
     if isinstance(answer, TopK):
         return answer.ids.gather(-1, answer.probabilities.argmax(-1, keepdim=True)).squeeze(-1)
     return answer.argmax(-1)
-
-
-def _add(sums: dict[str, torch.Tensor], name: str, value: torch.Tensor) -> None:
-    sums[name] = sums[name] + value if name in sums else value

@@ -114,7 +114,7 @@ def keep_the_last(run: Run, technique: Any) -> None:
     """Random tokens teach nothing: the best parameters would be the untrained ones."""
     calls = count()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "judge", lambda _: next(calls))  # asked of the new ones first
+        patch.setattr(loop, "judge", lambda *_: next(calls))  # asked of the new ones first
         technique.apply(run)
 
 

@@ -61,7 +61,7 @@ def test_layers_by_themselves_win_back_divergence(scheme: str, stdlib_model: Pat
     print("  " + ", ".join(f"{block['start']:.5f} -> {block['best']:.5f}" for block in blocks))
     other = [
         compare(stage.measured(f"measured-{folder.name}", folder), 4, 128)[0]["result"].mean_kl
-        for folder in (stage.quantized, trained.files)
+        for folder in (stage.checkpoint, trained.files)
     ]
     print(f"{scheme}: KL {other[0]:.5f} -> {other[1]:.5f} on held-out text")
     assert len(blocks) == 6
@@ -105,12 +105,12 @@ def test_what_wins_nothing_is_undone(tiny_model: MakeModel, training_stage: Make
     assert ruined.best == ruined.start
     assert "undone" in ruined.results["notices"][0]
     assert {name: one for name, one in _files(ruined.files).items() if "quantized" in name} == {
-        name: one for name, one in _files(stage.quantized).items() if "quantized" in name
+        name: one for name, one in _files(stage.checkpoint).items() if "quantized" in name
     }
     skipped = stage.run("skipped", skip_below=1.0)
     assert skipped.results["training"]["steps"] == 0
     assert "nothing was trained" in skipped.results["notices"][0]
-    assert _files(skipped.files).keys() == _files(stage.quantized).keys()
+    assert _files(skipped.files).keys() == _files(stage.checkpoint).keys()
 
 
 @pytest.mark.parametrize("family", ["Qwen3Moe", "Gemma2", "Bert"])
@@ -173,7 +173,7 @@ def _peak_rss(model: Path, stage: Any) -> float:
         sys.executable,
         "-c",
         _MEASURED,
-        *map(str, (model, stage.quantized, stage.windows, stage.folder / "o/f")),
+        *map(str, (model, stage.checkpoint, stage.windows, stage.folder / "o/f")),
     ]
     return float(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout.split()[-1])
 

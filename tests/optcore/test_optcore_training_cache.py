@@ -44,18 +44,19 @@ def test_a_round_trip_is_exact_for_what_float16_holds(tmp_path: Path, vocabulary
     with CacheWriter(tmp_path, facts) as writer:
         writer.append(top)
     cache = TeacherCache(tmp_path)
-    assert (cache.facts, cache.windows, cache.is_whole) == (facts, 6, True)
+    assert (cache.facts, cache.windows) == (facts, 6)
     for chosen in ([0, 1, 2, 3, 4, 5], [4, 0, 4], []):
         rows = [row for window in chosen for row in range(5 * window, 5 * window + 5)]
         found = cache.rows(chosen)
         assert found.ids.dtype == torch.int64
+        assert found.temperature == facts.temperature
         assert torch.equal(found.ids, top.ids[rows])
         assert torch.equal(found.probabilities, top.probabilities[rows].half())
         assert torch.equal(found.rest, (1 - top.probabilities[rows].half().float().sum(-1)).clamp(min=0))
     positions = facts.windows * facts.length
-    assert cache.bytes_per_token == facts.k * (id_bytes + 2)
-    assert (tmp_path / IDS).stat().st_size + (tmp_path / PROBABILITIES).stat().st_size == 30 * cache.bytes_per_token
-    print(f"\nV = {vocabulary}, k = {facts.k}: {cache.bytes_per_token} bytes a token over {positions} positions")
+    assert facts.bytes_per_token == facts.k * (id_bytes + 2)
+    assert (tmp_path / IDS).stat().st_size + (tmp_path / PROBABILITIES).stat().st_size == 30 * facts.bytes_per_token
+    print(f"\nV = {vocabulary}, k = {facts.k}: {facts.bytes_per_token} bytes a token over {positions} positions")
 
 
 def test_a_hundred_tokens_take_four_hundred_bytes() -> None:
@@ -72,10 +73,9 @@ def test_the_files_are_plain_arrays(tmp_path: Path) -> None:
 def test_the_loss_survives_float16(tmp_path: Path) -> None:
     _write(tmp_path)
     student = torch.randn(30, 50, generator=torch.Generator().manual_seed(4))
-    exact = forward_kl_top_k(student, _predictions(FACTS), 2.0)
-    torch.testing.assert_close(
-        forward_kl_top_k(student, TeacherCache(tmp_path).rows(range(6)), 2.0), exact, rtol=5e-3, atol=5e-3
-    )
+    exact = forward_kl_top_k(student, _predictions(FACTS))
+    cached = TeacherCache(tmp_path).rows(range(6))
+    torch.testing.assert_close(forward_kl_top_k(student, cached), exact, rtol=5e-3, atol=5e-3)
 
 
 @pytest.mark.parametrize("stopped", [1, 2, 5, 6])
@@ -83,7 +83,6 @@ def test_a_writer_goes_on_where_another_stopped(tmp_path: Path, stopped: int) ->
     _write(tmp_path / "whole")
     _write(tmp_path / "parts", last=stopped, batch=1)
     assert TeacherCache(tmp_path / "parts").windows == stopped
-    assert TeacherCache(tmp_path / "parts").is_whole == (stopped == 6)
     _write(tmp_path / "parts", first=stopped)
     assert _files(tmp_path / "parts") == _files(tmp_path / "whole")
 

@@ -55,7 +55,7 @@ def small(tmp_path_factory: pytest.TempPathFactory, tiny_model: MakeModel) -> Pa
 def keeps_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
     """Random tokens teach nothing: the best parameters would be the untrained ones."""
     calls = count()
-    monkeypatch.setattr(loop, "judge", lambda _: next(calls))  # asked of the new ones first
+    monkeypatch.setattr(loop, "judge", lambda *_: next(calls))  # asked of the new ones first
 
 
 @pytest.mark.parametrize(
@@ -215,6 +215,24 @@ def test_on_policy_distillation_trains_on_its_own_text_and_goes_on_exactly(
     assert losses[0] == losses[1]
     assert losses[0][0] != _losses(run)[0]
     assert losses[0][-1][1] < losses[0][0][1]
+
+
+def test_a_killed_run_knows_how_often_each_parameter_moved(small: Path, stdlib_model: Path, tmp_path: Path) -> None:
+    """The upper layer comes to have a gradient at half of the steps, shortly before the checkpoint."""
+    settings = {**SHORT, "steps": 6, "learning_rate": 3e-3, "sequence_length": 24, "save_every": 4, "data": RANDOM}
+    losses = [{"kind": "hidden_mse", "progressive": True}]
+    technique = Distill.model_validate({**settings, "losses": losses})
+    curves, written = [], []
+    for name, killed in (("whole", False), ("killed", True)):
+        run = training_run(technique, stdlib_model, small, tmp_path / name)
+        if killed:
+            with pytest.raises(Killed), ending_at(run, 5):
+                technique.apply(run)
+        technique.apply(run)
+        curves.append(_losses(run))
+        written.append(load_file(run.out / "model.safetensors"))
+    assert curves[0] == curves[1]
+    assert all(torch.equal(tensor, written[1][name]) for name, tensor in written[0].items())
 
 
 def _losses(run: Run) -> list[list[float]]:

@@ -12,7 +12,7 @@ from fixtures.training import Killed, training_run, validations
 from safetensors.torch import load_file
 
 from optcore.errors import OutOfDisk, OutOfMemory, TrainingDiverged, typed_error
-from optcore.events import AnyEvent, Metric
+from optcore.events import AnyEvent, Metric, Progress
 from optcore.quantization import load_quantization
 from optcore.run import Run
 from optcore.techniques import Qad, Qat
@@ -195,6 +195,24 @@ class TestResume:
         assert run.results["series"] == whole.results["series"]
         before, after = _tensors(whole.out), _tensors(run.out)
         assert all(torch.equal(before[name], after[name]) for name in before)
+
+    def test_better_parameters_do_not_pile_up_between_checkpoints(self, ready: Any) -> None:
+        """Those that the last checkpoint names stay for a killed run, and the best of all."""
+        technique = _qad(steps=8, validation={"samples": 4, "every": 1}, save_every=8)
+        run, events = ready(technique, "piles")
+        kept: list[list[str]] = []
+
+        def emit(event: AnyEvent) -> None:
+            events.append(event)
+            if isinstance(event, Progress) and event.phase == "training":
+                kept.append(sorted(path.name for path in run.journal.glob("best-*")))
+
+        run.emit = emit
+        technique.apply(run)
+        print(kept)
+        assert len({name for names in kept for name in names}) >= 3
+        assert all(len(names) == 2 and names[0] == "best-00000000" for names in kept[:-1])
+        assert kept[-1] == [f"best-{run.results['training']['best_step']:08d}"]
 
     def test_a_full_disk_keeps_the_checkpoint_before(self, ready: Any, tmp_path: Path) -> None:
         technique = _qad(save_every=1)

@@ -141,7 +141,7 @@ def test_a6_four_likeliest_tokens_and_the_rest(trained: Callable[..., Found], mo
     ptq, full = trained("int2_g32"), trained("int2_g32", "qad", learning_rate=3e-4)
     rest = trained("int2_g32", "qad", learning_rate=3e-4, teacher_top_k=4)
 
-    def renormalized(logits_NV: torch.Tensor, top_k: TopK, temperature: float = 1.0) -> torch.Tensor:
+    def renormalized(logits_NV: torch.Tensor, top_k: TopK) -> torch.Tensor:
         """What naive caches do: the kept tokens are all that there is."""
         kept = top_k.probabilities.float()
         p = kept / kept.sum(-1, keepdim=True)

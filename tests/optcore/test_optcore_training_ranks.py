@@ -14,6 +14,7 @@ import torch
 from fixtures.tiny_models import MakeModel
 from fixtures.training_stages import MakeStage, Trained
 from pydantic import ValidationError
+from safetensors.torch import load_file
 
 from optcore.child import ReportedFailure, run_stage
 from optcore.errors import RecipeError, StageCrashed
@@ -22,8 +23,9 @@ from optcore.gang import LOST_PEER, Gang
 from optcore.gpus import visible_gpus
 from optcore.stage import Inputs, StageTask, TechniqueWork
 from optcore.streaming.quantized import QuantizedCheckpoint
-from optcore.techniques import Qad
+from optcore.techniques import Finetune, Qad
 from optcore.training.ranks import Ranks
+from optcore.training.windows import FLAGS
 
 torch.set_num_threads(1)
 SMALL = Qad.model_validate(
@@ -111,6 +113,29 @@ def test_two_processes_train_as_one(
     _compare(family, alone, together)
     steps = [event.step for event in events if isinstance(event, Metric) and event.name == "loss"]
     assert steps == list(range(1, SMALL.steps + 1))  # one process speaks
+
+
+def test_two_processes_write_the_best_dense_model_as_one_does(tiny_model: MakeModel, training_stage: MakeStage) -> None:
+    """The last validation leaves embeddings and head gathered. Of the second process's share nothing counts."""
+    settings = {"steps": 4, "learning_rate": 0.03, "schedule": "constant", "warmup": 0}
+    shared = {"batch": 4, "sequence_length": 32, "validation": {"samples": 2, "every": 1}}
+    stage = training_stage(tiny_model("Llama"), Finetune.model_validate({**settings, **shared}), "")
+    with (stage.windows / FLAGS).open("r+b") as flags:
+        flags.seek(-32, os.SEEK_END)
+        flags.write(bytes(32))
+    alone, together = stage.run("alone"), stage.run("together", processes=2)
+    noted = [one.results["training"] for one in (alone, together)]
+    assert noted[0]["best_step"] == noted[1]["best_step"]
+    assert 0 < noted[0]["best_step"] < 4
+    assert noted[0]["best"] == pytest.approx(noted[1]["best"], abs=CLOSE)
+    one, other, before = (
+        load_file(folder / "model.safetensors") for folder in (alone.files, together.files, stage.model)
+    )
+    moved = {name: float((one[name] - before[name]).float().norm()) for name in before}
+    apart = {name: float((one[name] - other[name]).float().norm()) / moved[name] for name in before}
+    print(f"largest difference of a tensor, as a share of how far it moved: {max(apart.values()):.1e}")
+    assert one.keys() == other.keys() == before.keys()
+    assert {name: share for name, share in apart.items() if share > 1e-2} == {}  # files hold bfloat16
 
 
 def test_a_killed_rank_ends_the_other_and_one_process_goes_on(tiny_model: MakeModel, training_stage: MakeStage) -> None:
