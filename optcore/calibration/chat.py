@@ -6,6 +6,7 @@ from typing import NamedTuple
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from optcore.calibration.text import frame_of
 from optcore.errors import DataError
 from optcore.sources.conversations import Message
 
@@ -30,9 +31,13 @@ class ChatFormat:
                 field="/chain",
             )
         self._tokenizer = tokenizer
+        self._before = list(frame_of(tokenizer).before)
 
     def spoken(self, messages: Sequence[Message]) -> Spoken:
         """Token ids, and what the assistant said of them.
+
+        What the tokenizer puts before any text (BOS) is left out where the template writes it too: windows begin
+        with it anyway, and no engine gives it twice.
 
         An answer is what the template adds to the conversation before it with the answer's opening already written
         (`add_generation_prompt`). Templates that rewrite earlier turns (dropping what was only thought) leave the turns
@@ -48,7 +53,9 @@ class ChatFormat:
             )
         encoded = self._tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         inside = [_begins_in(start, end, spans) for start, end in encoded["offset_mapping"]]
-        return Spoken(list(encoded["input_ids"]), inside)
+        ids = list(encoded["input_ids"])
+        start = len(self._before) if ids[: len(self._before)] == self._before else 0
+        return Spoken(ids[start:], inside[start:])
 
     def _answer(self, messages: Sequence[Message], place: int, whole: str) -> tuple[int, int] | None:
         """Characters of one message's answer in the whole text."""

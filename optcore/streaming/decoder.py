@@ -122,11 +122,14 @@ class Decoder:
         return self._weights.outside()
 
     @torch.no_grad()
-    def embed(self, tokens_BT: torch.Tensor) -> State:
-        """Run everything before the first layer, and record what the layers would be called with."""
+    def embed(self, tokens_BT: torch.Tensor, **named: torch.Tensor) -> State:
+        """Run everything before the first layer, and record what the layers would be called with.
+
+        `named` is what else the model is given, such as `position_ids`.
+        """
         for returns_tuple in (self._returns_tuple, not self._returns_tuple):
             recorders = [Recorder(layer, returns_tuple) for layer in self.layers]
-            if self._recorded(recorders, tokens_BT):
+            if self._recorded(recorders, tokens_BT, named):
                 self._returns_tuple = returns_tuple
                 return State(recorders[0].hidden, tuple(recorder.arguments for recorder in recorders))
         raise self._cannot_stream("its layers are not called one after the other, each with what the last one gave")
@@ -176,17 +179,18 @@ class Decoder:
             out: torch.Tensor = self.model(input_ids=tokens_BT, use_cache=False).logits
         return out
 
-    def _recorded(self, recorders: Sequence[Recorder], tokens_BT: torch.Tensor) -> bool:
+    def _recorded(self, recorders: Sequence[Recorder], tokens_BT: torch.Tensor, named: dict[str, torch.Tensor]) -> bool:
         """Whether every recorder was given what the one before it returned, with nothing done in between."""
         try:
             with self._layers_replaced(recorders):
-                self.model.base_model(input_ids=tokens_BT.to(self.device), use_cache=False)
+                given = {name: tensor.to(self.device) for name, tensor in named.items()}
+                self.model.base_model(input_ids=tokens_BT.to(self.device), use_cache=False, **given)
         except UnknownArchitecture:
             if self._returns_tuple != recorders[0].returns_tuple:
                 raise
             return False
-        given = [(recorder.hidden.data_ptr(), recorder.hidden.shape) for recorder in recorders]
-        return len(set(given)) == 1
+        recorded = {(recorder.hidden.data_ptr(), recorder.hidden.shape) for recorder in recorders}
+        return len(recorded) == 1
 
     def _cannot_stream(self, why: str) -> UnknownArchitecture:
         return UnknownArchitecture(

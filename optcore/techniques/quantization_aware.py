@@ -38,11 +38,6 @@ class QuantizationAware(Training):
     nothing is trained."""
 
     @property
-    def process_count(self) -> int:
-        """Processes to start."""
-        return 1 if self.scope == "block" else super().process_count
-
-    @property
     def prepared_data(self) -> TrainingData:
         """The data as windows are prepared of it: layers by themselves know of no documents."""
         return self.data.model_copy(update={"packing": False}) if self.scope == "block" else self.data
@@ -57,12 +52,6 @@ class QuantizationAware(Training):
         from optcore.training.quantized_stage import train_quantized
 
         train_quantized(run, self)
-
-    @model_validator(mode="after")
-    def _blocks_stand_alone(self) -> Self:
-        if self.scope == "block" and self.processes not in (1, "auto"):
-            raise ValueError("`scope: block` trains in one process: leave `processes` out")
-        return self
 
     @model_validator(mode="after")
     def _adapters_fit(self) -> Self:

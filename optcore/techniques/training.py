@@ -54,7 +54,8 @@ class Training(Technique):
     """What matrices are multiplied in; weights and the optimizer are float32 always. `auto`: bfloat16 on a GPU."""
     processes: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = "auto"
     """Processes of one machine that train the model together: its weights, gradients and optimizer are spread over
-    them. `auto`: one for each visible GPU, as many as divide `batch`; one where there is no GPU."""
+    them. `auto`: one for each visible GPU, as many as divide `batch`; one where there is no GPU, and for
+    `scope: block`, `on_policy` and `variant: adalora`, which only one process can do."""
     validation: Validation = Validation()
     """What the best parameters are chosen by; the untrained start is a candidate too."""
     save_every: int | None = Field(default=None, ge=1)
@@ -88,8 +89,21 @@ class Training(Technique):
         return getattr(self, "scope", "") == "lora"
 
     @property
+    def alone(self) -> str:
+        """A setting that only one process can train with; empty where there is none."""
+        scope, lora = getattr(self, "scope", None), getattr(self, "lora", None)
+        settings = {
+            "scope: block": scope == "block",  # layers are trained one after the other
+            "on_policy": bool(getattr(self, "on_policy", 0)),  # a student that is spread out cannot write text
+            "variant: adalora": scope == "lora" and lora is not None and lora.variant == "adalora",  # compares layers
+        }
+        return next((name for name, is_set in settings.items() if is_set), "")
+
+    @property
     def process_count(self) -> int:
         """Processes to start."""
+        if self.alone:
+            return 1
         if self.processes != "auto":
             return self.processes
         return max(count for count in range(1, max(1, visible_gpus()) + 1) if self.batch % count == 0)
@@ -110,9 +124,11 @@ class Training(Technique):
         return min(self.steps * self.batch, self.data.windows or self.steps * self.batch)
 
     @model_validator(mode="after")
-    def _parts_divide(self) -> Self:
+    def _work_divides(self) -> Self:
         if self.micro_batch and self.batch % self.micro_batch:
             raise ValueError(f"micro_batch ({self.micro_batch}) must divide batch ({self.batch})")
+        if self.alone and self.processes not in (1, "auto"):
+            raise ValueError(f"`{self.alone}` trains in one process: leave `processes` out")
         if self.processes != "auto" and self.batch % self.processes:
             raise ValueError(f"processes ({self.processes}) must divide batch ({self.batch})")
         if not all(0 <= beta < 1 for beta in self.betas):

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator
+from inspect import signature
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from optcore.training.packing import Document
 
 _BATCH_windows = 32
+_KEPT_logits = "logits_to_keep"
 
 
 def generated(
@@ -58,11 +60,11 @@ def continued(
 
     Nothing ends a window: behind an end-of-text token the model begins another text, as packed windows do.
     """
-    cache = _cache(model)
+    cache, last = _cache(model), _last_only(model)
     tokens_BT = prompt_BT
     step: torch.Tensor = prompt_BT
     while tokens_BT.shape[1] < length:
-        logits_BV = model(input_ids=step, past_key_values=cache, use_cache=True).logits[:, -1].float()
+        logits_BV = model(input_ids=step, past_key_values=cache, use_cache=True, **last).logits[:, -1].float()
         step = _drawn(logits_BV, temperature, generator)
         tokens_BT = torch.cat((tokens_BT, step), 1)
     return tokens_BT[:, :length]
@@ -72,6 +74,11 @@ def _cache(model: Any) -> Any:
     from transformers import DynamicCache
 
     return DynamicCache(config=model.config)
+
+
+def _last_only(model: nn.Module) -> dict[str, int]:
+    """What keeps a forward pass from making logits of a whole prompt, where the model knows it."""
+    return {_KEPT_logits: 1} if _KEPT_logits in signature(model.forward).parameters else {}
 
 
 def _drawn(logits_BV: torch.Tensor, temperature: float, generator: torch.Generator) -> torch.Tensor:

@@ -32,9 +32,9 @@ def find_head(model: Any) -> Head | None:
     hidden = last_hidden(model, input_ids=tokens_BT)
     if hidden.shape[-1] != linear.in_features:
         return None
-    plain = linear(hidden).float()
+    plain = linear(hidden)
     for transform in (None, *_transforms(model.config.get_text_config())):
-        found = transform(plain) if transform else plain
+        found = (transform(plain) if transform else plain).float()  # rounded where the model itself rounds
         if found.shape == wanted.shape and (found - wanted).norm() <= _CLOSE * wanted.norm():
             return Head(linear, transform)
     return None

@@ -1,18 +1,34 @@
 """What training will take, reckoned from headers before anything is loaded: a machine too small is told at once."""
 
-import os
-import resource
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 from optcore.errors import OutOfMemory
 from optcore.streaming.reader import TensorReader
+from optcore.training.free_memory import gpu_bytes, machine_bytes, process_bytes
 
-_CGROUP = Path("/sys/fs/cgroup")
 _MASTER_bytes, _GRADIENT_bytes, _MOMENTS_bytes = 4, 4, 8
 _ROOM = 1.1  # allocators, buffers and libraries
 _GIB = 2**30
+
+
+class _Need(NamedTuple):
+    """Bytes of one process."""
+
+    loaded: float
+    """The whole student: it is spread over the processes once each has it."""
+    trained: float
+    """Its part of weights, gradients and moments."""
+    teacher: float
+    """Whole in each process."""
+    gathered: float
+    """What one of them brings together for a checkpoint; nothing where it is all there already."""
+
+    def peak(self, processes: int, gathered: float = 0.0) -> float:
+        """The most that so many hold at once in one memory, one of them with what it gathers there."""
+        return max(processes * self.loaded, processes * self.trained + gathered) + processes * self.teacher
 
 
 def check_memory(
@@ -24,50 +40,38 @@ def check_memory(
     processes: int = 1,
     master_bytes: float = _MASTER_bytes,
 ) -> None:
-    """Raise `OutOfMemory` where float32 weights, gradients and AdamW's moments do not fit beside the teacher.
+    """Raise `OutOfMemory` where float32 weights, gradients and AdamW's moments do not fit beside the teacher, or where
+    the machine cannot hold a checkpoint of them.
 
-    `moving` is the share of the parameters that train, `master_bytes` what each of them all is held in. Activations are
-    not counted: gradient checkpointing and `micro_batch` make them as small as need be.
+    `moving` is the share of the parameters that train, `master_bytes` what each of them all is held in. Processes have
+    a GPU each; without one they share the machine's memory. Activations are not counted: gradient checkpointing and
+    `micro_batch` make them as small as need be.
     """
-    parameters = _parameters(student)
-    own = parameters * (master_bytes + moving * (_GRADIENT_bytes + _MOMENTS_bytes)) / processes
-    beside = _parameters(teacher) * (2 if device.type == "cuda" else 4) if teacher else 0.0
-    needed, there = (own + beside) * _ROOM, available_bytes(device)
-    if needed > there:
+    parameters, is_gpu = _parameters(student), device.type == "cuda"
+    need = _Need(
+        loaded=parameters * master_bytes,
+        trained=parameters * (master_bytes + moving * (_GRADIENT_bytes + _MOMENTS_bytes)) / processes,
+        teacher=_parameters(teacher) * (2 if is_gpu else 4) if teacher else 0.0,
+        gathered=parameters * moving * (_MASTER_bytes + _MOMENTS_bytes) if is_gpu or processes > 1 else 0.0,
+    )
+    beside = ", and a teacher beside them" if teacher else ""
+    what = f"{parameters} parameters, {moving:.0%} of them moving{beside}"
+    if is_gpu:
+        _check("training", need.peak(1), gpu_bytes(device), what)
+        _check("a checkpoint, on its way to the disk,", need.gathered, min(machine_bytes(), process_bytes()), what)
+    else:
+        _check("training", need.peak(processes, need.gathered), machine_bytes(), what)
+        _check("training", need.peak(1, need.gathered), process_bytes(), what)
+
+
+def _check(doing: str, needed: float, there: float, what: str) -> None:
+    if needed * _ROOM > there:
         raise OutOfMemory(
-            f"training takes about {needed / _GIB:.1f} GiB, {there / _GIB:.1f} GiB are free: {parameters} parameters, "
-            f"{moving:.0%} of them moving{', and a teacher beside them' if teacher else ''}",
+            f"{doing} takes about {needed * _ROOM / _GIB:.1f} GiB, {there / _GIB:.1f} GiB are free: {what}",
             remedy="use `scope: scales`, `lora` or `block`, keep a teacher's answers with `teacher_top_k`, "
             "or use a larger machine",
             field="/chain",
         )
-
-
-def available_bytes(device: torch.device) -> float:
-    """Free memory of a GPU, or what this process may still take of the machine's."""
-    if device.type == "cuda":
-        return float(torch.cuda.mem_get_info(device)[0])
-    limits = [_of_machine(), _of_cgroup(), *(_of_process(kind) for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA))]
-    return max(0.0, min(limits))
-
-
-def _of_machine() -> float:
-    facts = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    return float(facts["MemAvailable"].split()[0]) * 1024
-
-
-def _of_cgroup() -> float:
-    try:
-        limit, used = ((_CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
-    except OSError:
-        return float("inf")
-    return float("inf") if limit == "max" else float(limit) - float(used)
-
-
-def _of_process(kind: int) -> float:
-    limit, _ = resource.getrlimit(kind)
-    used = int(Path("/proc/self/statm").read_text().split()[0 if kind == resource.RLIMIT_AS else 5])
-    return float("inf") if limit == resource.RLIM_INFINITY else float(limit - used * os.sysconf("SC_PAGE_SIZE"))
 
 
 def _parameters(folder: Path) -> int:

@@ -23,6 +23,11 @@ class Document(NamedTuple):
     learned: list[bool] | None = None
     """None: all of them."""
 
+    @property
+    def flags(self) -> list[int]:
+        """`LEARNED` for what is learned, 0 for what is not."""
+        return [LEARNED] * len(self.ids) if self.learned is None else [LEARNED * one for one in self.learned]
+
 
 class _Window:
     """One that is being filled."""
@@ -37,13 +42,13 @@ class _Window:
             self.tokens.append(token)
             self.flags.append(0 if place else BEGINS)
 
-    def add(self, ids: list[int], learned: list[bool] | None, *, begins: bool) -> None:
+    def add(self, ids: list[int], flags: list[int], *, begins: bool) -> None:
         """Text of a block."""
-        flags = [LEARNED] * len(ids) if learned is None else [LEARNED * one for one in learned]
-        if begins and flags:
-            flags[0] |= BEGINS
+        first = len(self.flags)
         self.tokens += ids
         self.flags += flags
+        if begins:
+            self.flags[first] |= BEGINS
 
 
 def packed(documents: Iterable[Document], before: tuple[int, ...], length: int, filler: int) -> Iterator[Batch]:
@@ -60,7 +65,7 @@ def packed(documents: Iterable[Document], before: tuple[int, ...], length: int, 
 def _windows(documents: Iterable[Document], before: tuple[int, ...], length: int, filler: int) -> Iterator[_Window]:
     window = _Window()
     for document in documents:
-        start = 0
+        start, flags = 0, document.flags
         while start < len(document.ids):
             room = length - len(window.tokens) - len(before)
             if room < _LEAST_tokens:
@@ -70,8 +75,7 @@ def _windows(documents: Iterable[Document], before: tuple[int, ...], length: int
                 continue
             part = slice(start, start + room)
             window.begin(before)
-            learned = document.learned[part] if document.learned is not None else None
-            window.add(document.ids[part], learned, begins=not before)
+            window.add(document.ids[part], flags[part], begins=not before)
             start += room
     if len(window.tokens) == length:
         yield window

@@ -99,7 +99,7 @@ def _batches(run: "Run", data: "TrainingData", length: int, wanted: int) -> Iter
 
         prompts = _documents(texts, run, data) if data.prompt_tokens else iter(())
         return generated(run, texts, data, prompts, length, wanted)
-    if data.packing and not texts.frame.after:
+    if data.packing and not texts.frame.after and _is_apart(run):
         return packed(_documents(texts, run, data), texts.frame.before, length, texts.filler)
     return _cut(texts, run, data, length)
 
@@ -129,15 +129,27 @@ def _is_whole(run: "Run", data: "TrainingData") -> bool:
     return data.is_own and not share_text(run.text_files, run.data_files)
 
 
+def _is_apart(run: "Run") -> bool:
+    """Whether documents of one window would not see each other; a notice where they would."""
+    from optcore.training.isolation import keeps_documents_apart
+
+    if keeps_documents_apart(run.checkpoint):
+        return True
+    run.notice("windows are pieces of the text as it comes: documents in one window would not be apart for this model")
+    return False
+
+
 def _cut(texts: Texts, run: "Run", data: "TrainingData", length: int) -> Iterator[Batch]:
     """Windows of the text as it comes, each in the tokenizer's frame: what encoders are given."""
     before, after = texts.frame
     inside = length - len(before) - len(after)
-    ids = (token for document in _documents(texts, run, data) for token in document.ids)
-    while len(text := list(islice(ids, inside))) == inside:
-        flags = [0] * len(before) + [LEARNED] * inside + [0] * len(after)
+    documents = _documents(texts, run, data)
+    tokens = (pair for document in documents for pair in zip(document.ids, document.flags, strict=True))
+    while len(text := list(islice(tokens, inside))) == inside:
+        ids, learned = zip(*text, strict=True)
+        flags = [0] * len(before) + [*learned] + [0] * len(after)
         flags[0] |= BEGINS
-        yield _one([*before, *text, *after], flags)
+        yield _one([*before, *ids, *after], flags)
 
 
 def _random(texts: Texts, length: int, wanted: int, seed: int) -> Iterator[Batch]:

@@ -196,6 +196,15 @@ def test_on_policy_text_is_what_the_student_goes_on_to_say(small: Path) -> None:
     assert torch.equal(said, plainly)
 
 
+def test_no_more_logits_are_made_than_are_drawn_from(small: Path) -> None:
+    """Those of a whole prompt may be larger than the model."""
+    model: Any = Student(small).model
+    rows: list[int] = []
+    model.lm_head.register_forward_hook(lambda _, __, out: rows.append(out.shape[1]))
+    continued(model, torch.arange(3, 19).view(1, 16), 20, 0, torch.Generator())
+    assert rows == [1] * 4
+
+
 def test_on_policy_distillation_trains_on_its_own_text_and_goes_on_exactly(
     small: Path, stdlib_model: Path, tmp_path: Path
 ) -> None:

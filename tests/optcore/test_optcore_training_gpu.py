@@ -5,9 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 from fixtures.exporting import Quantize
+from fixtures.tiny_models import MakeModel
 from fixtures.training import training_run, validations
 
 from optcore.techniques import Qad
+from optcore.training.isolation import keeps_documents_apart
 from optcore.training.student import Student
 
 pytestmark = [
@@ -31,3 +33,11 @@ def test_qad_wins_back_on_a_gpu(
     on_cpu = Student(run.out, torch.device("cpu"))
     on_cpu.simulate("freeze")
     assert on_cpu.linears
+
+
+@pytest.mark.parametrize(
+    ("family", "is_apart"), [("Llama", True), ("Gemma2", True), ("Qwen3Moe", True), ("Lfm2", False)]
+)
+def test_what_is_masked_gets_no_gradient_at_all(family: str, is_apart: bool, tiny_model: MakeModel) -> None:
+    """In the device's kernels and in bfloat16 too: documents are packed, or not, by that."""
+    assert keeps_documents_apart(tiny_model(family)) is is_apart

@@ -11,14 +11,13 @@ from fixtures.exporting import Quantize
 from fixtures.training import Killed, training_run, validations
 from safetensors.torch import load_file
 
-from optcore.errors import OutOfDisk, OutOfMemory, TrainingDiverged, typed_error
+from optcore.errors import OutOfDisk, TrainingDiverged, typed_error
 from optcore.events import AnyEvent, Metric, Progress
 from optcore.quantization import load_quantization
 from optcore.run import Run
 from optcore.techniques import Qad, Qat
 from optcore.training import checkpoints, loop
 from optcore.training.batches import Order
-from optcore.training.memory import check_memory
 from optcore.training.schedule import learning_rate
 
 SMALL: dict[str, Any] = {
@@ -261,17 +260,6 @@ class TestTrouble:
         assert "training stopped, and the best parameters, of step 4, were kept" in str(run.results["notices"])
         assert _digests(run.out) != _digests(run.checkpoint)
         assert all(math.isfinite(value) for value in _losses(events).values())
-
-    def test_too_little_memory_is_said_before_anything_is_loaded(
-        self, stdlib_model: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        cpu = torch.device("cpu")
-        check_memory(stdlib_model, stdlib_model, moving=1.0, device=cpu)
-        monkeypatch.setattr("optcore.training.memory.available_bytes", lambda _: 50e6)
-        with pytest.raises(OutOfMemory, match=r"takes about 0\.1 GiB.*100% of them moving, and a teacher") as caught:
-            check_memory(stdlib_model, stdlib_model, moving=1.0, device=cpu)
-        assert "teacher_top_k" in caught.value.remedy
-        check_memory(stdlib_model, None, moving=0.0, device=cpu)
 
 
 def test_a_checkpoint_is_whole_or_not_there(ready: Any, monkeypatch: pytest.MonkeyPatch) -> None:

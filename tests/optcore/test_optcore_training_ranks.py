@@ -23,7 +23,8 @@ from optcore.gang import LOST_PEER, Gang
 from optcore.gpus import visible_gpus
 from optcore.stage import Inputs, StageTask, TechniqueWork
 from optcore.streaming.quantized import QuantizedCheckpoint
-from optcore.techniques import Finetune, Qad
+from optcore.techniques import Distill, Finetune, Heal, Qad
+from optcore.techniques.training import Training
 from optcore.training.ranks import Ranks
 from optcore.training.windows import FLAGS
 
@@ -231,6 +232,36 @@ def test_as_many_processes_as_gpus_that_divide_the_batch(tmp_path: Path, monkeyp
     monkeypatch.setattr("optcore.techniques.training.visible_gpus", lambda: 3)
     assert [_changed(batch=batch, micro_batch=None).process_count for batch in (4, 6, 5)] == [2, 3, 1]
     assert _changed(batch=4, processes=4).process_count == 4
+
+
+ADALORA = {"scope": "lora", "lora": {"variant": "adalora"}}
+
+
+@pytest.mark.parametrize(
+    ("technique", "changes", "setting"),
+    [
+        (Distill, {"on_policy": 0.5}, "on_policy"),
+        (Distill, ADALORA, "variant: adalora"),
+        (Heal, {"lora": {"variant": "adalora"}}, "variant: adalora"),
+        (Qad, ADALORA, "variant: adalora"),
+        (Qad, {"scope": "block"}, "scope: block"),
+    ],
+)
+def test_what_only_one_process_can_do_is_done_by_one(
+    technique: type[Training], changes: dict[str, object], setting: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On any machine, and an explicit wish for more is refused with the recipe."""
+    monkeypatch.setattr("optcore.techniques.training.visible_gpus", lambda: 8)
+    assert technique.model_validate({}).process_count == 8
+    for processes in (1, "auto"):
+        assert technique.model_validate({**changes, "processes": processes}).process_count == 1
+    with pytest.raises(ValidationError, match=f"`{setting}` trains in one process: leave `processes` out"):
+        technique.model_validate({**changes, "processes": 2})
+
+
+def test_adapters_that_are_not_trained_ask_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("optcore.techniques.training.visible_gpus", lambda: 4)
+    assert Heal.model_validate({"adapters": False, "lora": {"variant": "adalora"}}).process_count == 4
 
 
 def test_every_process_takes_as_many_parts() -> None:

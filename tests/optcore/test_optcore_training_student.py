@@ -17,6 +17,7 @@ from optcore.streaming.decoder import Decoder
 from optcore.streaming.simulate import Simulation
 from optcore.techniques import Ptq
 from optcore.training.fake_quant import FakeQuantLinear
+from optcore.training.head import find_head
 from optcore.training.masters import master_weight
 from optcore.training.straight_through import round_activation, round_weight
 from optcore.training.student import Student
@@ -168,3 +169,11 @@ def test_names_lead_back_to_the_checkpoint(quantized: Quantize) -> None:
     assert set(student.linears) == set(description.modules)
     plain = [name for name, _ in student.plain_parameters(0)]
     assert plain == ["model.layers.0.input_layernorm.weight", "model.layers.0.post_attention_layernorm.weight"]
+
+
+@pytest.mark.parametrize("family", ["Gemma2", "Cohere"])
+def test_a_head_is_found_in_the_type_that_a_teacher_computes_in(family: str, tiny_model: MakeModel) -> None:
+    """Without one all logits of a batch are made at once."""
+    head = find_head(Decoder(tiny_model(family), dtype=torch.bfloat16).load_all())
+    assert head is not None
+    assert head.transform is not None

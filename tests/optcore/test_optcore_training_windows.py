@@ -9,6 +9,8 @@ import torch
 from fixtures.exporting import run_of
 from fixtures.tiny_models import MakeModel
 from fixtures.training import prepared
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoTokenizer
 
 from optcore.calibration.text import Texts
 from optcore.errors import BadCheckpoint, DataError
@@ -166,6 +168,31 @@ class TestChat:
         assert text.startswith("return x + 1</s><return x + 2</s>")  # the tokenizer knows "><" as one token
         assert "user" not in text
         assert "again" not in text
+
+    @pytest.mark.parametrize("packing", [True, False])
+    def test_what_begins_a_text_is_there_once(self, chat_model: Path, tmp_path: Path, packing: bool) -> None:
+        """Templates write BOS that the tokenizer puts before a text too (Llama 3, Gemma, Mistral)."""
+        tokenizer = AutoTokenizer.from_pretrained(chat_model)
+        start, backend = tokenizer.bos_token, tokenizer.backend_tokenizer
+        framed = TemplateProcessing(single=f"{start} $A", special_tokens=[(start, tokenizer.bos_token_id)])
+        backend.post_processor = framed
+        (chat_model / "tokenizer.json").unlink()
+        backend.save(str(chat_model / "tokenizer.json"))
+        (chat_model / "chat_template.jinja").unlink()
+        (chat_model / "chat_template.jinja").write_text("{{ bos_token }}" + CHAT_TEMPLATE)
+        said = [{"role": "user", "content": "add one"}, {"role": "assistant", "content": "return x + 1"}]
+        file = tmp_path / "chat.jsonl"
+        file.write_text("\n".join([json.dumps({"messages": said})] * 80))
+        data = {"kind": "chat", "path": str(file), "packing": packing}
+        batch = _windows(chat_model, tmp_path, (file,), data=data, sequence_length=64).read([0])
+        given = AutoTokenizer.from_pretrained(chat_model).apply_chat_template(said, return_dict=False)
+        assert given.count(tokenizer.bos_token_id) == 1
+        assert batch.tokens_BT[0, : len(given)].tolist() == given
+        starts = (batch.tokens_BT[0] == tokenizer.bos_token_id).nonzero().flatten().tolist()
+        assert starts == (list(range(0, 64, len(given))) if packing else [0])
+        learned = (batch.flags_BT[0] & LEARNED).bool()
+        assert "add one" not in tokenizer.decode(batch.tokens_BT[0][learned])
+        assert "return x + 1" in tokenizer.decode(batch.tokens_BT[0][learned])
 
     def test_no_chat_template(self, stdlib_model: Path, tmp_path: Path) -> None:
         file = tmp_path / "chat.jsonl"

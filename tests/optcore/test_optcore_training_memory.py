@@ -1,0 +1,136 @@
+"""Too little memory is said before anything is loaded, and what fits is not refused."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from optcore.errors import OutOfMemory
+from optcore.streaming.reader import TensorReader
+from optcore.training import memory
+from optcore.training.free_memory import machine_bytes
+from optcore.training.memory import check_memory
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
+MIB = 2**20
+ROOM = 1.1
+
+
+def _group(folder: Path, limit: str, used: int, *, inactive: int = 0, active: int = 0) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "memory.max").write_text(f"{limit}\n")
+    (folder / "memory.current").write_text(f"{used}\n")
+    (folder / "memory.stat").write_text(f"anon 5\ninactive_file {inactive}\nactive_file {active}\nshmem 7\n")
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A machine with 1000 MiB free; this process is in the group `jobs/one`."""
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/meminfo").write_text(f"MemTotal: 2000000 kB\nMemAvailable: {1000 * 1024} kB\n")
+    (tmp_path / "proc/self/cgroup").write_text("12:cpu:/elsewhere\n0::/jobs/one\n")
+    (tmp_path / "sys/fs/cgroup/jobs/one").mkdir(parents=True)
+    return tmp_path
+
+
+class TestFree:
+    def test_without_groups_the_machine_counts(self, root: Path) -> None:
+        assert machine_bytes(root) == 1000 * MIB
+        (root / "proc/self/cgroup").unlink()
+        assert machine_bytes(root) == 1000 * MIB
+
+    def test_cached_files_are_free(self, root: Path) -> None:
+        _group(root / "sys/fs/cgroup/jobs/one", str(500 * MIB), 400 * MIB, inactive=200 * MIB, active=100 * MIB)
+        assert machine_bytes(root) == 400 * MIB
+
+    def test_the_smallest_room_of_all_groups_around_counts(self, root: Path) -> None:
+        groups = root / "sys/fs/cgroup"
+        _group(groups / "jobs/one", str(700 * MIB), 100 * MIB)
+        assert machine_bytes(root) == 600 * MIB
+        _group(groups / "jobs", str(900 * MIB), 400 * MIB)
+        assert machine_bytes(root) == 500 * MIB
+        _group(groups, str(950 * MIB), 650 * MIB)
+        assert machine_bytes(root) == 300 * MIB
+        _group(groups / "jobs/other", str(10 * MIB), 0)
+        _group(groups / "jobs/one", "max", 0)
+        assert machine_bytes(root) == 300 * MIB
+        _group(groups / "jobs/one", str(MIB), 2 * MIB)
+        assert machine_bytes(root) == 0
+
+    def test_a_group_outside_of_what_is_seen(self, root: Path) -> None:
+        (root / "proc/self/cgroup").write_text("0::/../../jobs\n")
+        _group(root / "sys/fs/cgroup", str(300 * MIB), 100 * MIB)
+        assert machine_bytes(root) == 200 * MIB
+
+
+@pytest.fixture
+def free(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """Bytes that are free, to be set: of the GPU, the machine and the process."""
+    there = dict.fromkeys(("gpu", "machine", "process"), float("inf"))
+    monkeypatch.setattr(memory, "gpu_bytes", lambda _: there["gpu"])
+    monkeypatch.setattr(memory, "machine_bytes", lambda: there["machine"])
+    monkeypatch.setattr(memory, "process_bytes", lambda: there["process"])
+    return there
+
+
+@pytest.fixture
+def parameters(stdlib_model: Path) -> int:
+    reader = TensorReader(stdlib_model)
+    return sum(torch.Size(reader.shape(name)).numel() for name in reader.names)
+
+
+@pytest.mark.parametrize(
+    ("device", "where", "processes", "moving", "has_teacher", "each"),
+    [
+        (CPU, "machine", 1, 1.0, False, 16),
+        (CPU, "machine", 1, 1.0, True, 16 + 4),
+        (CPU, "machine", 1, 0.0, False, 4),
+        (CPU, "machine", 2, 1.0, False, 16 + 12),  # one of them gathers a checkpoint
+        (CPU, "machine", 2, 1.0, True, 16 + 12 + 2 * 4),  # each has a teacher, in one memory
+        (CPU, "machine", 8, 0.0, True, 8 * 4 + 8 * 4),  # each loads the whole student first
+        (CPU, "process", 2, 1.0, True, 8 + 12 + 4),
+        (GPU, "gpu", 1, 1.0, True, 16 + 2),
+        (GPU, "gpu", 2, 1.0, True, 8 + 2),
+        (GPU, "gpu", 8, 1.0, True, 4 + 2),  # the whole student, not an eighth of all
+        (GPU, "machine", 8, 1.0, True, 12),  # the host holds a checkpoint
+        (GPU, "process", 1, 1.0, False, 12),
+    ],
+)
+def test_bytes_of_a_parameter(
+    device: torch.device,
+    where: str,
+    processes: int,
+    moving: float,
+    has_teacher: bool,
+    each: int,
+    stdlib_model: Path,
+    parameters: int,
+    free: dict[str, float],
+) -> None:
+    """So much is enough, and no less."""
+    teacher = stdlib_model if has_teacher else None
+
+    def check() -> None:
+        check_memory(stdlib_model, teacher, moving=moving, device=device, processes=processes)
+
+    free[where] = parameters * each * ROOM * 1.001
+    check()
+    free[where] = parameters * each * ROOM * 0.999
+    with pytest.raises(OutOfMemory, match="takes about"):
+        check()
+
+
+def test_adapters_need_no_host_for_a_checkpoint(stdlib_model: Path, free: dict[str, float]) -> None:
+    free["machine"] = 0
+    check_memory(stdlib_model, None, moving=0.0, device=GPU)
+    with pytest.raises(OutOfMemory, match="a checkpoint, on its way to the disk, takes about"):
+        check_memory(stdlib_model, None, moving=1.0, device=GPU)
+
+
+def test_what_is_said(stdlib_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_memory(stdlib_model, stdlib_model, moving=1.0, device=CPU)
+    monkeypatch.setattr(memory, "machine_bytes", lambda: 50e6)
+    with pytest.raises(OutOfMemory, match=r"takes about 0\.1 GiB.*100% of them moving, and a teacher") as caught:
+        check_memory(stdlib_model, stdlib_model, moving=1.0, device=CPU)
+    assert "teacher_top_k" in caught.value.remedy
+    check_memory(stdlib_model, None, moving=0.0, device=CPU)
