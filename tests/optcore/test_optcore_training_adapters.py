@@ -54,10 +54,10 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> Written:
     seen: Written = []
 
     def watched(write: Callable[..., None]) -> Callable[..., None]:
-        def call(run: Run, student: Student, ranks: Any) -> None:
+        def call(run: Run, student: Student, *more: Any) -> None:
             with torch.no_grad():
                 seen.append((student, student.model.eval()(input_ids=TOKENS_BT, use_cache=False).logits))
-            write(run, student, ranks)
+            write(run, student, *more)
 
         return call
 
