@@ -148,7 +148,7 @@ def test_a_student_of_half_the_depth_keeps_the_accuracy(
     losses = [
         {"kind": "forward_kl", "temperature": 2.0},
         {"kind": "cross_entropy", "weight": 0.5},
-        {"kind": "hidden_mse", "weight": 0.5, "progressive": True},
+        {"kind": "hidden_mse", "weight": 30, "progressive": True},
     ]
     data = {"kind": "labelled", "path": str(texts[0])}
     technique = Distill.model_validate({**SETTINGS, "steps": 240, "losses": losses, "data": data})
