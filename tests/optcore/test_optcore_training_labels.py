@@ -184,7 +184,7 @@ def test_a_chain_counts_as_its_student_does(tiny_classifier: MakeClassifier, tmp
     source, names = tiny_classifier("Bert"), ("c", "b", "a")
     student, teacher = (named(source, tmp_path / f"{seed}", names, seed) for seed in (8, 9))
     files = {name: rows(tmp_path / f"{name}.jsonl", names[::-1][:count]) for name, count in (("all", 3), ("few", 2))}
-    (tmp_path / "measured.jsonl").write_text(files["all"].read_text())
+    (tmp_path / "measured.jsonl").write_text(files["all"].read_text().replace('"text": "', '"text": "so '))
 
     def data(name: str) -> dict[str, Any]:
         return {"data": {"kind": "labelled", "path": str(files[name])}}
