@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from optcore.errors import BadCheckpoint
+from optcore.errors import BadCheckpoint, UnknownArchitecture
 from optcore.streaming.names import NameMap, Source
 from optcore.streaming.reader import TensorReader
 
@@ -137,10 +137,30 @@ class Weights:
         return sources.get(name)
 
     def _build_buffers(self, modules: Mapping[str, nn.Module]) -> None:
-        for module in modules.values():
-            if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
-                module.to_empty(device=self._device, recurse=False)
-                self._model._init_weights(module)  # transformers computes rotary tables here
+        """Let transformers compute what no checkpoint holds: rotary tables by their own module, others by its owner."""
+        empty = {n: m for n, m in modules.items() if any(buffer.is_meta for buffer in m.buffers(recurse=False))}
+        for module in empty.values():
+            module.to_empty(device=self._device, recurse=False)
+            for buffer in module.buffers(recurse=False):
+                if buffer.is_floating_point():
+                    buffer.fill_(torch.nan)
+            self._model._init_weights(module)
+        if _uncomputed(empty):
+            for owner in self._owners():  # Falcon-H1's model computes the multipliers of all of its layers
+                self._model._init_weights(owner)
+        if name := _uncomputed(empty):
+            raise UnknownArchitecture(
+                f"{type(self._model).__name__} computes {name} in a way that cannot be repeated for a single layer",
+                remedy="use another model; please report it with the engine's log",
+                field="/model",
+            )
+
+    def _owners(self) -> Iterator[nn.Module]:
+        """The modules around the layers, from the inside out."""
+        path = self._prefix
+        while path:
+            path = path.rpartition(".")[0]
+            yield self._model.get_submodule(path)
 
     def _fill(self, stored: str, tensor: torch.Tensor, targets: list[_Target]) -> torch.Tensor:
         """Set what a stored tensor fills; parameters that share it share memory."""
@@ -150,7 +170,7 @@ class Weights:
             source = self._source(target.name)
             assert source
             if target.is_buffer:
-                value = tensor.to(self._device, copy=True)
+                value = _known(tensor.to(self._device, copy=True))
                 setattr(target.module, target.key, value)
             elif source in made:
                 value = made[source]
@@ -158,7 +178,7 @@ class Weights:
             else:
                 # A copy even of the same type: whoever changes a parameter must not change what is stored.
                 value = source.of(tensor).to(self._device, self._dtype, copy=True).contiguous()
-                value = made[source] = nn.Parameter(value, requires_grad=False)
+                value = made[source] = _known(nn.Parameter(value, requires_grad=False))
                 setattr(target.module, target.key, value)
         return value
 
@@ -174,6 +194,22 @@ class Weights:
         if not is_split or not any(source.part for source in sources.values()):
             return {stored: tensor}
         return {self._names.stored_name[name]: source.of(tensor) for name, source in sources.items()}
+
+
+def _known(value: torch.Tensor) -> torch.Tensor:
+    """Marked as transformers marks what it must not initialize."""
+    value._is_hf_initialized = True
+    return value
+
+
+def _uncomputed(modules: Mapping[str, nn.Module]) -> str:
+    """The name of a buffer that nobody has given its values; empty where there is none."""
+    for path, module in modules.items():
+        for key, buffer in module.named_buffers(recurse=False):
+            is_own = key in module._non_persistent_buffers_set
+            if is_own and buffer.is_floating_point() and bool(buffer.isnan().any()):
+                return f"{path}.{key}"
+    return ""
 
 
 def _targets_of(modules: Mapping[str, nn.Module]) -> Iterator[_Target]:

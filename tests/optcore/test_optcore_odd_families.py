@@ -9,7 +9,7 @@ import torch
 from fixtures.exporting import export, plain, run_of
 from fixtures.tiny_models import MakeModel, make_model
 from safetensors.torch import load_file
-from transformers import AutoModelForMaskedLM
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
 from optcore.errors import RecipeError
 from optcore.export import CompressedTensors, Export, GptqFormat
@@ -102,6 +102,20 @@ def test_a_cache_beside_a_recurrent_state_is_measured(stdlib_model: Path, tmp_pa
         "k_scale",
         "v_scale",
     }
+
+
+def test_what_a_model_computes_for_its_layers_is_there(stdlib_model: Path, tmp_path: Path) -> None:
+    """Falcon-H1's multipliers are in no checkpoint, and the model sets them in layers that are not its own modules."""
+    extras = {"mamba_d_ssm": 128, "mamba_n_heads": 4, "mamba_d_head": 32, "mamba_n_groups": 1, "mamba_d_state": 16}
+    extras |= {"ssm_multipliers": [0.5, 0.25, 2.0, 3.0, 0.125]}
+    model = make_model("FalconH1", extras, tmp_path, stdlib_model)
+    decoder, tokens_BT = Decoder(model), torch.arange(24)[None]
+    state = decoder.embed(tokens_BT)
+    for index in range(len(decoder)):
+        with decoder.layer(index) as layer, torch.no_grad():
+            state = decoder.forward(index, layer, state)
+    expected = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)(tokens_BT).logits
+    torch.testing.assert_close(decoder.logits(state), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_model_without_keys_and_values_refuses_a_cache_format(stdlib_model: Path, tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def test_a_killed_teacher_is_not_asked_again_what_it_has_answered(stdlib_model: 
     model.symlink_to(stdlib_model.absolute())
     assert _stage(again, model, ANSWERS, windows) == [32, 40]
     assert _files(again.files("TeacherWork")) == _files(whole.files("TeacherWork"))
-    assert TeacherCache(again.files("TeacherWork")).is_whole
+    assert TeacherCache(again.files("TeacherWork")).windows == 40
     assert not list(moved.rglob("journal"))
 
 

@@ -66,7 +66,7 @@ def test_a_layer_that_wins_nothing_keeps_its_scales(stdlib_model: Path, training
     stage.run("ruined")
     records = sorted((stage.folder / "ruined" / "journal").glob("0*.json"))
     kept = tuple(QuantizedLayer.model_validate_json(path.read_text()) for path in records)
-    assert kept == described(stage.quantized).layers
+    assert kept == described(stage.checkpoint).layers
 
 
 @pytest.mark.parametrize(
