@@ -4,6 +4,7 @@ The texts are pieces of the standard library's own sources, the labels the packa
 """
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
 from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.processors import TemplateProcessing
-from tokenizers.trainers import WordPieceTrainer
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from optcore.architecture import task_of
@@ -84,11 +84,14 @@ def encoder(texts: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) 
 
 
 def _tokenizer(pieces: list[str]) -> Any:
-    tokenizer = Tokenizer(WordPiece(unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = BertPreTokenizer()
-    tokenizer.train_from_iterator(
-        pieces, WordPieceTrainer(vocab_size=SIZES["vocab_size"], special_tokens=list(SPECIAL))
-    )
+    """Characters, and the words that are met most: the library's own training does not come out alike twice."""
+    before = BertPreTokenizer()
+    words = Counter(word for piece in pieces for word, _ in before.pre_tokenize_str(piece))
+    characters = sorted({character for word in words for character in word})
+    common = sorted((word for word in words if len(word) > 1), key=lambda word: (-words[word], word))
+    known = [*SPECIAL, *characters, *(f"##{character}" for character in characters), *common][: SIZES["vocab_size"]]
+    tokenizer = Tokenizer(WordPiece({text: number for number, text in enumerate(known)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = before
     ends = [(name, tokenizer.token_to_id(name)) for name in ("[CLS]", "[SEP]")]
     tokenizer.post_processor = TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
     names = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), SPECIAL, strict=True))
