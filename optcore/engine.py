@@ -17,6 +17,7 @@ from optcore.fetching import fetch_work, learns_labels, pinned
 from optcore.frozen import digest_of
 from optcore.held_out import check_held_out
 from optcore.measures import check_measures, gate_evaluator
+from optcore.places import attempts
 from optcore.plan import (
     Result,
     check,
@@ -206,11 +207,7 @@ class _Walk(Conductor):
 
 
 def _attempts(number: int, technique: Technique) -> Iterator[_Attempt]:
-    places = [
-        f"/chain/{number - 1}",
-        *(f"/chain/{number - 1}/fallback/{n}" for n in range(len(technique.alternatives))),
-    ]
-    candidates = (technique, *technique.alternatives)
+    places, candidates = zip(*attempts(number - 1, technique), strict=True)
     names = [technique_stage(number, candidate, attempt) for attempt, candidate in enumerate(candidates)]
     for name, candidate, place, following in zip(names, candidates, places, (*names[1:], ""), strict=True):
         yield _Attempt(name, candidate, place, following)

@@ -12,6 +12,7 @@ from typing import Any
 from optcore.errors import RecipeError
 from optcore.evaluate import Classification, Fidelity
 from optcore.measures import gate_evaluator, measured_on_training
+from optcore.places import attempts
 from optcore.recipe import Recipe
 from optcore.report import Task
 from optcore.techniques.training import Training
@@ -40,11 +41,10 @@ def check_held_out(recipe: Recipe, task: Task, fetched: dict[str, Any]) -> None:
 
 def _trainings(recipe: Recipe) -> Iterator[tuple[str, Training]]:
     """All that may train, by their place in the recipe."""
-    for number, technique in enumerate(recipe.chain):
-        instead = ((f"/fallback/{n}", one) for n, one in enumerate(technique.alternatives))
-        for below, one in (("", technique), *instead):
-            if isinstance(one, Training):
-                yield f"/chain/{number}{below}", one
+    for number, entry in enumerate(recipe.chain):
+        for place, technique in attempts(number, entry):
+            if isinstance(technique, Training):
+                yield place, technique
 
 
 def _measures_text(recipe: Recipe, task: Task) -> bool:

@@ -1,9 +1,12 @@
 """Parts of a recipe by their place, a JSON Pointer: found and exchanged wherever they stand."""
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from optcore.frozen import Frozen
+
+if TYPE_CHECKING:
+    from optcore.techniques import Technique
 
 Change = Callable[[Any, str], Any]
 """From what stands at a place, and its JSON Pointer, to what is to stand there; the same object to leave it alone."""
@@ -21,3 +24,10 @@ def rewritten(value: Value, change: Change, pointer: str = "") -> Value:
         parts = {name: rewritten(part, change, f"{pointer}/{name}") for name, part in value}
         changed = value.model_copy(update=parts)
     return changed  # type: ignore[no-any-return]
+
+
+def attempts(number: int, entry: "Technique") -> "Iterator[tuple[str, Technique]]":
+    """Entry `number` of the chain, counted from 0, and what is tried when it fails, each with its JSON Pointer."""
+    yield f"/chain/{number}", entry
+    for place, technique in enumerate(entry.alternatives):
+        yield f"/chain/{number}/fallback/{place}", technique

@@ -1,9 +1,10 @@
 """Whether models, teachers and data of a chain's training fit each other: answered before any of it is done."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from optcore.errors import RecipeError
+from optcore.places import attempts
 from optcore.recipe import Recipe
 from optcore.report import Task
 from optcore.techniques import Technique
@@ -32,7 +33,7 @@ class Models(NamedTuple):
 def check_labelled(recipe: Recipe) -> None:
     """Refuse ways to train that know tokens only, on labelled texts. Raises `RecipeError`."""
     for number, entry in enumerate(recipe.chain):
-        for place, technique in _attempts(number, entry):
+        for place, technique in attempts(number, entry):
             if not isinstance(technique, Training) or technique.data.kind != "labelled":
                 continue
             asked = {name: getattr(technique, name, None) for name in ("scope", "teacher_top_k", "on_policy")}
@@ -55,7 +56,7 @@ def check_models(recipe: Recipe, fetched: Mapping[str, Any]) -> None:
     source = _known(fetched)
     models = Models(source, source, {place: _known(found) for place, found in fetched["models"].items()})
     for number, entry in enumerate(recipe.chain):
-        for place, technique in _attempts(number, entry):
+        for place, technique in attempts(number, entry):
             after = _trained(technique, place, models) if isinstance(technique, Training) else models.chain
             _check_gate(technique, place, source, after)
             if technique is entry:
@@ -72,13 +73,6 @@ def check_same_labels(student: Sequence[str], teacher: Sequence[str], field: str
             " without a head, which takes over the teacher's labels",
             field=field,
         )
-
-
-def _attempts(number: int, entry: Technique) -> Iterator[tuple[str, Technique]]:
-    """An entry of the chain and what is tried when it fails, by where they stand in the recipe."""
-    yield f"/chain/{number}", entry
-    for place, technique in enumerate(entry.alternatives):
-        yield f"/chain/{number}/fallback/{place}", technique
 
 
 def _known(fetched: Mapping[str, Any]) -> Known:

@@ -9,7 +9,7 @@ import torch
 from fixtures.classifiers import MakeClassifier
 from fixtures.exporting import run_of
 from fixtures.tiny_models import MakeModel
-from fixtures.training import prepared
+from fixtures.training import prepared, speaking
 from safetensors.torch import save_file
 
 from optcore.architecture import longest_sequence
@@ -79,12 +79,7 @@ class TestLength:
 class TestLearned:
     @pytest.fixture
     def chat_model(self, stdlib_model: Path, tmp_path: Path) -> Path:
-        folder = tmp_path / "chat"
-        folder.mkdir()
-        for path in stdlib_model.iterdir():
-            (folder / path.name).symlink_to(path.absolute())
-        (folder / "chat_template.jinja").write_text(TEMPLATE)
-        return folder
+        return speaking(stdlib_model, tmp_path / "chat", TEMPLATE)
 
     def _prepare(self, model: Path, folder: Path, *turns: tuple[str, str]) -> Any:
         file = folder / "chat.jsonl"

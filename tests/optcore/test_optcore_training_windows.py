@@ -8,7 +8,7 @@ import pytest
 import torch
 from fixtures.exporting import run_of
 from fixtures.tiny_models import MakeModel
-from fixtures.training import prepared
+from fixtures.training import prepared, speaking
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
@@ -143,12 +143,7 @@ class TestText:
 class TestChat:
     @pytest.fixture
     def chat_model(self, stdlib_model: Path, tmp_path: Path) -> Path:
-        folder = tmp_path / "chat"
-        folder.mkdir()
-        for path in stdlib_model.iterdir():
-            (folder / path.name).symlink_to(path.absolute())
-        (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
-        return folder
+        return speaking(stdlib_model, tmp_path / "chat", CHAT_TEMPLATE)
 
     @pytest.mark.parametrize("form", ["messages", "sharegpt"])
     def test_only_answers_are_learned(self, chat_model: Path, tmp_path: Path, form: str) -> None:
