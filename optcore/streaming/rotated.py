@@ -1,7 +1,7 @@
 """A checkpoint whose rotations are folded into its weights, written shard by shard with one layer in memory."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ from optcore.links import link_companions
 from optcore.streaming.decoder import Decoder, State
 from optcore.streaming.groups import probe_state
 from optcore.streaming.replay import has_rows_of
+from optcore.streaming.rewrite import layer_tensors, write_outside
 from optcore.streaming.rotation import LayerRotation, Rotation, cannot_rotate, fold_gain, rotate_readers
 from optcore.streaming.structure import norm_offset
 from optcore.streaming.writer import TensorWriter
@@ -31,13 +32,13 @@ def rotate_checkpoint(run: "Run", technique: "Rotate") -> None:
     rotation = _residual_rotation(decoder, technique, run.seed) if technique.residual else None
     ends = _Ends(decoder, probe).rotated(rotation) if rotation else {}
     writer = TensorWriter(run.out)
-    left_out = _write_outside(decoder, writer, ends)
+    left_out = write_outside(decoder, writer, ends)
     layers = LayerRotation(decoder, probe, rotation, technique.heads)
     blocks: set[int] = set()
     for index in range(len(decoder)):
         with decoder.layer(index, keep_stored=True) as layer:
             blocks.add(layers.apply(index, layer))
-            for name, tensor in _stored_layer(decoder, index, layer).items():
+            for name, tensor in layer_tensors(decoder, index, layer).items():
                 writer.add(name, tensor)
         run.progress("searching", index + 1, len(decoder))
     writer.close()
@@ -119,34 +120,6 @@ class _Ends:
     def _stored(self, module: nn.Module) -> str:
         name = f"{self._names[id(module)]}.weight"
         return self._decoder.names.stored_name.get(name, name)
-
-
-def _write_outside(decoder: Decoder, writer: TensorWriter, changed: Mapping[str, torch.Tensor]) -> int:
-    """Write what is in no layer; returns how many tensors were left out because no module takes them."""
-    model, left_out, written = decoder.model, 0, set()
-    parts = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-    sources = decoder.names.sources
-    taken = {sources[name].stored for name, _ in parts if name in sources}
-    for name, tensor in decoder.outside_tensors():
-        written.add(name)
-        if name in changed:
-            writer.add(name, changed[name].to(tensor.dtype))
-        elif name in taken or not changed:
-            writer.add(name, tensor)
-        else:
-            left_out += 1
-    for name in changed.keys() - written:
-        writer.add(name, changed[name].to(decoder.stored_dtype))
-    return left_out
-
-
-def _stored_layer(decoder: Decoder, index: int, layer: nn.Module) -> dict[str, torch.Tensor]:
-    """The layer's tensors under their names and in their types, with the values that the layer has now."""
-    stored = {name: tensor.clone() for name, tensor in decoder.stored_tensors(index).items()}
-    for path, parameter in layer.named_parameters():
-        source = decoder.names.sources[f"{decoder.layer_name(index)}.{path}"]
-        source.of(stored[source.stored]).copy_(parameter.data)
-    return stored
 
 
 def _is_tied(decoder: Decoder) -> bool:
