@@ -175,7 +175,7 @@ def test_hostile_words_do_nothing_live(page: "Page", service: Service, document:
     pinned = RecipeResolved(recipe={**hostile.model_dump(mode="json"), "seed": 4711})
     service.record(claim, pinned, Notice(stage=ATTACK, message=ATTACK))
     _expect(page, "#feed li.notice", r"7\*7")
-    assert "seed: 4711" in page.locator("#recipe").inner_text(), "pinned before the reader's eyes"
+    _expect(page, "#recipe", "seed: 4711")  # a swap of its own in the same message, which may come a moment later
     service.finish(claim, report_of(hostile, ATTACK), more=("<img src=x onerror=alert(1)>.txt",))
     _expect(page, "[role=status]", "Finished")
     assert page.title() != "owned"
