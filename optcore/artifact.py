@@ -15,12 +15,13 @@ from optcore.paths import with_paths
 from optcore.plan import Result
 from optcore.quantization import load_quantization
 from optcore.recipe import Recipe
-from optcore.report import Coverage, LayerError, Measurement, Report, Series, StageCost, Trial
+from optcore.report import Coverage, LayerError, Measurement, Report, Series, StageCost, Step, Trial
 from optcore.report.card import render_card
 from optcore.report.page import render_page
 from optcore.schemes import PRESETS
 from optcore.sizes import size_measurements
 from optcore.stage import Inputs
+from optcore.steps import all_steps
 from optcore.techniques import Technique
 from optcore.version import ENGINE_VERSION, installed
 
@@ -80,6 +81,7 @@ class Outcome(NamedTuple):
     costs: tuple[StageCost, ...]
     notices: tuple[str, ...]
     trials: tuple[Trial, ...]
+    steps: tuple[Step, ...] = ()
     series: tuple[Series, ...] = ()
     trained_on: tuple[TrainedOn, ...] = ()
 
@@ -148,12 +150,20 @@ def _report(outcome: Outcome, digest: str) -> Report:
         measurements=(*size_measurements(source, Path(inputs.exported), Path(inputs.checkpoint)), *measured),
         stages=outcome.costs,
         trials=outcome.trials,
+        steps=_steps(outcome),
         series=outcome.series,
         coverage=_coverage(outcome),
         layer_errors=tuple(LayerError(layer=name, relative_error=error) for name, error in errors),
         notices=outcome.notices,
         environment=_environment(),
     )
+
+
+def _steps(outcome: Outcome) -> tuple[Step, ...]:
+    inputs = outcome.inputs
+    source, exported, dense = (Path(folder) for folder in (inputs.source, inputs.exported, inputs.checkpoint))
+    last, rows = outcome.applied[-1].summary, outcome.evaluated["measurements"]
+    return all_steps(outcome.steps, source, exported, dense, last, rows)
 
 
 def _scheme_line(outcome: Outcome) -> str:

@@ -24,15 +24,18 @@ from optcore.plan import (
     evaluate_stage,
     export_stage,
     gate_stage,
+    measured_between,
     results,
     stage_names,
+    step_stage,
     technique_stage,
 )
 from optcore.preparation import prepare
 from optcore.quantization import also_folder
 from optcore.recipe import Recipe
-from optcore.report import Task, Trial
+from optcore.report import Step, Task, Trial
 from optcore.stage import EvaluateWork, ExportWork, GateWork, Inputs, StageRecord, StageTask, TechniqueWork
+from optcore.steps import measured_step
 from optcore.targets import check_target
 from optcore.techniques import Gate, Technique
 from optcore.techniques.training import Training
@@ -87,6 +90,8 @@ class _Walk(Conductor):
     dense: Folder = field(default_factory=Folder)
     """The checkpoint whose weights are the model's in high precision: quantizing stages leave them as they are."""
     trials: list[Trial] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
+    """The model after each measured entry of the chain."""
     applied: list[_Attempt] = field(default_factory=list)
     """Whose results were kept: a fallback instead of what it replaced, training behind what it went on from."""
 
@@ -138,6 +143,8 @@ class _Walk(Conductor):
                 if not attempt.technique.leaves_weights:
                     self.dense = self.checkpoint
                 self.applied += kept
+                if number in measured_between(recipe):
+                    self._measure_step(attempt, recipe)
                 return
             failed = self.left_by(attempt.stage)
 
@@ -148,6 +155,14 @@ class _Walk(Conductor):
                 prepare(self, attempt.stage, attempt.place, attempt.technique, self.dense)
             without_gate = attempt.technique.model_copy(update={"gate": None})  # what happens next is not its business
             self.stage(attempt.stage, TechniqueWork.model_validate({"technique": without_gate}))
+
+    def _measure_step(self, attempt: _Attempt, recipe: Recipe) -> None:
+        """Measure a checkpoint on the way as the result will be: it is one that engines load already."""
+        with self.aside():
+            self.move(exported=self.checkpoint.path, exported_digest=self.checkpoint.digest, target="dense")
+            record = self.stage(step_stage(attempt.stage), EvaluateWork(evaluators=recipe.evaluate))
+        folder, rows = Path(self.checkpoint.path), record.results["measurements"]
+        self.steps.append(measured_step(attempt.stage, attempt.technique.summary, folder, folder, rows))
 
     def finish(self, result: Result, recipe: Recipe) -> Outcome:
         """Write one result in its target format, and measure it before and after."""
@@ -170,6 +185,7 @@ class _Walk(Conductor):
             costs=tuple(self.costs),
             notices=tuple(self.notices),
             trials=tuple(self.trials),
+            steps=tuple(self.steps),
             series=tuple(self.series),
             trained_on=tuple(self._trained_on()),
         )

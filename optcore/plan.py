@@ -70,7 +70,9 @@ def stage_names(recipe: Recipe) -> tuple[str, ...]:
         name = technique_stage(number, technique)
         names += [*preparing_stages(name, technique), name]
         if technique.gate:
-            names.append(gate_stage(names[-1]))
+            names.append(gate_stage(name))
+        if number in measured_between(recipe):
+            names.append(step_stage(name))
     for result in results(recipe):
         names += [export_stage(recipe, result), evaluate_stage(recipe, result)]
     return tuple(names)
@@ -98,6 +100,24 @@ def data_stage(technique_stage: str) -> str:
 def teacher_stage(technique_stage: str) -> str:
     """Name of the stage that asks a technique's teacher."""
     return f"{technique_stage}-teacher"
+
+
+def step_stage(technique_stage: str) -> str:
+    """Name of the stage that measures what a technique left on the way to the result."""
+    return f"{technique_stage}-measure"
+
+
+def measured_between(recipe: Recipe) -> frozenset[int]:
+    """Numbers of the entries, from 1, after which the model is measured: those of a chain that restructures, but for
+    the last one, whose result is measured in its target format, and for what is quantized and not packed yet."""
+    if not any(technique.restructures for technique in recipe.chain):
+        return frozenset()
+    properties, found = _DENSE, set[int]()
+    for number, technique in enumerate(recipe.chain[:-1], start=1):
+        properties = (properties | technique.leaves) - technique.removes
+        if "quantized" not in properties:
+            found.add(number)
+    return frozenset(found)
 
 
 def gate_stage(technique_stage: str) -> str:

@@ -17,7 +17,7 @@ def size_measurements(source: Path, result: Path, dense: Path | None = None) -> 
 
     `dense` has the result's weights before they were packed; without it the result has as many as the source.
     """
-    before, after = _parameters(source), _parameters(dense or source)
+    before, after = parameters(source), parameters(dense or source)
     source_bytes, result_bytes = weight_bytes(source), weight_bytes(result)
     counts = Measurement(name="parameters", title="Parameters", source=before, result=after, better="lower")
     return (
@@ -80,5 +80,6 @@ def read_header(path: Path) -> dict[str, dict[str, object]]:
     return header
 
 
-def _parameters(folder: Path) -> int:
+def parameters(folder: Path) -> int:
+    """Elements of all tensors in the safetensors files of a folder."""
     return sum(elements for path in weight_files(folder) for elements, _ in tensor_sizes(path).values())

@@ -8,6 +8,7 @@ from optcore.references import Place, Publish
 from optcore.report.loading import loading_commands
 from optcore.report.model import Measurement, Report
 from optcore.report.numbers import format_bound, format_bytes, format_change, format_seconds, format_trial, format_value
+from optcore.report.steps import step_rows
 
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#|!~&$])")
 
@@ -20,6 +21,7 @@ def render_card(report: Report) -> str:
         f"{escape(report.model)} as **{escape(report.scheme)}** in the `{code(report.target)}` format, "
         "made and measured by Lathe.",
         _measurements(report),
+        _steps(report),
         _coverage(report),
         _loading(report),
         _trials(report),
@@ -90,6 +92,14 @@ def _measurement_cells(row: Measurement, baseline: bool) -> list[str]:
 
 def _table_line(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
+
+
+def _steps(report: Report) -> str:
+    if not report.steps:
+        return ""
+    header, *rows = step_rows(report)
+    lines = [_table_line([*map(escape, header)]), _table_line([":--", *["--:"] * (len(header) - 1)])]
+    return "## Step by step\n\n" + "\n".join([*lines, *(_table_line([*map(escape, row)]) for row in rows)])
 
 
 def _coverage(report: Report) -> str:

@@ -46,6 +46,19 @@ class StageCost(Frozen):
     """True when the stage was found done; `seconds` is then what looking took."""
 
 
+class Step(Frozen):
+    """What the model was after one entry of the chain: the source first, the exported result last."""
+
+    stage: str
+    """The stage that left it; empty for the source."""
+    what: str
+    """What was done, in one line for people."""
+    parameters: int
+    weight_bytes: int
+    values: dict[str, float] = Field(default={})
+    """What the recipe's evaluators measured of it, by the name of the measurement, such as `mean_kl`."""
+
+
 class Trial(Frozen):
     """One result that was held against a gate."""
 
@@ -151,6 +164,8 @@ class Report(Frozen):
     stages: tuple[StageCost, ...] = ()
     trials: tuple[Trial, ...] = ()
     """What gates measured, in the order in which it was tried."""
+    steps: tuple[Step, ...] = ()
+    """The model after each entry of a chain that changes its structure, in the order of the chain; else empty."""
     coverage: Coverage | None = None
     layer_errors: tuple[LayerError, ...] = ()
     """In the order of the layers."""

@@ -8,6 +8,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from optcore.report import plots
 from optcore.report.model import Report
 from optcore.report.numbers import format_bound, format_change, format_trial, format_value, verdict
+from optcore.report.steps import step_rows
 
 
 def render_page(report: Report) -> str:
@@ -20,6 +21,7 @@ def render_page(report: Report) -> str:
     compared = [row for row in report.measurements if row.result is not None]
     return _template().render(
         report=report,
+        steps=step_rows(report),
         recipe=yaml.safe_dump(report.recipe, sort_keys=False, allow_unicode=True),
         with_baseline=any(row.baseline is not None for row in report.measurements),
         bars=[(row, plots.measurement_bars(row)) for row in compared],

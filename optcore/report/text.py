@@ -10,6 +10,7 @@ from optcore.report.numbers import (
     format_value,
     verdict,
 )
+from optcore.report.steps import step_rows
 
 
 def render_table(report: Report) -> str:
@@ -21,6 +22,7 @@ def render_table(report: Report) -> str:
     header = ["", "source", *(["max scales"] if with_baseline else []), "result", "change", ""]
     rows = [_row(row, with_baseline) for row in report.measurements]
     lines = [printable(f"{report.model}  ->  {report.scheme}"), "", *_aligned([header, *rows])]
+    lines += ["", *_aligned([[*map(printable, row), ""] for row in step_rows(report)])] if report.steps else []
     lines += ["", *_stage_lines(report)] if report.stages else []
     lines += [*map(printable, map(_trial_line, report.trials)), ""] if report.trials else []
     lines += [f"note: {printable(notice)}" for notice in report.notices]

@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 import yaml
 
-from optcore.report import LayerError, Measurement, Report, Series, StageCost, Trial
+from optcore.report import LayerError, Measurement, Report, Series, StageCost, Step, Trial
 from optcore.report.card import fenced, render_card
 from optcore.report.page import render_page
 from optcore.report.plots import (
@@ -40,6 +40,11 @@ def report(text: str = "tiny", **more: object) -> Report:
         ),
         "stages": (StageCost(name=text, seconds=3.5, peak_memory_bytes=10**9, cached=True),),
         "trials": (trial(text, 0.12, "went on to 1-ptq-fallback1"), trial(text, 0.03, text)),
+        "steps": (
+            Step(stage="", what="source", parameters=5000, weight_bytes=10**4),
+            Step(stage="1-prune", what=text, parameters=4000, weight_bytes=8000, values={"kl": 0.25}),
+            Step(stage="export", what=text, parameters=4000, weight_bytes=3000, values={"kl": 0.03}),
+        ),
         "layer_errors": tuple(LayerError(layer=f"{text}{i}", relative_error=i / 10) for i in range(3)),
         "series": (Series(name="loss", title=text, points=((0, 3), (1, 2))),),
         "notices": (text,),
@@ -199,7 +204,7 @@ def test_the_card_shows_hostile_text_as_text() -> None:
     assert "](http" not in prose.replace(r"\](http", "")
     table = [line for line in prose.splitlines() if line.startswith("|")]
     columns = [len(re.findall(r"(?<!\\)\|", line)) for line in table]
-    assert columns == [6] * 4 + [7] * 4 + [4] * 3
+    assert columns == [6] * 4 + [5] * 5 + [7] * 4 + [4] * 3
     assert yaml.safe_load(card.rpartition("yaml\n")[2].rpartition("\n`")[0]) == report(HOSTILE).recipe
 
 
@@ -280,3 +285,14 @@ def test_layers_are_named_below_their_curve() -> None:
 )  # fmt: skip
 def test_ticks_are_round(low: float, high: float, ticks: tuple[float, ...]) -> None:
     assert nice_ticks(low, high) == pytest.approx(ticks)
+
+
+def test_a_step_says_what_it_cost_and_a_chain_measured_only_at_its_end_has_none() -> None:
+    found = report("pruned")
+    text, card, page = render_table(found), render_card(found), render_page(found)
+    assert re.search(r"^pruned +4,000 +8 kB +0.25 pruned$", text, re.M)
+    assert re.search(r"^source +5,000 +10 kB +–$", text, re.M)  # noqa: RUF001
+    assert "| pruned | 4,000 | 8 kB | 0.25 pruned |" in card
+    assert "<td>0.25 pruned</td>" in page
+    plain = report("pruned", steps=())
+    assert not any("Step by step" in words for words in (render_table(plain), render_card(plain), render_page(plain)))
