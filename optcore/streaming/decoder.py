@@ -184,13 +184,13 @@ class Decoder:
         try:
             with self._layers_replaced(recorders):
                 given = {name: tensor.to(self.device) for name, tensor in named.items()}
-                self.model.base_model(input_ids=tokens_BT.to(self.device), use_cache=False, **given)
+                out = self.model.base_model(input_ids=tokens_BT.to(self.device), use_cache=False, **given)
         except UnknownArchitecture:
             if self._returns_tuple != recorders[0].returns_tuple:
                 raise
             return False
         recorded = {(recorder.hidden.data_ptr(), recorder.hidden.shape) for recorder in recorders}
-        return len(recorded) == 1
+        return len(recorded) == 1 and out[0].shape[:2] == tokens_BT.shape  # the first row of a tensor is no tuple's
 
     def _cannot_stream(self, why: str) -> UnknownArchitecture:
         return UnknownArchitecture(

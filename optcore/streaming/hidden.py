@@ -28,6 +28,7 @@ class HiddenStates:
         self.decoder = decoder
         self.batch_windows = max(1, BATCH_tokens // tokens_ST.shape[1])
         self._arguments: dict[int, tuple[dict[str, Any], ...]] = {}
+        self._scratch, self._in_memory_bytes = scratch, in_memory_bytes
         self._tokens_1T = tokens_ST[:1]
         first = decoder.embed(self._tokens_1T)
         shape = (*tokens_ST.shape, first.hidden_BTH.shape[-1])
@@ -49,6 +50,11 @@ class HiddenStates:
         if count not in self._arguments:  # they do not depend on the tokens
             self._arguments[count] = self.decoder.embed(self._tokens_1T.expand(count, -1)).arguments
         return State(self.hidden_STH[list(windows)].to(self.decoder.device), self._arguments[count])
+
+    def copy(self) -> torch.Tensor:
+        """All states as they are now [S, T, H], on disk when they are large."""
+        copied = allocate(tuple(self.hidden_STH.shape), self.hidden_STH.dtype, self._scratch, self._in_memory_bytes)
+        return copied.copy_(self.hidden_STH)
 
     def advance(self, index: int, layer: torch.nn.Module, cache: object = None) -> None:
         """Replace every window's state by the layer's output."""

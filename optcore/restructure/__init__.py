@@ -1,0 +1,1 @@
+"""Techniques that change what a model is made of."""

@@ -1,0 +1,43 @@
+"""How much decoder layers, or runs of them, turn the hidden states of calibration text.
+
+Legend: S windows, T tokens, H hidden size.
+"""
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from optcore.calibration.text import Texts
+from optcore.streaming.hidden import HiddenStates
+
+if TYPE_CHECKING:
+    from optcore.run import Run
+    from optcore.streaming.decoder import Decoder
+
+
+@torch.no_grad()
+def influences(run: "Run", decoder: "Decoder", span: int = 1) -> list[float]:
+    """For each run of `span` layers, 1 - the mean over tokens of the cosine between its input and its output.
+
+    Block influence for single layers (ShortGPT, arXiv:2403.03853, eq. 1). The sum runs in float64 over all tokens, so
+    how windows are batched does not matter. `span` + 1 states of the calibration set are held, on disk when large.
+    """
+    windows_ST = Texts(run.source, run.calibration, run.data_files).calibration_windows(decoder.longest_sequence)
+    states = HiddenStates(decoder, windows_ST, run.scratch)
+    before = [states.copy()]
+    found: list[float] = []
+    for index in range(len(decoder)):
+        with decoder.layer(index) as layer:
+            states.advance(index, layer)
+        if len(before) == span:
+            found.append(1 - _mean_cosine(before.pop(0), states.hidden_STH))
+        before.append(states.copy())
+        run.progress("calibrating", index + 1, len(decoder))
+    return found
+
+
+def _mean_cosine(x_STH: torch.Tensor, y_STH: torch.Tensor) -> float:
+    """Over all tokens, window by window."""
+    pairs = zip(x_STH, y_STH, strict=True)
+    sums = [torch.cosine_similarity(x_TH.double(), y_TH.double(), dim=-1).sum().item() for x_TH, y_TH in pairs]
+    return sum(sums) / (x_STH.shape[0] * x_STH.shape[1])
