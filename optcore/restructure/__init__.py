@@ -1,0 +1,1 @@
+"""Techniques that change what a checkpoint is made of, streamed layer by layer."""
