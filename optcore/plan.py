@@ -136,6 +136,12 @@ def check(recipe: Recipe) -> None:
                 remedy="change the order of the chain, or remove this entry",
                 field=f"/chain/{number}",
             )
+        if "sparse" in properties:
+            raise RecipeError(
+                f"{technique.title} after sparsifying would fill its zeros: nothing keeps the mask yet",
+                remedy="let the entry that sparsifies be the last of the chain",
+                field=f"/chain/{number}",
+            )
         properties = (properties | technique.leaves) - technique.removes
     if "quantized" not in properties:
         _check_unquantized(recipe)

@@ -39,8 +39,15 @@ def factored(gram_EKK: torch.Tensor, damping: float) -> tuple[torch.Tensor, list
     Feedback is strictly lower triangular: row k holds V_ik / V_kk, the weight of the earlier columns' differences in
     column k.
     """
+    columns_EKK, taken = factor_columns(gram_EKK, damping)
+    return feedback_of(columns_EKK), taken
+
+
+def factor_columns(gram_EKK: torch.Tensor, damping: float) -> tuple[torch.Tensor, list[float | None]]:
+    """V^T [E, K, K] of every H, lower triangular (row k holds V_ik), and the damping that it took; None, and zeros,
+    where none made it a Gram matrix."""
     taken: list[float | None] = [None] * len(gram_EKK)
-    feedback_EKK = torch.zeros_like(gram_EKK)
+    columns_EKK = torch.zeros_like(gram_EKK)
     diagonal_EK = gram_EKK.diagonal(dim1=-2, dim2=-1)
     waiting_E = (gram_EKK.isfinite().all(-1).all(-1) & (diagonal_EK >= 0).all(-1)).nonzero().squeeze(1)
     for share in ladder(damping):
@@ -49,16 +56,18 @@ def factored(gram_EKK: torch.Tensor, damping: float) -> tuple[torch.Tensor, list
         # V = J L J for J H J = L L^T, J the reversal of the columns: an upper factor without an inverse.
         lower_EKK, failure_E = torch.linalg.cholesky_ex(damped(gram_EKK[waiting_E], share).flip(-1, -2))
         good_E = (failure_E == 0) & lower_EKK.isfinite().all(-1).all(-1)
-        feedback_EKK[waiting_E[good_E]] = _feedback(lower_EKK[good_E])
+        columns_EKK[waiting_E[good_E]] = lower_EKK[good_E].flip(-1, -2).mT
         for expert in waiting_E[good_E].tolist():
             taken[expert] = share
         waiting_E = waiting_E[~good_E]
-    return feedback_EKK, taken
+    return columns_EKK, taken
 
 
-def _feedback(lower_EKK: torch.Tensor) -> torch.Tensor:
-    rows_EKK = lower_EKK.flip(-1, -2).mT.contiguous()  # a strip's matrix-vector products read rows
-    return rows_EKK.div_(rows_EKK.diagonal(dim1=-2, dim2=-1).unsqueeze(-1).clone()).tril_(-1)
+def feedback_of(columns_EKK: torch.Tensor) -> torch.Tensor:
+    """Feedback of V^T, in its place; zeros stay zeros."""
+    diagonal_EK = columns_EKK.diagonal(dim1=-2, dim2=-1).clone()
+    diagonal_EK[diagonal_EK == 0] = 1  # of an H that could not be factored
+    return columns_EKK.div_(diagonal_EK.unsqueeze(-1)).tril_(-1)
 
 
 def coupling(gram_EKK: torch.Tensor) -> torch.Tensor:

@@ -14,9 +14,11 @@ from optcore.techniques.ptq import Ptq
 from optcore.techniques.qad import Qad
 from optcore.techniques.qat import Qat
 from optcore.techniques.rotate import Rotate
+from optcore.techniques.sparsify import Sparsify
 
 AnyTechnique = Annotated[
-    Ptq | AutoQuantize | Rotate | Qad | Qat | Finetune | Distill | Heal | Prune, Field(discriminator="technique")
+    Ptq | AutoQuantize | Rotate | Qad | Qat | Finetune | Distill | Heal | Prune | Sparsify,
+    Field(discriminator="technique"),
 ]
 
 __all__ = [
@@ -31,5 +33,6 @@ __all__ = [
     "Qad",
     "Qat",
     "Rotate",
+    "Sparsify",
     "Technique",
 ]
