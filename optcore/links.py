@@ -5,6 +5,7 @@ import os
 import shutil
 from pathlib import Path
 
+from optcore.factored import SIDE_FILES
 from optcore.sizes import weight_files
 from optcore.sources.checkpoint_files import INDEX, MATTERS
 
@@ -26,6 +27,16 @@ def link_companions(source: Path, target: Path) -> None:
         path = source / name
         if path.is_file() and not (name in LICENCES and path.is_symlink()):
             link(path, target / name)
+
+
+def link_factors(source: Path, target: Path) -> None:
+    """The factors of a checkpoint whose weights are their products, where it has any; only beside these very weights.
+
+    They are no part of the model's weights: no index names them, and no size counts them.
+    """
+    for name in SIDE_FILES:
+        if (source / name).is_file():
+            link(source / name, target / name)
 
 
 def link(source: Path, target: Path) -> None:

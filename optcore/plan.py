@@ -116,6 +116,8 @@ def check(recipe: Recipe) -> None:
                 remedy="change the order of the chain, or remove this entry",
                 field=f"/chain/{number}",
             )
+        if "factored" in properties:
+            raise _would_lose_the_rank(technique, number)
         properties = (properties | technique.leaves) - technique.removes
     if "quantized" not in properties:
         _check_unquantized(recipe)
@@ -124,6 +126,15 @@ def check(recipe: Recipe) -> None:
     check_labelled(recipe)
     check_measures(recipe)
     check_target(recipe)
+
+
+def _would_lose_the_rank(technique: Technique, number: int) -> RecipeError:
+    """Every technique writes other weights, which are no product of the factors any more."""
+    return RecipeError(
+        f"{technique.title} would change weights that are products of thin factors, and their low rank would be lost",
+        remedy="put `low_rank` last in the chain, or leave it out",
+        field=f"/chain/{number}",
+    )
 
 
 def _check_unquantized(recipe: Recipe) -> None:

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from optcore.errors import ExportMismatch
 from optcore.export.base import Export
-from optcore.links import link_checkpoint, same_weights
+from optcore.links import link_checkpoint, link_factors, same_weights
 from optcore.quantization import load_quantization
 from optcore.schemes import KV_CACHE_PRESETS, PRESETS
 
@@ -43,5 +43,6 @@ class Dense(Export):
 
 def _link(run: "Run") -> None:
     link_checkpoint(run.checkpoint, run.out)
+    link_factors(run.checkpoint, run.out)
     if not same_weights(run.checkpoint, run.out):
         raise ExportMismatch("the weights in the target are not those of the checkpoint")

@@ -1,0 +1,1 @@
+"""Models of another structure, written layer by layer."""
