@@ -72,25 +72,37 @@ def uniform_ranks(shapes: Mapping[str, Shape], keep: float, multiple: int) -> Ra
     return {name: _uniform(shape, keep, multiple) for name, shape in shapes.items()}
 
 
-def global_ranks(
-    shapes: Mapping[str, Shape], spectra: Mapping[str, torch.Tensor], keep: float, multiple: int
-) -> Ranks:
+def global_ranks(shapes: Mapping[str, Shape], spectra: Mapping[str, torch.Tensor], keep: float, multiple: int) -> Ranks:
     """Ranks with about the least loss of energy for `keep` of all parameters together, never more.
 
     Components (singular values `spectra`, falling) are taken greedily, the one with the largest share of its matrix'
-    energy per parameter first; leaving a matrix whole competes as one step with what it adds. Steps are those of each
-    matrix' concave hull, so the result is the optimum for just as many parameters as the steps of the hull take; what
-    is left of the budget goes to single ranks. Raises `RecipeError` like `check_budget`.
+    energy per parameter first. The energy is that behind the first `multiple` components, which every matrix keeps: a
+    single direction that all inputs have in common would otherwise hide what tells them apart. Leaving a matrix whole
+    competes as one step with all that it adds; as such a step may not fit, what is found without it is taken where that
+    loses less. Raises `RecipeError` like `check_budget`.
     """
     check_budget(shapes, keep, multiple)
-    ranks: Ranks = {name: _smallest(shape, multiple) for name, shape in shapes.items()}
-    left = int(keep * sum(shape.parameters for shape in shapes.values()))
-    left -= sum(shape.count(ranks[name]) for name, shape in shapes.items())
-    open_names = [name for name, rank in ranks.items() if rank is not None]
-    points = {name: _points(shapes[name], spectra[name], multiple) for name in open_names}
-    left = _take({name: _steps(_hull(points[name])) for name in open_names}, ranks, left)
-    _take({name: _steps(_after(points[name], ranks[name])) for name in open_names}, ranks, left)
+    points = {
+        name: _points(shape, spectra[name], multiple) for name, shape in shapes.items() if shape.largest(multiple)
+    }
+    fixed = sum(shape.parameters for name, shape in shapes.items() if name not in points)
+    budget = int(keep * sum(shape.parameters for shape in shapes.values())) - fixed
+    found = min((_greedy(points, budget, whole=whole) for whole in (True, False)), key=lambda own: _lost(points, own))
+    return {name: found.get(name) for name in shapes}
+
+
+def _greedy(points: "Mapping[str, Sequence[_Point]]", budget: int, *, whole: bool) -> Ranks:
+    """Along the hulls, then rank by rank with what is left; `whole`: a matrix may be left as it is."""
+    ranks: Ranks = {name: own[0].rank for name, own in points.items()}
+    left = budget - sum(own[0].cost for own in points.values())
+    if whole:
+        left = _take({name: _steps(_hull(own)) for name, own in points.items()}, ranks, left)
+    _take({name: _steps(_after(own, ranks[name])) for name, own in points.items()}, ranks, left)
     return ranks
+
+
+def _lost(points: "Mapping[str, Sequence[_Point]]", ranks: Ranks) -> float:
+    return sum(1 - point.kept for name, own in points.items() for point in own if point.rank == ranks[name])
 
 
 def _smallest(shape: Shape, multiple: int) -> int | None:
@@ -111,7 +123,7 @@ class _Point(NamedTuple):
 
 def _points(shape: Shape, spectrum_R: torch.Tensor, multiple: int) -> list[_Point]:
     """Every choice, the cheapest first."""
-    kept_R = spectrum_R.double().square().cumsum(0)
+    kept_R = spectrum_R.double().square().cumsum(0) - spectrum_R[:multiple].double().square().sum()
     kept_R = kept_R / kept_R[-1] if kept_R[-1] > 0 else torch.ones_like(kept_R)
     ranks = range(multiple, shape.largest(multiple) + 1, multiple)
     kept = kept_R[[rank - 1 for rank in ranks]].tolist()

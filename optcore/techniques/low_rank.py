@@ -33,7 +33,8 @@ class LowRank(Technique):
     stays whole."""
     allocation: Literal["uniform", "global"] = "global"
     """`uniform`: the same share of each layer. `global`: the components of all layers compete, by the share of their
-    layer's output energy per parameter; needs one more pass over the model."""
+    layer's output energy per parameter; needs one more pass over the model. Which is better depends on the model:
+    energies do not say how much a layer matters. Measure both."""
     multiple: int = Field(default=8, ge=1, le=4096)
     """Ranks are multiples of it: 16 bytes of a half-precision row are what matrix units read at once."""
     ignore: tuple[Pattern, ...] = ()
