@@ -1,9 +1,10 @@
 """A matrix as the product of two thin ones: the truncated SVD, plain or as seen by the layer's inputs.
 
-Plain (Eckart and Young, 1936) takes least from the weight. Whitened (SVD-LLM, arXiv:2403.07378, section 3.1) takes least
-from the output: with X^T X / tokens = L L^T, the squared change of the output per token is ||(W - W') L||_F^2, least
-where W' L is the truncated SVD U S V^T of W L. Then W' = U_r S_r V_r^T L^-1 = U_r U_r^T W, which needs no inverse, so an
-input that hardly occurs cannot blow anything up. All in float64: singular values span many orders of magnitude.
+Plain (Eckart and Young, 1936) takes least from the weight. Whitened (SVD-LLM, arXiv:2403.07378, section 3.1) takes
+least from the output: with X^T X / tokens = L L^T, the squared change of the output per token is ||(W - W') L||_F^2,
+least where W' L is the truncated SVD U S V^T of W L. Then W' = U_r S_r V_r^T L^-1 = U_r U_r^T W, which needs no
+inverse, so an input that hardly occurs cannot blow anything up. All in float64: singular values span many orders of
+magnitude.
 """
 
 from typing import NamedTuple

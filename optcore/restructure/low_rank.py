@@ -13,6 +13,7 @@ from optcore.algorithms.rank_allocation import Ranks, Shape, check_budget, globa
 from optcore.calibration.propagate import calibration_windows
 from optcore.calibration.statistics import Observer
 from optcore.errors import RecipeError
+from optcore.events import Phase
 from optcore.factored import FACTORS, Factored, FactoredTensor
 from optcore.links import link_companions
 from optcore.restructure.factors_file import FactorsFile
@@ -129,7 +130,7 @@ class _Factorization:
 
     def _progress(self) -> None:
         self._done += 1
-        phase = "calibrating" if self._windows_ST is not None else "searching"
+        phase: Phase = "calibrating" if self._windows_ST is not None else "searching"
         self._run.progress(phase, self._done, self._passes * len(self._decoder))
 
 
