@@ -5,8 +5,10 @@ import os
 import shutil
 from pathlib import Path
 
+from optcore.factored import SIDE_FILES
 from optcore.sizes import weight_files
 from optcore.sources.checkpoint_files import INDEX, MATTERS
+from optcore.sparsity import DESCRIPTION as SPARSITY
 
 LICENCES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE")
 
@@ -26,6 +28,16 @@ def link_companions(source: Path, target: Path) -> None:
         path = source / name
         if path.is_file() and not (name in LICENCES and path.is_symlink()):
             link(path, target / name)
+
+
+def link_forms(source: Path, target: Path) -> None:
+    """What says of which form a checkpoint's weights are, where they are of any: zeros counted, factors of products.
+
+    It is true of these very weights only, and no part of the model: no index names it, and no size counts it.
+    """
+    for name in (SPARSITY, *SIDE_FILES):
+        if (source / name).is_file():
+            link(source / name, target / name)
 
 
 def link(source: Path, target: Path) -> None:

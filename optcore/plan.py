@@ -15,6 +15,8 @@ from optcore.techniques.training import Training
 from optcore.training_fit import check_labelled
 
 _DENSE = frozenset({"dense"})
+_LOST = {"sparse": "the mask of zeros", "factored": "the low rank"}
+"""Forms that weights have by their values alone, by property, for people."""
 
 
 class Result(NamedTuple):
@@ -136,10 +138,10 @@ def check(recipe: Recipe) -> None:
                 remedy="change the order of the chain, or remove this entry",
                 field=f"/chain/{number}",
             )
-        if "sparse" in properties:
+        if lost := next((_LOST[name] for name in sorted(properties & _LOST.keys())), None):
             raise RecipeError(
-                f"{technique.title} after sparsifying would fill its zeros: nothing keeps the mask yet",
-                remedy="let the entry that sparsifies be the last of the chain",
+                f"{technique.title} writes other weights, and {lost} would be lost: nothing keeps it yet",
+                remedy="let the entry that made it be the last of the chain",
                 field=f"/chain/{number}",
             )
         properties = (properties | technique.leaves) - technique.removes

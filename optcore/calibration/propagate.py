@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from itertools import repeat
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 
 from optcore.calibration.statistics import InputStatistics, Observer
@@ -28,15 +29,21 @@ Quantized = Callable[[], AbstractContextManager[None]]
 
 def calibrated(run: "Run", decoder: Decoder, technique: "Quantizing") -> "Propagation":
     """The calibration set as hidden states in front of the first layer."""
+    windows_ST = calibration_windows(run, decoder)
+    states = HiddenStates(decoder, windows_ST, run.scratch)
+    original = HiddenStates(decoder, windows_ST, run.scratch) if technique.feedback.asymmetry else None
+    return Propagation(decoder, states, original, sequential=technique.propagate == "quantized")
+
+
+def calibration_windows(run: "Run", decoder: Decoder) -> torch.Tensor:
+    """Token ids [samples, T] of the calibration set, as many and as long as there are; a notice where that is less."""
     longest = decoder.longest_sequence
     if run.calibration.sequence_length > longest:
         run.notice(f"calibration.sequence_length cut to {longest}, the most that the model holds")
     windows_ST = Texts(run.source, run.calibration, run.data_files).calibration_windows(longest)
     if len(windows_ST) < run.calibration.samples:
         run.notice(f"the data set has {len(windows_ST)} windows, not {run.calibration.samples}")
-    states = HiddenStates(decoder, windows_ST, run.scratch)
-    original = HiddenStates(decoder, windows_ST, run.scratch) if technique.feedback.asymmetry else None
-    return Propagation(decoder, states, original, sequential=technique.propagate == "quantized")
+    return windows_ST
 
 
 class Propagation:

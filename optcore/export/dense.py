@@ -4,10 +4,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from optcore.errors import ExportMismatch
 from optcore.export.base import Export
-from optcore.links import link, link_checkpoint, same_weights
+from optcore.links import link_checkpoint, link_forms, same_weights
 from optcore.quantization import load_quantization
 from optcore.schemes import KV_CACHE_PRESETS, PRESETS
-from optcore.sparsity import DESCRIPTION as SPARSITY
 
 if TYPE_CHECKING:
     from optcore.run import Run
@@ -44,7 +43,6 @@ class Dense(Export):
 
 def _link(run: "Run") -> None:
     link_checkpoint(run.checkpoint, run.out)
-    if (sparsity := run.checkpoint / SPARSITY).exists():
-        link(sparsity, run.out / SPARSITY)
+    link_forms(run.checkpoint, run.out)
     if not same_weights(run.checkpoint, run.out):
         raise ExportMismatch("the weights in the target are not those of the checkpoint")

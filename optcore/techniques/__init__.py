@@ -9,6 +9,7 @@ from optcore.techniques.base import Gate, Technique
 from optcore.techniques.distill import Distill
 from optcore.techniques.finetune import Finetune
 from optcore.techniques.heal import Heal
+from optcore.techniques.low_rank import LowRank
 from optcore.techniques.prune import Prune
 from optcore.techniques.ptq import Ptq
 from optcore.techniques.qad import Qad
@@ -17,7 +18,7 @@ from optcore.techniques.rotate import Rotate
 from optcore.techniques.sparsify import Sparsify
 
 AnyTechnique = Annotated[
-    Ptq | AutoQuantize | Rotate | Qad | Qat | Finetune | Distill | Heal | Prune | Sparsify,
+    Ptq | AutoQuantize | Rotate | Qad | Qat | Finetune | Distill | Heal | Prune | Sparsify | LowRank,
     Field(discriminator="technique"),
 ]
 
@@ -28,6 +29,7 @@ __all__ = [
     "Finetune",
     "Gate",
     "Heal",
+    "LowRank",
     "Prune",
     "Ptq",
     "Qad",

@@ -213,7 +213,7 @@ def test_settings_survive_being_written() -> None:
 def test_what_would_fill_the_zeros_is_refused(after: dict[str, str]) -> None:
     chain = [{"technique": "sparsify"}, after]
     recipe = recipe_from({"model": {"id": "org/model"}, "chain": chain, "target": {"format": "dense"}})
-    with pytest.raises(RecipeError, match="nothing keeps the mask yet") as caught:
+    with pytest.raises(RecipeError, match="the mask of zeros would be lost") as caught:
         check(recipe)
     assert caught.value.field == "/chain/1"
     check(recipe.model_copy(update={"chain": recipe.chain[:1]}))
