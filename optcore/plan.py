@@ -14,7 +14,7 @@ from optcore.techniques.distilling import Distilling
 from optcore.techniques.training import Training
 from optcore.training_fit import check_labelled
 
-_DENSE = frozenset({"dense"})
+_DENSE = frozenset({"dense", "unrotated"})
 
 
 class Result(NamedTuple):

@@ -9,13 +9,14 @@ from optcore.techniques.base import Gate, Technique
 from optcore.techniques.distill import Distill
 from optcore.techniques.finetune import Finetune
 from optcore.techniques.heal import Heal
+from optcore.techniques.merge import Merge
 from optcore.techniques.ptq import Ptq
 from optcore.techniques.qad import Qad
 from optcore.techniques.qat import Qat
 from optcore.techniques.rotate import Rotate
 
 AnyTechnique = Annotated[
-    Ptq | AutoQuantize | Rotate | Qad | Qat | Finetune | Distill | Heal, Field(discriminator="technique")
+    Ptq | AutoQuantize | Rotate | Qad | Qat | Finetune | Distill | Heal | Merge, Field(discriminator="technique")
 ]
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "Finetune",
     "Gate",
     "Heal",
+    "Merge",
     "Ptq",
     "Qad",
     "Qat",

@@ -1,0 +1,1 @@
+"""Checkpoints made of others without training: merged, cut or factored."""
