@@ -47,7 +47,7 @@ def check_alike(model: Path, other: Path, field: str) -> Alike:
 
 
 def _settings(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Of nested configurations too, by dotted names; defaults are filled in, so that leaving them out is no difference."""
+    """Of nested configurations too, by dotted names; defaults are filled in: leaving one out is no difference."""
     for name, value in config.items():
         if name.endswith("_config") and isinstance(value, dict):
             yield from _settings(value, f"{prefix}{name}.")

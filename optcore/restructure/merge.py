@@ -2,8 +2,6 @@
 
 from typing import TYPE_CHECKING
 
-import torch
-
 from optcore.algorithms.merging import agreed, dropped, linear, slerp, summed, trimmed
 from optcore.errors import BadCheckpoint
 from optcore.frozen import digest_of
@@ -13,6 +11,8 @@ from optcore.streaming.reader import TensorReader
 from optcore.streaming.writer import TensorWriter
 
 if TYPE_CHECKING:
+    import torch
+
     from optcore.run import Run
     from optcore.techniques.merge import Merge
 
@@ -39,7 +39,9 @@ def merge_checkpoints(run: "Run", technique: "Merge") -> None:
     _tell(run, technique, alike, len(names))
 
 
-def _merged(technique: "Merge", name: str, own: torch.Tensor, others: list[torch.Tensor], seed: int) -> torch.Tensor:
+def _merged(
+    technique: "Merge", name: str, own: "torch.Tensor", others: "list[torch.Tensor]", seed: int
+) -> "torch.Tensor":
     """One tensor of all models, float32."""
     weights = [other.weight for other in technique.others]
     if technique.method == "linear":
@@ -57,7 +59,7 @@ def _merged(technique: "Merge", name: str, own: torch.Tensor, others: list[torch
     return own + technique.scale * combine(deltas, weights, technique.divides)
 
 
-def _finite(tensor: torch.Tensor, name: str, place: str) -> torch.Tensor:
+def _finite(tensor: "torch.Tensor", name: str, place: str) -> "torch.Tensor":
     if tensor.isfinite().all():
         return tensor
     raise BadCheckpoint(

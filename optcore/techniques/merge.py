@@ -40,8 +40,8 @@ class Merge(Technique):
     """Merge the model that the chain has made so far with others of the same architecture and tokenizer.
 
     `linear` averages weights, `slerp` goes along the arc to one other model. The others add to the chain's model, as
-    their base, what they learned beyond it: all of it (`task_arithmetic`), the largest part where most agree on the sign
-    (`ties`), or a random part made larger (`dare_linear`, `dare_ties`; arXiv:2311.03099). No data, one tensor at a time.
+    their base, what they learned beyond it: all of it (`task_arithmetic`), the largest part where most agree on the
+    sign (`ties`), or a random part made larger (`dare_linear`, `dare_ties`; arXiv:2311.03099). It takes no data.
     """
 
     title: ClassVar[str] = "Merging"
