@@ -30,7 +30,7 @@ from optcore.plan import (
     step_stage,
     technique_stage,
 )
-from optcore.preparation import prepare
+from optcore.preparation import bring_models, prepare
 from optcore.quantization import also_folder
 from optcore.recipe import Recipe
 from optcore.report import Step, Task, Trial
@@ -38,6 +38,7 @@ from optcore.stage import EvaluateWork, ExportWork, GateWork, Inputs, StageRecor
 from optcore.steps import measured_step
 from optcore.targets import check_target
 from optcore.techniques import Gate, Technique
+from optcore.techniques.merge import Merge
 from optcore.techniques.training import Training
 from optcore.training.window_facts import WindowFacts
 from optcore.training_fit import check_models
@@ -153,6 +154,8 @@ class _Walk(Conductor):
             self.enter(start)
             if isinstance(attempt.technique, Training):
                 prepare(self, attempt.stage, attempt.place, attempt.technique, self.dense)
+            elif isinstance(attempt.technique, Merge):
+                bring_models(self, attempt.place, attempt.technique)
             without_gate = attempt.technique.model_copy(update={"gate": None})  # what happens next is not its business
             self.stage(attempt.stage, TechniqueWork.model_validate({"technique": without_gate}))
 

@@ -8,7 +8,7 @@
     │   ├── UnsafeCheckpoint    pickled weights, or a path that leaves its folder
     │   ├── BadCheckpoint       files missing, truncated or contradicting each other; NaN weights
     │   ├── UnknownArchitecture no known model class for its config
-    │   └── VocabularyMismatch  a teacher that numbers tokens otherwise than its student
+    │   └── VocabularyMismatch  two models that number tokens differently
     ├── DataError               calibration or evaluation text that cannot be used
     ├── GateFailed              a stage missed its measured bound
     ├── TrainingDiverged        the loss stopped being a number before anything was gained
@@ -123,7 +123,7 @@ class UnknownArchitecture(SourceError):
 
 
 class VocabularyMismatch(SourceError):
-    """A teacher and a student that number tokens differently."""
+    """Two models that number tokens differently."""
 
     code = "vocabulary_mismatch"
 

@@ -1,10 +1,12 @@
-"""What a training stage reads besides a checkpoint: its teacher, its windows, and what the teacher says of them."""
+"""What a stage reads besides a checkpoint: further models, a teacher, windows, and what the teacher says of them."""
 
 from optcore.conductor import Conductor, Folder
+from optcore.frozen import digest_of
 from optcore.plan import data_stage, teacher_stage
 from optcore.stage import DataWork, TeacherWork
 from optcore.techniques.distilling import Distilling
 from optcore.techniques.losses import top_k_temperature
+from optcore.techniques.merge import Merge
 from optcore.techniques.training import Training
 
 
@@ -34,6 +36,14 @@ def _bring(conductor: Conductor, place: str, technique: Training, dense: Folder)
         teacher = source if technique.teacher == "source" else dense
         teacher = Folder(named["path"], named["digest"]) if named else teacher
         conductor.move(teacher=teacher.path, teacher_digest=teacher.digest)
+
+
+def bring_models(conductor: Conductor, place: str, technique: Merge) -> None:
+    """The models that were fetched for a technique that reads weights alone."""
+    fetched = conductor.records["0-fetch"].results["models"]
+    found = [fetched[f"{place}/{name}"] for name in technique.models]
+    digests = [model["digest"] for model in found]
+    conductor.move(models=tuple(model["path"] for model in found), models_digest=digest_of(digests))
 
 
 def _make_windows(conductor: Conductor, name: str, place: str, technique: Training, dense: Folder) -> None:

@@ -45,6 +45,8 @@ class Run:
     """Prepared training windows."""
     answers: Path | None = None
     """What the teacher said of them, where it was asked once for all."""
+    models: tuple[Path, ...] = ()
+    """Further models that the technique names, in its order."""
     results: dict[str, object] = field(default_factory=dict)
     """What the stage leaves in its record besides files."""
 

@@ -29,7 +29,7 @@ class FetchWork(Frozen):
     classifications: tuple[Classification, ...] = ()
     """What will be measured on labelled texts, to see whether they can be read."""
     models: dict[str, ModelRef] = Field(default={})
-    """Teachers and students, by JSON Pointer into the recipe."""
+    """Teachers, students and models to merge, by JSON Pointer into the recipe."""
     texts: dict[str, NeededText] = Field(default={})
     """Training text, by JSON Pointer into the recipe."""
 
@@ -121,12 +121,15 @@ class Inputs(Frozen):
     answers: str = ""
     """What a teacher said of the windows."""
     answers_digest: str = ""
+    models: tuple[str, ...] = ()
+    """Further models that a technique reads, in the order in which it names them."""
+    models_digest: str = ""
     seed: int = 0
 
     @property
-    def training(self) -> dict[str, str]:
-        """Digests of what only training stages read."""
-        named = ("teacher", "text", "windows", "answers")
+    def beside(self) -> dict[str, str]:
+        """Digests of what only some techniques read."""
+        named = ("teacher", "text", "windows", "answers", "models")
         found = {name: getattr(self, f"{name}_digest") for name in named}
         return {name: digest for name, digest in found.items() if digest}
 
@@ -158,7 +161,7 @@ class StageTask(Frozen):
                 "labelled": inputs.labelled_digest if isinstance(self.work, GateWork | EvaluateWork) else "",
                 "data": {**measured, "digest": inputs.data_digest, "column": inputs.calibration.column},
                 "seed": inputs.seed,
-                **inputs.training,
+                **inputs.beside,
             }
         )
 

@@ -69,6 +69,7 @@ def perform(task: StageTask, emit: Callable[[AnyEvent], None]) -> dict[str, Any]
         text_files=tuple(Path(file) for file in task.inputs.text_files),
         teacher=Path(task.inputs.teacher) if task.inputs.teacher else None,
         windows=Path(task.inputs.windows),
+        models=tuple(Path(model) for model in task.inputs.models),
         answers=Path(task.inputs.answers) if task.inputs.answers else None,
         export=Path(task.inputs.exported),
         target=task.inputs.target,
@@ -127,7 +128,7 @@ def _fetch(run: Run, work: FetchWork, cache: Path) -> None:
 
 
 def _fetch_beside(run: Run, model: Path, place: str, ref: ModelRef, cache: Path) -> dict[str, Any]:
-    """A teacher or a student: it must speak the model's language."""
+    """A teacher, a student or a model to merge: it must speak the model's language."""
     from optcore.architecture import check_architecture, longest_sequence, task_of
     from optcore.evaluate.examples import labels_of
     from optcore.sources import fetch_model

@@ -1,4 +1,4 @@
-"""Whether two models speak of the same tokens: what a student can learn from a teacher's predictions at all."""
+"""Whether two models speak of the same tokens: without it none can learn from the other, or be merged with it."""
 
 import json
 from pathlib import Path
@@ -25,8 +25,8 @@ def check_same_vocabulary(model: Path, other: Path, field: str) -> None:
 
 def _mismatch(said: str, field: str) -> VocabularyMismatch:
     return VocabularyMismatch(
-        f"teacher and student have different vocabularies: {said}",
-        remedy="choose a teacher and a student of one family, with the same tokenizer",
+        f"the two models have different vocabularies: {said}",
+        remedy="choose models of one family, with the same tokenizer",
         field=field,
     )
 

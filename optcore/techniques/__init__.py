@@ -10,6 +10,7 @@ from optcore.techniques.distill import Distill
 from optcore.techniques.finetune import Finetune
 from optcore.techniques.heal import Heal
 from optcore.techniques.low_rank import LowRank
+from optcore.techniques.merge import Merge
 from optcore.techniques.prune import Prune
 from optcore.techniques.ptq import Ptq
 from optcore.techniques.qad import Qad
@@ -18,7 +19,7 @@ from optcore.techniques.rotate import Rotate
 from optcore.techniques.sparsify import Sparsify
 
 AnyTechnique = Annotated[
-    Ptq | AutoQuantize | Rotate | Qad | Qat | Finetune | Distill | Heal | Prune | Sparsify | LowRank,
+    Ptq | AutoQuantize | Rotate | Qad | Qat | Finetune | Distill | Heal | Prune | Sparsify | LowRank | Merge,
     Field(discriminator="technique"),
 ]
 
@@ -30,6 +31,7 @@ __all__ = [
     "Gate",
     "Heal",
     "LowRank",
+    "Merge",
     "Prune",
     "Ptq",
     "Qad",

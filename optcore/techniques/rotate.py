@@ -20,6 +20,7 @@ class Rotate(Technique):
     title: ClassVar[str] = "Rotation"
     paper: ClassVar[str] = "https://arxiv.org/abs/2404.00456"
     needs: ClassVar[frozenset[str]] = frozenset({"dense"})
+    removes: ClassVar[frozenset[str]] = frozenset({"unrotated"})
 
     technique: Literal["rotate"] = "rotate"
     residual: bool = True

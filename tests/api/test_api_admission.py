@@ -100,6 +100,16 @@ def test_what_training_reads_is_held_to_the_same(
     assert answer.json()["errors"][0]["pointer"] == places[inside]
 
 
+def test_models_to_merge_are_held_to_the_same(client: TestClient, document: dict[str, Any], model: Path) -> None:
+    for path, status in ((str(model), 201), ("/etc", 422)):
+        others = [{"model": {"id": "org/model"}}, {"model": {"path": path}}]
+        chain = [{"technique": "merge", "others": others}, {"technique": "ptq", "scheme": "int4"}]
+        answer = client.post("/v1/jobs", json=document | {"chain": chain})
+        assert answer.status_code == status, answer.json()
+    assert answer.json()["code"] == "path_not_allowed"
+    assert answer.json()["errors"][0]["pointer"] == "/chain/0/others/1/model/path"
+
+
 def test_without_roots_there_are_no_local_paths(
     settings: Settings, client: TestClient, document: dict[str, Any], model: Path
 ) -> None:
