@@ -89,12 +89,17 @@ def bench(arguments: list[str]) -> int:
 
 def proofs_ptq(arguments: list[str]) -> int:
     """The engine's proofs alone: formats, algorithms, memory and exports of post-training quantization."""
-    return proofs(["tests/optcore", "--ignore-glob=*_training_*", *arguments])
+    return proofs(["tests/optcore", "--ignore-glob=*_training_*", "--ignore-glob=*_restructure_*", *arguments])
 
 
 def proofs_training(arguments: list[str]) -> int:
     """The engine's proofs of training alone: what distillation wins back, in what memory, on how many processes."""
     return proofs([*map(str, sorted(Path("tests/optcore").glob("*_training_*.py"))), *arguments])
+
+
+def proofs_restructure(arguments: list[str]) -> int:
+    """The engine's proofs of restructuring alone: what sparsity and low rank cost beside their trivial rivals."""
+    return proofs([*map(str, sorted(Path("tests/optcore").glob("*_restructure_*.py"))), *arguments])
 
 
 def bench_ptq(arguments: list[str]) -> int:
@@ -148,7 +153,10 @@ def tell_audit(answers: list[dict[str, Any]]) -> int:
 
 TARGETS = {
     target.__name__.replace("_", "-"): target
-    for target in (demo, test, check, up, proofs, proofs_ptq, proofs_training, chaos, bench, bench_ptq, docs, audit)
+    for target in (
+        *(demo, test, check, up, proofs, proofs_ptq, proofs_training, proofs_restructure),
+        *(chaos, bench, bench_ptq, docs, audit),
+    )
 }
 
 
@@ -249,13 +257,8 @@ def packages_of_base(python: str) -> dict[str, str]:
 
 def fingerprint(python: str, gpu: bool) -> str:
     """Changes whenever the environment must be made again."""
-    parts = [
-        (ROOT / "pyproject.toml").read_bytes(),
-        CONSTRAINTS.read_bytes(),
-        version_of(python).encode(),
-        bytes([gpu]),
-    ]
-    return hashlib.sha256(b"\0".join(parts)).hexdigest()
+    files = [path.read_bytes() for path in (ROOT / "pyproject.toml", CONSTRAINTS)]
+    return hashlib.sha256(b"\0".join([*files, version_of(python).encode(), bytes([gpu])])).hexdigest()
 
 
 def is_ready(key: str, wanted: str) -> bool:
@@ -347,16 +350,9 @@ def works(command: Sequence[str | Path], cwd: Path = ROOT) -> bool:
     with LOG.open("ab") as log:
         log.write(f"$ {' '.join(map(str, command))}\n".encode())
         log.flush()
+        streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
         try:
-            done = subprocess.run(
-                command,
-                cwd=cwd,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env={**os.environ, **quiet},
-                check=False,
-            )
+            done = subprocess.run(command, cwd=cwd, env={**os.environ, **quiet}, check=False, **streams)
         except OSError as error:
             log.write(f"{error}\n".encode())
             return False

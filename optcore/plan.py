@@ -14,9 +14,9 @@ from optcore.techniques.distilling import Distilling
 from optcore.techniques.training import Training
 from optcore.training_fit import check_labelled
 
+_DENSE = frozenset({"dense", "unrotated"})
 _LOST = {"sparse": "the mask of zeros", "factored": "the low rank"}
 """Forms that weights have by their values alone, by property, for people."""
-_DENSE = frozenset({"dense", "unrotated"})
 
 
 class Result(NamedTuple):

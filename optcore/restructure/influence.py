@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from optcore.calibration.text import Texts
+from optcore.calibration.propagate import calibration_windows
 from optcore.streaming.hidden import HiddenStates
 
 if TYPE_CHECKING:
@@ -22,8 +22,7 @@ def influences(run: "Run", decoder: "Decoder", span: int = 1) -> list[float]:
     Block influence for single layers (ShortGPT, arXiv:2403.03853, eq. 1). The sum runs in float64 over all tokens, so
     how windows are batched does not matter. `span` + 1 states of the calibration set are held, on disk when large.
     """
-    windows_ST = Texts(run.source, run.calibration, run.data_files).calibration_windows(decoder.longest_sequence)
-    states = HiddenStates(decoder, windows_ST, run.scratch)
+    states = HiddenStates(decoder, calibration_windows(run, decoder), run.scratch)
     before = [states.copy()]
     found: list[float] = []
     for index in range(len(decoder)):

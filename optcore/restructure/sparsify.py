@@ -5,14 +5,15 @@ weights as stored, in float32; the layer that goes on computes with the new ones
 """
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from optcore.algorithms.sparsity import Budget, outlier_share, owl_ratios, wanda_scores
+from optcore.calibration.propagate import calibration_windows
 from optcore.calibration.statistics import InputStatistics, Observer
-from optcore.calibration.text import Texts
 from optcore.errors import RecipeError
 from optcore.links import link_companions
 from optcore.restructure.sparse_linear import sparsified
@@ -97,9 +98,12 @@ class _Pass:
         return set(chosen)
 
     def _states(self) -> HiddenStates:
-        run, longest = self._run, self._decoder.longest_sequence
-        windows_ST = Texts(run.source, run.calibration, run.data_files).calibration_windows(longest)
-        return HiddenStates(self._decoder, windows_ST, run.scratch)
+        return HiddenStates(self._decoder, self._windows_ST, self._run.scratch)
+
+    @cached_property
+    def _windows_ST(self) -> torch.Tensor:
+        """The calibration set's tokens, which OWL walks over twice."""
+        return calibration_windows(self._run, self._decoder)
 
     def _groups(self, index: int, layer: nn.Module) -> list[list[str]]:
         """Paths of the linears to sparsify, those with a common input together."""
