@@ -371,7 +371,7 @@ def say(text: str) -> None:
 
 def usage() -> str:
     """The targets and their first lines."""
-    lines = [f"  {name:12}{(target.__doc__ or '').splitlines()[0]}" for name, target in TARGETS.items()]
+    lines = [f"  {name:20}{(target.__doc__ or '').splitlines()[0]}" for name, target in TARGETS.items()]
     return "\n".join(["usage: python3 dev.py TARGET [ARGUMENT...]", *lines])
 
 
