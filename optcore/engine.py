@@ -26,6 +26,7 @@ from optcore.plan import (
     gate_stage,
     measured_between,
     results,
+    rival_stage,
     stage_names,
     step_stage,
     technique_stage,
@@ -39,6 +40,7 @@ from optcore.steps import measured_step
 from optcore.targets import check_target
 from optcore.techniques import Gate, Technique
 from optcore.techniques.merge import Merge
+from optcore.techniques.restructuring import Restructuring
 from optcore.techniques.training import Training
 from optcore.training.window_facts import WindowFacts
 from optcore.training_fit import check_models
@@ -144,8 +146,9 @@ class _Walk(Conductor):
                 if not attempt.technique.leaves_weights:
                     self.dense = self.checkpoint
                 self.applied += kept
+                self._measure_rival(attempt, start, recipe)
                 if number in measured_between(recipe):
-                    self._measure_step(attempt, recipe)
+                    self.steps.append(self._step(attempt, recipe))
                 return
             failed = self.left_by(attempt.stage)
 
@@ -159,13 +162,31 @@ class _Walk(Conductor):
             without_gate = attempt.technique.model_copy(update={"gate": None})  # what happens next is not its business
             self.stage(attempt.stage, TechniqueWork.model_validate({"technique": without_gate}))
 
-    def _measure_step(self, attempt: _Attempt, recipe: Recipe) -> None:
+    def _step(self, attempt: _Attempt, recipe: Recipe) -> Step:
         """Measure a checkpoint on the way as the result will be: it is one that engines load already."""
+        left = self.left_by(attempt.stage)
         with self.aside():
-            self.move(exported=self.checkpoint.path, exported_digest=self.checkpoint.digest, target="dense")
+            self.enter(left)
+            self.move(exported=left.path, exported_digest=left.digest, target="dense")
             record = self.stage(step_stage(attempt.stage), EvaluateWork(evaluators=recipe.evaluate))
-        folder, rows = Path(self.checkpoint.path), record.results["measurements"]
-        self.steps.append(measured_step(attempt.stage, attempt.technique.summary, folder, folder, rows))
+        folder, rows = Path(left.path), record.results["measurements"]
+        return measured_step(attempt.stage, attempt.technique.summary, folder, folder, rows)
+
+    def _measure_rival(self, attempt: _Attempt, start: Folder, recipe: Recipe) -> None:
+        """Make and measure what a restructuring must beat; a job does not fail because its rival cannot be made."""
+        rival = attempt.technique.rival if isinstance(attempt.technique, Restructuring) else None
+        if rival is None:
+            return
+        other = attempt._replace(stage=rival_stage(attempt.stage), technique=rival)
+        notices, series = len(self.notices), len(self.series)
+        try:
+            self._try(other, start)
+            step = self._step(other, recipe)
+        except RecipeError as error:
+            self.notice(other.stage, f"the rival of {attempt.stage} was not made: {error}")
+            return
+        del self.notices[notices:], self.series[series:]  # about a model that nobody gets
+        self.steps.append(step.model_copy(update={"rival": True}))
 
     def finish(self, result: Result, recipe: Recipe) -> Outcome:
         """Write one result in its target format, and measure it before and after."""

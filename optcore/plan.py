@@ -11,6 +11,7 @@ from optcore.references import REPO_ID_LIMIT
 from optcore.targets import check_target
 from optcore.techniques import Technique
 from optcore.techniques.distilling import Distilling
+from optcore.techniques.restructuring import Restructuring
 from optcore.techniques.training import Training
 from optcore.training_fit import check_labelled
 
@@ -75,6 +76,8 @@ def stage_names(recipe: Recipe) -> tuple[str, ...]:
             names.append(gate_stage(name))
         if number in measured_between(recipe):
             names.append(step_stage(name))
+        if isinstance(technique, Restructuring) and technique.rival:
+            names += [rival_stage(name), step_stage(rival_stage(name))]
     for result in results(recipe):
         names += [export_stage(recipe, result), evaluate_stage(recipe, result)]
     return tuple(names)
@@ -109,10 +112,15 @@ def step_stage(technique_stage: str) -> str:
     return f"{technique_stage}-measure"
 
 
+def rival_stage(technique_stage: str) -> str:
+    """Name of the stage that makes what a technique must beat."""
+    return f"{technique_stage}-rival"
+
+
 def measured_between(recipe: Recipe) -> frozenset[int]:
     """Numbers of the entries, from 1, after which the model is measured: those of a chain that restructures, but for
     the last one, whose result is measured in its target format, and for what is quantized and not packed yet."""
-    if not any(technique.restructures for technique in recipe.chain):
+    if not any(isinstance(technique, Restructuring) for technique in recipe.chain):
         return frozenset()
     properties, found = _DENSE, set[int]()
     for number, technique in enumerate(recipe.chain[:-1], start=1):

@@ -57,6 +57,8 @@ class Step(Frozen):
     weight_bytes: int
     values: dict[str, float] = Field(default={})
     """What the recipe's evaluators measured of it, by the name of the measurement, such as `mean_kl`."""
+    rival: bool = False
+    """Not on the way to the result: the trivial choice at the same size, made in place of the entry after it."""
 
 
 class Trial(Frozen):
@@ -165,7 +167,8 @@ class Report(Frozen):
     trials: tuple[Trial, ...] = ()
     """What gates measured, in the order in which it was tried."""
     steps: tuple[Step, ...] = ()
-    """The model after each entry of a chain that changes its structure, in the order of the chain; else empty."""
+    """The model after each entry of a chain that changes its structure, in the order of the chain, and before each
+    such entry its rival; else empty."""
     coverage: Coverage | None = None
     layer_errors: tuple[LayerError, ...] = ()
     """In the order of the layers."""

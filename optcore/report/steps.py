@@ -16,5 +16,6 @@ def step_rows(report: Report) -> list[list[str]]:
     for step in report.steps:
         values = [(step.values.get(row.name), row.unit) for row in measured]
         cells = [NOTHING if value is None else format_value(value, unit) for value, unit in values]
-        rows.append([step.what, format_number(step.parameters), format_bytes(step.weight_bytes), *cells])
+        what = f"(rival: {step.what})" if step.rival else step.what
+        rows.append([what, format_number(step.parameters), format_bytes(step.weight_bytes), *cells])
     return rows

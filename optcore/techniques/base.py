@@ -66,9 +66,6 @@ class Technique(Frozen):
     removes: ClassVar[frozenset[str]] = frozenset()
     """Properties that the output has no longer."""
 
-    restructures: ClassVar[bool] = False
-    """Whether it changes what the model is made of: such a chain is measured after each of its entries."""
-
     @property
     def leaves_weights(self) -> bool:
         """Whether the high-precision weights are afterwards what they were: only what is made of them changed."""

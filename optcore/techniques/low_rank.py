@@ -4,14 +4,14 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from optcore.techniques.base import Technique
 from optcore.techniques.patterns import Pattern
+from optcore.techniques.restructuring import Restructuring
 
 if TYPE_CHECKING:
     from optcore.run import Run
 
 
-class LowRank(Technique):
+class LowRank(Restructuring):
     """Replace the weights of the decoder's linear layers by products of two thin matrices (SVD-LLM).
 
     The result is a plain checkpoint that any engine loads, with the products in it, and the factors beside it in
@@ -20,8 +20,6 @@ class LowRank(Technique):
 
     title: ClassVar[str] = "Low rank"
     paper: ClassVar[str] = "https://arxiv.org/abs/2403.07378"
-    needs: ClassVar[frozenset[str]] = frozenset({"dense"})
-    restructures: ClassVar[bool] = True
     leaves: ClassVar[frozenset[str]] = frozenset({"factored"})
 
     technique: Literal["low_rank"] = "low_rank"
@@ -45,6 +43,11 @@ class LowRank(Technique):
         """What it does to a model, in one line for people."""
         kind = "plain" if self.method == "svd" else "whitened"
         return f"{kind} SVD of linear layers to {self.keep:.0%} of their parameters, {self.allocation} ranks"
+
+    @property
+    def trivial(self) -> dict[str, object]:
+        """As many parameters, by the plain SVD of each layer."""
+        return {"method": "svd", "allocation": "uniform"}
 
     def apply(self, run: "Run") -> None:
         """Write the checkpoint of the products, and the factors."""

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from optcore.frozen import Frozen
 from optcore.references import ModelRef
-from optcore.techniques.base import Technique
+from optcore.techniques.restructuring import Restructuring
 
 if TYPE_CHECKING:
     from optcore.run import Run
@@ -36,7 +36,7 @@ class Merged(Frozen):
     """Share of its differences to the base that is kept: the largest (`ties`), or random ones (`dare_*`)."""
 
 
-class Merge(Technique):
+class Merge(Restructuring):
     """Merge the model that the chain has made so far with others of the same architecture and tokenizer.
 
     `linear` averages weights, `slerp` goes along the arc to one other model. The others add to the chain's model, as
@@ -98,6 +98,12 @@ class Merge(Technique):
         weights = {"weights"} if any(each.weight != 1 for each in self.others) else set()
         density = {"density"} if any(each.density != 0.5 for each in self.others) else set()
         return own | weights | density
+
+    @property
+    def trivial(self) -> dict[str, object]:
+        """The plain mean of the same models."""
+        others = tuple(Merged(model=each.model) for each in self.others)
+        return {"method": "linear", "others": others, "weight": 1.0, "t": 0.5, "scale": 1.0, "normalize": None}
 
     def apply(self, run: "Run") -> None:
         """Write the merged checkpoint."""

@@ -4,13 +4,13 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from optcore.techniques.base import Technique
+from optcore.techniques.restructuring import Restructuring
 
 if TYPE_CHECKING:
     from optcore.run import Run
 
 
-class Prune(Technique):
+class Prune(Restructuring):
     """Leave out the decoder layers that change the hidden states least. The result is a plain checkpoint with fewer
     layers that every engine loads; `distill` after it wins back what they knew.
 
@@ -20,8 +20,6 @@ class Prune(Technique):
 
     title: ClassVar[str] = "Pruning"
     paper: ClassVar[str] = "https://arxiv.org/abs/2403.03853"
-    needs: ClassVar[frozenset[str]] = frozenset({"dense"})
-    restructures: ClassVar[bool] = True
 
     technique: Literal["prune"] = "prune"
     depth: int = Field(ge=0, le=1000)
@@ -39,6 +37,11 @@ class Prune(Technique):
         """What it does to a model, in one line for people."""
         chosen = "drawn at random" if self.order == "random" else "of least influence"
         return f"{self.depth} layer{'s' * (self.depth != 1)} {chosen} left out"
+
+    @property
+    def trivial(self) -> dict[str, object]:
+        """As many layers, drawn at random."""
+        return {"order": "random"} if self.depth else {}
 
     def apply(self, run: "Run") -> None:
         """Write the shallower checkpoint."""

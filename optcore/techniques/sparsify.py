@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
-from optcore.techniques.base import Technique
 from optcore.techniques.patterns import Pattern
+from optcore.techniques.restructuring import Restructuring
 
 if TYPE_CHECKING:
     from optcore.run import Run
@@ -26,7 +26,7 @@ def _is_group(pattern: str) -> str:
 Group = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,2}:[0-9]{1,2}$"), AfterValidator(_is_group)]
 
 
-class Sparsify(Technique):
+class Sparsify(Restructuring):
     """Set part of the decoder's weights to zero, streaming one layer at a time; the result is stored dense.
 
     Later layers are measured on what the sparse ones before them give. GPUs compute nothing faster with zeros, unless
@@ -35,8 +35,6 @@ class Sparsify(Technique):
 
     title: ClassVar[str] = "One-shot sparsity"
     paper: ClassVar[str] = "https://arxiv.org/abs/2301.00774"
-    needs: ClassVar[frozenset[str]] = frozenset({"dense"})
-    restructures: ClassVar[bool] = True
     leaves: ClassVar[frozenset[str]] = frozenset({"sparse"})
 
     technique: Literal["sparsify"] = "sparsify"
@@ -93,6 +91,11 @@ class Sparsify(Technique):
         if self.owl and not OWL_SPREAD * 2 <= self.share <= 1 - OWL_SPREAD * 2:
             raise ValueError(f"`owl` moves ratios by up to {2 * OWL_SPREAD}: choose a ratio that far from 0 and 1")
         return self
+
+    @property
+    def trivial(self) -> dict[str, object]:
+        """As many zeros, where weights are smallest; for `magnitude` where chance wants them."""
+        return {"method": "random" if self.method in ("magnitude", "random") else "magnitude", "owl": False}
 
     def apply(self, run: "Run") -> None:
         """Write the sparse checkpoint, and `sparsity.json`."""

@@ -42,6 +42,7 @@ def report(text: str = "tiny", **more: object) -> Report:
         "trials": (trial(text, 0.12, "went on to 1-ptq-fallback1"), trial(text, 0.03, text)),
         "steps": (
             Step(stage="", what="source", parameters=5000, weight_bytes=10**4),
+            Step(stage="1-prune-rival", what=text, parameters=4000, weight_bytes=8000, values={"kl": 0.5}, rival=True),
             Step(stage="1-prune", what=text, parameters=4000, weight_bytes=8000, values={"kl": 0.25}),
             Step(stage="export", what=text, parameters=4000, weight_bytes=3000, values={"kl": 0.03}),
         ),
@@ -204,7 +205,7 @@ def test_the_card_shows_hostile_text_as_text() -> None:
     assert "](http" not in prose.replace(r"\](http", "")
     table = [line for line in prose.splitlines() if line.startswith("|")]
     columns = [len(re.findall(r"(?<!\\)\|", line)) for line in table]
-    assert columns == [6] * 4 + [5] * 5 + [7] * 4 + [4] * 3
+    assert columns == [6] * 4 + [5] * 6 + [7] * 4 + [4] * 3
     assert yaml.safe_load(card.rpartition("yaml\n")[2].rpartition("\n`")[0]) == report(HOSTILE).recipe
 
 

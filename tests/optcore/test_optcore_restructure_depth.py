@@ -133,7 +133,7 @@ def test_a_layer_that_knows_its_number_is_not_renumbered(tiny_model: MakeModel, 
         Prune(depth=1, ends=True, order="random").apply(run)
 
 
-def test_a_chain_is_measured_after_each_entry(stdlib_model: Path, tmp_path: Path) -> None:
+def test_a_chain_is_measured_after_each_entry_beside_its_rival(stdlib_model: Path, tmp_path: Path) -> None:
     recipe = recipe_from(
         {
             "model": {"path": str(stdlib_model)},
@@ -145,13 +145,17 @@ def test_a_chain_is_measured_after_each_entry(stdlib_model: Path, tmp_path: Path
             "evaluate": [{"evaluator": "fidelity", "samples": 2, "sequence_length": 32}],
         }
     )
-    assert "1-prune-measure" in stage_names(recipe)
     seen: list[Any] = []
     emit: Emit = seen.append
     optimize(recipe, tmp_path / "out", tmp_path / "work", emit)
+    assert {event.stage for event in seen if event.event == "stage_started"} == set(stage_names(recipe))
     report = Report.model_validate_json((tmp_path / "out" / "report.json").read_text())
-    source, pruned, result = report.steps
+    source, rival, pruned, result = report.steps
     assert (source.what, pruned.stage, result.stage) == ("source", "1-prune", "export")
+    assert (rival.stage, rival.rival, rival.what) == ("1-prune-rival", True, "1 layer drawn at random left out")
+    assert rival.parameters == pruned.parameters
+    assert rival.values["mean_kl"] > 0
+    assert not any(one.rival for one in (source, pruned, result))
     assert source.parameters > pruned.parameters == result.parameters
     assert source.weight_bytes > pruned.weight_bytes > result.weight_bytes
     assert 0 < pruned.values["mean_kl"] < result.values["mean_kl"] * 1.05

@@ -235,7 +235,13 @@ def test_a_recipe_names_its_models_and_their_paths() -> None:
 
 
 def _engine(folder: Path, number: int, base: Path, other: Path) -> list[AnyEvent]:
-    merge = {"technique": "merge", "method": "slerp", "t": 1.0, "others": [{"model": {"path": str(other)}}]}
+    merge = {
+        "technique": "merge",
+        "compare": False,
+        "method": "slerp",
+        "t": 1.0,
+        "others": [{"model": {"path": str(other)}}],
+    }
     document = {
         "model": {"path": str(base)},
         "calibration": {"dataset": "python-stdlib", "samples": 2, "sequence_length": 64},

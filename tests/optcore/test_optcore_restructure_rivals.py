@@ -1,0 +1,48 @@
+"""What each restructuring must beat: the most trivial choice of the same size, and none where it is that itself."""
+
+import pytest
+from pydantic import TypeAdapter
+
+from optcore.techniques import AnyTechnique
+from optcore.techniques.restructuring import Restructuring
+
+OTHER = {"model": {"path": "/models/b"}}
+RIVALS = [
+    ({"technique": "prune", "depth": 2}, {"order": "random", "depth": 2}),
+    ({"technique": "sparsify", "method": "alps", "pattern": "2:4"}, {"method": "magnitude", "pattern": "2:4"}),
+    ({"technique": "sparsify", "ratio": 0.4, "owl": True}, {"method": "magnitude", "ratio": 0.4, "owl": False}),
+    ({"technique": "sparsify", "method": "magnitude"}, {"method": "random"}),
+    ({"technique": "low_rank", "allocation": "global", "keep": 0.7}, {"method": "svd", "keep": 0.7}),
+    ({"technique": "merge", "method": "ties", "others": [OTHER | {"weight": 2}]}, {"method": "linear"}),
+]
+
+
+@pytest.mark.parametrize(("settings", "expected"), RIVALS)
+def test_the_rival_is_trivial_and_of_the_same_size(settings: dict[str, object], expected: dict[str, object]) -> None:
+    rival = parsed(settings).rival
+    assert rival is not None
+    found = rival.model_dump(mode="json")
+    assert found | expected == found
+    assert parsed(found | {"compare": True}) == parsed(rival.model_copy(update={"compare": True}).model_dump())
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"technique": "prune", "depth": 2, "order": "random"},
+        {"technique": "prune", "depth": 0},
+        {"technique": "sparsify", "method": "random"},
+        {"technique": "low_rank", "method": "svd"},
+        {"technique": "merge", "others": [OTHER]},
+        {"technique": "sparsify", "compare": False},
+    ],
+)
+def test_the_trivial_choice_has_no_rival_and_neither_has_what_nobody_asks_for(settings: dict[str, object]) -> None:
+    assert parsed(settings).rival is None
+
+
+def parsed(settings: dict[str, object]) -> Restructuring:
+    """As a recipe would be read."""
+    found = TypeAdapter[AnyTechnique](AnyTechnique).validate_python(settings)
+    assert isinstance(found, Restructuring)
+    return found
