@@ -123,7 +123,8 @@ def _check_enough(decoder: Decoder, blocks: Blocks, left: int) -> None:
 def _write(run: "Run", decoder: Decoder, blocks: Blocks, kept: Kept, config: dict[str, Any]) -> None:
     """Read and write tensor by tensor."""
     moved, rows = _places(decoder, blocks, kept)
-    claimed = {source.stored for source in decoder.names.sources.values()}
+    tensors = (*decoder.model.named_parameters(remove_duplicate=False), *decoder.model.named_buffers())
+    claimed = {decoder.names.sources[name].stored for name, _ in tensors if name in decoder.names.sources}
     count = len(next(iter(blocks.values())).experts)
     left = len(next(iter(kept.values())))
     unknown, writer = 0, TensorWriter(run.out)
@@ -167,7 +168,7 @@ def _places(decoder: Decoder, blocks: Blocks, kept: Kept) -> tuple[dict[str, str
 
 
 class _Pruned(NamedTuple):
-    count: int
+    whole: int
     left: int
     dropped: Kept
     measured: Mapping[int, Saliency]
@@ -179,10 +180,10 @@ def _tell(run: "Run", pruned: _Pruned) -> None:
         "saliency": {str(at): found.scores for at, found in pruned.measured.items()},
         "tokens": {str(at): found.tokens for at, found in pruned.measured.items()},
     }
-    run.notice(f"{pruned.left} of {pruned.count} experts stay in each of {len(pruned.dropped)} layers")
+    run.notice(f"{pruned.left} of {pruned.whole} experts stay in each of {len(pruned.dropped)} layers")
     unseen = sum(found.tokens.count(0) for found in pruned.measured.values())
     if unseen:
-        of = pruned.count * len(pruned.measured)
+        of = pruned.whole * len(pruned.measured)
         run.notice(
             f"{unseen} of {of} experts were reached by no calibration token and count as 0: more text, or text of "
             "every kind that the model is for, tells more"

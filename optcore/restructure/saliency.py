@@ -70,9 +70,7 @@ class _Watch:
         """Whatever passes through the experts counts."""
         handles = [experts.register_forward_pre_hook(self._route, with_kwargs=True)]
         for number, expert in enumerate(experts):
-            handles.append(
-                expert.register_forward_hook(lambda own, _, out, number=number: self._add(number, own, out))
-            )
+            handles.append(expert.register_forward_hook(lambda own, _, out, number=number: self._add(number, own, out)))
         try:
             yield
         finally:

@@ -17,9 +17,10 @@ from optcore.techniques.qad import Qad
 from optcore.techniques.qat import Qat
 from optcore.techniques.rotate import Rotate
 from optcore.techniques.sparsify import Sparsify
+from optcore.techniques.upcycle import Upcycle
 
 AnyTechnique = Annotated[
-    Ptq | AutoQuantize | Rotate | Qad | Qat | Finetune | Distill | Heal | Prune | Sparsify | LowRank | Merge,
+    Ptq | AutoQuantize | Rotate | Qad | Qat | Finetune | Distill | Heal | Prune | Sparsify | LowRank | Merge | Upcycle,
     Field(discriminator="technique"),
 ]
 
@@ -39,4 +40,5 @@ __all__ = [
     "Rotate",
     "Sparsify",
     "Technique",
+    "Upcycle",
 ]

@@ -39,8 +39,8 @@ class Cut(Frozen):
 
 class Prune(Restructuring):
     """Leave out the parts of a model that calibration text needs least: whole layers, channels of the feed-forward
-    networks, query heads, channels of the hidden state, experts. The result is a plain, smaller checkpoint that every engine
-    loads; `distill` after it wins back what they knew.
+    networks, query heads, channels of the hidden state, experts. The result is a plain, smaller checkpoint that every
+    engine loads; `distill` after it wins back what they knew.
 
     A layer's influence is 1 - the mean cosine between its input and its output (ShortGPT); channels and heads are
     ranked by how large they are on the text (Minitron, arXiv:2407.14679); experts by the mean of gate times norm of
