@@ -93,7 +93,7 @@ class Prune(Restructuring):
     def cuts(self) -> dict[str, Cut]:
         """What is cut, by axis; `width` spelled out."""
         wide = None if self.width is None else Cut(ratio=self.width)
-        named = {"ffn": self.ffn or wide, "heads": self.heads, "hidden": self.hidden or wide}
+        named = {"ffn": self.ffn or wide, "hidden": self.hidden or wide, "heads": self.heads}
         return {axis: cut for axis, cut in named.items() if cut and not cut.is_nothing}
 
     @property
@@ -122,13 +122,15 @@ class Prune(Restructuring):
             raise ValueError("`experts` goes alone: prune what else there is in another entry of the chain")
         if self.width is not None and (self.ffn or self.hidden):
             raise ValueError("`width` says how much of `ffn` and `hidden` goes: give it or them")
+        if self.compensate and not (self.cuts.keys() & {"ffn", "heads"}):
+            raise ValueError("`compensate` makes up for FFN channels and heads, and none are cut")
         return self
 
     def apply(self, run: "Run") -> None:
         """Write the smaller checkpoint."""
-        from optcore.restructure.depth import prune_depth
         from optcore.restructure.experts import prune_experts
+        from optcore.restructure.prune import prune_checkpoint
 
         if self.experts:
             return prune_experts(run, self.experts, is_random=self.order == "random")
-        prune_depth(run, self)
+        prune_checkpoint(run, self)
