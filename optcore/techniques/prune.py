@@ -128,9 +128,6 @@ class Prune(Restructuring):
 
     def apply(self, run: "Run") -> None:
         """Write the smaller checkpoint."""
-        from optcore.restructure.experts import prune_experts
         from optcore.restructure.prune import prune_checkpoint
 
-        if self.experts:
-            return prune_experts(run, self.experts, is_random=self.order == "random")
         prune_checkpoint(run, self)
