@@ -2,7 +2,8 @@
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from optcore.techniques import Prune
 
 TEXT = Calibration(dataset="python-stdlib", samples=6, sequence_length=32)
 TOKENS_BT = torch.arange(4, 28)[None]
-FAMILIES = ("Mixtral", "Qwen2Moe", "GptOss", "GraniteMoe", "NemotronH", "Qwen3Next")
+FAMILIES = ("Mixtral", "Qwen2Moe", "GptOss", "GraniteMoe", "NemotronH", "DeepseekV3")
 ROUTERS = {"DeepseekV3": "mlp.gate", "Qwen3Moe": "mlp.gate", "Mixtral": "block_sparse_moe.gate", "GptOss": "mlp.router"}
 
 
@@ -35,21 +36,28 @@ def grouped(tmp_path_factory: pytest.TempPathFactory, stdlib_model: Path) -> Pat
     return make_model("DeepseekV3", extras, tmp_path_factory.mktemp("grouped"), stdlib_model)
 
 
+@pytest.fixture(scope="module")
+def thinned(tmp_path_factory: pytest.TempPathFactory, tiny_model: MakeModel, grouped: Path) -> Callable[[str], Run]:
+    """A quarter of a family's experts left out, once for all tests."""
+
+    @cache
+    def run(family: str) -> Run:
+        source = grouped if family == "DeepseekV3" else tiny_model(family)
+        return pruned(source, tmp_path_factory.mktemp("thinned"), experts={"ratio": 0.25})
+
+    return run
+
+
 @pytest.mark.parametrize("family", FAMILIES)
-def test_what_is_written_is_the_model_that_never_chooses_them(
-    family: str, tiny_model: MakeModel, tmp_path: Path
-) -> None:
-    run = pruned(tiny_model(family), tmp_path, experts={"size": 3})
-    gone = dropped(run)
-    assert all(len(numbers) == 1 for numbers in gone.values())
-    torch.testing.assert_close(logits(run.out), masked_logits(run.checkpoint, gone), rtol=1e-5, atol=1e-5)
+def test_what_is_written_is_the_model_that_never_chooses_them(family: str, thinned: Callable[[str], Run]) -> None:
+    run = thinned(family)
+    assert all(gone for gone in dropped(run).values())
+    torch.testing.assert_close(logits(run.out), masked_logits(run.checkpoint, dropped(run)), rtol=1e-5, atol=1e-5)
 
 
-def test_a_router_of_groups_loses_as_many_from_each(grouped: Path, tmp_path: Path) -> None:
-    run = pruned(grouped, tmp_path, experts={"ratio": 0.5})
-    for numbers in dropped(run).values():
-        assert sorted(number // 4 for number in numbers) == [0, 0, 1, 1]
-    torch.testing.assert_close(logits(run.out), masked_logits(grouped, dropped(run)), rtol=1e-5, atol=1e-5)
+def test_a_router_of_groups_loses_as_many_from_each(thinned: Callable[[str], Run]) -> None:
+    for numbers in dropped(thinned("DeepseekV3")).values():
+        assert sorted(number // 4 for number in numbers) == [0, 1]
 
 
 @pytest.mark.parametrize("family", ["GptOss", "DeepseekV3"])
@@ -63,12 +71,9 @@ def test_none_left_out_is_the_same_model_byte_for_byte(family: str, tiny_model: 
 
 
 @pytest.mark.parametrize("family", ["Mixtral", "GptOss", "DeepseekV3"])
-def test_router_rows_and_experts_are_those_of_the_kept_ones(
-    family: str, tiny_model: MakeModel, grouped: Path, tmp_path: Path
-) -> None:
-    source = grouped if family == "DeepseekV3" else tiny_model(family)
-    run = pruned(source, tmp_path, experts={"ratio": 0.25})
-    before, after = tensors(source), tensors(run.out)
+def test_router_rows_and_experts_are_those_of_the_kept_ones(family: str, thinned: Callable[[str], Run]) -> None:
+    run = thinned(family)
+    before, after = tensors(run.checkpoint), tensors(run.out)
     for layer, gone in dropped(run).items():
         prefix, router = f"model.layers.{layer}.", ROUTERS[family]
         count = len(before[f"{prefix}{router}.weight"])
@@ -85,15 +90,12 @@ def test_router_rows_and_experts_are_those_of_the_kept_ones(
     assert sum(tensor.numel() for tensor in after.values()) < sum(tensor.numel() for tensor in before.values())
 
 
-@pytest.mark.parametrize("family", ["Qwen3Moe", "GptOss", "DeepseekV3"])
-def test_saliency_is_the_mean_gate_times_norm(
-    family: str, tiny_model: MakeModel, grouped: Path, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("family", ["Mixtral", "Qwen2Moe", "GptOss", "DeepseekV3"])
+def test_saliency_is_the_mean_gate_times_norm(family: str, thinned: Callable[[str], Run]) -> None:
     """Against transformers' own model in float64, expert by expert over all tokens."""
-    source = grouped if family == "DeepseekV3" else tiny_model(family)
-    run = pruned(source, tmp_path, experts={"ratio": 0.25})
+    run = thinned(family)
     found: Any = run.results["experts"]
-    expected = brute_saliency(source)
+    expected = brute_saliency(run.checkpoint)
     assert found["saliency"].keys() == expected.keys()
     for layer, (scores, tokens) in expected.items():
         assert found["tokens"][layer] == tokens
@@ -101,14 +103,14 @@ def test_saliency_is_the_mean_gate_times_norm(
 
 
 def test_saliency_does_not_depend_on_how_windows_are_batched(
-    tiny_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    thinned: Callable[[str], Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = pruned(tiny_model("Mixtral"), tmp_path / "whole", experts={"size": 2}).results["experts"]
+    found: Any = thinned("Mixtral").results["experts"]
     monkeypatch.setattr(hidden, "BATCH_tokens", 32)
-    again = pruned(tiny_model("Mixtral"), tmp_path / "split", experts={"size": 2}).results["experts"]
-    assert found["dropped"] == again["dropped"]  # type: ignore[index]
-    for layer, scores in found["saliency"].items():  # type: ignore[index]
-        assert again["saliency"][layer] == pytest.approx(scores, rel=1e-6)  # type: ignore[index]
+    again: Any = pruned(thinned("Mixtral").checkpoint, tmp_path, experts={"size": 3}).results["experts"]
+    assert found["dropped"] == again["dropped"]
+    for layer, scores in found["saliency"].items():
+        assert again["saliency"][layer] == pytest.approx(scores, rel=1e-6)
 
 
 def test_an_expert_that_no_token_reaches_counts_as_nothing(tiny_model: MakeModel, tmp_path: Path) -> None:
