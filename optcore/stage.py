@@ -14,6 +14,7 @@ from optcore.references import Calibration, ModelRef, NeededText, TextSource
 from optcore.report import Task
 from optcore.techniques import AnyTechnique
 from optcore.techniques.data import TrainingData
+from optcore.techniques.target import Target
 from optcore.techniques.training import Training
 from optcore.version import ENGINE_VERSION, installed
 
@@ -172,8 +173,14 @@ def environment(work: AnyWork) -> dict[str, str]:
         return {}
     libraries = {name: installed(name) for name in ("torch", "transformers", *_made_by(work))}
     device = "cuda" if Path("/dev/nvidia0").exists() and os.environ.get("CUDA_VISIBLE_DEVICES") != "" else "cpu"
-    machine = {"machine": platform.node()} if isinstance(work, EvaluateWork) else {}
+    machine = {"machine": platform.node()} if _is_timed(work) else {}
     return {**libraries, "device": device, **machine}
+
+
+def _is_timed(work: AnyWork) -> bool:
+    """Whether the result depends on how fast the machine is."""
+    target = getattr(work.technique, "target", None) if isinstance(work, TechniqueWork) else None
+    return isinstance(work, EvaluateWork) or (isinstance(target, Target) and target.measure == "latency")
 
 
 def _made_by(work: AnyWork) -> tuple[str, ...]:

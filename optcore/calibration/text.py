@@ -53,6 +53,10 @@ class Texts:
         """Token ids [samples, T] to measure activations on, T cut to what the model holds (`longest`)."""
         return self._calibration(self.calibration.samples, longest)
 
+    def later_windows(self, skipped: int, samples: int, length: int) -> torch.Tensor:
+        """Token ids [samples, length] behind the first `skipped` tokens of the text for calibration and training."""
+        return self._cut(islice(self._share("calibration"), skipped, None), samples, length, "a comparison")
+
     def evaluation_windows(self, samples: int, length: int, longest: int) -> torch.Tensor:
         """Token ids [samples, T] outside the calibration set: the held-out split, or the text after it."""
         length = min(length, longest)

@@ -37,6 +37,11 @@ def prune_depth(run: "Run", technique: "Prune") -> None:
         run.notice(f"layers left out: {', '.join(map(str, dropped))} of {len(decoder)}, counted from 0")
 
 
+def may_go(depth: int, technique: "Prune") -> range:
+    """Of `depth` layers, those that the technique may leave out."""
+    return range(depth) if technique.ends else range(1, depth - 1)
+
+
 def least(scores: Sequence[float], count: int, allowed: range) -> list[int]:
     """The `count` allowed layers of least influence, in their order; of equals, the later ones."""
     return sorted(sorted(allowed, key=lambda index: (scores[index], -index))[:count])
@@ -52,7 +57,7 @@ def least_run(scores: Sequence[float], count: int, allowed: range) -> list[int]:
 def _dropped(run: "Run", decoder: Decoder, technique: "Prune") -> tuple[list[int], list[float]]:
     """Layers to leave out, and the influences they were chosen by."""
     depth, count = len(decoder), technique.depth
-    allowed = range(depth) if technique.ends else range(1, depth - 1)
+    allowed = may_go(depth, technique)
     if count > len(allowed) or count == depth:
         ends = "" if technique.ends else " (the first and the last stay unless `ends` is true)"
         raise RecipeError(
@@ -70,7 +75,7 @@ def _dropped(run: "Run", decoder: Decoder, technique: "Prune") -> tuple[list[int
 
 
 def _write(run: "Run", decoder: Decoder, kept: Sequence[int]) -> None:
-    place = _numbered(decoder)
+    place = numbered(decoder)
     writer = TensorWriter(run.out)
     for name in decoder.reader.names:
         found = place.fullmatch(name)
@@ -82,11 +87,11 @@ def _write(run: "Run", decoder: Decoder, kept: Sequence[int]) -> None:
     writer.close()
     link_companions(run.checkpoint, run.out)
     config = json.loads((run.checkpoint / CONFIG).read_text())
-    _shorten(config, decoder, kept)
+    shorten(config, decoder, kept)
     (run.out / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
 
 
-def _numbered(decoder: Decoder) -> re.Pattern[str]:
+def numbered(decoder: Decoder) -> re.Pattern[str]:
     """What the stored names of layers' tensors look like: the folder of layers, a number, and the rest."""
     path, _ = next(iter(decoder.layers[0].named_parameters()))
     stored = decoder.names.sources[f"{decoder.layer_name(0)}.{path}"].stored
@@ -94,7 +99,7 @@ def _numbered(decoder: Decoder) -> re.Pattern[str]:
     return re.compile(rf"(?P<before>{re.escape(folder)})(?P<number>\d+)(?P<after>\..+)")
 
 
-def _shorten(config: dict[str, Any], decoder: Decoder, kept: Sequence[int]) -> None:
+def shorten(config: dict[str, Any], decoder: Decoder, kept: Sequence[int]) -> None:
     """Set the number of layers, and take what is listed for each of them from those that stay."""
     key = decoder.model.config.get_text_config().attribute_map.get("num_hidden_layers", "num_hidden_layers")
     for part in (config, config.get("text_config") or {}):

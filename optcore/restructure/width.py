@@ -28,12 +28,15 @@ Kept = list[torch.Tensor]
 """By unit, the parts that stay, in rising order."""
 
 
-def prune_width(run: "Run", technique: "Prune") -> None:
-    """Write `run.checkpoint` to `run.out` with less along each axis of `technique.cuts`."""
+def prune_width(run: "Run", technique: "Prune", known: Measured | None = None) -> None:
+    """Write `run.checkpoint` to `run.out` with less along each axis of `technique.cuts`.
+
+    `known` is what calibration text shows of these axes and more, where that was measured before.
+    """
     decoder = Decoder(run.checkpoint, dtype=torch.float32)
     plan = planned(decoder, technique, run.scratch)
     weights = _Weights(decoder)
-    measured = measure(run, decoder, plan) if _needs_text(plan, technique) else Measured()
+    measured = _measured(run, decoder, plan, technique) if known is None else known
     kept = _kept(run.seed, plan, technique, weights, measured)
     gains = _gains(plan, kept, measured) if technique.rescale else {}
     changed = {**_rescaled(weights, gains, measured), **_compensated(plan, kept, technique, weights, measured)}
@@ -46,6 +49,12 @@ def prune_width(run: "Run", technique: "Prune") -> None:
         (run.out / CONFIG).write_text(json.dumps(plan.config, indent=2) + "\n")
     check_masked(run, slices, plan)
     _tell(run, plan, kept, gains, left_out)
+
+
+def activity(run: "Run", technique: "Prune") -> Measured:
+    """What calibration text shows of `run.checkpoint` along each axis of `technique.cuts`, however much is cut."""
+    decoder = Decoder(run.checkpoint, dtype=torch.float32)
+    return _measured(run, decoder, planned(decoder, technique, run.scratch), technique)
 
 
 def best(scores_P: torch.Tensor, keeps: int, groups: int) -> torch.Tensor:
@@ -68,6 +77,10 @@ class _Weights:
         if self._held[0] != source.stored:
             self._held = (source.stored, self._decoder.reader.tensor(source.stored))
         return source.of(self._held[1])
+
+
+def _measured(run: "Run", decoder: Decoder, plan: Plan, technique: "Prune") -> Measured:
+    return measure(run, decoder, plan) if _needs_text(plan, technique) else Measured()
 
 
 def _needs_text(plan: Plan, technique: "Prune") -> bool:

@@ -6,11 +6,13 @@ from pydantic import Field, model_validator
 
 from optcore.frozen import Frozen
 from optcore.techniques.restructuring import Restructuring
+from optcore.techniques.target import Search, Target
 
 if TYPE_CHECKING:
     from optcore.run import Run
 
 _AXES = ("ffn", "heads", "hidden")
+_LISTED = ", ".join(_AXES)
 _CALLED = {"ffn": "FFN channels", "heads": "query heads", "hidden": "hidden channels"}
 
 
@@ -66,6 +68,11 @@ class Prune(Restructuring):
     experts: Cut | None = None
     """Experts of each layer of a mixture, as many from each group of a router that chooses groups first; shared ones
     stay. In an entry of its own."""
+    target: Target | None = None
+    """Instead of cuts: what the model may cost. Shapes that meet it are searched over a grid and compared; what is
+    written is the best one as cut, not distilled: a `distill` after it starts from there."""
+    search: Search = Search()
+    """With `target`: how that is searched."""
     multiple: int = Field(default=8, ge=1, le=4096)
     """Sizes of `ffn` and `hidden` given by a ratio are multiples of it: matrix units and quantization groups are."""
     contiguous: bool = False
@@ -99,6 +106,9 @@ class Prune(Restructuring):
     @property
     def summary(self) -> str:
         """What it does to a model, in one line for people."""
+        if self.target:
+            chosen = "drawn at random" if self.order == "random" else "chosen by a search"
+            return f"pruned to {self.target}, {chosen}"
         layers = f"{self.depth} layer{'s' * (self.depth != 1)}"
         chosen = "drawn at random" if self.order == "random" else "of least influence"
         parts = [f"{layers} {chosen} left out"] if self.depth or not (self.cuts or self.experts) else []
@@ -111,23 +121,36 @@ class Prune(Restructuring):
 
     @property
     def trivial(self) -> dict[str, object]:
-        """As much of each axis, drawn at random."""
+        """As much of each axis, drawn at random. For a target: the same one, met by parts drawn at random in the shape
+        that is best as cut, since to distill what was drawn at random would cost as much again as the search."""
+        if self.target and self.order != "random":
+            return {"order": "random", "search": self.search.model_copy(update={"steps": 0})}
         return {"order": "random"} if self.depth or self.cuts or self.thins else {}
 
     @model_validator(mode="after")
     def _settings_agree(self) -> Self:
-        if not self.model_fields_set & {"depth", "width", "experts", *_AXES}:
-            raise ValueError(f"nothing to prune: give `depth`, `width`, `experts`, or one of {', '.join(_AXES)}")
+        cuts = self.depth or self.width or self.cuts or self.experts
+        if not (self.target or self.model_fields_set & {"depth", "width", "experts", *_AXES}):
+            raise ValueError(f"nothing to prune: give `target`, `depth`, `width`, `experts`, or one of {_LISTED}")
+        if self.target and cuts:
+            raise ValueError("`target` finds out what is cut: leave out `depth`, `width`, `experts` and the axes")
+        if self.search != Search() and not self.target:
+            raise ValueError("`search` does nothing without `target`")
         if self.experts and (self.depth or self.cuts):
             raise ValueError("`experts` goes alone: prune what else there is in another entry of the chain")
         if self.width is not None and (self.ffn or self.hidden):
             raise ValueError("`width` says how much of `ffn` and `hidden` goes: give it or them")
-        if self.compensate and not (self.cuts.keys() & {"ffn", "heads"}):
+        if self.compensate and not self.target and not (self.cuts.keys() & {"ffn", "heads"}):
             raise ValueError("`compensate` makes up for FFN channels and heads, and none are cut")
         return self
 
     def apply(self, run: "Run") -> None:
         """Write the smaller checkpoint."""
-        from optcore.restructure.prune import prune_checkpoint
+        if self.target:
+            from optcore.restructure.search import prune_to_target
 
-        prune_checkpoint(run, self)
+            prune_to_target(run, self, self.target)
+        else:
+            from optcore.restructure.prune import prune_checkpoint
+
+            prune_checkpoint(run, self)
