@@ -19,6 +19,13 @@ class DenseTraining(Training):
     lora: Lora = Lora()
     """Settings of `scope: lora`."""
 
+    how_to_keep: ClassVar[dict[str, str]] = {"sparse": "leave out `lora.dropout`"}
+
+    @property
+    def keeps(self) -> frozenset[str]:
+        """Zeros, which neither move nor are filled by adapters; these have no input of their own to drop from then."""
+        return frozenset() if self.scope == "lora" and self.lora.dropout else frozenset({"sparse"})
+
     @model_validator(mode="after")
     def _settings_are_used(self) -> Self:
         if self.scope != "lora" and self.lora != Lora():

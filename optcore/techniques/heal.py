@@ -24,6 +24,8 @@ class Heal(Distilling):
     needs: ClassVar[frozenset[str]] = frozenset({"dense"})
     leaves: ClassVar[frozenset[str]] = frozenset({"dense"})
 
+    how_to_keep: ClassVar[dict[str, str]] = {"sparse": "leave out `lora.dropout`"}
+
     technique: Literal["heal"] = "heal"
     teacher: Teacher = "source"
     """`source`: the model that the chain started from. Or another model with the same vocabulary."""
@@ -40,6 +42,11 @@ class Heal(Distilling):
     def scope(self) -> Literal["lora", "none"]:
         """What moves besides norms and biases."""
         return "lora" if self.adapters else "none"
+
+    @property
+    def keeps(self) -> frozenset[str]:
+        """Zeros, which adapters do not fill; these have no input of their own to drop from then."""
+        return frozenset() if self.adapters and self.lora.dropout else frozenset({"sparse"})
 
     @property
     def summary(self) -> str:

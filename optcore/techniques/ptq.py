@@ -48,6 +48,9 @@ class Quantizing(Technique):
     needs: ClassVar[frozenset[str]] = frozenset({"dense"})
     leaves: ClassVar[frozenset[str]] = frozenset({"quantized"})
     removes: ClassVar[frozenset[str]] = frozenset({"dense"})
+    how_to_keep: ClassVar[dict[str, str]] = {
+        "sparse": "use `rounding: nearest` and `smoothing: none`, without `qad` in `fallback`"
+    }
 
     rounding: Literal["nearest", "gptq"] = "gptq"
     """`nearest`: each weight to the nearest value of the format. `gptq`: with error feedback measured on the text."""
@@ -79,6 +82,13 @@ class Quantizing(Technique):
     Embeddings, the head and expert routers are always left."""
     fallback: tuple[Frozen, ...] = Field(default=(), max_length=8)
     """Changes to try in order when the gate fails."""
+
+    @property
+    def keeps(self) -> frozenset[str]:
+        """Zeros, where each weight is rounded by itself: every format has a zero, and no scale moves one. Error
+        feedback would fill them."""
+        is_plain = self.rounding == "nearest" and self.smoothing == "none"
+        return frozenset({"sparse"}) if is_plain else frozenset()
 
     @property
     def alternatives(self) -> tuple[Technique, ...]:

@@ -2,9 +2,12 @@
 
 from typing import TYPE_CHECKING
 
+from optcore.errors import RecipeError
+from optcore.sparsity import load_sparsity
 from optcore.techniques.losses import CrossEntropy
-from optcore.training.adapters import add_adapters
+from optcore.training.adapters import add_adapters, keep_zeros
 from optcore.training.classifier import with_classifier
+from optcore.training.constraints import constraints_of
 from optcore.training.dense_writer import write_dense
 from optcore.training.loop import Loop
 from optcore.training.memory import check_memory
@@ -36,7 +39,8 @@ def train_dense(run: "Run", technique: "Distill | Finetune | Heal") -> None:
     trainee = Trainee(student, losses, teacher_of(run, technique, ranks), run.seed)
     ranks.shard(trainee, list(student.layers))
     windows = Windows(run.windows)
-    loop = Loop(run, technique, trainee, windows, ranks, budget, _on_policy(run, technique, student, ranks))
+    on_policy, constraints = _on_policy(run, technique, student, ranks), constraints_of(student, run.checkpoint)
+    loop = Loop(run, technique, trainee, windows, ranks, budget, on_policy, constraints)
     loop.start()
     state = loop.train()
     write_dense(run, student, ranks)
@@ -59,6 +63,12 @@ def _student(run: "Run", technique: "Distill | Finetune | Heal", ranks: Ranks) -
         master_bytes=NF4_bytes if is_held else 4,
     )
     begun = with_classifier(run, technique.data, ranks)
+    if begun.folder != run.checkpoint and load_sparsity(run.checkpoint):
+        raise RecipeError(
+            "a head for labels is put on the model, whose tensors get other names: its mask of zeros would be lost",
+            remedy="train the head first, in an entry before the one that makes the model sparse",
+            field="/chain",
+        )
     return Student(begun.folder, ranks.device, hold_in_nf4 if is_held else None), begun.made
 
 
@@ -73,6 +83,8 @@ def _choose(
     drawn = [parameter for path, parameter in student.model.named_parameters() if path in made]
     if technique.scope == "lora":
         add_adapters(student, technique.lora, run.seed)
+        if sparse := load_sparsity(run.checkpoint):
+            keep_zeros(student, technique.lora, sparse)
     for parameter in [*drawn, *(small if technique.technique == "heal" else [])]:
         parameter.requires_grad_()
     return budget_of(student, technique.lora, technique.steps, ranks.count) if student.adapters else None
