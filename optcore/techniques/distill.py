@@ -23,7 +23,10 @@ class Distill(Distilling, DenseTraining):
     title: ClassVar[str] = "Distillation"
     paper: ClassVar[str] = "https://arxiv.org/abs/1503.02531"
 
-    how_to_keep: ClassVar[dict[str, str]] = {"sparse": "leave out `student` and `lora.dropout`"}
+    how_to_keep: ClassVar[dict[str, str]] = {
+        "sparse": "leave out `student` and `lora.dropout`",
+        "factored": "leave out `student`, and use `scope: full`, which trains the factors",
+    }
 
     technique: Literal["distill"] = "distill"
 

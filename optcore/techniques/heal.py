@@ -24,7 +24,10 @@ class Heal(Distilling):
     needs: ClassVar[frozenset[str]] = frozenset({"dense"})
     leaves: ClassVar[frozenset[str]] = frozenset({"dense"})
 
-    how_to_keep: ClassVar[dict[str, str]] = {"sparse": "leave out `lora.dropout`"}
+    how_to_keep: ClassVar[dict[str, str]] = {
+        "sparse": "leave out `lora.dropout`",
+        "factored": "use `adapters: false`",
+    }
 
     technique: Literal["heal"] = "heal"
     teacher: Teacher = "source"
@@ -45,8 +48,11 @@ class Heal(Distilling):
 
     @property
     def keeps(self) -> frozenset[str]:
-        """Zeros, which adapters do not fill; these have no input of their own to drop from then."""
-        return frozenset() if self.adapters and self.lora.dropout else frozenset({"sparse"})
+        """Weights as they are; with adapters, zeros: these are part of the weight, with no input of their own to drop
+        from."""
+        if not self.adapters:
+            return frozenset({"sparse", "factored"})
+        return frozenset() if self.lora.dropout else frozenset({"sparse"})
 
     @property
     def summary(self) -> str:

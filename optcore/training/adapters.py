@@ -22,6 +22,7 @@ from optcore.streaming.groups import fused_groups, probe_state
 from optcore.streaming.match import is_matched, time_limit, unmatched
 from optcore.streaming.simulate import module_paths
 from optcore.techniques.adapters import Lora
+from optcore.training.factors import FactoredLinear
 from optcore.training.fake_quant import FakeQuantLinear
 from optcore.training.quantized_base import QuantizedBaseLinear
 from optcore.training.ranks import full
@@ -66,7 +67,7 @@ def merged_weight(module: Any) -> torch.Tensor:
 
 def changed_weights(model: nn.Module) -> Iterator[tuple[str, Any]]:
     """Parameters by their path in the model without adapters, and what gives their value, wherever that may have
-    changed: trained, merged with an adapter, or been in codes."""
+    changed: trained, merged with an adapter, been in codes or in factors."""
     for path, parameter in model.named_parameters(remove_duplicate=False):
         if parameter.requires_grad:
             yield plain_path(path), partial(full, parameter)
@@ -74,7 +75,9 @@ def changed_weights(model: nn.Module) -> Iterator[tuple[str, Any]]:
     for path, module in adapted.items():
         yield f"{path}.weight", partial(merged_weight, module)
     for path, module in model.named_modules():
-        if isinstance(module, QuantizedBaseLinear) and path.removesuffix(".base_layer") not in adapted:
+        if isinstance(module, FactoredLinear):
+            yield f"{path}.weight", module.stored_weight
+        elif isinstance(module, QuantizedBaseLinear) and path.removesuffix(".base_layer") not in adapted:
             yield f"{path}.weight", partial(getattr, module, "weight")
 
 

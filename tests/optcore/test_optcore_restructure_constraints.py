@@ -293,7 +293,19 @@ def test_what_would_fill_zeros_is_refused(after: list[dict[str, Any]], remedy: s
         check(recipe_from({"model": {"id": "org/model"}, "chain": chain, "target": {"format": "dense"}}))
     assert caught.value.field == f"/chain/{len(after)}"
     assert remedy in caught.value.remedy
-    if len(after) == 1:
-        low_rank = recipe_from({"model": {"id": "org/model"}, "chain": [{"technique": "low_rank"}, *after]})
-        with pytest.raises(RecipeError, match="the low rank would be lost"):
-            check(low_rank)
+
+
+@pytest.mark.parametrize(
+    ("after", "remedy"),
+    [
+        ({**NEAREST}, "the last of the chain"),
+        ({"technique": "distill", "student": {"id": "org/small"}}, "leave out `student`"),
+        ({"technique": "finetune", "scope": "lora"}, "use `scope: full`"),
+        ({"technique": "heal"}, "use `adapters: false`"),
+    ],
+)
+def test_what_would_raise_a_low_rank_is_refused(after: dict[str, Any], remedy: str) -> None:
+    chain = [{"technique": "low_rank"}, after]
+    with pytest.raises(RecipeError, match="the low rank would be lost") as caught:
+        check(recipe_from({"model": {"id": "org/model"}, "chain": chain, "target": {"format": "dense"}}))
+    assert remedy in caught.value.remedy
