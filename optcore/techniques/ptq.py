@@ -48,9 +48,7 @@ class Quantizing(Technique):
     needs: ClassVar[frozenset[str]] = frozenset({"dense"})
     leaves: ClassVar[frozenset[str]] = frozenset({"quantized"})
     removes: ClassVar[frozenset[str]] = frozenset({"dense"})
-    how_to_keep: ClassVar[dict[str, str]] = {
-        "sparse": "use `rounding: nearest` and `smoothing: none`, without `qad` in `fallback`"
-    }
+    how_to_keep: ClassVar[dict[str, str]] = {"sparse": "use `rounding: nearest`, without `qad` in `fallback`"}
 
     rounding: Literal["nearest", "gptq"] = "gptq"
     """`nearest`: each weight to the nearest value of the format. `gptq`: with error feedback measured on the text."""
@@ -85,10 +83,9 @@ class Quantizing(Technique):
 
     @property
     def keeps(self) -> frozenset[str]:
-        """Zeros, where each weight is rounded by itself: every format has a zero, and no scale moves one. Error
-        feedback would fill them."""
-        is_plain = self.rounding == "nearest" and self.smoothing == "none"
-        return frozenset({"sparse"}) if is_plain else frozenset()
+        """Zeros, where each weight is rounded by itself: every format has a zero, and no scale moves one, a channel's
+        neither. Error feedback would fill them."""
+        return frozenset({"sparse"}) if self.rounding == "nearest" else frozenset()
 
     @property
     def alternatives(self) -> tuple[Technique, ...]:

@@ -6,7 +6,6 @@ and these beside it.
 Shapes: N outputs, K inputs of a linear layer, R the rank.
 """
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -59,20 +58,21 @@ def train_factors(run: "Run", student: Student) -> None:
     if found is None or not found.tensors:
         return
     with safe_open(run.checkpoint / FACTORS, framework="pt") as file:
-        for layer, path, name in _linears(student):
-            if f"{name}.weight" in found.tensors:
-                parent, _, leaf = path.rpartition(".")
-                factors = (file.get_tensor(f"{name}.{side}") for side in ("left", "right"))
-                module = FactoredLinear(layer.get_submodule(path), *factors)
-                setattr(layer.get_submodule(parent), leaf, module)
+        for index, layer in enumerate(student.layers):
+            for path, name in module_paths(student.decoder, index, layer).items():
+                if f"{name}.weight" in found.tensors:
+                    parent, _, leaf = path.rpartition(".")
+                    factors = (file.get_tensor(f"{name}.{side}") for side in ("left", "right"))
+                    module = FactoredLinear(layer.get_submodule(path), *factors)
+                    setattr(layer.get_submodule(parent), leaf, module)
 
 
 @torch.no_grad()
 def write_factors(run: "Run", student: Student, ranks: Ranks) -> None:
     """Write the student's factors, where it has any, behind its weights. Every process must call it."""
     found = load_factored(run.checkpoint)
-    modules = {name: layer.get_submodule(path) for layer, path, name in _linears(student)}
-    factored = {name: module for name, module in modules.items() if isinstance(module, FactoredLinear)}
+    names, modules = student.decoder.names, student.model.named_modules()
+    factored = {names.stored_module(path): one for path, one in modules if isinstance(one, FactoredLinear)}
     if found is None or not factored:
         return
     with FactorsFile(run.out / FACTORS, run.scratch) as file:
@@ -84,10 +84,3 @@ def write_factors(run: "Run", student: Student, ranks: Ranks) -> None:
             name_weights(run.out)
             found.save(run.out)
     ranks.wait()
-
-
-def _linears(student: Student) -> Iterator[tuple[nn.Module, str, str]]:
-    """Layer, path in it and name in the checkpoint of every linear."""
-    for index, layer in enumerate(student.layers):
-        for path, name in module_paths(student.decoder, index, layer).items():
-            yield layer, path, name

@@ -227,11 +227,16 @@ def test_every_format_rounds_zero_to_zero(scheme: str, method: Any) -> None:
     assert not rounded_NK[weight_NK == 0].any()
 
 
-@pytest.mark.parametrize(("family", "scheme"), [("Qwen2", "int4_g32"), ("GptOss", "int4_asym_g32"), ("Llama", "fp8")])
-def test_zeros_are_in_the_exported_codes(family: str, scheme: str, tiny_model: MakeModel, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("family", "scheme", "smoothing"),
+    [("Qwen2", "int4_g32", "awq"), ("GptOss", "int4_asym_g32", "none"), ("Llama", "fp8_dynamic", "smoothquant")],
+)
+def test_zeros_are_in_the_exported_codes(
+    family: str, scheme: str, smoothing: str, tiny_model: MakeModel, tmp_path: Path
+) -> None:
     sparse = _sparse(tiny_model(family), tmp_path, pattern="2:4")
     run = run_of(sparse, sparse, tmp_path / "quantized")
-    plain(scheme, scale_search="mse").apply(run)
+    plain(scheme, scale_search="mse", smoothing=smoothing).apply(run)
     export(CompressedTensors(), run.out, tmp_path / "exported", sparse)
     found, decoder = load_sparsity(tmp_path / "exported"), CompressedDecoder(tmp_path / "exported")
     assert found
@@ -255,7 +260,7 @@ def test_error_feedback_fills_zeros_and_says_so(tiny_model: MakeModel, tmp_path:
     assert "is not sparse any more" in str(run.results["notices"])
 
 
-NEAREST = {"technique": "ptq", "scheme": "int4", "rounding": "nearest", "smoothing": "none"}
+NEAREST = {"technique": "ptq", "scheme": "int4", "rounding": "nearest"}
 GATE = {"metric": "kl", "max": 0.1, "on_fail": "fallback"}
 
 
@@ -276,8 +281,7 @@ def test_what_keeps_zeros_may_follow(after: list[dict[str, Any]]) -> None:
 @pytest.mark.parametrize(
     ("after", "remedy"),
     [
-        ([{"technique": "ptq", "scheme": "int4"}], "use `rounding: nearest` and `smoothing: none`"),
-        ([{**NEAREST, "smoothing": "awq"}], "use `rounding: nearest` and `smoothing: none`"),
+        ([{"technique": "ptq", "scheme": "int4"}], "use `rounding: nearest`"),
         ([{**NEAREST, "gate": GATE, "fallback": [{"technique": "qad"}]}], "without `qad` in `fallback`"),
         ([NEAREST, {"technique": "qad"}], "the last of the chain"),
         ([{"technique": "distill", "student": {"id": "org/small"}}], "leave out `student`"),
