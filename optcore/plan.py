@@ -146,10 +146,11 @@ def check(recipe: Recipe) -> None:
                 remedy="change the order of the chain, or remove this entry",
                 field=f"/chain/{number}",
             )
-        if lost := next((_LOST[name] for name in sorted(properties & _LOST.keys())), None):
+        if lost := min((properties & _LOST.keys()) - _kept(technique), default=None):
+            remedy, last = technique.how_to_keep.get(lost), "let the entry that made it be the last of the chain"
             raise RecipeError(
-                f"{technique.title} writes other weights, and {lost} would be lost: nothing keeps it yet",
-                remedy="let the entry that made it be the last of the chain",
+                f"{technique.title} writes other weights, and {_LOST[lost]} would be lost",
+                remedy=f"{remedy}, or {last}" if remedy else last,
                 field=f"/chain/{number}",
             )
         properties = (properties | technique.leaves) - technique.removes
@@ -160,6 +161,11 @@ def check(recipe: Recipe) -> None:
     check_labelled(recipe)
     check_measures(recipe)
     check_target(recipe)
+
+
+def _kept(technique: Technique) -> frozenset[str]:
+    """Forms of weights that a technique keeps, whatever its gate leads to."""
+    return technique.keeps.intersection(*(other.keeps for other in technique.alternatives))
 
 
 def _check_unquantized(recipe: Recipe) -> None:

@@ -9,6 +9,10 @@ from typing import Self
 
 import torch
 
+from optcore.factored import FACTORS
+from optcore.sizes import tensor_sizes
+from optcore.sources.checkpoint_files import INDEX, SINGLE
+
 _TYPES = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
 
@@ -48,3 +52,13 @@ class FactorsFile:
         with self._path.open("wb") as file:
             file.write(len(header).to_bytes(8, "little") + header)
             shutil.copyfileobj(self._bytes, file, 1 << 20)
+
+
+def name_weights(folder: Path) -> None:
+    """Engines read every safetensors file of a folder whose index does not say which are the model's."""
+    if (folder / INDEX).exists() or not (folder / FACTORS).exists():
+        return
+    sizes = tensor_sizes(folder / SINGLE)
+    total = sum(nbytes for _, nbytes in sizes.values())
+    index = {"metadata": {"total_size": total}, "weight_map": dict.fromkeys(sorted(sizes), SINGLE)}
+    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")

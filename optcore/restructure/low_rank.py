@@ -1,6 +1,5 @@
 """A checkpoint whose linear layers are products of thin factors, written layer by layer, the factors beside it."""
 
-import json
 from collections.abc import Iterator
 from statistics import median
 from typing import TYPE_CHECKING
@@ -16,9 +15,7 @@ from optcore.errors import RecipeError
 from optcore.events import Phase
 from optcore.factored import FACTORS, Factored, FactoredTensor
 from optcore.links import link_companions
-from optcore.restructure.factors_file import FactorsFile
-from optcore.sizes import tensor_sizes
-from optcore.sources.checkpoint_files import INDEX, SINGLE
+from optcore.restructure.factors_file import FactorsFile, name_weights
 from optcore.streaming.decoder import Decoder
 from optcore.streaming.groups import fused_groups, probe_state
 from optcore.streaming.hidden import HiddenStates
@@ -88,7 +85,7 @@ class _Factorization:
                 self._progress()
             factors.close()
         writer.close()
-        _name_weights(run)
+        name_weights(run.out)
         self.shapes = {name: shape for name, shape in self.shapes.items() if name in seen}
 
     def _replace(
@@ -152,16 +149,6 @@ def _shapes(decoder: Decoder, technique: "LowRank") -> dict[str, Shape]:
             field="/chain",
         )
     return chosen
-
-
-def _name_weights(run: "Run") -> None:
-    """Engines read every safetensors file of a folder whose index does not say which are the model's."""
-    if (run.out / INDEX).exists() or not (run.out / FACTORS).exists():
-        return
-    sizes = tensor_sizes(run.out / SINGLE)
-    total = sum(nbytes for _, nbytes in sizes.values())
-    index = {"metadata": {"total_size": total}, "weight_map": dict.fromkeys(sorted(sizes), SINGLE)}
-    (run.out / INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
 
 def _described(technique: "LowRank", shapes: dict[str, Shape], ranks: Ranks) -> Factored:

@@ -66,6 +66,14 @@ class Technique(Frozen):
     removes: ClassVar[frozenset[str]] = frozenset()
     """Properties that the output has no longer."""
 
+    how_to_keep: ClassVar[dict[str, str]] = {}
+    """What lets it keep a form that it may keep, by form, for people."""
+
+    @property
+    def keeps(self) -> frozenset[str]:
+        """Forms which the output has still, of those that weights have by their values alone: `sparse`."""
+        return frozenset()
+
     @property
     def leaves_weights(self) -> bool:
         """Whether the high-precision weights are afterwards what they were: only what is made of them changed."""
