@@ -173,11 +173,19 @@ class Decoder:
 
         A classifier's are [B, labels], and it must be given whole texts.
         """
-        stand_ins = [Given(layer, state.hidden_BTH, self._returns_tuple) for layer in self.layers]
-        tokens_BT = torch.zeros(state.hidden_BTH.shape[:2], dtype=torch.long, device=self.device)
-        with self._layers_replaced(stand_ins):
-            out: torch.Tensor = self.model(input_ids=tokens_BT, use_cache=False).logits
+        return self._behind(self.model, state.hidden_BTH).logits
+
+    def before_head(self, hidden_BTH: torch.Tensor) -> torch.Tensor:
+        """Everything between a layer's output and the head, such as the final norm: [B, T, H]."""
+        out: torch.Tensor = self._behind(self.model.base_model, hidden_BTH)[0]
         return out
+
+    def _behind(self, model: Any, hidden_BTH: torch.Tensor) -> Any:
+        """What the model, or its part without the head, gives when its layers give these hidden states."""
+        stand_ins = [Given(layer, hidden_BTH, self._returns_tuple) for layer in self.layers]
+        tokens_BT = torch.zeros(hidden_BTH.shape[:2], dtype=torch.long, device=self.device)
+        with self._layers_replaced(stand_ins):
+            return model(input_ids=tokens_BT, use_cache=False)
 
     def _recorded(self, recorders: Sequence[Recorder], tokens_BT: torch.Tensor, named: dict[str, torch.Tensor]) -> bool:
         """Whether every recorder was given what the one before it returned, with nothing done in between."""
