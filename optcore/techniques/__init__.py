@@ -7,6 +7,7 @@ from pydantic import Field
 from optcore.techniques.auto_quantize import AutoQuantize
 from optcore.techniques.base import Gate, Technique
 from optcore.techniques.distill import Distill
+from optcore.techniques.early_exit import EarlyExit
 from optcore.techniques.finetune import Finetune
 from optcore.techniques.heal import Heal
 from optcore.techniques.low_rank import LowRank
@@ -19,7 +20,19 @@ from optcore.techniques.rotate import Rotate
 from optcore.techniques.sparsify import Sparsify
 
 AnyTechnique = Annotated[
-    Ptq | AutoQuantize | Rotate | Qad | Qat | Finetune | Distill | Heal | Prune | Sparsify | LowRank | Merge,
+    Ptq
+    | AutoQuantize
+    | Rotate
+    | Qad
+    | Qat
+    | Finetune
+    | Distill
+    | Heal
+    | EarlyExit
+    | Prune
+    | Sparsify
+    | LowRank
+    | Merge,
     Field(discriminator="technique"),
 ]
 
@@ -27,6 +40,7 @@ __all__ = [
     "AnyTechnique",
     "AutoQuantize",
     "Distill",
+    "EarlyExit",
     "Finetune",
     "Gate",
     "Heal",
