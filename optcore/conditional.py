@@ -48,12 +48,30 @@ class Window(Frozen):
     """Layers where it applies, from 0; all others see what the model's configuration says."""
 
 
+class Exits(Frozen):
+    """When tokens leave before the last layer (CALM, arXiv:2207.07061). One that has left keeps its hidden state: later
+    layers make its keys and values of that, and the final norm and the head its prediction."""
+
+    layers: tuple[int, ...]
+    """After how many layers tokens may leave."""
+    threshold: float
+    """By how much a token's likeliest prediction must be ahead of the next one, in probability, at an exit: 0 lets all
+    tokens leave at the first, above 1 none leaves at all."""
+    risk: float
+    """Share of tokens whose prediction may differ from the full depth's, as it was asked for."""
+    delta: float
+    """Probability that was allowed for the risk to be larger."""
+    mean_layers: float
+    """Layers that a token was in, in the mean over the text that the threshold was found on."""
+
+
 class Conditional(Frozen):
     """The document beside the weights."""
 
     version: Literal[1] = 1
     inputs: SparseInputs | None = None
     window: Window | None = None
+    early_exit: Exits | None = None
     accelerated_by: str = NOTHING
 
     def save(self, folder: Path) -> None:

@@ -16,8 +16,8 @@ from optcore.techniques.training import Training
 from optcore.training_fit import check_labelled
 
 _DENSE = frozenset({"dense", "unrotated"})
-_LOST = {"sparse": "the mask of zeros", "factored": "the low rank"}
-"""Forms that weights have by their values alone, by property, for people."""
+_LOST = {"sparse": "the mask of zeros", "factored": "the low rank", "exits": "the test of the exits"}
+"""What is true of those very weights alone, by property, for people."""
 
 
 class Result(NamedTuple):

@@ -5,7 +5,7 @@ Legend: S windows, T tokens.
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -121,7 +121,7 @@ class _Search:
             "accelerated_by": ACCELERATED_BY,
         }
         self._run.notice(
-            f"tokens leave after {mean:.2f} of {layers} layers in the mean ({1 - mean / layers:.1%} of the layers' work "
+            f"tokens leave after {mean:.2f} of {layers} layers in the mean ({1 - mean / layers:.1%} of their work "
             f"saved) and {agreement:.2%} of them say what the full depth says; accelerated by: {ACCELERATED_BY}"
         )
 

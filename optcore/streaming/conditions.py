@@ -60,6 +60,8 @@ def check_conditions(conditional: Conditional, modules: Collection[str], layers:
     """Raises `BadCheckpoint` for a document that is of another model."""
     lost = [name for name in (conditional.inputs.tensors if conditional.inputs else ()) if name not in modules]
     lost += [f"layer {index}" for index in (conditional.window.layers if conditional.window else ()) if index >= layers]
+    exits = conditional.early_exit.layers if conditional.early_exit else ()
+    lost += [f"an exit after layer {depth}" for depth in exits if not 0 < depth < layers]
     if lost:
         raise BadCheckpoint(f"conditional.json speaks of {lost[0]}, which the model does not have", field="/model")
 

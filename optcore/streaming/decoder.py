@@ -25,6 +25,7 @@ from torch import nn
 from optcore.conditional import SparseInput, load_conditional
 from optcore.errors import RecipeError, UnknownArchitecture, is_out_of_memory
 from optcore.streaming.conditions import check_conditions, masked, thresholded
+from optcore.streaming.exits import leaving
 from optcore.streaming.memory import return_free_memory
 from optcore.streaming.names import NameMap
 from optcore.streaming.reader import TensorReader
@@ -63,6 +64,8 @@ class Decoder:
         self.conditional = load_conditional(folder)
         if self.conditional:
             check_conditions(self.conditional, self._own_modules.keys(), len(self.layers))
+            if exits := self.conditional.early_exit:
+                self.freezing = leaving(self.logits, exits.layers, exits.threshold)
         self._weights.load_outside()
 
     def __len__(self) -> int:

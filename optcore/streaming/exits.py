@@ -25,6 +25,7 @@ def leaving(logits: Logits, exits: Collection[int], threshold: float) -> Callabl
     """What tells which tokens, bool [B, T], leave after a layer counted from 0: at `exits` (layers computed), those
     whose likeliest token is ahead of the next one by at least `threshold` in probability."""
 
+    @torch.no_grad()
     def sure(index: int, state: State) -> torch.Tensor:
         hidden_BTH = state.hidden_BTH
         if index + 1 not in exits or threshold > 1:
