@@ -67,15 +67,14 @@ class _Search:
         self._note(found, walked)
 
     def _at_one_depth(self) -> tuple[tuple[int, ...], float]:
-        """The exit and the threshold with which all tokens are in as many layers as by confidence, or up to one more:
-        as the checkpoint says where it has exits already."""
+        """The exit and the threshold with which all tokens are in as many layers as by confidence, or up to one more,
+        but never in all: as the checkpoint says where it has exits already."""
         known = load_conditional(self._run.checkpoint)
         if known and known.early_exit:
             mean = known.early_exit.mean_layers
         else:
             mean = self._walked(self._exits, self._threshold()).computed_ST.double().mean().item()
-        depth = math.ceil(mean)
-        return ((depth,), 0.0) if depth < len(self._decoder) else (self._exits, NEVER)
+        return (min(math.ceil(mean), len(self._decoder) - 1),), 0.0
 
     def _threshold(self) -> float:
         asked, windows = self._technique, len(self._tokens_ST)

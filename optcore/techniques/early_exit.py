@@ -46,7 +46,8 @@ class EarlyExit(Distilling, Restructuring):
     rotation: int = Field(default=2, ge=1, le=1000)
     """Each step trains one exit in so many, the others in turn; the full depth is trained in every step."""
     policy: Literal["confidence", "fixed"] = "confidence"
-    """`fixed`: all tokens leave after as many layers as they would need in the mean by confidence, rounded up."""
+    """`fixed`: all tokens leave after as many layers as they would need in the mean by confidence, rounded up, but
+    before the last one."""
     risk: float = Field(default=0.05, ge=0, lt=1)
     """Largest share of tokens whose prediction may differ from that of the full depth; 0: no token leaves early."""
     delta: float = Field(default=0.05, gt=0, lt=1)
