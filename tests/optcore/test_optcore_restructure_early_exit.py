@@ -103,12 +103,12 @@ def test_too_little_text_for_the_risk_is_said(stdlib_model: Path, tmp_path: Path
 
 
 def test_the_rival_is_one_depth_of_no_less_compute_and_the_same_weights(stdlib_model: Path, tmp_path: Path) -> None:
-    technique = EarlyExit(threshold=0.4, exits=(3, 4, 5))
+    technique = EarlyExit(threshold=0.1, exits=(3, 4, 5))
     rival = technique.rival
     assert rival
     assert rival.rival is None
     assert (rival.steps, rival.policy) == (0, "fixed")
-    run = _applied({"threshold": 0.4, "exits": [3, 4, 5]}, stdlib_model, tmp_path / "out")
+    run = _applied({"threshold": 0.1, "exits": [3, 4, 5]}, stdlib_model, tmp_path / "out")
     ours: Any = run.results["early_exit"]
     static = run_of(stdlib_model, run.out, tmp_path / "rival", calibration=TEXT)
     rival.apply(static)
@@ -116,7 +116,7 @@ def test_the_rival_is_one_depth_of_no_less_compute_and_the_same_weights(stdlib_m
     assert ours["mean_layers"] <= theirs["mean_layers"] < ours["mean_layers"] + 1
     assert theirs["share_after"][str(int(theirs["mean_layers"]))] == 1.0
     assert (run.out / "model.safetensors").read_bytes() == (static.out / "model.safetensors").read_bytes()
-    alone = _applied({"policy": "fixed", "threshold": 0.4, "exits": [3, 4, 5]}, stdlib_model, tmp_path / "alone")
+    alone = _applied({"policy": "fixed", "threshold": 0.1, "exits": [3, 4, 5]}, stdlib_model, tmp_path / "alone")
     assert alone.results["early_exit"]["mean_layers"] == theirs["mean_layers"]  # type: ignore[index]
 
 
