@@ -155,7 +155,7 @@ class _Walk(Conductor):
     def _try(self, attempt: _Attempt, start: Folder) -> None:
         with self.aside():
             self.enter(start)
-            if isinstance(attempt.technique, Training):
+            if isinstance(attempt.technique, Training) and attempt.technique.steps:
                 prepare(self, attempt.stage, attempt.place, attempt.technique, self.dense)
             elif isinstance(attempt.technique, Merge):
                 bring_models(self, attempt.place, attempt.technique)
@@ -180,7 +180,7 @@ class _Walk(Conductor):
         other = attempt._replace(stage=rival_stage(attempt.stage), technique=rival)
         notices, series = len(self.notices), len(self.series)
         try:
-            self._try(other, start)
+            self._try(other, self.left_by(attempt.stage) if rival.rival_goes_on else start)
             step = self._step(other, recipe)
         except RecipeError as error:
             self.notice(other.stage, f"the rival of {attempt.stage} was not made: {error}")

@@ -7,6 +7,7 @@ from pydantic import Field
 from optcore.techniques.auto_quantize import AutoQuantize
 from optcore.techniques.base import Gate, Technique
 from optcore.techniques.distill import Distill
+from optcore.techniques.early_exit import EarlyExit
 from optcore.techniques.finetune import Finetune
 from optcore.techniques.heal import Heal
 from optcore.techniques.low_rank import LowRank
@@ -20,7 +21,20 @@ from optcore.techniques.sparsify import Sparsify
 from optcore.techniques.upcycle import Upcycle
 
 AnyTechnique = Annotated[
-    Ptq | AutoQuantize | Rotate | Qad | Qat | Finetune | Distill | Heal | Prune | Sparsify | LowRank | Merge | Upcycle,
+    Ptq
+    | AutoQuantize
+    | Rotate
+    | Qad
+    | Qat
+    | Finetune
+    | Distill
+    | Heal
+    | EarlyExit
+    | Prune
+    | Sparsify
+    | LowRank
+    | Merge
+    | Upcycle,
     Field(discriminator="technique"),
 ]
 
@@ -28,6 +42,7 @@ __all__ = [
     "AnyTechnique",
     "AutoQuantize",
     "Distill",
+    "EarlyExit",
     "Finetune",
     "Gate",
     "Heal",
