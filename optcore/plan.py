@@ -16,7 +16,12 @@ from optcore.techniques.training import Training
 from optcore.training_fit import check_labelled
 
 _DENSE = frozenset({"dense", "unrotated"})
-_LOST = {"sparse": "the mask of zeros", "factored": "the low rank"}
+_LOST = {
+    "sparse": "the mask of zeros",
+    "factored": "the low rank",
+    "palettized": "its tables and indices",
+    "shared": "what numbers share",
+}
 """Forms that weights have by their values alone, by property, for people."""
 
 

@@ -8,9 +8,11 @@ from optcore.techniques.auto_quantize import AutoQuantize
 from optcore.techniques.base import Gate, Technique
 from optcore.techniques.distill import Distill
 from optcore.techniques.finetune import Finetune
+from optcore.techniques.hash_share import HashShare
 from optcore.techniques.heal import Heal
 from optcore.techniques.low_rank import LowRank
 from optcore.techniques.merge import Merge
+from optcore.techniques.palettize import Palettize
 from optcore.techniques.prune import Prune
 from optcore.techniques.ptq import Ptq
 from optcore.techniques.qad import Qad
@@ -19,7 +21,20 @@ from optcore.techniques.rotate import Rotate
 from optcore.techniques.sparsify import Sparsify
 
 AnyTechnique = Annotated[
-    Ptq | AutoQuantize | Rotate | Qad | Qat | Finetune | Distill | Heal | Prune | Sparsify | LowRank | Merge,
+    Ptq
+    | AutoQuantize
+    | Rotate
+    | Qad
+    | Qat
+    | Finetune
+    | Distill
+    | Heal
+    | Prune
+    | Sparsify
+    | LowRank
+    | Merge
+    | Palettize
+    | HashShare,
     Field(discriminator="technique"),
 ]
 
@@ -29,9 +44,11 @@ __all__ = [
     "Distill",
     "Finetune",
     "Gate",
+    "HashShare",
     "Heal",
     "LowRank",
     "Merge",
+    "Palettize",
     "Prune",
     "Ptq",
     "Qad",
