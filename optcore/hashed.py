@@ -9,8 +9,8 @@ DESCRIPTION = "hashed.json"
 BUCKETS = "hashed.safetensors"
 SIDE_FILES = (BUCKETS, DESCRIPTION)
 NOTE = (
-    "the weights hold every number at its place, so that any engine loads them: they take as many bytes as before. Only "
-    "the target `compact` stores the buckets alone. No kernel looks numbers up by a hash"
+    "the weights hold every number at its place, so that any engine loads them: they take as many bytes as before. "
+    "Only the target `compact` stores the buckets alone. No kernel looks numbers up by a hash"
 )
 
 

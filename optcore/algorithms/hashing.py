@@ -1,7 +1,9 @@
 """The hashing trick for a matrix: element (i, j) is sign(i, j) times number bucket(i, j) of a shorter vector.
 
 W_ij = xi(i, j) w[h(i, j)] (Chen et al., "Compressing Neural Networks with the Hashing Trick", arXiv:1504.04788,
-equations 4 and 7). Legend: R rows, K columns, B buckets. The hash is part of the file format and never changes, mod 2^32:
+equations 4 and 7). Legend: R rows, K columns, B buckets.
+
+The hash is part of the file format and never changes; all of it is mod 2^32:
 
     mix(x) = the 32-bit finalizer of MurmurHash3: x ^= x >> 16; x *= 0x85ebca6b; x ^= x >> 13; x *= 0xc2b2ae35;
              x ^= x >> 16

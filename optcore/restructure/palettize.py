@@ -90,7 +90,9 @@ class _Pass:
         chosen = {source.stored for source in sources.values()} - left
         if lost or not chosen:
             raise RecipeError(
-                f"{lost[0]!r} matches no linear layer of the decoder" if lost else "no linear layer is left to palettize",
+                f"{lost[0]!r} matches no linear layer of the decoder"
+                if lost
+                else "no linear layer is left to palettize",
                 remedy="write a module's name as it is in the checkpoint, or a regular expression after `re:`",
                 field="/chain",
             )
@@ -189,7 +191,9 @@ class _Pass:
             f"{self._tensors[worst].relative_error:.3g}, of {worst}. {NOTE}"
         )
         if self._uncounted:
-            run.notice(f"no calibration token reached {len(self._uncounted)} linear layers: all weights counted the same")
+            run.notice(
+                f"no calibration token reached {len(self._uncounted)} linear layers: all weights counted the same"
+            )
 
 
 def _table_type(tensor: torch.Tensor) -> torch.dtype:

@@ -27,7 +27,7 @@ class TensorFile:
     def __init__(self, path: Path, scratch: Path) -> None:
         scratch.mkdir(parents=True, exist_ok=True)
         self._path = path
-        self._bytes = {width: TemporaryFile(dir=scratch) for width in _WIDTHS}  # closed by `__exit__`
+        self._bytes = {width: TemporaryFile(dir=scratch) for width in _WIDTHS}  # noqa: SIM115 closed by `__exit__`
         self._places: dict[str, tuple[torch.dtype, list[int], int, int]] = {}
 
     def __enter__(self) -> Self:
