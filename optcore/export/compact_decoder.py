@@ -14,6 +14,7 @@ import torch
 
 from optcore.compact import WEIGHTS, Buckets, Factors, ITEM_bytes, Palette, Same, Sparse, load_compact
 from optcore.errors import BadCheckpoint, OutOfDisk
+from optcore.export.raw_reader import Array
 from optcore.links import link_companions
 from optcore.streaming.reader import TYPES, TensorReader
 from optcore.streaming.writer import TensorWriter
@@ -122,7 +123,7 @@ class CompactCheckpoint:
         return decoded.view(form.shape)
 
 
-def _fields(octets: np.ndarray, bits: int, count: int) -> np.ndarray:
+def _fields(octets: Array, bits: int, count: int) -> Array:
     """Unsigned fields of `bits` bits [count], uint8, from a stream of bits that fill bytes from the lowest up."""
     fields = np.empty(count, np.uint8)
     for start in range(0, count, _AT_ONCE):
@@ -134,7 +135,7 @@ def _fields(octets: np.ndarray, bits: int, count: int) -> np.ndarray:
     return fields
 
 
-def _hashed(row_R1: np.ndarray, column_K: np.ndarray, form: Buckets) -> tuple[np.ndarray, np.ndarray]:
+def _hashed(row_R1: Array, column_K: Array, form: Buckets) -> tuple[Array, Array]:
     """Bucket of each element, and whether its sign is negative."""
     if form.hash == "modulo":
         place_RK = (row_R1 * np.uint64(form.shape[1]) + column_K) % np.uint64(form.buckets)
@@ -144,11 +145,12 @@ def _hashed(row_R1: np.ndarray, column_K: np.ndarray, form: Buckets) -> tuple[np
     return hashed % np.uint32(form.buckets), (_finalized(hashed ^ np.uint32(0x85157AF5)) & 1).astype(np.bool_)
 
 
-def _finalized(x: np.ndarray) -> np.ndarray:
+def _finalized(x: Array) -> Array:
     """MurmurHash3's finalizer; numpy's 32-bit arrays wrap around as it wants."""
     x = (x ^ (x >> 16)) * np.uint32(0x85EBCA6B)
     x = (x ^ (x >> 13)) * np.uint32(0xC2B2AE35)
-    return x ^ (x >> 16)
+    mixed: Array = x ^ (x >> 16)
+    return mixed
 
 
 def _spoken(found: "tuple[torch.dtype, tuple[int, ...]] | None") -> str:

@@ -55,9 +55,8 @@ class _Known:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._palettes, self._hashed, self._factored = (
-            load(folder) for load in (load_palettized, load_hashed, load_factored)
-        )
+        self._palettes, self._hashed = load_palettized(folder), load_hashed(folder)
+        self._factored = load_factored(folder)
 
     def smallest(self, name: str, tensor: torch.Tensor) -> Described:
         """The form with the fewest bytes, of those that are said to give the tensor and of its zeros."""

@@ -32,12 +32,12 @@ def made(source: Path, out: Path, **settings: Any) -> tuple[Run, dict[str, torch
 
 
 def test_a_matrix_has_as_many_values_as_indices_can_name(stdlib_model: Path, tmp_path: Path) -> None:
-    _, tensors = made(stdlib_model, tmp_path / "out", bits=3)
+    _, tensors = made(stdlib_model, tmp_path / "out", bits=3, ignore=["re:.*layers.[1-4]"])
     before = load_file(stdlib_model / "model.safetensors")
     assert tensors.keys() == before.keys()
     for name, tensor in tensors.items():
         assert tensor.dtype == before[name].dtype
-        if name.endswith("_proj.weight"):
+        if name.endswith("_proj.weight") and ("layers.0." in name or "layers.5." in name):
             assert len(tensor.unique()) == 8, name
         else:
             assert torch.equal(tensor, before[name]), name
@@ -45,7 +45,13 @@ def test_a_matrix_has_as_many_values_as_indices_can_name(stdlib_model: Path, tmp
 
 
 def test_channel_groups_have_tables_of_their_own(stdlib_model: Path, tmp_path: Path) -> None:
-    settings = {"bits": 2, "group": 48, "sensitivity": "none", "ignore": ["re:.*self_attn"], "embeddings": True}
+    settings = {
+        "bits": 2,
+        "group": 48,
+        "sensitivity": "none",
+        "ignore": ["re:.*layers.([0-1]|[3-5])"],
+        "embeddings": True,
+    }
     _, tensors = made(stdlib_model, tmp_path / "out", **settings)
     weight = tensors[f"{LINEAR}.weight"]  # 256 outputs: five groups, and 16 that are left
     assert [len(group.unique()) for group in weight.split(48)] == [4] * 6
