@@ -19,6 +19,7 @@ from optcore.techniques.qad import Qad
 from optcore.techniques.qat import Qat
 from optcore.techniques.rotate import Rotate
 from optcore.techniques.sparsify import Sparsify
+from optcore.techniques.upcycle import Upcycle
 
 AnyTechnique = Annotated[
     Ptq
@@ -34,7 +35,8 @@ AnyTechnique = Annotated[
     | LowRank
     | Merge
     | Palettize
-    | HashShare,
+    | HashShare
+    | Upcycle,
     Field(discriminator="technique"),
 ]
 
@@ -56,4 +58,5 @@ __all__ = [
     "Rotate",
     "Sparsify",
     "Technique",
+    "Upcycle",
 ]
