@@ -16,7 +16,13 @@ from optcore.techniques.training import Training
 from optcore.training_fit import check_labelled
 
 _DENSE = frozenset({"dense", "unrotated"})
-_LOST = {"sparse": "the mask of zeros", "factored": "the low rank", "exits": "the test of the exits"}
+_LOST = {
+    "sparse": "the mask of zeros",
+    "factored": "the low rank",
+    "palettized": "its tables and indices",
+    "shared": "what numbers share",
+    "exits": "the test of the exits",
+}
 """What is true of those very weights alone, by property, for people."""
 
 

@@ -5,6 +5,7 @@ import math
 import struct
 from pathlib import Path
 
+from optcore import compact
 from optcore.errors import BadCheckpoint
 from optcore.report import Measurement
 
@@ -47,7 +48,10 @@ def weight_bytes(folder: Path) -> int:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that the index names, or the single one; a folder may hold copies of the weights in other forms."""
+    """The files that the index names, or the single one, or that of a compact checkpoint; a folder may hold copies of
+    the weights in other forms."""
+    if (folder / compact.DESCRIPTION).exists():
+        return [folder / compact.WEIGHTS]
     index = folder / "model.safetensors.index.json"
     if not index.exists():
         return [folder / "model.safetensors"]

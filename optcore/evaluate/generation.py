@@ -58,7 +58,7 @@ def _cannot(run: "Run") -> str:
         return "transformers does not read conditional.json, and would run the model without what it says"
     description = load_quantization(run.checkpoint)
     formats = (*(scheme.name for scheme in description.schemes),) if description else ()
-    if "transformers" not in loading(run.target, formats):
+    if run.target == "compact" or "transformers" not in loading(run.target, formats):
         return f"transformers does not read the {run.target} format"
     if formats and run.target != "dense" and not find_spec("compressed_tensors"):
         return "the package compressed-tensors is not installed"

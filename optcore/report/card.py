@@ -5,7 +5,7 @@ import re
 import yaml
 
 from optcore.references import Place, Publish
-from optcore.report.loading import loading_commands
+from optcore.report.loading import DECODE, loading_commands
 from optcore.report.model import Measurement, Report
 from optcore.report.numbers import format_bound, format_bytes, format_change, format_seconds, format_trial, format_value
 from optcore.report.steps import step_rows
@@ -123,6 +123,10 @@ def _coverage(report: Report) -> str:
 
 def _loading(report: Report) -> str:
     python, shell = loading_commands(_place(report), report.task)
+    if report.target == "compact":
+        return (
+            f"## Use\n\nNo engine loads this folder. Decode it, with `lathe` installed:\n\n{fenced('python', DECODE)}"
+        )
     is_plain = report.target == "dense"
     package = "" if is_plain else ", with `compressed-tensors` installed"
     hardware = "" if is_plain else ", on hardware that has kernels for this format"

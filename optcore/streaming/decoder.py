@@ -109,6 +109,14 @@ class Decoder:
         names = (name for name, module in outside.items() if isinstance(module, nn.Linear))
         return [name for name in names if f"{name}.weight" not in self.names.stored_name]
 
+    def tied_copies(self, stored: str) -> list[str]:
+        """Names of further tensors in the checkpoint that the configuration says are the same as one of them."""
+        if not self.model.config.get_text_config().tie_word_embeddings:
+            return []
+        own = self.names.stored_name
+        tied = (self.model._tied_weights_keys or {}).items()
+        return [own[copy] for copy, first in tied if copy in own and own.get(first) == stored]
+
     def layer_name(self, index: int) -> str:
         """Module path of a layer, such as `model.layers.3`."""
         return f"{self._prefix}.{index}"

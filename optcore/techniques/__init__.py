@@ -9,9 +9,11 @@ from optcore.techniques.base import Gate, Technique
 from optcore.techniques.distill import Distill
 from optcore.techniques.early_exit import EarlyExit
 from optcore.techniques.finetune import Finetune
+from optcore.techniques.hash_share import HashShare
 from optcore.techniques.heal import Heal
 from optcore.techniques.low_rank import LowRank
 from optcore.techniques.merge import Merge
+from optcore.techniques.palettize import Palettize
 from optcore.techniques.prune import Prune
 from optcore.techniques.ptq import Ptq
 from optcore.techniques.qad import Qad
@@ -33,6 +35,8 @@ AnyTechnique = Annotated[
     | Prune
     | Sparsify
     | LowRank
+    | Palettize
+    | HashShare
     | Merge
     | Upcycle,
     Field(discriminator="technique"),
@@ -45,9 +49,11 @@ __all__ = [
     "EarlyExit",
     "Finetune",
     "Gate",
+    "HashShare",
     "Heal",
     "LowRank",
     "Merge",
+    "Palettize",
     "Prune",
     "Ptq",
     "Qad",
