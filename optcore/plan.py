@@ -16,8 +16,13 @@ from optcore.techniques.training import Training
 from optcore.training_fit import check_labelled
 
 _DENSE = frozenset({"dense", "unrotated"})
-_LOST = {"sparse": "the mask of zeros", "factored": "the low rank"}
-"""Forms that weights have by their values alone, by property, for people."""
+_LOST = {
+    "sparse": "the mask of zeros",
+    "factored": "the low rank",
+    "windowed": "the attention window",
+    "thresholded": "the thresholds of its inputs",
+}
+"""Forms that weights have by their values alone, and what is true of these very weights: by property, for people."""
 
 
 class Result(NamedTuple):
@@ -146,9 +151,9 @@ def check(recipe: Recipe) -> None:
                 remedy="change the order of the chain, or remove this entry",
                 field=f"/chain/{number}",
             )
-        if lost := next((_LOST[name] for name in sorted(properties & _LOST.keys())), None):
+        if lost := next((_LOST[name] for name in sorted((properties & _LOST.keys()) - technique.keeps)), None):
             raise RecipeError(
-                f"{technique.title} writes other weights, and {lost} would be lost: nothing keeps it yet",
+                f"{technique.title} changes the model, and {lost} would be lost: nothing keeps it yet",
                 remedy="let the entry that made it be the last of the chain",
                 field=f"/chain/{number}",
             )

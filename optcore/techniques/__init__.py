@@ -4,6 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from optcore.techniques.activation_sparsity import ActivationSparsity
 from optcore.techniques.auto_quantize import AutoQuantize
 from optcore.techniques.base import Gate, Technique
 from optcore.techniques.distill import Distill
@@ -19,11 +20,24 @@ from optcore.techniques.rotate import Rotate
 from optcore.techniques.sparsify import Sparsify
 
 AnyTechnique = Annotated[
-    Ptq | AutoQuantize | Rotate | Qad | Qat | Finetune | Distill | Heal | Prune | Sparsify | LowRank | Merge,
+    Ptq
+    | AutoQuantize
+    | Rotate
+    | Qad
+    | Qat
+    | Finetune
+    | Distill
+    | Heal
+    | Prune
+    | Sparsify
+    | LowRank
+    | Merge
+    | ActivationSparsity,
     Field(discriminator="technique"),
 ]
 
 __all__ = [
+    "ActivationSparsity",
     "AnyTechnique",
     "AutoQuantize",
     "Distill",

@@ -65,6 +65,8 @@ class Technique(Frozen):
     """Properties that the output has on top, such as `quantized`."""
     removes: ClassVar[frozenset[str]] = frozenset()
     """Properties that the output has no longer."""
+    keeps: ClassVar[frozenset[str]] = frozenset()
+    """Forms of the weights, or ways to run the model, that others would lose and that are still true after it."""
 
     @property
     def leaves_weights(self) -> bool:
