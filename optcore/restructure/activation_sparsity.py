@@ -33,7 +33,7 @@ ACCELERATED_BY = (
 )
 _MOST = 0.95
 """The highest share that the search gives one input."""
-_SEARCHED_tokens = 2048
+_SEARCHED_tokens = 1024
 Inputs = dict[str, SparseInput]
 """By path in the layer."""
 

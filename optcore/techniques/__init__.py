@@ -5,6 +5,7 @@ from typing import Annotated
 from pydantic import Field
 
 from optcore.techniques.activation_sparsity import ActivationSparsity
+from optcore.techniques.attention_window import AttentionWindow
 from optcore.techniques.auto_quantize import AutoQuantize
 from optcore.techniques.base import Gate, Technique
 from optcore.techniques.distill import Distill
@@ -32,13 +33,15 @@ AnyTechnique = Annotated[
     | Sparsify
     | LowRank
     | Merge
-    | ActivationSparsity,
+    | ActivationSparsity
+    | AttentionWindow,
     Field(discriminator="technique"),
 ]
 
 __all__ = [
     "ActivationSparsity",
     "AnyTechnique",
+    "AttentionWindow",
     "AutoQuantize",
     "Distill",
     "Finetune",

@@ -31,7 +31,7 @@ class ActivationSparsity(Restructuring):
     """`threshold`: what is small, for each token anew. `static`: the same channels always, those of least norm."""
     allocation: Literal["uniform", "greedy"] = "uniform"
     """`uniform`: the same share of each input. `greedy`: within each layer, raise the share where that costs the
-    layer's output least, until the mean is `ratio`; runs each layer some hundred times on 2048 tokens."""
+    layer's output least, until the mean is `ratio`; runs each layer some hundred times on 1024 tokens."""
     step: float = Field(default=0.05, gt=0, le=0.5)
     """By how much `greedy` raises a share at once."""
     ignore: tuple[Pattern, ...] = Field(default=(), max_length=256)
