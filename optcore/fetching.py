@@ -2,8 +2,9 @@
 
 from typing import Any
 
-from optcore.evaluate import Classification, Fidelity
+from optcore.evaluate import Classification, Fidelity, LongContext
 from optcore.frozen import Frozen
+from optcore.measures import evaluators
 from optcore.places import rewritten
 from optcore.recipe import Recipe
 from optcore.stage import FetchWork
@@ -13,7 +14,7 @@ from optcore.techniques.training import Training
 def fetch_work(recipe: Recipe) -> FetchWork:
     """What a recipe needs from outside, and what there must be enough of."""
     chain = list(enumerate(recipe.chain))
-    lengths = tuple(each.sequence_length for each in recipe.evaluate if isinstance(each, Fidelity))
+    lengths = tuple(each.sequence_length for each in evaluators(recipe) if isinstance(each, Fidelity | LongContext))
     return FetchWork(
         model=recipe.model,
         calibration=recipe.calibration,

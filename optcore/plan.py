@@ -22,6 +22,8 @@ _LOST = {
     "palettized": "its tables and indices",
     "shared": "what numbers share",
     "exits": "the test of the exits",
+    "windowed": "the attention window",
+    "thresholded": "the thresholds of its inputs",
 }
 """What is true of those very weights alone, by property, for people."""
 
@@ -155,7 +157,7 @@ def check(recipe: Recipe) -> None:
         if lost := min((properties & _LOST.keys()) - _kept(technique), default=None):
             remedy, last = technique.how_to_keep.get(lost), "let the entry that made it be the last of the chain"
             raise RecipeError(
-                f"{technique.title} writes other weights, and {_LOST[lost]} would be lost",
+                f"{technique.title} changes the model, and {_LOST[lost]} would be lost",
                 remedy=f"{remedy}, or {last}" if remedy else last,
                 field=f"/chain/{number}",
             )

@@ -7,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from optcore.evaluate import AnyEvaluator, Fidelity
+from optcore.evaluate import AnyEvaluator, Throughput
 from optcore.events import AnyEvent
 from optcore.frozen import digest_of
 from optcore.references import ModelRef, NeededText
@@ -48,7 +48,7 @@ def _rooms(task: StageTask) -> tuple[str, ...]:
             return ("optcore.calibration.text",)
         case ExportWork():
             return ("torch",)
-        case EvaluateWork(evaluators=evaluators) if not any(isinstance(each, Fidelity) for each in evaluators):
+        case EvaluateWork(evaluators=evaluators) if all(isinstance(each, Throughput) for each in evaluators):
             return ()  # a throughput is measured by processes of its own
     return ("optcore.calibration.text", "optcore.streaming.decoder")
 

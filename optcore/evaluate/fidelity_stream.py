@@ -54,13 +54,17 @@ def measure_fidelity(run: "Run", evaluator: "Fidelity") -> list[Measurement]:
     ]
 
 
-def divergences(models: SideBySide, tokens_ST: torch.Tensor) -> dict[Model, Divergence]:
-    """Every model against the source, after the last layer."""
+def divergences(
+    models: SideBySide, tokens_ST: torch.Tensor, group: int = 0, positions: range | None = None
+) -> dict[Model, Divergence]:
+    """Every model against the source, after the last layer: on one group of tokens, predicted at some positions."""
     sums = dict.fromkeys(models.models, Divergence())
     shift = int(models.source.is_causal)  # an encoder predicts the token at its own place
     for place, states in models.batches():
+        if place.group != group:
+            continue
         tokens_BT = tokens_ST[place.rows].to(models.source.device)
-        for part in _parts(tokens_BT, shift):
+        for part in _parts(len(tokens_BT), positions or range(tokens_ST.shape[1] - shift)):
             next_BP = tokens_BT[:, part.start + shift : part.stop + shift]
             logits = {model: models.logits(model, _only(state, part)) for model, state in states.items()}
             for model, own in logits.items():
@@ -68,12 +72,11 @@ def divergences(models: SideBySide, tokens_ST: torch.Tensor) -> dict[Model, Dive
     return sums
 
 
-def _parts(tokens_BT: torch.Tensor, shift: int) -> Iterator[slice]:
+def _parts(windows: int, positions: range) -> Iterator[slice]:
     """Positions whose predicted token is known, a few at a time: logits over a large vocabulary outweigh a layer."""
-    windows, length = tokens_BT.shape
     size = max(1, LOGITS_tokens // windows)
-    for start in range(0, length - shift, size):
-        yield slice(start, min(start + size, length - shift))
+    for start in range(positions.start, positions.stop, size):
+        yield slice(start, min(start + size, positions.stop))
 
 
 def _only(state: State, part: slice) -> State:

@@ -4,6 +4,8 @@ from typing import Annotated
 
 from pydantic import Field
 
+from optcore.techniques.activation_sparsity import ActivationSparsity
+from optcore.techniques.attention_window import AttentionWindow
 from optcore.techniques.auto_quantize import AutoQuantize
 from optcore.techniques.base import Gate, Technique
 from optcore.techniques.distill import Distill
@@ -38,12 +40,16 @@ AnyTechnique = Annotated[
     | Palettize
     | HashShare
     | Merge
-    | Upcycle,
+    | Upcycle
+    | ActivationSparsity
+    | AttentionWindow,
     Field(discriminator="technique"),
 ]
 
 __all__ = [
+    "ActivationSparsity",
     "AnyTechnique",
+    "AttentionWindow",
     "AutoQuantize",
     "Distill",
     "EarlyExit",
