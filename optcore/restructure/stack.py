@@ -24,8 +24,8 @@ class Taken(NamedTuple):
 
     model: Decoder
     """Of the same architecture as the one around the layers."""
-    index: int
-    """The layer's number there."""
+    number: int
+    """The layer's, there."""
 
 
 def write_stack(
