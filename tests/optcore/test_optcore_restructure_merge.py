@@ -16,8 +16,10 @@ from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from optcore.engine import fetch
 from optcore.errors import BadCheckpoint, RecipeError, VocabularyMismatch
-from optcore.events import AnyEvent, Notice, RunFailed, StageFinished, parse_event
+from optcore.events import AnyEvent, Notice, RunFailed, StageFinished, StageStarted, parse_event
+from optcore.fetching import fetch_work
 from optcore.paths import with_paths
 from optcore.plan import check
 from optcore.recipe import recipe_from
@@ -232,6 +234,27 @@ def test_a_recipe_names_its_models_and_their_paths() -> None:
     rotated = {"model": {"id": "org/a"}, "chain": [{"technique": "rotate"}, merge], "target": {"format": "dense"}}
     with pytest.raises(RecipeError, match="needs a model that is unrotated"):
         check(recipe_from(rotated))
+
+
+def test_a_first_merge_is_checked_as_soon_as_its_models_are_here(stdlib_model: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(stdlib_model, other)
+    _change(other, num_attention_heads=2)
+    merge = {"technique": "merge", "others": [{"model": {"path": str(other)}}]}
+    document = {
+        "model": {"path": str(stdlib_model)},
+        "calibration": {"dataset": "python-stdlib", "samples": 2, "sequence_length": 64},
+        "chain": [merge],
+        "target": {"format": "dense"},
+    }
+    seen: list[AnyEvent] = []
+    with pytest.raises(RecipeError, match="num_attention_heads is 4 in one and 2 in the other") as refused:
+        fetch(recipe_from(document), tmp_path / "work", seen.append)
+    assert refused.value.field == "/chain/0/others/0/model"
+    assert {event.stage for event in seen if isinstance(event, StageStarted)} == {"0-fetch"}
+    later = recipe_from({**document, "chain": [{"technique": "prune", "depth": 1}, merge]})
+    assert fetch_work(later).alike == ()  # two models of five layers may come of one with six
+    assert fetch_work(recipe_from(document)).alike == ("/chain/0/others/0/model",)
 
 
 def _engine(folder: Path, number: int, base: Path, other: Path) -> list[AnyEvent]:
