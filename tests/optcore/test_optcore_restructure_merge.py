@@ -16,15 +16,16 @@ from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from optcore.engine import fetch
 from optcore.errors import BadCheckpoint, RecipeError, VocabularyMismatch
-from optcore.events import AnyEvent, Notice, RunFailed, StageFinished, StageStarted, parse_event
+from optcore.events import AnyEvent, Notice, RunFailed, StageFinished, parse_event
 from optcore.fetching import fetch_work
 from optcore.paths import with_paths
 from optcore.plan import check
 from optcore.recipe import recipe_from
 from optcore.references import Calibration
 from optcore.run import Run
+from optcore.stage import Inputs, StageTask
+from optcore.stages import perform
 from optcore.streaming.writer import TensorWriter
 from optcore.techniques.merge import Merge
 
@@ -247,14 +248,15 @@ def test_a_first_merge_is_checked_as_soon_as_its_models_are_here(stdlib_model: P
         "chain": [merge],
         "target": {"format": "dense"},
     }
-    seen: list[AnyEvent] = []
+    recipe = recipe_from(document)
+    inputs = Inputs(calibration=recipe.calibration)
+    task = StageTask(name="0-fetch", work=fetch_work(recipe), inputs=inputs, cache=str(tmp_path / "cache"))
     with pytest.raises(RecipeError, match="num_attention_heads is 4 in one and 2 in the other") as refused:
-        fetch(recipe_from(document), tmp_path / "work", seen.append)
+        perform(task, lambda event: None)
     assert refused.value.field == "/chain/0/others/0/model"
-    assert {event.stage for event in seen if isinstance(event, StageStarted)} == {"0-fetch"}
     later = recipe_from({**document, "chain": [{"technique": "prune", "depth": 1}, merge]})
     assert fetch_work(later).alike == ()  # two models of five layers may come of one with six
-    assert fetch_work(recipe_from(document)).alike == ("/chain/0/others/0/model",)
+    assert fetch_work(recipe).alike == ("/chain/0/others/0/model",)
 
 
 def _engine(folder: Path, number: int, base: Path, other: Path) -> list[AnyEvent]:
