@@ -3,6 +3,7 @@
 import json
 import math
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 
 from optcore import compact
@@ -67,6 +68,15 @@ def tensor_sizes(path: Path) -> dict[str, tuple[int, int]]:
         assert isinstance(offsets, list)
         sizes[name] = (math.prod(shape), int(offsets[1]) - int(offsets[0]))
     return sizes
+
+
+def shapes(folder: Path) -> Iterator[tuple[int, ...]]:
+    """Shapes of all tensors of a folder."""
+    for path in weight_files(folder):
+        for facts in read_header(path).values():
+            shape = facts["shape"]
+            assert isinstance(shape, list)
+            yield tuple(shape)
 
 
 def read_header(path: Path) -> dict[str, dict[str, object]]:

@@ -97,6 +97,7 @@ def _fetch(run: Run, work: FetchWork, cache: Path) -> None:
     from optcore.architecture import check_architecture, longest_sequence, task_of
     from optcore.calibration.text import Texts
     from optcore.evaluate.examples import labels_of
+    from optcore.restructure.alike import check_alike
     from optcore.sources import fetch_data, fetch_model
     from optcore.streaming.reader import TensorReader
 
@@ -109,6 +110,8 @@ def _fetch(run: Run, work: FetchWork, cache: Path) -> None:
     Texts(model.path, work.calibration, tuple(data.files)).check(longest, windows)
     config, tensors = json.loads((model.path / "config.json").read_text()), TensorReader(model.path)
     models = {place: _fetch_beside(run, model.path, place, ref, cache) for place, ref in work.models.items()}
+    for place in work.alike:
+        check_alike(model.path, Path(models[place]["path"]), place)
     last = [model.path, *(Path(found["path"]) for place, found in models.items() if place.endswith("/student"))][-1]
     run.results.update(
         source=str(model.path),

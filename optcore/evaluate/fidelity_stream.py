@@ -1,21 +1,18 @@
 """Perplexity, KL and agreement of a checkpoint against its source, measured on windows of text."""
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal
 
 import torch
 
 from optcore.calibration.text import Texts
 from optcore.evaluate.divergence import Divergence, divergence
+from optcore.evaluate.positions import only, parts
 from optcore.evaluate.side_by_side import LayerErrors, Model, SideBySide
 from optcore.report import Measurement
-from optcore.streaming.decoder import State
 
 if TYPE_CHECKING:
     from optcore.evaluate.fidelity import Fidelity
     from optcore.run import Run
-
-LOGITS_tokens = 512
 
 
 def compare(run: "Run", samples: int, sequence_length: int) -> tuple[dict[Model, Divergence], LayerErrors]:
@@ -64,20 +61,9 @@ def divergences(
         if place.group != group:
             continue
         tokens_BT = tokens_ST[place.rows].to(models.source.device)
-        for part in _parts(len(tokens_BT), positions or range(tokens_ST.shape[1] - shift)):
+        for part in parts(len(tokens_BT), positions or range(tokens_ST.shape[1] - shift)):
             next_BP = tokens_BT[:, part.start + shift : part.stop + shift]
-            logits = {model: models.logits(model, _only(state, part)) for model, state in states.items()}
+            logits = {model: models.logits(model, only(state, part)) for model, state in states.items()}
             for model, own in logits.items():
                 sums[model] = sums[model].plus(divergence(logits["source"], own, next_BP))
     return sums
-
-
-def _parts(windows: int, positions: range) -> Iterator[slice]:
-    """Positions whose predicted token is known, a few at a time: logits over a large vocabulary outweigh a layer."""
-    size = max(1, LOGITS_tokens // windows)
-    for start in range(positions.start, positions.stop, size):
-        yield slice(start, min(start + size, positions.stop))
-
-
-def _only(state: State, part: slice) -> State:
-    return state._replace(hidden_BTH=state.hidden_BTH[:, part])
