@@ -4,7 +4,8 @@ import math
 from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
-from optcore.restructure.depth import may_go, numbered
+from optcore.restructure.depth import may_go
+from optcore.restructure.stack import numbered
 
 if TYPE_CHECKING:
     from optcore.restructure.shapes import Grid, Shape

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from optcore.errors import OutOfMemory
-from optcore.restructure.depth import may_go, shorten
+from optcore.restructure.depth import may_go
+from optcore.restructure.stack import relist
 from optcore.restructure.width_plan import planned
 from optcore.sources.checkpoint_files import CONFIG
 from optcore.training.free_memory import gpu_bytes, machine_bytes
@@ -51,7 +52,7 @@ class Stopwatch:
             config = planned(decoder, asked, self._scratch).config
         if shape.depth:
             gone = may_go(len(decoder), asked)[: shape.depth]
-            shorten(config, decoder, [index for index in range(len(decoder)) if index not in gone])
+            relist(config, decoder, [index for index in range(len(decoder)) if index not in gone])
         folder = self._scratch / "timed"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / CONFIG).write_text(json.dumps(config))

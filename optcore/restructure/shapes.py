@@ -71,8 +71,8 @@ def grid_of(run: "Run", decoder: "Decoder", technique: "Prune") -> Grid:
         seen: list[object] = []
         try:
             for ratio in filter(None, ratios):
-                asked = Shape(*(ratio * (name == axis) for name in Shape._fields)).asked(technique).model_copy(update={"compensate": False})
-                plan = planned(decoder, asked, run.scratch)
+                alone = {"target": None, "compensate": False, axis: Cut(ratio=ratio)}
+                plan = planned(decoder, technique.model_copy(update=alone), run.scratch)
                 is_cut = any(before != after for before, after in plan.sizes.values())
                 if is_cut and plan.sizes not in seen:  # neighbours can round to one size
                     seen.append(plan.sizes)
