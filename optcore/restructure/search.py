@@ -47,7 +47,6 @@ def prune_to_target(run: "Run", technique: "Prune", target: "Target") -> None:
     cost = _cost(run, decoder, technique, target, grid)
     limit = _limit(target, grid, cost)
     shapes = meeting(grid, cost, limit)
-    del decoder
     found = _ranked(run, technique, distill, tokens_ST, shapes)
     prune_checkpoint(run, found[0].shape.asked(technique))
     run.results["search"] = {"measure": target.measure, "whole": cost(grid.largest), "limit": limit}
@@ -167,7 +166,7 @@ def _tell(run: "Run", technique: "Prune", target: "Target", found: list[Candidat
     )
     run.notice(f"of {len(found)} shapes that meet {target}: {said} ({best.params} parameters, KL {best.kl:.4f} as cut)")
     if best.distilled_kl is not None:
-        same = "the best as cut too" if best is as_cut else f"the best as cut had KL {as_cut.kl:.4f}"
+        same = "it is the best as cut too" if best is as_cut else f"the best as cut came to {as_cut.distilled_kl:.4f}"
         steps = technique.search.steps
         run.notice(f"KL {best.distilled_kl:.4f} after {steps} steps of distillation decided; {same}")
     if is_timed:

@@ -30,7 +30,7 @@ from optcore.techniques import Prune
 
 TEXT = Calibration(dataset="python-stdlib", samples=4, sequence_length=32)
 SMALL = {"ffn": 4, "hidden": 2, "depth": 1, "most_depth": 0.5, "samples": 2, "sequence_length": 32, "steps": 0}
-LEARNS = {**SMALL, "steps": 2, "batch": 2, "candidates": 2}
+LEARNS = {**SMALL, "ffn": 2, "steps": 1, "batch": 2, "candidates": 2}
 ANY = {"order": "random", "rescale": False, "ends": True}
 
 
