@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 from optcore.factored import SIDE_FILES
+from optcore.puzzle import DESCRIPTION as PUZZLE
 from optcore.sizes import weight_files
 from optcore.sources.checkpoint_files import INDEX, MATTERS
 from optcore.sparsity import DESCRIPTION as SPARSITY
@@ -31,11 +32,12 @@ def link_companions(source: Path, target: Path) -> None:
 
 
 def link_forms(source: Path, target: Path) -> None:
-    """What says of which form a checkpoint's weights are, where they are of any: zeros counted, factors of products.
+    """What says of which form a checkpoint's weights are, where they are of any: zeros counted, layers that
+    differ, factors of products.
 
     It is true of these very weights only, and no part of the model: no index names it, and no size counts it.
     """
-    for name in (SPARSITY, *SIDE_FILES):
+    for name in (SPARSITY, PUZZLE, *SIDE_FILES):
         if (source / name).is_file():
             link(source / name, target / name)
 

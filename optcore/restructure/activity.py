@@ -6,7 +6,7 @@ The score of a part with activation x[s, t] in window s at token t is sqrt(sum_s
 Legend: N rows (tokens that reach a module), K channels, P parts, H hidden size.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any

@@ -30,11 +30,19 @@ def prune_depth(run: "Run", technique: "Prune") -> None:
     decoder = Decoder(run.checkpoint)
     dropped, scores = _dropped(run, decoder, technique)
     kept = [index for index in range(len(decoder)) if index not in dropped]
-    _write(run, decoder, kept)
-    _check_same(decoder, run.out, kept)
+    keep_layers(run, decoder, kept)
     run.results["depth"] = {"dropped": dropped, "influence": scores}
     if dropped:
         run.notice(f"layers left out: {', '.join(map(str, dropped))} of {len(decoder)}, counted from 0")
+
+
+def keep_layers(run: "Run", decoder: Decoder, kept: Sequence[int]) -> None:
+    """Write `run.checkpoint`, which `decoder` has open, to `run.out` with these layers alone.
+
+    Raises `RecipeError` where the result is not the model with the others skipped.
+    """
+    _write(run, decoder, kept)
+    _check_same(decoder, run.out, kept)
 
 
 def least(scores: Sequence[float], count: int, allowed: range) -> list[int]:

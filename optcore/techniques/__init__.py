@@ -13,13 +13,14 @@ from optcore.techniques.low_rank import LowRank
 from optcore.techniques.merge import Merge
 from optcore.techniques.prune import Prune
 from optcore.techniques.ptq import Ptq
+from optcore.techniques.puzzle import Puzzle
 from optcore.techniques.qad import Qad
 from optcore.techniques.qat import Qat
 from optcore.techniques.rotate import Rotate
 from optcore.techniques.sparsify import Sparsify
 
 AnyTechnique = Annotated[
-    Ptq | AutoQuantize | Rotate | Qad | Qat | Finetune | Distill | Heal | Prune | Sparsify | LowRank | Merge,
+    Ptq | AutoQuantize | Rotate | Qad | Qat | Finetune | Distill | Heal | Prune | Sparsify | LowRank | Merge | Puzzle,
     Field(discriminator="technique"),
 ]
 
@@ -34,6 +35,7 @@ __all__ = [
     "Merge",
     "Prune",
     "Ptq",
+    "Puzzle",
     "Qad",
     "Qat",
     "Rotate",
