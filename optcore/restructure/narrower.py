@@ -58,6 +58,8 @@ class Narrower:
         changed = {name: _changes(shape, after.get(name, ())) for name, shape in before.items()}
         if before.keys() != after.keys() or any(len(before[name]) != len(after[name]) for name in before):
             raise self.refused(axis, f"with {key} {value} it would be made of other parts")
+        if factor := _other_factor(self._model, model):
+            raise self.refused(axis, f"{factor} follows from {key}, and what it multiplies would change")
         self._model = model
         return {name: changes for name, changes in changed.items() if changes}
 
@@ -86,6 +88,17 @@ class Narrower:
 
 def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def _other_factor(before: nn.Module, after: nn.Module) -> str:
+    """Name of a number that a module computes with and that changed, such as Gemma's sqrt(H) after embeddings."""
+    modules = dict(before.named_modules())
+    for path, module in after.named_modules():
+        known = vars(modules[path]) if path in modules else {}
+        for name, value in vars(module).items():
+            if isinstance(value, float) and known.get(name) != value:
+                return f"{path}.{name}"
+    return ""
 
 
 def _changes(before: tuple[int, ...], after: tuple[int, ...]) -> list[Change]:

@@ -90,7 +90,7 @@ def _cut_heads(asked: Narrower, plan: Plan, cut: "Cut", _: int) -> None:
     each = round(wanted)
     if each < 1:
         raise RecipeError(
-            f"{groups} groups of {before // groups} query heads: `heads` {cut} leaves a group empty",
+            f"`heads` cut {cut} leaves a group empty: {groups} groups of {before // groups} share a key each",
             remedy=f"leave at least {groups} heads",
             field="/chain",
         )

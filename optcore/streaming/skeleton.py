@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -27,10 +28,20 @@ def skeleton(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         with torch.device("meta"):
             model = _model(config, dtype)
-    except (ValueError, KeyError, OSError, AttributeError, TypeError, ImportError, RuntimeError) as error:
+    except (
+        ValueError,
+        KeyError,
+        OSError,
+        AttributeError,
+        TypeError,
+        ImportError,
+        RuntimeError,
+        StrictDataclassError,
+    ) as error:
         if is_out_of_memory(error):
             raise
-        first_line = next(iter(str(error).splitlines()), type(error).__name__)
+        said = str(error.__cause__ if isinstance(error, StrictDataclassError) else error)
+        first_line = next(iter(said.splitlines()), type(error).__name__)
         raise UnknownArchitecture(
             f"transformers cannot build this model: {first_line}",
             remedy="use a causal or masked language model that the installed transformers knows",

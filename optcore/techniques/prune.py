@@ -73,7 +73,7 @@ class Prune(Restructuring):
     """Whether the first and the last layer may go too."""
     importance: Literal["activation", "activation_norm", "magnitude"] = "activation_norm"
     """What ranks FFN channels. `activation`: how large they are on the text; `activation_norm`: that times the norm of
-    the column that reads them; `magnitude`: that norm alone, which does worse than drawing lots."""
+    the column that reads them; `magnitude`: that norm alone, which needs no text and is no rival to them."""
     rescale: bool = True
     """With `hidden`: correct the norms' gains for the mean square of fewer channels, as measured."""
     compensate: bool = False

@@ -61,11 +61,11 @@ class Puzzle(Restructuring):
     target: Budget
     """The budget."""
     ffn: tuple[Annotated[float, Field(ge=0, le=1)], ...] = Field(
-        default=(1, 0.75, 0.5, 0.25, 0), min_length=1, max_length=16
+        default=(1, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125, 0), min_length=1, max_length=33
     )
     """Shares of its FFN channels that a layer may keep, of each expert's where there are experts. Channels are ranked
     by how large they are on the text times the norm of the column that reads them; a smaller network is part of every
-    larger one."""
+    larger one. Coarse shares leave part of the budget unspent."""
     attention: bool = True
     """Whether layers may lose their attention."""
     choice: Literal["ilp", "uniform"] = "ilp"

@@ -40,6 +40,7 @@ def test_a_choice_for_each_layer_beats_one_for_all(stdlib_model: Path, tmp_path:
         target = {"params": share}
         for name, settings in {
             "ilp kl": {},
+            "ilp kl, quarters": {"ffn": [1, 0.75, 0.5, 0.25, 0]},
             "ilp local": {"score": "local"},
             "ilp kl, no refit": {"refit": False},
             "uniform": {"choice": "uniform"},

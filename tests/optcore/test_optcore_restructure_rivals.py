@@ -9,6 +9,7 @@ from optcore.techniques.restructuring import Restructuring
 OTHER = {"model": {"path": "/models/b"}}
 RIVALS = [
     ({"technique": "prune", "depth": 2}, {"order": "random", "depth": 2}),
+    ({"technique": "prune", "width": 0.25, "depth": 1}, {"order": "random", "width": 0.25, "depth": 1}),
     ({"technique": "sparsify", "method": "alps", "pattern": "2:4"}, {"method": "magnitude", "pattern": "2:4"}),
     ({"technique": "sparsify", "ratio": 0.4, "owl": True}, {"method": "magnitude", "ratio": 0.4, "owl": False}),
     ({"technique": "sparsify", "method": "magnitude"}, {"method": "random"}),
@@ -31,6 +32,7 @@ def test_the_rival_is_trivial_and_of_the_same_size(settings: dict[str, object], 
     [
         {"technique": "prune", "depth": 2, "order": "random"},
         {"technique": "prune", "depth": 0},
+        {"technique": "prune", "ffn": {"ratio": 0}},
         {"technique": "sparsify", "method": "random"},
         {"technique": "low_rank", "method": "svd"},
         {"technique": "merge", "others": [OTHER]},
