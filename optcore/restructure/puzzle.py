@@ -89,7 +89,7 @@ def _tell(run: "Run", technique: "Puzzle", parts: Parts, chosen: Chosen, scores:
         "unit": unit,
         "layers_before": parts.total,
         "layers_after": after,
-        "predicted": sum(scores.get(Variant(part, share), 0.0) for part, share in chosen.items()),
+        "predicted": sum(scores.get(Variant(part, share), 0.0) for part, share in chosen.items()) if scores else None,
         "scores": [
             {"layer": one.part.index, "part": one.part.kind, "share": one.share, technique.score: score}
             for one, score in scores.items()

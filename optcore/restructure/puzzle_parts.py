@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import nn
 
+from optcore.errors import RecipeError
 from optcore.restructure.units import Unit
 from optcore.restructure.width_plan import planned
 from optcore.streaming.groups import linears, probe_state
@@ -98,7 +99,10 @@ class Parts:
 @torch.no_grad()
 def find_parts(decoder: "Decoder", technique: "Puzzle", scratch: Path) -> Parts:
     """Ask the model. Raises `RecipeError` where its feed-forward networks cannot be cut by channels."""
-    plan = planned(decoder, Prune(ffn=Cut(ratio=0.5), multiple=1), scratch)
+    try:
+        plan = planned(decoder, Prune(ffn=Cut(ratio=0.5), multiple=1), scratch)
+    except RecipeError as error:
+        raise RecipeError(error.message, remedy="leave out layers: `prune` with `depth`", field="/chain") from error
     probe = probe_state(decoder)
     costs = dict(_costs(decoder, by_number=technique.target.bytes is None))
     found: list[Part] = []

@@ -30,7 +30,7 @@ def test_a_choice_for_each_layer_beats_one_for_all(stdlib_model: Path, tmp_path:
             assert isinstance(found, dict)
             structure = Structure.model_validate_json((run.out / DESCRIPTION).read_text())
             layers = " ".join(f"{'A' if one.attention else '-'}{one.ffn}" for one in structure.layers)
-            print(f"{found['layers_after'] / found['layers_before']:.2%}, predicted {found['predicted']:.5f}: {layers}")
+            print(f"{found['layers_after'] / found['layers_before']:.2%}, predicted {found['predicted']}: {layers}")
         else:
             print()
         return divergence.mean_kl
