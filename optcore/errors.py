@@ -12,6 +12,7 @@
     ├── DataError               calibration or evaluation text that cannot be used
     ├── GateFailed              a stage missed its measured bound
     ├── TrainingDiverged        the loss stopped being a number before anything was gained
+    ├── FormLost                weights we wrote are not of the form that an earlier stage gave them
     ├── ExportMismatch          the bytes we wrote do not decode to what we simulated
     ├── OutOfMemory             the machine is too small for the largest layer
     ├── OutOfDisk               the work folder is too small
@@ -147,6 +148,12 @@ class TrainingDiverged(OptError):
 
     code = "training_diverged"
     kind: Kind = "user_error"
+
+
+class FormLost(OptError):
+    """Weights that we wrote are not of the form that an earlier stage gave them, such as sparse: our fault."""
+
+    code = "form_lost"
 
 
 class ExportMismatch(OptError):

@@ -16,8 +16,16 @@ from optcore.techniques.training import Training
 from optcore.training_fit import check_labelled
 
 _DENSE = frozenset({"dense", "unrotated"})
-_LOST = {"sparse": "the mask of zeros", "factored": "the low rank"}
-"""Forms that weights have by their values alone, by property, for people."""
+_LOST = {
+    "sparse": "the mask of zeros",
+    "factored": "the low rank",
+    "palettized": "its tables and indices",
+    "shared": "what numbers share",
+    "exits": "the test of the exits",
+    "windowed": "the attention window",
+    "thresholded": "the thresholds of its inputs",
+}
+"""What is true of those very weights alone, by property, for people."""
 
 
 class Result(NamedTuple):
@@ -91,7 +99,7 @@ def technique_stage(number: int, technique: Technique, attempt: int = 0) -> str:
 
 def preparing_stages(name: str, technique: Technique) -> tuple[str, ...]:
     """Names of the stages that a training technique's own stage reads: its windows, and what a teacher says of them."""
-    if not isinstance(technique, Training):
+    if not isinstance(technique, Training) or not technique.steps:
         return ()
     asked_once = isinstance(technique, Distilling) and technique.teacher_top_k
     return (data_stage(name), teacher_stage(name)) if asked_once else (data_stage(name),)
@@ -146,10 +154,11 @@ def check(recipe: Recipe) -> None:
                 remedy="change the order of the chain, or remove this entry",
                 field=f"/chain/{number}",
             )
-        if lost := next((_LOST[name] for name in sorted(properties & _LOST.keys())), None):
+        if lost := min((properties & _LOST.keys()) - _kept(technique), default=None):
+            remedy, last = technique.how_to_keep.get(lost), "let the entry that made it be the last of the chain"
             raise RecipeError(
-                f"{technique.title} writes other weights, and {lost} would be lost: nothing keeps it yet",
-                remedy="let the entry that made it be the last of the chain",
+                f"{technique.title} changes the model, and {_LOST[lost]} would be lost",
+                remedy=f"{remedy}, or {last}" if remedy else last,
                 field=f"/chain/{number}",
             )
         properties = (properties | technique.leaves) - technique.removes
@@ -160,6 +169,11 @@ def check(recipe: Recipe) -> None:
     check_labelled(recipe)
     check_measures(recipe)
     check_target(recipe)
+
+
+def _kept(technique: Technique) -> frozenset[str]:
+    """Forms of weights that a technique keeps, whatever its gate leads to."""
+    return technique.keeps.intersection(*(other.keeps for other in technique.alternatives))
 
 
 def _check_unquantized(recipe: Recipe) -> None:

@@ -3,6 +3,9 @@
 from pathlib import Path
 from typing import Literal
 
+from pydantic import ValidationError
+
+from optcore.errors import BadCheckpoint
 from optcore.frozen import Frozen
 
 DESCRIPTION = "sparsity.json"
@@ -11,6 +14,11 @@ _SEMI_STRUCTURED = (
     "torch.sparse semi-structured and cuSPARSELt on NVIDIA Ampere or newer; "
     "no serving engine loads it compressed any more: stored dense"
 )
+QUANTIZED = (
+    "nothing that was tested here: zeros are codes among the others, and no serving engine loads sparse quantized "
+    "weights any more; their kernels multiply by zeros as by any weight"
+)
+"""What is true of a sparse checkpoint that was quantized, whatever its pattern and format."""
 _NOTHING = "nothing on GPUs; sparse CPU runtimes after conversion"
 
 
@@ -30,7 +38,7 @@ class Sparsity(Frozen):
     version: Literal[1] = 1
     method: str
     tensors: dict[str, SparseTensor]
-    """By name in the checkpoint."""
+    """By name in the dense checkpoint; of one that was quantized since, what its codes stand for is counted."""
     accelerated_by: str
     """What computes faster with these zeros, as far as anything does."""
 
@@ -55,9 +63,12 @@ class Sparsity(Frozen):
 
 
 def load_sparsity(folder: Path) -> Sparsity | None:
-    """Read the description; None for a checkpoint that is not sparse."""
+    """Read the description; None for a checkpoint that is not sparse. Raises `BadCheckpoint` for another document."""
     path = folder / DESCRIPTION
-    return Sparsity.model_validate_json(path.read_text()) if path.exists() else None
+    try:
+        return Sparsity.model_validate_json(path.read_text()) if path.exists() else None
+    except (ValidationError, UnicodeDecodeError) as error:
+        raise BadCheckpoint(f"{DESCRIPTION} does not describe a sparse checkpoint: {error}") from error
 
 
 def accelerated_by(pattern: str) -> str:

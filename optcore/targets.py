@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from optcore.techniques.base import Technique
 
 Formats = tuple[str, ...]
-_EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+"""What configurations call the number of routed experts of a layer."""
 
 
 def check_target(recipe: "Recipe", family: Family | None = None) -> None:
@@ -71,7 +72,7 @@ def family_of(config: dict[str, Any], shapes: Iterable[tuple[int, ...]] = ()) ->
     Keys such as `n_routed_experts` tell a mixture of experts; tensors with a first dimension of that size, fused ones.
     """
     known = {**config, **(config.get("text_config") or {})}
-    counts = {known[key] for key in _EXPERT_COUNTS if isinstance(known.get(key), int) and known[key] > 1}
+    counts = {known[key] for key in EXPERT_COUNTS if isinstance(known.get(key), int) and known[key] > 1}
     if not counts:
         return "dense"
     return "fused_moe" if any(len(shape) == 3 and shape[0] in counts for shape in shapes) else "moe"

@@ -25,6 +25,7 @@ from optcore.streaming.groups import fused_groups, probe_state
 from optcore.streaming.quantized import QuantizedCheckpoint
 from optcore.streaming.simulate import changed_parameters, module_paths, rounded, rounded_linear
 from optcore.streaming.structure import Fold, folds
+from optcore.streaming.zeros import carry_zeros_to_codes
 
 if TYPE_CHECKING:
     from optcore.run import Run
@@ -240,6 +241,7 @@ class _Pass:
                 searched=self.technique.is_searched,
             )
             description.save(variant.out)
+            carry_zeros_to_codes(self.run, self.decoder, variant.out)
         self.run.results["bytes_read"] = self.decoder.reader.bytes_read
         self.run.results["bytes_written"] = sum(variant.journal.bytes_written for variant in self.variants)
 

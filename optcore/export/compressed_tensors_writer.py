@@ -10,7 +10,7 @@ from optcore.calibration.digest import weight_digest
 from optcore.errors import ExportMismatch
 from optcore.export.compressed_tensors_config import quantization_config
 from optcore.export.compressed_tensors_decoder import CompressedDecoder
-from optcore.links import link, link_companions
+from optcore.links import link, link_companions, link_forms
 from optcore.quantization import Quantization, load_quantization
 from optcore.sizes import tensor_sizes
 
@@ -24,6 +24,7 @@ def write_checkpoint(run: "Run") -> None:
     assert description is not None
     _link_files(run, description)
     link_companions(run.checkpoint, run.out)
+    link_forms(run.checkpoint, run.out)
     config: dict[str, Any] = json.loads((run.checkpoint / "config.json").read_text())
     config["quantization_config"] = quantization_config(description)
     (run.out / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")

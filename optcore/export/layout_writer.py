@@ -11,7 +11,7 @@ import torch
 from optcore.calibration.digest import weight_digest
 from optcore.errors import ExportMismatch
 from optcore.export.raw_reader import Array, RawFiles
-from optcore.links import link_companions
+from optcore.links import link_companions, link_forms
 from optcore.streaming.writer import TensorWriter
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ def write_layout(run: "Run", layout: Layout) -> None:
     """Write the target's files to `run.out`. Raises `ExportMismatch` when one does not decode to what was simulated."""
     written = _write_tensors(run, layout)
     link_companions(run.checkpoint, run.out)
+    link_forms(run.checkpoint, run.out)
     config = json.loads((run.checkpoint / "config.json").read_text())
     for name, content in {"config.json": layout.config(config), **layout.companions()}.items():
         (run.out / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")

@@ -1,48 +1,36 @@
-"""A checkpoint with fewer decoder layers: which ones go, and the files without them."""
+"""A checkpoint with fewer decoder layers: which ones go."""
 
-import json
-import re
-from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 
 from optcore.errors import RecipeError
-from optcore.links import link_companions
 from optcore.restructure.influence import influences
-from optcore.sources.checkpoint_files import CONFIG
+from optcore.restructure.stack import Taken, is_stack, write_stack
 from optcore.streaming.decoder import Decoder
-from optcore.streaming.groups import probe_state
-from optcore.streaming.writer import TensorWriter
 
 if TYPE_CHECKING:
     from optcore.run import Run
     from optcore.techniques.prune import Prune
-
-_CLOSE = 1e-5
-_NOT_OF_LAYERS = ("_token_id", "architectures")
-"""Lists in a configuration that may be as long as there are layers by chance."""
 
 
 def prune_depth(run: "Run", technique: "Prune") -> None:
     """Write `run.checkpoint` to `run.out` without the layers that `technique` chooses."""
     decoder = Decoder(run.checkpoint)
     dropped, scores = _dropped(run, decoder, technique)
-    kept = [index for index in range(len(decoder)) if index not in dropped]
-    keep_layers(run, decoder, kept)
+    kept = [Taken(decoder, index) for index in range(len(decoder)) if index not in dropped]
+    write_stack(decoder, kept, run.out)
+    if not is_stack(decoder, kept, run.out):
+        raise RecipeError(
+            f"a {type(decoder.model).__name__} without those layers is another model: what its layers do depends on "
+            "their numbers",
+            remedy="prune this model by another method",
+            field="/chain",
+        )
     run.results["depth"] = {"dropped": dropped, "influence": scores}
     if dropped:
         run.notice(f"layers left out: {', '.join(map(str, dropped))} of {len(decoder)}, counted from 0")
-
-
-def keep_layers(run: "Run", decoder: Decoder, kept: Sequence[int]) -> None:
-    """Write `run.checkpoint`, which `decoder` has open, to `run.out` with these layers alone.
-
-    Raises `RecipeError` where the result is not the model with the others skipped.
-    """
-    _write(run, decoder, kept)
-    _check_same(decoder, run.out, kept)
 
 
 def least(scores: Sequence[float], count: int, allowed: range) -> list[int]:
@@ -75,60 +63,3 @@ def _dropped(run: "Run", decoder: Decoder, technique: "Prune") -> tuple[list[int
         return sorted(allowed[place] for place in order[:count]), []
     scores = influences(run, decoder, count if technique.contiguous else 1)
     return (least_run if technique.contiguous else least)(scores, count, allowed), scores
-
-
-def _write(run: "Run", decoder: Decoder, kept: Sequence[int]) -> None:
-    place = _numbered(decoder)
-    writer = TensorWriter(run.out)
-    for name in decoder.reader.names:
-        found = place.fullmatch(name)
-        if found is None:
-            writer.add(name, decoder.reader.tensor(name))
-        elif int(found["number"]) in kept:
-            number = kept.index(int(found["number"]))
-            writer.add(f"{found['before']}{number}{found['after']}", decoder.reader.tensor(name))
-    writer.close()
-    link_companions(run.checkpoint, run.out)
-    config = json.loads((run.checkpoint / CONFIG).read_text())
-    _shorten(config, decoder, kept)
-    (run.out / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-
-
-def _numbered(decoder: Decoder) -> re.Pattern[str]:
-    """What the stored names of layers' tensors look like: the folder of layers, a number, and the rest."""
-    path, _ = next(iter(decoder.layers[0].named_parameters()))
-    stored = decoder.names.sources[f"{decoder.layer_name(0)}.{path}"].stored
-    folder = stored[: stored.index(".0.") + 1]
-    return re.compile(rf"(?P<before>{re.escape(folder)})(?P<number>\d+)(?P<after>\..+)")
-
-
-def _shorten(config: dict[str, Any], decoder: Decoder, kept: Sequence[int]) -> None:
-    """Set the number of layers, and take what is listed for each of them from those that stay."""
-    key = decoder.model.config.get_text_config().attribute_map.get("num_hidden_layers", "num_hidden_layers")
-    for part in (config, config.get("text_config") or {}):
-        for name, value in part.items():
-            if name == key and value == len(decoder):
-                part[name] = len(kept)
-            if isinstance(value, list) and len(value) == len(decoder) and not name.endswith(_NOT_OF_LAYERS):
-                part[name] = [value[index] for index in kept]
-
-
-@torch.no_grad()
-def _check_same(decoder: Decoder, out: Path, kept: Iterable[int]) -> None:
-    """The written model must be the old one with layers skipped: what a layer is can depend on its number."""
-    state, shorter = probe_state(decoder), Decoder(out)
-    for index in kept:
-        with decoder.layer(index) as layer:
-            state = decoder.forward(index, layer, state)
-    own = probe_state(shorter)
-    for index in range(len(shorter)):
-        with shorter.layer(index) as layer:
-            own = shorter.forward(index, layer, own)
-    expected, found = decoder.logits(state), shorter.logits(own)
-    if not (found - expected).norm() <= _CLOSE * expected.norm():
-        raise RecipeError(
-            f"a {type(decoder.model).__name__} without those layers is another model: what its layers do depends on "
-            "their numbers",
-            remedy="prune this model by another method",
-            field="/chain",
-        )

@@ -1,6 +1,5 @@
 """A checkpoint whose linear layers are products of thin factors, written layer by layer, the factors beside it."""
 
-import json
 from collections.abc import Iterator
 from statistics import median
 from typing import TYPE_CHECKING
@@ -16,16 +15,14 @@ from optcore.errors import RecipeError
 from optcore.events import Phase
 from optcore.factored import FACTORS, Factored, FactoredTensor
 from optcore.links import link_companions
-from optcore.restructure.factors_file import FactorsFile
-from optcore.sizes import tensor_sizes
-from optcore.sources.checkpoint_files import INDEX, SINGLE
 from optcore.streaming.decoder import Decoder
 from optcore.streaming.groups import fused_groups, probe_state
 from optcore.streaming.hidden import HiddenStates
 from optcore.streaming.match import is_matched, time_limit, unmatched
 from optcore.streaming.rewrite import layer_tensors, write_outside
 from optcore.streaming.simulate import module_paths
-from optcore.streaming.writer import TensorWriter
+from optcore.streaming.tensor_file import TensorFile
+from optcore.streaming.writer import TensorWriter, name_weights
 
 if TYPE_CHECKING:
     from optcore.run import Run
@@ -77,7 +74,7 @@ class _Factorization:
         run, decoder, states = self._run, self._decoder, self._states()
         writer, seen = TensorWriter(run.out), set()
         write_outside(decoder, writer, {})
-        with FactorsFile(run.out / FACTORS, run.scratch) as factors:
+        with TensorFile(run.out / FACTORS, run.scratch) as factors:
             for index in range(len(decoder)):
                 with decoder.layer(index, keep_stored=True) as layer:
                     for name, linear, lower_KK in self._linears(index, layer, states):
@@ -88,11 +85,12 @@ class _Factorization:
                 self._progress()
             factors.close()
         writer.close()
-        _name_weights(run)
+        if (run.out / FACTORS).exists():
+            name_weights(run.out)
         self.shapes = {name: shape for name, shape in self.shapes.items() if name in seen}
 
     def _replace(
-        self, name: str, linear: nn.Linear, lower_KK: torch.Tensor | None, rank: int | None, factors: FactorsFile
+        self, name: str, linear: nn.Linear, lower_KK: torch.Tensor | None, rank: int | None, factors: TensorFile
     ) -> None:
         """Put the product of the factors, as they are stored, into the layer."""
         if rank is None:
@@ -152,16 +150,6 @@ def _shapes(decoder: Decoder, technique: "LowRank") -> dict[str, Shape]:
             field="/chain",
         )
     return chosen
-
-
-def _name_weights(run: "Run") -> None:
-    """Engines read every safetensors file of a folder whose index does not say which are the model's."""
-    if (run.out / INDEX).exists() or not (run.out / FACTORS).exists():
-        return
-    sizes = tensor_sizes(run.out / SINGLE)
-    total = sum(nbytes for _, nbytes in sizes.values())
-    index = {"metadata": {"total_size": total}, "weight_map": dict.fromkeys(sorted(sizes), SINGLE)}
-    (run.out / INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
 
 def _described(technique: "LowRank", shapes: dict[str, Shape], ranks: Ranks) -> Factored:

@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from optcore.restructure.depth import prune_depth
+from optcore.restructure.experts import prune_experts
 from optcore.restructure.width import prune_width
 from optcore.restructure.width_plan import planned
 from optcore.streaming.decoder import Decoder
@@ -19,6 +20,9 @@ def prune_checkpoint(run: "Run", technique: "Prune") -> None:
     Width is measured on the shallower model, which is what it must serve; whether this model's width can be cut at
     all is asked before.
     """
+    if technique.experts:
+        prune_experts(run, technique.experts, is_random=technique.order == "random")
+        return
     if not technique.cuts:
         prune_depth(run, technique)
         return

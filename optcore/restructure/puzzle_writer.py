@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from optcore.errors import RecipeError
 from optcore.links import link_checkpoint, link_companions
 from optcore.puzzle import DESCRIPTION, EVEN, UNEVEN, LayerStructure, Structure
-from optcore.restructure.depth import keep_layers
 from optcore.restructure.puzzle_library import Library, Variant
 from optcore.restructure.puzzle_parts import Part, Parts
+from optcore.restructure.stack import Taken, is_stack, write_stack
 from optcore.restructure.width import write_narrower
 from optcore.restructure.width_plan import planned
 from optcore.sparsity import UNSTRUCTURED, SparseTensor, Sparsity, accelerated_by
@@ -78,14 +77,14 @@ def _zeroed(run: "Run", library: Library, parts: Parts, chosen: Chosen) -> tuple
 
 def _without(run: "Run", folder: Path, idle: list[int], depth: int) -> tuple[Path, list[int]]:
     """The same without idle layers, where the family allows it; which layers stay."""
-    stay, shorter = [index for index in range(depth) if index not in idle], run.scratch / "puzzle-shorter"
+    decoder, stay = Decoder(folder), [index for index in range(depth) if index not in idle]
+    kept, shorter = [Taken(decoder, index) for index in stay], run.scratch / "puzzle-shorter"
     shorter.mkdir()
-    try:
-        keep_layers(replace(run, checkpoint=folder, out=shorter), Decoder(folder), stay)
-    except RecipeError as error:
-        run.notice(f"layers of which nothing is left stay, as zeros: {error.message}")
-        return folder, list(range(depth))
-    return shorter, stay
+    write_stack(decoder, kept, shorter)
+    if is_stack(decoder, kept, shorter):
+        return shorter, stay
+    run.notice("layers of which nothing is left stay, as zeros: what this model's layers do depends on their numbers")
+    return folder, list(range(depth))
 
 
 def _narrower(

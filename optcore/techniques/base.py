@@ -66,6 +66,14 @@ class Technique(Frozen):
     removes: ClassVar[frozenset[str]] = frozenset()
     """Properties that the output has no longer."""
 
+    how_to_keep: ClassVar[dict[str, str]] = {}
+    """What lets it keep a form that it may keep, by form, for people."""
+
+    @property
+    def keeps(self) -> frozenset[str]:
+        """What the output still has of what others would lose: forms of weights (`sparse`), ways to run the model."""
+        return frozenset()
+
     @property
     def leaves_weights(self) -> bool:
         """Whether the high-precision weights are afterwards what they were: only what is made of them changed."""

@@ -19,6 +19,19 @@ class DenseTraining(Training):
     lora: Lora = Lora()
     """Settings of `scope: lora`."""
 
+    how_to_keep: ClassVar[dict[str, str]] = {
+        "sparse": "leave out `lora.dropout`",
+        "factored": "use `scope: full`, which trains the factors",
+    }
+
+    @property
+    def keeps(self) -> frozenset[str]:
+        """Factors, which train themselves; zeros, which adapters do not fill: part of the weight, with no input of
+        their own to drop from."""
+        if self.scope == "full":
+            return frozenset({"sparse", "factored"})
+        return frozenset() if self.lora.dropout else frozenset({"sparse"})
+
     @model_validator(mode="after")
     def _settings_are_used(self) -> Self:
         if self.scope != "lora" and self.lora != Lora():

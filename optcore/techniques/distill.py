@@ -23,6 +23,11 @@ class Distill(Distilling, DenseTraining):
     title: ClassVar[str] = "Distillation"
     paper: ClassVar[str] = "https://arxiv.org/abs/1503.02531"
 
+    how_to_keep: ClassVar[dict[str, str]] = {
+        "sparse": "leave out `student` and `lora.dropout`",
+        "factored": "leave out `student`, and use `scope: full`, which trains the factors",
+    }
+
     technique: Literal["distill"] = "distill"
 
     student: ModelRef | None = None
@@ -33,6 +38,11 @@ class Distill(Distilling, DenseTraining):
     on_policy: float = Field(default=0.0, ge=0, le=1)
     """Share of each batch in which the student is judged on what it writes itself, going on from the first
     `data.prompt_tokens` of a window (arXiv:2306.13649). Costs a token's time for each token that it writes."""
+
+    @property
+    def keeps(self) -> frozenset[str]:
+        """Nothing of the chain's model, where another one takes its place."""
+        return super().keeps if self.student is None else frozenset()
 
     @property
     def summary(self) -> str:

@@ -24,6 +24,11 @@ class Heal(Distilling):
     needs: ClassVar[frozenset[str]] = frozenset({"dense"})
     leaves: ClassVar[frozenset[str]] = frozenset({"dense"})
 
+    how_to_keep: ClassVar[dict[str, str]] = {
+        "sparse": "leave out `lora.dropout`",
+        "factored": "use `adapters: false`",
+    }
+
     technique: Literal["heal"] = "heal"
     teacher: Teacher = "source"
     """`source`: the model that the chain started from. Or another model with the same vocabulary."""
@@ -40,6 +45,14 @@ class Heal(Distilling):
     def scope(self) -> Literal["lora", "none"]:
         """What moves besides norms and biases."""
         return "lora" if self.adapters else "none"
+
+    @property
+    def keeps(self) -> frozenset[str]:
+        """Weights as they are; with adapters, zeros: these are part of the weight, with no input of their own to drop
+        from."""
+        if not self.adapters:
+            return frozenset({"sparse", "factored"})
+        return frozenset() if self.lora.dropout else frozenset({"sparse"})
 
     @property
     def summary(self) -> str:

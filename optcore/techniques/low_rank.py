@@ -15,7 +15,7 @@ class LowRank(Restructuring):
     """Replace the weights of the decoder's linear layers by products of two thin matrices (SVD-LLM).
 
     The result is a plain checkpoint that any engine loads, with the products in it, and the factors beside it in
-    `factors.safetensors`: only they are smaller, and no serving engine runs them. The last entry of a chain.
+    `factors.safetensors`: only they are smaller, and no serving engine runs them. Training after it trains them.
     """
 
     title: ClassVar[str] = "Low rank"

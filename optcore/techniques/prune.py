@@ -39,11 +39,12 @@ class Cut(Frozen):
 
 class Prune(Restructuring):
     """Leave out the parts of a model that calibration text needs least: whole layers, channels of the feed-forward
-    networks, query heads, channels of the hidden state. The result is a plain, smaller checkpoint that every engine
-    loads; `distill` after it wins back what they knew.
+    networks, query heads, channels of the hidden state, experts. The result is a plain, smaller checkpoint that every
+    engine loads; `distill` after it wins back what they knew.
 
     A layer's influence is 1 - the mean cosine between its input and its output (ShortGPT); channels and heads are
-    ranked by how large they are on the text (Minitron, arXiv:2407.14679). Up to about 8 billion parameters width costs
+    ranked by how large they are on the text (Minitron, arXiv:2407.14679); experts by the mean of gate times norm of
+    output over the tokens that reach them (REAP, arXiv:2510.13999). Up to about 8 billion parameters width costs
     less than depth; heads are best left. Measure the loss in the report before you take more than a fifth: text goes
     on being fluent for longer than it goes on being right.
     """
@@ -62,6 +63,9 @@ class Prune(Restructuring):
     """Query heads, as many from each group that shares a key; keys and values stay."""
     hidden: Cut | None = None
     """Channels of the hidden state, the same ones in all layers."""
+    experts: Cut | None = None
+    """Experts of each layer of a mixture, as many from each group of a router that chooses groups first; shared ones
+    stay. In an entry of its own."""
     multiple: int = Field(default=8, ge=1, le=4096)
     """Sizes of `ffn` and `hidden` given by a ratio are multiples of it: matrix units and quantization groups are."""
     contiguous: bool = False
@@ -81,6 +85,11 @@ class Prune(Restructuring):
     Only for models that have one."""
 
     @property
+    def thins(self) -> bool:
+        """Whether any expert goes."""
+        return bool(self.experts and not self.experts.is_nothing)
+
+    @property
     def cuts(self) -> dict[str, Cut]:
         """What is cut, by axis; `width` spelled out."""
         wide = None if self.width is None else Cut(ratio=self.width)
@@ -92,21 +101,25 @@ class Prune(Restructuring):
         """What it does to a model, in one line for people."""
         layers = f"{self.depth} layer{'s' * (self.depth != 1)}"
         chosen = "drawn at random" if self.order == "random" else "of least influence"
-        parts = [f"{layers} {chosen} left out"] if self.depth or not self.cuts else []
+        parts = [f"{layers} {chosen} left out"] if self.depth or not (self.cuts or self.experts) else []
         if self.cuts:
             said = ", ".join(f"{_CALLED[axis]} cut {cut}" for axis, cut in self.cuts.items())
             parts.append(f"{said}{' at random' if self.order == 'random' else ''}")
+        if self.experts:
+            parts.append(f"experts cut {self.experts}{' at random' if self.order == 'random' else ' by saliency'}")
         return "; ".join(parts)
 
     @property
     def trivial(self) -> dict[str, object]:
         """As much of each axis, drawn at random."""
-        return {"order": "random"} if self.depth or self.cuts else {}
+        return {"order": "random"} if self.depth or self.cuts or self.thins else {}
 
     @model_validator(mode="after")
     def _settings_agree(self) -> Self:
-        if not self.model_fields_set & {"depth", "width", *_AXES}:
-            raise ValueError(f"nothing to prune: give `depth`, `width`, or one of {', '.join(_AXES)}")
+        if not self.model_fields_set & {"depth", "width", "experts", *_AXES}:
+            raise ValueError(f"nothing to prune: give `depth`, `width`, `experts`, or one of {', '.join(_AXES)}")
+        if self.experts and (self.depth or self.cuts):
+            raise ValueError("`experts` goes alone: prune what else there is in another entry of the chain")
         if self.width is not None and (self.ffn or self.hidden):
             raise ValueError("`width` says how much of `ffn` and `hidden` goes: give it or them")
         if self.compensate and not (self.cuts.keys() & {"ffn", "heads"}):

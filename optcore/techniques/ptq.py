@@ -48,6 +48,7 @@ class Quantizing(Technique):
     needs: ClassVar[frozenset[str]] = frozenset({"dense"})
     leaves: ClassVar[frozenset[str]] = frozenset({"quantized"})
     removes: ClassVar[frozenset[str]] = frozenset({"dense"})
+    how_to_keep: ClassVar[dict[str, str]] = {"sparse": "use `rounding: nearest`, without `qad` in `fallback`"}
 
     rounding: Literal["nearest", "gptq"] = "gptq"
     """`nearest`: each weight to the nearest value of the format. `gptq`: with error feedback measured on the text."""
@@ -79,6 +80,12 @@ class Quantizing(Technique):
     Embeddings, the head and expert routers are always left."""
     fallback: tuple[Frozen, ...] = Field(default=(), max_length=8)
     """Changes to try in order when the gate fails."""
+
+    @property
+    def keeps(self) -> frozenset[str]:
+        """Zeros, where each weight is rounded by itself: every format has a zero, and no scale moves one, a channel's
+        neither. Error feedback would fill them."""
+        return frozenset({"sparse"}) if self.rounding == "nearest" else frozenset()
 
     @property
     def alternatives(self) -> tuple[Technique, ...]:

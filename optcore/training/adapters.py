@@ -14,12 +14,15 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.functional import linear
 
 from optcore.errors import RecipeError
+from optcore.sparsity import Sparsity
 from optcore.streaming.groups import fused_groups, probe_state
 from optcore.streaming.match import is_matched, time_limit, unmatched
 from optcore.streaming.simulate import module_paths
 from optcore.techniques.adapters import Lora
+from optcore.training.factors import FactoredLinear
 from optcore.training.fake_quant import FakeQuantLinear
 from optcore.training.quantized_base import QuantizedBaseLinear
 from optcore.training.ranks import full
@@ -51,7 +54,10 @@ def add_adapters(student: Student, settings: Lora, seed: int) -> None:
 
 def merged_weight(module: Any) -> torch.Tensor:
     """The weight with its adapter's part in it, float32 [N, K], with a gradient to the adapter."""
-    total_NK = full(module.base_layer.weight).float() + full(module.get_delta_weight(NAME)).float()
+    base_NK, delta_NK = full(module.base_layer.weight).float(), full(module.get_delta_weight(NAME)).float()
+    if getattr(module, "keeps_zeros", False):
+        delta_NK = delta_NK * (base_NK != 0)
+    total_NK = base_NK + delta_NK
     if NAME not in module.lora_magnitude_vector:
         return total_NK
     length_N = full(module.lora_magnitude_vector[NAME].weight).float()
@@ -61,7 +67,7 @@ def merged_weight(module: Any) -> torch.Tensor:
 
 def changed_weights(model: nn.Module) -> Iterator[tuple[str, Any]]:
     """Parameters by their path in the model without adapters, and what gives their value, wherever that may have
-    changed: trained, merged with an adapter, or been in codes."""
+    changed: trained, merged with an adapter, been in codes or in factors."""
     for path, parameter in model.named_parameters(remove_duplicate=False):
         if parameter.requires_grad:
             yield plain_path(path), partial(full, parameter)
@@ -69,8 +75,34 @@ def changed_weights(model: nn.Module) -> Iterator[tuple[str, Any]]:
     for path, module in adapted.items():
         yield f"{path}.weight", partial(merged_weight, module)
     for path, module in model.named_modules():
-        if isinstance(module, QuantizedBaseLinear) and path.removesuffix(".base_layer") not in adapted:
+        if isinstance(module, FactoredLinear):
+            yield f"{path}.weight", module.stored_weight
+        elif isinstance(module, QuantizedBaseLinear) and path.removesuffix(".base_layer") not in adapted:
             yield f"{path}.weight", partial(getattr, module, "weight")
+
+
+def keep_zeros(student: Student, settings: Lora, sparse: Sparsity) -> None:
+    """Let adapters of sparse weights change only what is not zero in these: each computes as what will be merged does.
+
+    Raises `RecipeError` for a dropout: an adapter that is in the weight has no input of its own.
+    """
+    sources = student.decoder.names.sources
+    for path, module in student.model.named_modules():
+        source = sources.get(f"{path}.weight")
+        if not hasattr(module, "lora_A") or source is None or source.stored not in sparse.tensors:
+            continue
+        if settings.dropout:
+            raise RecipeError(
+                "adapters of a sparse model are part of its weights, and have no input of their own to drop from",
+                remedy="leave out `lora.dropout`",
+                field="/chain",
+            )
+        module.keeps_zeros = True
+        module.forward = partial(_as_merged, module)
+
+
+def _as_merged(module: Any, x: torch.Tensor) -> torch.Tensor:
+    return linear(x, merged_weight(module).to(x.dtype), module.base_layer.bias)
 
 
 def config_of(settings: Lora, targets: Iterable[str]) -> Any:

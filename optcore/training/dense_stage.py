@@ -2,10 +2,15 @@
 
 from typing import TYPE_CHECKING
 
+from optcore.errors import RecipeError
+from optcore.factored import load_factored
+from optcore.sparsity import load_sparsity
 from optcore.techniques.losses import CrossEntropy
-from optcore.training.adapters import add_adapters
+from optcore.training.adapters import add_adapters, keep_zeros
 from optcore.training.classifier import with_classifier
+from optcore.training.constraints import constraints_of
 from optcore.training.dense_writer import write_dense
+from optcore.training.factors import train_factors, write_factors
 from optcore.training.loop import Loop
 from optcore.training.memory import check_memory
 from optcore.training.on_policy import OnPolicy
@@ -36,10 +41,12 @@ def train_dense(run: "Run", technique: "Distill | Finetune | Heal") -> None:
     trainee = Trainee(student, losses, teacher_of(run, technique, ranks), run.seed)
     ranks.shard(trainee, list(student.layers))
     windows = Windows(run.windows)
-    loop = Loop(run, technique, trainee, windows, ranks, budget, _on_policy(run, technique, student, ranks))
+    on_policy, constraints = _on_policy(run, technique, student, ranks), constraints_of(student, run.checkpoint)
+    loop = Loop(run, technique, trainee, windows, ranks, budget, on_policy, constraints)
     loop.start()
     state = loop.train()
     write_dense(run, student, ranks)
+    write_factors(run, student, ranks)
     note_training(run, technique, state, windows.facts)
     if technique.scope == "lora":
         note_adapters(run, student, budget)
@@ -59,7 +66,16 @@ def _student(run: "Run", technique: "Distill | Finetune | Heal", ranks: Ranks) -
         master_bytes=NF4_bytes if is_held else 4,
     )
     begun = with_classifier(run, technique.data, ranks)
-    return Student(begun.folder, ranks.device, hold_in_nf4 if is_held else None), begun.made
+    if begun.folder != run.checkpoint and (load_sparsity(run.checkpoint) or load_factored(run.checkpoint)):
+        raise RecipeError(
+            "a head for labels is put on the model, whose tensors get other names: zeros or factors would be lost",
+            remedy="train the head first, in an entry before the one that restructures the model",
+            field="/chain",
+        )
+    student = Student(begun.folder, ranks.device, hold_in_nf4 if is_held else None)
+    if technique.scope != "lora":  # adapters have a rank of their own on top
+        train_factors(run, student)
+    return student, begun.made
 
 
 def _choose(
@@ -73,6 +89,8 @@ def _choose(
     drawn = [parameter for path, parameter in student.model.named_parameters() if path in made]
     if technique.scope == "lora":
         add_adapters(student, technique.lora, run.seed)
+        if sparse := load_sparsity(run.checkpoint):
+            keep_zeros(student, technique.lora, sparse)
     for parameter in [*drawn, *(small if technique.technique == "heal" else [])]:
         parameter.requires_grad_()
     return budget_of(student, technique.lora, technique.steps, ranks.count) if student.adapters else None

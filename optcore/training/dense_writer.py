@@ -8,6 +8,7 @@ import torch
 from optcore.links import link_companions
 from optcore.streaming.names import Source
 from optcore.streaming.writer import TensorWriter
+from optcore.streaming.zeros import carry_zeros
 from optcore.training.adapters import changed_weights
 from optcore.training.ranks import Ranks
 from optcore.training.student import Student
@@ -20,7 +21,10 @@ Value = Callable[[], torch.Tensor]
 
 @torch.no_grad()
 def write_dense(run: "Run", student: Student, ranks: Ranks) -> None:
-    """Write the student to `run.out`, adapters merged. Every process must call it; the first one writes."""
+    """Write the student to `run.out`, adapters merged. Every process must call it; the first one writes.
+
+    Raises `FormLost` where the checkpoint was sparse and a zero of it is none any more.
+    """
     changed, reader = _changed(student), student.decoder.reader
     writer = TensorWriter(run.out)
     for count, name in enumerate(reader.names):
@@ -33,6 +37,7 @@ def write_dense(run: "Run", student: Student, ranks: Ranks) -> None:
     if ranks.is_first:
         writer.close()
         link_companions(student.folder, run.out)
+        carry_zeros(run)
     ranks.wait()
 
 

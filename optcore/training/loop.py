@@ -6,6 +6,7 @@ last checkpoint gives the same losses and the same result, bit for bit on one ki
 """
 
 import math
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ import torch
 from optcore.errors import TrainingDiverged
 from optcore.training.batches import Order, micro_batches, micro_size
 from optcore.training.checkpoints import Checkpoints, Measured, State
+from optcore.training.constraints import Constraint
 from optcore.training.on_policy import OnPolicy
 from optcore.training.ranks import Ranks, full
 from optcore.training.schedule import learning_rate
@@ -41,6 +43,7 @@ class Loop:
         ranks: Ranks,
         budget: "RankBudget | None" = None,
         on_policy: OnPolicy | None = None,
+        constraints: Sequence[Constraint] = (),
     ) -> None:
         self.run = run
         self.settings = settings
@@ -50,6 +53,7 @@ class Loop:
         self.parameters = {name: value for name, value in trainee.named_parameters() if value.requires_grad}
         self._budget = budget
         self._on_policy = on_policy
+        self._constraints = constraints
         self._order = Order(windows.facts.training, settings.batch, run.seed)
         self._micro = micro_size(settings.micro_batch, windows.facts.length)
         self._checkpoints = Checkpoints(run.records, self.parameters, ranks)
@@ -93,10 +97,14 @@ class Loop:
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         loss = self._gradients(step)
+        for constraint in self._constraints:
+            constraint.project_gradients()
         norm = self._clipped()
         if not (math.isfinite(loss) and math.isfinite(norm)):
             return False
         self._optimizer.step()
+        for constraint in self._constraints:
+            constraint.project_values()
         if self._budget:
             self._budget.update(step + 1)
         self._optimizer.zero_grad(set_to_none=True)

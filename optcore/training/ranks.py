@@ -118,17 +118,26 @@ def full(tensor: torch.Tensor) -> torch.Tensor:
     return gather() if gather else tensor
 
 
+def own_part(tensor: torch.Tensor) -> torch.Tensor:
+    """This process's part of a tensor, in its memory: all of one that is not spread."""
+    local: Any = getattr(tensor, "to_local", None)
+    return local() if local else tensor
+
+
+def spread_like(target: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """A whole tensor, which each process has, spread over processes as another of its shape is."""
+    if not hasattr(target, "full_tensor"):
+        return value
+    from torch.distributed.tensor import distribute_tensor
+
+    like: Any = target
+    return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
+
+
 def put(target: torch.Tensor, value: torch.Tensor) -> None:
     """Overwrite a tensor, of which each process may hold a part, with a whole one that each process has."""
     with torch.no_grad():
-        if hasattr(target, "full_tensor"):
-            from torch.distributed.tensor import distribute_tensor
-
-            spread: Any = target
-            value = distribute_tensor(
-                value.to(spread.device, spread.dtype), spread.device_mesh, spread.placements, src_data_rank=None
-            )
-        target.copy_(value)
+        target.copy_(spread_like(target, value.to(target.device, target.dtype)))
 
 
 def _join(device: torch.device, rank: int, count: int) -> None:

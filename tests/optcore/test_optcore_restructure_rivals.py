@@ -9,11 +9,14 @@ from optcore.techniques.restructuring import Restructuring
 OTHER = {"model": {"path": "/models/b"}}
 RIVALS = [
     ({"technique": "prune", "depth": 2}, {"order": "random", "depth": 2}),
+    ({"technique": "prune", "experts": {"ratio": 0.5}}, {"order": "random", "experts": {"ratio": 0.5, "size": None}}),
     ({"technique": "prune", "width": 0.25, "depth": 1}, {"order": "random", "width": 0.25, "depth": 1}),
     ({"technique": "sparsify", "method": "alps", "pattern": "2:4"}, {"method": "magnitude", "pattern": "2:4"}),
     ({"technique": "sparsify", "ratio": 0.4, "owl": True}, {"method": "magnitude", "ratio": 0.4, "owl": False}),
     ({"technique": "sparsify", "method": "magnitude"}, {"method": "random"}),
     ({"technique": "low_rank", "allocation": "global", "keep": 0.7}, {"method": "svd", "keep": 0.7}),
+    ({"technique": "palettize", "bits": 3, "group": 16}, {"method": "uniform", "bits": 3, "group": 16}),
+    ({"technique": "hash_share", "ratio": 0.3}, {"method": "modulo", "ratio": 0.3}),
     ({"technique": "merge", "method": "ties", "others": [OTHER | {"weight": 2}]}, {"method": "linear"}),
 ]
 
@@ -32,9 +35,12 @@ def test_the_rival_is_trivial_and_of_the_same_size(settings: dict[str, object], 
     [
         {"technique": "prune", "depth": 2, "order": "random"},
         {"technique": "prune", "depth": 0},
+        {"technique": "prune", "experts": {"ratio": 0}},
+        {"technique": "upcycle", "experts": 4},
         {"technique": "prune", "ffn": {"ratio": 0}},
         {"technique": "sparsify", "method": "random"},
         {"technique": "low_rank", "method": "svd"},
+        {"technique": "palettize", "method": "uniform"},
         {"technique": "merge", "others": [OTHER]},
         {"technique": "sparsify", "compare": False},
     ],

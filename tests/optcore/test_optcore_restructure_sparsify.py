@@ -14,8 +14,6 @@ from transformers import AutoModelForCausalLM
 
 from optcore.errors import RecipeError
 from optcore.export.dense import Dense
-from optcore.plan import check
-from optcore.recipe import recipe_from
 from optcore.references import Calibration
 from optcore.run import Run
 from optcore.sparsity import Sparsity, load_sparsity
@@ -205,18 +203,6 @@ def test_settings_survive_being_written() -> None:
         assert Sparsify.model_validate_json(technique.model_dump_json()) == technique
     assert Sparsify().share == 0.5
     assert Sparsify(pattern="3:8").share == 0.625
-
-
-@pytest.mark.parametrize(
-    "after", [{"technique": "ptq", "scheme": "int4"}, {"technique": "rotate"}, {"technique": "finetune"}]
-)
-def test_what_would_fill_the_zeros_is_refused(after: dict[str, str]) -> None:
-    chain = [{"technique": "sparsify"}, after]
-    recipe = recipe_from({"model": {"id": "org/model"}, "chain": chain, "target": {"format": "dense"}})
-    with pytest.raises(RecipeError, match="the mask of zeros would be lost") as caught:
-        check(recipe)
-    assert caught.value.field == "/chain/1"
-    check(recipe.model_copy(update={"chain": recipe.chain[:1]}))
 
 
 def test_a_dense_target_carries_the_description(tiny_model: MakeModel, tmp_path: Path) -> None:
