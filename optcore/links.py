@@ -44,6 +44,12 @@ def link_forms(source: Path, target: Path) -> None:
             link(source / name, target / name)
 
 
+def carry_structure(source: Path, target: Path) -> None:
+    """What says how layers differ, which stays true of other values in the same places."""
+    if (source / PUZZLE).is_file():
+        link(source / PUZZLE, target / PUZZLE)
+
+
 def link(source: Path, target: Path) -> None:
     """Hard link weights where possible (a Hub cache's entries are links: their target is taken), copy all else.
 
