@@ -18,6 +18,7 @@ from optcore.techniques.merge import Merge
 from optcore.techniques.palettize import Palettize
 from optcore.techniques.prune import Prune
 from optcore.techniques.ptq import Ptq
+from optcore.techniques.puzzle import Puzzle
 from optcore.techniques.qad import Qad
 from optcore.techniques.qat import Qat
 from optcore.techniques.rotate import Rotate
@@ -35,6 +36,7 @@ AnyTechnique = Annotated[
     | Heal
     | EarlyExit
     | Prune
+    | Puzzle
     | Sparsify
     | LowRank
     | Palettize
@@ -62,6 +64,7 @@ __all__ = [
     "Palettize",
     "Prune",
     "Ptq",
+    "Puzzle",
     "Qad",
     "Qat",
     "Rotate",
