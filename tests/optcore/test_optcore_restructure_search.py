@@ -114,6 +114,11 @@ def test_the_best_as_cut_is_what_brute_force_finds(
     assert all(torch.equal(chosen[name], expected[name]) for name in chosen)
 
 
+def test_what_is_compared_on_is_behind_what_is_ranked_by(stdlib_model: Path) -> None:
+    texts = Texts(stdlib_model, TEXT.model_copy(update={"samples": 6}), ())
+    assert torch.equal(texts.later_windows(4 * 32, 2, 32), texts.calibration_windows(32)[4:])
+
+
 def test_a_search_that_was_killed_goes_on_behind_the_last_shape(tiny_model: MakeModel, tmp_path: Path) -> None:
     source = tiny_model("Llama")
     prune = Prune.model_validate({"target": {"params": 0.8}, "search": LEARNS, "ends": True})
