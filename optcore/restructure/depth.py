@@ -2,8 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,16 +10,15 @@ import torch
 from optcore.errors import RecipeError
 from optcore.links import link_companions
 from optcore.restructure.influence import influences
+from optcore.restructure.probe import check_same, probe_logits
 from optcore.sources.checkpoint_files import CONFIG
 from optcore.streaming.decoder import Decoder
-from optcore.streaming.groups import probe_state
 from optcore.streaming.writer import TensorWriter
 
 if TYPE_CHECKING:
     from optcore.run import Run
     from optcore.techniques.prune import Prune
 
-_CLOSE = 1e-5
 _NOT_OF_LAYERS = ("_token_id", "architectures")
 """Lists in a configuration that may be as long as there are layers by chance."""
 
@@ -31,7 +29,13 @@ def prune_depth(run: "Run", technique: "Prune") -> None:
     dropped, scores = _dropped(run, decoder, technique)
     kept = [index for index in range(len(decoder)) if index not in dropped]
     _write(run, decoder, kept)
-    _check_same(decoder, run.out, kept)
+    check_same(
+        probe_logits(Decoder(run.out)),
+        probe_logits(decoder, kept),
+        f"a {type(decoder.model).__name__} without those layers is another model: what its layers do depends on their "
+        "numbers",
+        "prune this model by another method",
+    )
     run.results["depth"] = {"dropped": dropped, "influence": scores}
     if dropped:
         run.notice(f"layers left out: {', '.join(map(str, dropped))} of {len(decoder)}, counted from 0")
@@ -103,24 +107,3 @@ def _shorten(config: dict[str, Any], decoder: Decoder, kept: Sequence[int]) -> N
                 part[name] = len(kept)
             if isinstance(value, list) and len(value) == len(decoder) and not name.endswith(_NOT_OF_LAYERS):
                 part[name] = [value[index] for index in kept]
-
-
-@torch.no_grad()
-def _check_same(decoder: Decoder, out: Path, kept: Iterable[int]) -> None:
-    """The written model must be the old one with layers skipped: what a layer is can depend on its number."""
-    state, shorter = probe_state(decoder), Decoder(out)
-    for index in kept:
-        with decoder.layer(index) as layer:
-            state = decoder.forward(index, layer, state)
-    own = probe_state(shorter)
-    for index in range(len(shorter)):
-        with shorter.layer(index) as layer:
-            own = shorter.forward(index, layer, own)
-    expected, found = decoder.logits(state), shorter.logits(own)
-    if not (found - expected).norm() <= _CLOSE * expected.norm():
-        raise RecipeError(
-            f"a {type(decoder.model).__name__} without those layers is another model: what its layers do depends on "
-            "their numbers",
-            remedy="prune this model by another method",
-            field="/chain",
-        )
