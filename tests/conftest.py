@@ -36,6 +36,7 @@ pytest_plugins = [
     "fixtures.service",
     "fixtures.tiny_models",
     "fixtures.classifiers",
+    "fixtures.package_texts",
     "fixtures.exporting",
     "fixtures.training_stages",
 ]

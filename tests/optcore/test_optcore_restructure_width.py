@@ -17,7 +17,7 @@ from optcore.calibration.text import Texts
 from optcore.errors import RecipeError
 from optcore.references import Calibration
 from optcore.restructure.activity import Measured, measure
-from optcore.restructure.width import best
+from optcore.restructure.choice import best
 from optcore.restructure.width_plan import planned
 from optcore.run import Run
 from optcore.streaming import hidden
