@@ -36,9 +36,9 @@ pytest_plugins = [
     "fixtures.service",
     "fixtures.tiny_models",
     "fixtures.classifiers",
-    "fixtures.package_texts",
     "fixtures.exporting",
     "fixtures.training_stages",
+    "fixtures.package_texts",
 ]
 
 ROOT = Path(__file__).parent.parent
