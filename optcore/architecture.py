@@ -56,9 +56,13 @@ def longest_sequence(folder: Path) -> int:
         from optcore.streaming.skeleton import longest_sequence_of, skeleton
 
         return longest_sequence_of(skeleton(folder, torch.float32))
-    config = _config(folder)
+    return positions(_config(folder)) or NO_limit
+
+
+def positions(config: dict[str, Any]) -> int | None:
+    """Tokens that a config says its positions reach; None where it says nothing."""
     text = {**config, **(config.get("text_config") or {})}
-    return next((int(text[name]) for name in _REACHES if text.get(name)), NO_limit)
+    return next((int(text[name]) for name in _REACHES if text.get(name)), None)
 
 
 def task_of(folder: Path) -> Task:

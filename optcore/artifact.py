@@ -1,6 +1,7 @@
 """The result as one folder: checkpoint, report, card, pinned recipe, and a manifest that hashes all of it."""
 
 import hashlib
+import json
 import os
 import platform
 import shutil
@@ -9,19 +10,21 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from optcore.coverage import coverage
+from optcore.deployment import deployment_notes, formats_of
 from optcore.frozen import Frozen, digest_of
 from optcore.links import link
 from optcore.paths import with_paths
 from optcore.plan import Result
 from optcore.quantization import load_quantization
 from optcore.recipe import Recipe
-from optcore.report import Coverage, LayerError, Measurement, Report, Series, StageCost, Step, Trial
+from optcore.report import Coverage, EngineNotes, LayerError, Measurement, Report, Series, StageCost, Step, Trial
 from optcore.report.card import render_card
 from optcore.report.page import render_page
 from optcore.schemes import PRESETS
-from optcore.sizes import size_measurements
+from optcore.sizes import shapes, size_measurements
 from optcore.stage import Inputs
 from optcore.steps import all_steps
+from optcore.targets import family_of
 from optcore.techniques import Technique
 from optcore.version import ENGINE_VERSION, installed
 
@@ -153,6 +156,7 @@ def _report(outcome: Outcome, digest: str) -> Report:
         steps=_steps(outcome),
         series=outcome.series,
         coverage=_coverage(outcome),
+        deployment=_deployment(outcome),
         layer_errors=tuple(LayerError(layer=name, relative_error=error) for name, error in errors),
         notices=outcome.notices,
         environment=_environment(),
@@ -181,6 +185,15 @@ def _coverage(outcome: Outcome) -> Coverage | None:
 def _schemes(outcome: Outcome) -> tuple[str, ...]:
     description = load_quantization(Path(outcome.inputs.checkpoint))
     return tuple(scheme.name for scheme in description.schemes) if description else ()
+
+
+def _deployment(outcome: Outcome) -> tuple[EngineNotes, ...]:
+    inputs = outcome.inputs
+    if inputs.task != "text-generation":
+        return ()
+    config = json.loads((Path(inputs.exported) / "config.json").read_text())
+    formats, source = formats_of(load_quantization(Path(inputs.checkpoint))), Path(inputs.source)
+    return deployment_notes(outcome.result.export.format, formats, config, family_of(config, shapes(source)))
 
 
 def _public(recipe: Recipe) -> Recipe:

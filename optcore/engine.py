@@ -11,12 +11,12 @@ from typing import NamedTuple
 
 from optcore.artifact import Artifact, Outcome, TrainedOn, assemble
 from optcore.conductor import Conductor, Emit, Folder
-from optcore.errors import GateFailed, RecipeError, folder_error
+from optcore.errors import GateFailed, OptError, RecipeError, folder_error
 from optcore.events import RecipeResolved, RunFinished, RunPlanned
 from optcore.fetching import fetch_work, learns_labels, pinned
 from optcore.frozen import digest_of
 from optcore.held_out import check_held_out
-from optcore.measures import check_measures, gate_evaluator
+from optcore.measures import check_measures, evaluators, gate_evaluator
 from optcore.places import attempts
 from optcore.plan import (
     Result,
@@ -155,7 +155,7 @@ class _Walk(Conductor):
     def _try(self, attempt: _Attempt, start: Folder) -> None:
         with self.aside():
             self.enter(start)
-            if isinstance(attempt.technique, Training):
+            if isinstance(attempt.technique, Training) and attempt.technique.steps:
                 prepare(self, attempt.stage, attempt.place, attempt.technique, self.dense)
             elif isinstance(attempt.technique, Merge):
                 bring_models(self, attempt.place, attempt.technique)
@@ -168,7 +168,7 @@ class _Walk(Conductor):
         with self.aside():
             self.enter(left)
             self.move(exported=left.path, exported_digest=left.digest, target="dense")
-            record = self.stage(step_stage(attempt.stage), EvaluateWork(evaluators=recipe.evaluate))
+            record = self.stage(step_stage(attempt.stage), EvaluateWork(evaluators=evaluators(recipe)))
         folder, rows = Path(left.path), record.results["measurements"]
         return measured_step(attempt.stage, attempt.technique.summary, folder, folder, rows)
 
@@ -180,9 +180,9 @@ class _Walk(Conductor):
         other = attempt._replace(stage=rival_stage(attempt.stage), technique=rival)
         notices, series = len(self.notices), len(self.series)
         try:
-            self._try(other, start)
+            self._try(other, self.left_by(attempt.stage) if rival.rival_goes_on else start)
             step = self._step(other, recipe)
-        except RecipeError as error:
+        except OptError as error:
             self.notice(other.stage, f"the rival of {attempt.stage} was not made: {error}")
             return
         del self.notices[notices:], self.series[series:]  # about a model that nobody gets
@@ -198,7 +198,7 @@ class _Walk(Conductor):
             )
         record = self.stage(export_stage(recipe, result), ExportWork(export=result.export))
         self.move(exported=str(self.work.files(record.key)), exported_digest=record.key, target=result.export.format)
-        evaluated = self.stage(evaluate_stage(recipe, result), EvaluateWork(evaluators=recipe.evaluate))
+        evaluated = self.stage(evaluate_stage(recipe, result), EvaluateWork(evaluators=evaluators(recipe)))
         inputs, self.inputs = self.inputs, checkpoint
         return Outcome(
             result=result,

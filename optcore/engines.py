@@ -226,7 +226,10 @@ _DENSE = [
     )
 ]
 
-MATRIX: tuple[Support, ...] = (*_COMPRESSED_TENSORS, *_FP8_BLOCK, *_MODELOPT, *_AWQ, *_GPTQ, *_DENSE)
+_DECODED_FIRST = "for storing and sending alone: decode it to a plain checkpoint first"
+_COMPACT = [row for engine in ENGINES for row in _rows("compact", engine, ((*PRESETS, MIXED), "no", _DECODED_FIRST))]
+
+MATRIX: tuple[Support, ...] = (*_COMPRESSED_TENSORS, *_FP8_BLOCK, *_MODELOPT, *_AWQ, *_GPTQ, *_DENSE, *_COMPACT)
 
 
 @cache

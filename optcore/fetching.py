@@ -2,24 +2,28 @@
 
 from typing import Any
 
-from optcore.evaluate import Classification, Fidelity
+from optcore.evaluate import Classification, Fidelity, LongContext
 from optcore.frozen import Frozen
+from optcore.measures import evaluators
 from optcore.places import rewritten
 from optcore.recipe import Recipe
 from optcore.stage import FetchWork
+from optcore.techniques.merge import Merge
 from optcore.techniques.training import Training
 
 
 def fetch_work(recipe: Recipe) -> FetchWork:
     """What a recipe needs from outside, and what there must be enough of."""
-    chain = list(enumerate(recipe.chain))
-    lengths = tuple(each.sequence_length for each in recipe.evaluate if isinstance(each, Fidelity))
+    chain, first = list(enumerate(recipe.chain)), recipe.chain[0]
+    lengths = tuple(each.sequence_length for each in evaluators(recipe) if isinstance(each, Fidelity | LongContext))
     return FetchWork(
         model=recipe.model,
         calibration=recipe.calibration,
         evaluations=() if learns_labels(recipe) else lengths,
         classifications=tuple(each for each in recipe.evaluate if isinstance(each, Classification)),
         models={f"/chain/{n}/{name}": ref for n, one in chain for name, ref in one.models.items()},
+        # what an entry before it would leave is not known yet: a later merge is checked when its turn comes
+        alike=tuple(f"/chain/0/{name}" for name in first.models) if isinstance(first, Merge) else (),
         texts={f"/chain/{n}/{name}": needed for n, one in chain for name, needed in one.texts.items()},
     )
 

@@ -5,11 +5,14 @@ import os
 import shutil
 from pathlib import Path
 
-from optcore.factored import SIDE_FILES
+from optcore import factored, hashed, palettized
+from optcore.conditional import DESCRIPTION as CONDITIONAL
+from optcore.puzzle import DESCRIPTION as PUZZLE
 from optcore.sizes import weight_files
 from optcore.sources.checkpoint_files import INDEX, MATTERS
 from optcore.sparsity import DESCRIPTION as SPARSITY
 
+FORMS = (SPARSITY, PUZZLE, *factored.SIDE_FILES, *palettized.SIDE_FILES, *hashed.SIDE_FILES, CONDITIONAL)
 LICENCES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE")
 
 
@@ -31,13 +34,20 @@ def link_companions(source: Path, target: Path) -> None:
 
 
 def link_forms(source: Path, target: Path) -> None:
-    """What says of which form a checkpoint's weights are, where they are of any: zeros counted, factors of products.
+    """What says of which form a checkpoint's weights are, where they are of any (zeros counted, factors of products,
+    tables and shared numbers), and how the model is to be run.
 
     It is true of these very weights only, and no part of the model: no index names it, and no size counts it.
     """
-    for name in (SPARSITY, *SIDE_FILES):
+    for name in FORMS:
         if (source / name).is_file():
             link(source / name, target / name)
+
+
+def carry_structure(source: Path, target: Path) -> None:
+    """What says how layers differ, which stays true of other values in the same places."""
+    if (source / PUZZLE).is_file():
+        link(source / PUZZLE, target / PUZZLE)
 
 
 def link(source: Path, target: Path) -> None:

@@ -3,11 +3,12 @@
 from os.path import normpath
 
 from optcore.errors import RecipeError
-from optcore.evaluate import AnyEvaluator, Classification, Fidelity
+from optcore.evaluate import AnyEvaluator, Classification, Fidelity, LongContext
+from optcore.evaluate.long_context import LENGTH_tokens, LONGEST_tokens
 from optcore.recipe import Recipe
 from optcore.references import BUILT_IN, TextSource
 from optcore.report import GateMetric, Task
-from optcore.techniques import Technique
+from optcore.techniques import AttentionWindow, Technique
 from optcore.techniques.training import Training
 
 
@@ -23,6 +24,15 @@ def check_measures(recipe: Recipe, task: Task | None = None) -> None:
     for number, technique in enumerate(recipe.chain):
         if technique.gate:
             gate_evaluator(recipe, technique.gate.metric, task, f"/chain/{number}/gate/metric")
+
+
+def evaluators(recipe: Recipe) -> tuple[AnyEvaluator, ...]:
+    """What is measured: what the recipe names, and of a model that gets a window what lies beyond it."""
+    windows = [technique.window for technique in recipe.chain if isinstance(technique, AttentionWindow)]
+    if not windows or any(isinstance(evaluator, LongContext) for evaluator in recipe.evaluate):
+        return recipe.evaluate
+    length = max(LENGTH_tokens, 4 * windows[-1])
+    return (*recipe.evaluate, LongContext(window=windows[-1], sequence_length=min(length, LONGEST_tokens)))
 
 
 def gate_evaluator(recipe: Recipe, metric: GateMetric, task: Task | None = None, field: str = "/chain") -> AnyEvaluator:

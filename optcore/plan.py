@@ -16,8 +16,16 @@ from optcore.techniques.training import Training
 from optcore.training_fit import check_labelled
 
 _DENSE = frozenset({"dense", "unrotated"})
-_LOST = {"sparse": "the mask of zeros", "factored": "the low rank"}
-"""Forms that weights have by their values alone, by property, for people."""
+_LOST = {
+    "sparse": "the mask of zeros",
+    "factored": "the low rank",
+    "palettized": "its tables and indices",
+    "shared": "what numbers share",
+    "exits": "the test of the exits",
+    "windowed": "the attention window",
+    "thresholded": "the thresholds of its inputs",
+}
+"""What is true of those very weights alone, by property, for people."""
 
 
 class Result(NamedTuple):
@@ -91,7 +99,7 @@ def technique_stage(number: int, technique: Technique, attempt: int = 0) -> str:
 
 def preparing_stages(name: str, technique: Technique) -> tuple[str, ...]:
     """Names of the stages that a training technique's own stage reads: its windows, and what a teacher says of them."""
-    if not isinstance(technique, Training):
+    if not isinstance(technique, Training) or not technique.steps:
         return ()
     asked_once = isinstance(technique, Distilling) and technique.teacher_top_k
     return (data_stage(name), teacher_stage(name)) if asked_once else (data_stage(name),)
@@ -149,7 +157,7 @@ def check(recipe: Recipe) -> None:
         if lost := min((properties & _LOST.keys()) - _kept(technique), default=None):
             remedy, last = technique.how_to_keep.get(lost), "let the entry that made it be the last of the chain"
             raise RecipeError(
-                f"{technique.title} writes other weights, and {_LOST[lost]} would be lost",
+                f"{technique.title} changes the model, and {_LOST[lost]} would be lost",
                 remedy=f"{remedy}, or {last}" if remedy else last,
                 field=f"/chain/{number}",
             )

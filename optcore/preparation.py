@@ -52,7 +52,7 @@ def _make_windows(conductor: Conductor, name: str, place: str, technique: Traini
         data=technique.prepared_data,
         sequence_length=_sequence_length(conductor, name, place, technique),
         training=technique.windows,
-        validation=technique.validation.samples,
+        validation=technique.held_out,
     )
     model, teacher = _read(conductor, technique, dense)
     with conductor.aside():

@@ -51,6 +51,11 @@ class Run:
     """What the stage leaves in its record besides files."""
 
     @property
+    def place(self) -> str:
+        """Where the chain's entry of this stage stands in the recipe, a JSON Pointer."""
+        return f"/chain/{int(self.stage.partition('-')[0]) - 1}"
+
+    @property
     def records(self) -> Path:
         """The journal; where there is none, an empty folder that is gone with the scratch."""
         if self.journal is None:

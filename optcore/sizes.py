@@ -3,8 +3,10 @@
 import json
 import math
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 
+from optcore import compact
 from optcore.errors import BadCheckpoint
 from optcore.report import Measurement
 
@@ -47,7 +49,10 @@ def weight_bytes(folder: Path) -> int:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that the index names, or the single one; a folder may hold copies of the weights in other forms."""
+    """The files that the index names, or the single one, or that of a compact checkpoint; a folder may hold copies of
+    the weights in other forms."""
+    if (folder / compact.DESCRIPTION).exists():
+        return [folder / compact.WEIGHTS]
     index = folder / "model.safetensors.index.json"
     if not index.exists():
         return [folder / "model.safetensors"]
@@ -63,6 +68,15 @@ def tensor_sizes(path: Path) -> dict[str, tuple[int, int]]:
         assert isinstance(offsets, list)
         sizes[name] = (math.prod(shape), int(offsets[1]) - int(offsets[0]))
     return sizes
+
+
+def shapes(folder: Path) -> Iterator[tuple[int, ...]]:
+    """Shapes of all tensors of a folder."""
+    for path in weight_files(folder):
+        for facts in read_header(path).values():
+            shape = facts["shape"]
+            assert isinstance(shape, list)
+            yield tuple(shape)
 
 
 def read_header(path: Path) -> dict[str, dict[str, object]]:

@@ -30,6 +30,8 @@ class FetchWork(Frozen):
     """What will be measured on labelled texts, to see whether they can be read."""
     models: dict[str, ModelRef] = Field(default={})
     """Teachers, students and models to merge, by JSON Pointer into the recipe."""
+    alike: tuple[str, ...] = ()
+    """Those of the models that must be the source but for the values of its weights."""
     texts: dict[str, NeededText] = Field(default={})
     """Training text, by JSON Pointer into the recipe."""
 

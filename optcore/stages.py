@@ -7,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from optcore.evaluate import AnyEvaluator, Fidelity
+from optcore.evaluate import AnyEvaluator, Throughput
 from optcore.events import AnyEvent
 from optcore.frozen import digest_of
 from optcore.references import ModelRef, NeededText
@@ -48,7 +48,7 @@ def _rooms(task: StageTask) -> tuple[str, ...]:
             return ("optcore.calibration.text",)
         case ExportWork():
             return ("torch",)
-        case EvaluateWork(evaluators=evaluators) if not any(isinstance(each, Fidelity) for each in evaluators):
+        case EvaluateWork(evaluators=evaluators) if all(isinstance(each, Throughput) for each in evaluators):
             return ()  # a throughput is measured by processes of its own
     return ("optcore.calibration.text", "optcore.streaming.decoder")
 
@@ -97,6 +97,7 @@ def _fetch(run: Run, work: FetchWork, cache: Path) -> None:
     from optcore.architecture import check_architecture, longest_sequence, task_of
     from optcore.calibration.text import Texts
     from optcore.evaluate.examples import labels_of
+    from optcore.restructure.alike import check_alike
     from optcore.sources import fetch_data, fetch_model
     from optcore.streaming.reader import TensorReader
 
@@ -109,6 +110,8 @@ def _fetch(run: Run, work: FetchWork, cache: Path) -> None:
     Texts(model.path, work.calibration, tuple(data.files)).check(longest, windows)
     config, tensors = json.loads((model.path / "config.json").read_text()), TensorReader(model.path)
     models = {place: _fetch_beside(run, model.path, place, ref, cache) for place, ref in work.models.items()}
+    for place in work.alike:
+        check_alike(model.path, Path(models[place]["path"]), place)
     last = [model.path, *(Path(found["path"]) for place, found in models.items() if place.endswith("/student"))][-1]
     run.results.update(
         source=str(model.path),

@@ -86,6 +86,12 @@ def pack_bits(unsigned: torch.Tensor, bits: int) -> torch.Tensor:
     return octets.flatten(1)
 
 
+def pack_stream(unsigned_E: torch.Tensor, bits: int) -> torch.Tensor:
+    """Unsigned b-bit codes [E] in uint8 to bytes [ceil(E b / 8)]: element e has the bits from b e on, across bytes."""
+    packed = pack_bits(pad(unsigned_E, (0, -len(unsigned_E) % 8))[None], bits)[0]
+    return packed[: -(-len(unsigned_E) * bits // 8)].clone()
+
+
 def unpack_bits(octets: torch.Tensor, bits: int) -> torch.Tensor:
     """Unsigned b-bit codes [N, K] in uint8 of bytes [N, K b / 8]."""
     if bits == 4:

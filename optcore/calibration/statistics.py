@@ -29,6 +29,9 @@ class InputStatistics:
     cross_KK: torch.Tensor | None = None
     """X^T Z / tokens, where Z is the same input in the original model."""
 
+    squares_K: torch.Tensor | None = None
+    """Mean square of each channel, float32, where it was measured without the Gram matrix."""
+
     @property
     def amax(self) -> float:
         """Largest magnitude; 0 where no token came by."""
@@ -37,7 +40,7 @@ class InputStatistics:
     @property
     def importance_K(self) -> torch.Tensor | None:
         """Mean square of each channel, the diagonal of the Gram matrix."""
-        return None if self.gram_KK is None else self.gram_KK.diagonal()
+        return self.squares_K if self.gram_KK is None else self.gram_KK.diagonal()
 
     def scaled(self, divisor_K: torch.Tensor) -> "InputStatistics":
         """The statistics of x / divisor."""
@@ -47,6 +50,7 @@ class InputStatistics:
             self.channel_amax_K / divisor_K if self.tokens else self.channel_amax_K,
             None if self.gram_KK is None else self.gram_KK / pairs,
             None if self.cross_KK is None else self.cross_KK / pairs,
+            None if self.squares_K is None else self.squares_K / divisor_K.square(),
         )
 
 
@@ -63,12 +67,13 @@ class Observer:
         groups: Iterable[Sequence[str]],
         *,
         gram: bool,
+        squares: bool = False,
         cross: Iterable[Sequence[str]] = (),
     ) -> None:
         self._modules = {tuple(group): layer.get_submodule(group[0]) for group in groups}
         parents = {group: layer.get_submodule(group[0].rpartition(".")[0]) for group in self._modules}
         self._experts = {group: parent for group, parent in parents.items() if isinstance(parent, Expert)}
-        self._gram = gram
+        self._gram, self._squares = gram, squares
         self._cross = {tuple(group) for group in cross}
         self._found = {group: InputStatistics() for group in self._modules}
         self._original: dict[Group, tuple[torch.Tensor, torch.Tensor | None]] = {}
@@ -78,6 +83,8 @@ class Observer:
         for found in self._found.values():
             if found.gram_KK is not None:
                 found.gram_KK = symmetric(found.gram_KK).div_(found.tokens)
+            if found.squares_K is not None:
+                found.squares_K = found.squares_K / found.tokens
             if found.cross_KK is not None:
                 found.cross_KK = found.cross_KK.div_(found.tokens)
         return self._found
@@ -138,6 +145,9 @@ class Observer:
         if self._gram:
             found.gram_KK = _zeros_if_none(found.gram_KK, x_TK)
             accumulate(found.gram_KK, x_TK)
+        if self._squares:
+            squares_K = x_TK.float().square().sum(0)
+            found.squares_K = squares_K if found.squares_K is None else found.squares_K + squares_K
         if group in self._cross:
             found.cross_KK = _zeros_if_none(found.cross_KK, x_TK)
             accumulate_cross(found.cross_KK, x_TK, self._counterpart(group, x_TK))

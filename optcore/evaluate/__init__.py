@@ -10,8 +10,9 @@ from pydantic import Field
 from optcore.evaluate.base import Evaluator
 from optcore.evaluate.classification import Classification
 from optcore.evaluate.fidelity import Fidelity
+from optcore.evaluate.long_context import LongContext
 from optcore.evaluate.throughput import Throughput
 
-AnyEvaluator = Annotated[Fidelity | Throughput | Classification, Field(discriminator="evaluator")]
+AnyEvaluator = Annotated[Fidelity | Throughput | Classification | LongContext, Field(discriminator="evaluator")]
 
-__all__ = ["AnyEvaluator", "Classification", "Evaluator", "Fidelity", "Throughput"]
+__all__ = ["AnyEvaluator", "Classification", "Evaluator", "Fidelity", "LongContext", "Throughput"]

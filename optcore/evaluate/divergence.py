@@ -17,6 +17,8 @@ class Divergence(NamedTuple):
     """Nats, KL(source || this model)."""
     agreements: int = 0
     """Tokens where the most likely prediction is the source's."""
+    hits: int = 0
+    """Tokens where the most likely prediction is the text's."""
 
     def plus(self, other: "Divergence") -> "Divergence":
         """Sums over both."""
@@ -25,6 +27,7 @@ class Divergence(NamedTuple):
             self.negative_log_likelihood + other.negative_log_likelihood,
             self.kl + other.kl,
             self.agreements + other.agreements,
+            self.hits + other.hits,
         )
 
     @property
@@ -52,4 +55,5 @@ def divergence(source_BTV: torch.Tensor, own_BTV: torch.Tensor, next_BT: torch.T
         negative_log_likelihood=cross_entropy(own, next_BT.flatten(), reduction="sum").item(),
         kl=kl_div(q, p, log_target=True, reduction="sum").item(),
         agreements=int((source.argmax(-1) == own.argmax(-1)).sum()),
+        hits=int((own.argmax(-1) == next_BT.flatten()).sum()),
     )

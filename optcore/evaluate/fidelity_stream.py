@@ -1,21 +1,18 @@
 """Perplexity, KL and agreement of a checkpoint against its source, measured on windows of text."""
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal
 
 import torch
 
 from optcore.calibration.text import Texts
 from optcore.evaluate.divergence import Divergence, divergence
+from optcore.evaluate.positions import only, parts
 from optcore.evaluate.side_by_side import LayerErrors, Model, SideBySide
 from optcore.report import Measurement
-from optcore.streaming.decoder import State
 
 if TYPE_CHECKING:
     from optcore.evaluate.fidelity import Fidelity
     from optcore.run import Run
-
-LOGITS_tokens = 512
 
 
 def compare(run: "Run", samples: int, sequence_length: int) -> tuple[dict[Model, Divergence], LayerErrors]:
@@ -54,27 +51,19 @@ def measure_fidelity(run: "Run", evaluator: "Fidelity") -> list[Measurement]:
     ]
 
 
-def divergences(models: SideBySide, tokens_ST: torch.Tensor) -> dict[Model, Divergence]:
-    """Every model against the source, after the last layer."""
+def divergences(
+    models: SideBySide, tokens_ST: torch.Tensor, group: int = 0, positions: range | None = None
+) -> dict[Model, Divergence]:
+    """Every model against the source, after the last layer: on one group of tokens, predicted at some positions."""
     sums = dict.fromkeys(models.models, Divergence())
     shift = int(models.source.is_causal)  # an encoder predicts the token at its own place
     for place, states in models.batches():
+        if place.group != group:
+            continue
         tokens_BT = tokens_ST[place.rows].to(models.source.device)
-        for part in _parts(tokens_BT, shift):
+        for part in parts(len(tokens_BT), positions or range(tokens_ST.shape[1] - shift)):
             next_BP = tokens_BT[:, part.start + shift : part.stop + shift]
-            logits = {model: models.logits(model, _only(state, part)) for model, state in states.items()}
+            logits = {model: models.logits(model, only(state, part)) for model, state in states.items()}
             for model, own in logits.items():
                 sums[model] = sums[model].plus(divergence(logits["source"], own, next_BP))
     return sums
-
-
-def _parts(tokens_BT: torch.Tensor, shift: int) -> Iterator[slice]:
-    """Positions whose predicted token is known, a few at a time: logits over a large vocabulary outweigh a layer."""
-    windows, length = tokens_BT.shape
-    size = max(1, LOGITS_tokens // windows)
-    for start in range(0, length - shift, size):
-        yield slice(start, min(start + size, length - shift))
-
-
-def _only(state: State, part: slice) -> State:
-    return state._replace(hidden_BTH=state.hidden_BTH[:, part])

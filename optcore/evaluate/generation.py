@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from optcore.conditional import load_conditional
 from optcore.engines import loading
 from optcore.quantization import load_quantization
 from optcore.report import Measurement
@@ -53,9 +54,11 @@ def measure_throughput(run: "Run", evaluator: "Throughput") -> list[Measurement]
 
 
 def _cannot(run: "Run") -> str:
+    if load_conditional(run.checkpoint):
+        return "transformers does not read conditional.json, and would run the model without what it says"
     description = load_quantization(run.checkpoint)
     formats = (*(scheme.name for scheme in description.schemes),) if description else ()
-    if "transformers" not in loading(run.target, formats):
+    if run.target == "compact" or "transformers" not in loading(run.target, formats):
         return f"transformers does not read the {run.target} format"
     if formats and run.target != "dense" and not find_spec("compressed_tensors"):
         return "the package compressed-tensors is not installed"

@@ -1,18 +1,22 @@
 """Source, result and the plain-scale baseline side by side, layer by layer, over the same text.
 
 A result that is quantized on the source's own weights shares its decoder, and every layer is read once for all. Any
-other result (other weights, a rotated basis, another depth or width) has a decoder of its own.
+other result (other weights, a rotated basis, another depth or width, other conditions) has a decoder of its own.
 """
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from optcore.conditional import load_conditional
 from optcore.errors import BadCheckpoint
 from optcore.evaluate.walked import Place, PlainlyQuantized, Quantized, Walked
 from optcore.links import same_weights
 from optcore.quantization import load_quantization
+from optcore.sources.checkpoint_files import CONFIG
 from optcore.streaming.decoder import Decoder, State
 from optcore.streaming.simulate import Simulation
 
@@ -32,7 +36,7 @@ class SideBySide:
         self._run = run
         self._has_baseline = has_baseline
         self.result = Decoder(run.checkpoint)
-        self.source = self.result if same_weights(run.source, run.checkpoint) else Decoder(run.source)
+        self.source = self.result if _is_same(run.source, run.checkpoint) else Decoder(run.source)
         self._simulation = Simulation(run.checkpoint) if load_quantization(run.checkpoint) else None
         self._walked: dict[Model, Walked] = {}
         _check_vocabulary(self.source, self.result)
@@ -108,6 +112,12 @@ class SideBySide:
     def _error(self) -> float:
         source, result = self._walked["source"].hidden, self._walked["result"].hidden
         return _norm(own - states for own, states in zip(result, source, strict=True)) / _norm(source)
+
+
+def _is_same(source: Path, checkpoint: Path) -> bool:
+    """Whether both are run alike with the same weights: a window changes a model without touching any."""
+    runs = [(json.loads((folder / CONFIG).read_text()), load_conditional(folder)) for folder in (source, checkpoint)]
+    return runs[0] == runs[1] and same_weights(source, checkpoint)
 
 
 def _norm(tensors: Iterable[torch.Tensor]) -> float:

@@ -6,12 +6,15 @@ from pydantic import Field
 
 from optcore.export.awq import Awq
 from optcore.export.base import Export
+from optcore.export.compact import Compact
 from optcore.export.compressed_tensors import CompressedTensors
 from optcore.export.dense import Dense
 from optcore.export.fp8_block import Fp8Block
 from optcore.export.gptq import GptqFormat
 from optcore.export.modelopt import Modelopt
 
-AnyExport = Annotated[CompressedTensors | Fp8Block | Modelopt | Awq | GptqFormat | Dense, Field(discriminator="format")]
+AnyExport = Annotated[
+    CompressedTensors | Fp8Block | Modelopt | Awq | GptqFormat | Dense | Compact, Field(discriminator="format")
+]
 
-__all__ = ["AnyExport", "Awq", "CompressedTensors", "Dense", "Export", "Fp8Block", "GptqFormat", "Modelopt"]
+__all__ = ["AnyExport", "Awq", "Compact", "CompressedTensors", "Dense", "Export", "Fp8Block", "GptqFormat", "Modelopt"]

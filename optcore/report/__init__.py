@@ -5,12 +5,14 @@
 
 from optcore.report.model import (
     Coverage,
+    EngineNotes,
     Environment,
     GateMetric,
     LayerError,
     Measurement,
     Report,
     Series,
+    Setting,
     StageCost,
     Step,
     Task,
@@ -20,12 +22,14 @@ from optcore.report.model import (
 
 __all__ = [
     "Coverage",
+    "EngineNotes",
     "Environment",
     "GateMetric",
     "LayerError",
     "Measurement",
     "Report",
     "Series",
+    "Setting",
     "StageCost",
     "Step",
     "Task",

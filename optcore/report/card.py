@@ -5,8 +5,8 @@ import re
 import yaml
 
 from optcore.references import Place, Publish
-from optcore.report.loading import loading_commands
-from optcore.report.model import Measurement, Report
+from optcore.report.loading import DECODE, loading_commands
+from optcore.report.model import EngineNotes, Measurement, Report
 from optcore.report.numbers import format_bound, format_bytes, format_change, format_seconds, format_trial, format_value
 from optcore.report.steps import step_rows
 
@@ -24,6 +24,7 @@ def render_card(report: Report) -> str:
         _steps(report),
         _coverage(report),
         _loading(report),
+        _deployment(report),
         _trials(report),
         _stages(report),
         _provenance(report),
@@ -123,11 +124,32 @@ def _coverage(report: Report) -> str:
 
 def _loading(report: Report) -> str:
     python, shell = loading_commands(_place(report), report.task)
+    if report.target == "compact":
+        return (
+            f"## Use\n\nNo engine loads this folder. Decode it, with `lathe` installed:\n\n{fenced('python', DECODE)}"
+        )
     is_plain = report.target == "dense"
     package = "" if is_plain else ", with `compressed-tensors` installed"
     hardware = "" if is_plain else ", on hardware that has kernels for this format"
     served = f"\n\nIn vLLM{hardware}:\n\n{fenced('shell', shell)}" if report.task == "text-generation" else ""
     return f"## Use\n\nIn transformers{package}:\n\n{fenced('python', python)}{served}"
+
+
+def _deployment(report: Report) -> str:
+    if not report.deployment:
+        return ""
+    intro = "Settings of the engines that load this format. They belong to a deployment, and none of them was measured."
+    return "\n\n".join(["## Deployment", intro, *map(_engine_notes, report.deployment)])
+
+
+def _engine_notes(notes: EngineNotes) -> str:
+    lines = [_table_line(["Setting", "Value", "Why"]), _table_line([":--", ":--", ":--"])]
+    for setting in notes.settings:
+        value = f"`{code(setting.value)}`" if setting.value else ""
+        lines.append(_table_line([f"`{code(setting.name)}`", value, escape(setting.why)]))
+    conditions = "".join(f" Condition: {escape(condition)}." for condition in notes.conditions)
+    given = f"As {escape(notes.given)} (see {escape(notes.documentation)}).{conditions}"
+    return f"### {escape(notes.engine)}\n\n{given}\n\n" + "\n".join(lines)
 
 
 def _trials(report: Report) -> str:

@@ -19,7 +19,13 @@ name = snapshot_download({name}, revision={revision}, allow_patterns={pattern}) 
 model = {auto}.from_pretrained(name, device_map="auto")
 tokenizer = AutoTokenizer.from_pretrained(name)
 """
+DECODE = """from pathlib import Path
 
+from optcore.export.compact_decoder import decode
+
+decode(Path("path/to/this/folder"), Path("plain"))  # a folder that transformers loads
+"""
+"""What a reader types to have the plain checkpoint of a compact one."""
 
 _CLASSES: dict[Task, str] = {
     "text-generation": "AutoModelForCausalLM",

@@ -135,6 +135,30 @@ class Series(Frozen):
     """Pairs of (x, y), in the order of x."""
 
 
+class Setting(Frozen):
+    """One option of an engine."""
+
+    name: str
+    """A flag, a key of a file, or an argument, as the engine spells it."""
+    value: str = ""
+    """Empty for a flag that takes none."""
+    why: str
+
+
+class EngineNotes(Frozen):
+    """How one engine is best given the result: what belongs to a deployment rather than to weights."""
+
+    engine: str
+    """Name and release."""
+    given: str
+    """Where the settings go, such as `arguments of vllm serve`."""
+    documentation: str
+    """The engine's own page about them."""
+    conditions: tuple[str, ...] = ()
+    """What must hold, so that it loads the result at all."""
+    settings: tuple[Setting, ...]
+
+
 class Report(Frozen):
     """Everything that was measured in a run, and what is needed to get the same numbers again."""
 
@@ -173,6 +197,8 @@ class Report(Frozen):
     layer_errors: tuple[LayerError, ...] = ()
     """In the order of the layers."""
     series: tuple[Series, ...] = ()
+    deployment: tuple[EngineNotes, ...] = ()
+    """For each engine that loads the result; the only part that nobody measured."""
     notices: tuple[str, ...] = ()
     """What a reader should know that is no failure."""
     environment: Environment = Field(default={})

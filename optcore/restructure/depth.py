@@ -1,41 +1,33 @@
-"""A checkpoint with fewer decoder layers: which ones go, and the files without them."""
+"""A checkpoint with fewer decoder layers: which ones go."""
 
-import json
-import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from optcore.errors import RecipeError
-from optcore.links import link_companions
 from optcore.restructure.influence import influences
-from optcore.restructure.probe import check_same, probe_logits
-from optcore.sources.checkpoint_files import CONFIG
+from optcore.restructure.stack import Taken, is_stack, write_stack
 from optcore.streaming.decoder import Decoder
-from optcore.streaming.writer import TensorWriter
 
 if TYPE_CHECKING:
     from optcore.run import Run
     from optcore.techniques.prune import Prune
-
-_NOT_OF_LAYERS = ("_token_id", "architectures")
-"""Lists in a configuration that may be as long as there are layers by chance."""
 
 
 def prune_depth(run: "Run", technique: "Prune") -> None:
     """Write `run.checkpoint` to `run.out` without the layers that `technique` chooses."""
     decoder = Decoder(run.checkpoint)
     dropped, scores = _dropped(run, decoder, technique)
-    kept = [index for index in range(len(decoder)) if index not in dropped]
-    _write(run, decoder, kept)
-    check_same(
-        probe_logits(Decoder(run.out)),
-        probe_logits(decoder, kept),
-        f"a {type(decoder.model).__name__} without those layers is another model: what its layers do depends on their "
-        "numbers",
-        "prune this model by another method",
-    )
+    kept = [Taken(decoder, index) for index in range(len(decoder)) if index not in dropped]
+    write_stack(decoder, kept, run.out)
+    if not is_stack(decoder, kept, run.out):
+        raise RecipeError(
+            f"a {type(decoder.model).__name__} without those layers is another model: what its layers do depends on "
+            "their numbers",
+            remedy="prune this model by another method",
+            field="/chain",
+        )
     run.results["depth"] = {"dropped": dropped, "influence": scores}
     if dropped:
         run.notice(f"layers left out: {', '.join(map(str, dropped))} of {len(decoder)}, counted from 0")
@@ -71,39 +63,3 @@ def _dropped(run: "Run", decoder: Decoder, technique: "Prune") -> tuple[list[int
         return sorted(allowed[place] for place in order[:count]), []
     scores = influences(run, decoder, count if technique.contiguous else 1)
     return (least_run if technique.contiguous else least)(scores, count, allowed), scores
-
-
-def _write(run: "Run", decoder: Decoder, kept: Sequence[int]) -> None:
-    place = _numbered(decoder)
-    writer = TensorWriter(run.out)
-    for name in decoder.reader.names:
-        found = place.fullmatch(name)
-        if found is None:
-            writer.add(name, decoder.reader.tensor(name))
-        elif int(found["number"]) in kept:
-            number = kept.index(int(found["number"]))
-            writer.add(f"{found['before']}{number}{found['after']}", decoder.reader.tensor(name))
-    writer.close()
-    link_companions(run.checkpoint, run.out)
-    config = json.loads((run.checkpoint / CONFIG).read_text())
-    _shorten(config, decoder, kept)
-    (run.out / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-
-
-def _numbered(decoder: Decoder) -> re.Pattern[str]:
-    """What the stored names of layers' tensors look like: the folder of layers, a number, and the rest."""
-    path, _ = next(iter(decoder.layers[0].named_parameters()))
-    stored = decoder.names.sources[f"{decoder.layer_name(0)}.{path}"].stored
-    folder = stored[: stored.index(".0.") + 1]
-    return re.compile(rf"(?P<before>{re.escape(folder)})(?P<number>\d+)(?P<after>\..+)")
-
-
-def _shorten(config: dict[str, Any], decoder: Decoder, kept: Sequence[int]) -> None:
-    """Set the number of layers, and take what is listed for each of them from those that stay."""
-    key = decoder.model.config.get_text_config().attribute_map.get("num_hidden_layers", "num_hidden_layers")
-    for part in (config, config.get("text_config") or {}):
-        for name, value in part.items():
-            if name == key and value == len(decoder):
-                part[name] = len(kept)
-            if isinstance(value, list) and len(value) == len(decoder) and not name.endswith(_NOT_OF_LAYERS):
-                part[name] = [value[index] for index in kept]

@@ -15,14 +15,14 @@ from optcore.errors import RecipeError
 from optcore.events import Phase
 from optcore.factored import FACTORS, Factored, FactoredTensor
 from optcore.links import link_companions
-from optcore.restructure.factors_file import FactorsFile, name_weights
 from optcore.streaming.decoder import Decoder
 from optcore.streaming.groups import fused_groups, probe_state
 from optcore.streaming.hidden import HiddenStates
 from optcore.streaming.match import is_matched, time_limit, unmatched
 from optcore.streaming.rewrite import layer_tensors, write_outside
 from optcore.streaming.simulate import module_paths
-from optcore.streaming.writer import TensorWriter
+from optcore.streaming.tensor_file import TensorFile
+from optcore.streaming.writer import TensorWriter, name_weights
 
 if TYPE_CHECKING:
     from optcore.run import Run
@@ -74,7 +74,7 @@ class _Factorization:
         run, decoder, states = self._run, self._decoder, self._states()
         writer, seen = TensorWriter(run.out), set()
         write_outside(decoder, writer, {})
-        with FactorsFile(run.out / FACTORS, run.scratch) as factors:
+        with TensorFile(run.out / FACTORS, run.scratch) as factors:
             for index in range(len(decoder)):
                 with decoder.layer(index, keep_stored=True) as layer:
                     for name, linear, lower_KK in self._linears(index, layer, states):
@@ -85,11 +85,12 @@ class _Factorization:
                 self._progress()
             factors.close()
         writer.close()
-        name_weights(run.out)
+        if (run.out / FACTORS).exists():
+            name_weights(run.out)
         self.shapes = {name: shape for name, shape in self.shapes.items() if name in seen}
 
     def _replace(
-        self, name: str, linear: nn.Linear, lower_KK: torch.Tensor | None, rank: int | None, factors: FactorsFile
+        self, name: str, linear: nn.Linear, lower_KK: torch.Tensor | None, rank: int | None, factors: TensorFile
     ) -> None:
         """Put the product of the factors, as they are stored, into the layer."""
         if rank is None:

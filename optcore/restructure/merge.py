@@ -1,5 +1,7 @@
 """Checkpoints of one architecture merged tensor by tensor: no model is built, one tensor of each is in memory."""
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from optcore.algorithms.merging import agreed, dropped, linear, slerp, summed, trimmed
@@ -7,6 +9,7 @@ from optcore.errors import BadCheckpoint
 from optcore.frozen import digest_of
 from optcore.links import link_companions
 from optcore.restructure.alike import Alike, check_alike
+from optcore.restructure.sweep import sweep
 from optcore.streaming.reader import TensorReader
 from optcore.streaming.writer import TensorWriter
 
@@ -22,21 +25,39 @@ def merge_checkpoints(run: "Run", technique: "Merge") -> None:
 
     Raises `RecipeError` or `VocabularyMismatch` for models that do not fit, before anything is written.
     """
-    place = f"/chain/{int(run.stage.partition('-')[0]) - 1}/others"
+    place = f"{run.place}/others"
     alike = [check_alike(run.checkpoint, other, f"{place}/{at}/model") for at, other in enumerate(run.models)]
-    own, others = TensorReader(run.checkpoint), [TensorReader(other) for other in run.models]
-    names = [name for name in own.names if not any(name in each.redundant for each in alike)]
-    writer = TensorWriter(run.out)
-    for done, name in enumerate(names, start=1):
-        tensor = own.tensor(name)
-        if tensor.is_floating_point():
-            merged = _merged(technique, name, tensor.float(), [each.tensor(name).float() for each in others], run.seed)
-            tensor = _finite(merged.to(tensor.dtype), name, place)
-        writer.add(name, tensor)
-        run.progress("searching", done, len(names))
-    writer.close()
-    link_companions(run.checkpoint, run.out)
-    _tell(run, technique, alike, len(names))
+    merging = _Merging(run, frozenset().union(*(each.redundant for each in alike)))
+    run.results["merge"] = {"method": technique.method, "models": len(alike) + 1, "tensors": len(merging.names)}
+    if technique.sweep:
+        sweep(run, technique, merging.write)
+    else:
+        merging.write(technique, run.out, lambda done: run.progress("searching", done, len(merging.names)))
+    _tell(run, technique, alike)
+    run.notice(f"{technique.summary}: {len(merging.names)} tensors")
+
+
+class _Merging:
+    """The models of a run, ready to be merged one way or another."""
+
+    def __init__(self, run: "Run", redundant: frozenset[str]) -> None:
+        self._run = run
+        self._own, self._others = TensorReader(run.checkpoint), [TensorReader(other) for other in run.models]
+        self.names = [name for name in self._own.names if name not in redundant]
+
+    def write(self, technique: "Merge", out: Path, written: Callable[[int], None] = lambda count: None) -> None:
+        """Write one merge of them; `written` is told how many tensors are."""
+        writer = TensorWriter(out)
+        for done, name in enumerate(self.names, start=1):
+            tensor = self._own.tensor(name)
+            if tensor.is_floating_point():
+                others = [each.tensor(name).float() for each in self._others]
+                merged = _merged(technique, name, tensor.float(), others, self._run.seed)
+                tensor = _finite(merged.to(tensor.dtype), name, f"{self._run.place}/others")
+            writer.add(name, tensor)
+            written(done)
+        writer.close()
+        link_companions(self._run.checkpoint, out)
 
 
 def _merged(
@@ -69,12 +90,10 @@ def _finite(tensor: "torch.Tensor", name: str, place: str) -> "torch.Tensor":
     )
 
 
-def _tell(run: "Run", technique: "Merge", alike: list[Alike], tensors: int) -> None:
+def _tell(run: "Run", technique: "Merge", alike: list[Alike]) -> None:
     for other, each in zip(technique.others, alike, strict=True):
         if each.differing:
             run.notice(
                 f"{other.model.id or run.models[alike.index(each)].name} has other settings in config.json "
                 f"({', '.join(each.differing)}); the chain's model keeps its own"
             )
-    run.notice(f"{technique.summary}: {tensors} tensors")
-    run.results["merge"] = {"method": technique.method, "models": len(alike) + 1, "tensors": tensors}

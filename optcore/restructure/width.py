@@ -4,6 +4,7 @@ What is written must be the old model with those parts masked, or it does not co
 """
 
 import json
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -32,6 +33,16 @@ def prune_width(run: "Run", technique: "Prune") -> None:
     kept = chosen(run.seed, plan, technique, weights, measured)
     gains = _gains(plan, kept, measured) if technique.rescale else {}
     changed = {**_rescaled(weights, gains, measured), **compensated(plan, kept, technique, weights, measured)}
+    left_out = write_narrower(run, decoder, plan, kept, changed)
+    _tell(run, plan, kept, gains, left_out)
+
+
+def write_narrower(run: "Run", decoder: Decoder, plan: Plan, kept: Kept, changed: Mapping[str, torch.Tensor]) -> int:
+    """Write `run.checkpoint`, which `decoder` has open, to `run.out` with the kept parts of `plan.units` alone.
+
+    `changed` parameters get new values first. Returns how many tensors no module takes, which are left out. Raises
+    `RecipeError` where the result is not the model with all else masked.
+    """
     slices = Slices(decoder, plan.units, kept, changed)
     writer = TensorWriter(run.out)
     left_out = slices.write(writer)
@@ -40,7 +51,7 @@ def prune_width(run: "Run", technique: "Prune") -> None:
     if plan.units:
         (run.out / CONFIG).write_text(json.dumps(plan.config, indent=2) + "\n")
     check_masked(run, slices, plan)
-    _tell(run, plan, kept, gains, left_out)
+    return left_out
 
 
 def _gains(plan: Plan, kept: Kept, measured: Measured) -> dict[str, float]:

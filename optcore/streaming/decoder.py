@@ -10,17 +10,22 @@
 The skeleton is built by transformers on the meta device, so every architecture it knows works, decoders and BERT-style
 encoders alike; embeddings, final norm and head are read once and stay. A layer's call arguments (masks, rotary tables)
 are recorded from the model's own forward with its layers replaced, so nothing about an architecture is written here.
+A model with a `conditional.json` is streamed as that says: its window is in the masks, its thresholds in the layers.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from optcore.conditional import SparseInput, load_conditional
 from optcore.errors import RecipeError, UnknownArchitecture, is_out_of_memory
+from optcore.streaming.conditions import check_conditions, masked, thresholded
+from optcore.streaming.exits import leaving
 from optcore.streaming.memory import return_free_memory
 from optcore.streaming.names import NameMap
 from optcore.streaming.reader import TensorReader
@@ -29,6 +34,9 @@ from optcore.streaming.stand_ins import Given, Recorder, State
 from optcore.streaming.weights import Weights
 
 __all__ = ["Decoder", "State"]
+
+Freezing = Callable[[int, State], torch.Tensor]
+"""Given a layer's number and the state after it, which tokens leave there, bool [B, T]."""
 
 _CACHES = ("past_key_values", "past_key_value", "layer_past")
 """What layers call the cache that they are given."""
@@ -51,6 +59,13 @@ class Decoder:
         self._prefix, self.layers = layers_of(self.model)
         self._weights = Weights(self.model, self.reader, self.names, self.device, self.dtype, self._prefix)
         self._returns_tuple = False
+        self.freezing: Freezing | None = None
+        """What decides which tokens leave after a layer; None where all go through all layers."""
+        self.conditional = load_conditional(folder)
+        if self.conditional:
+            check_conditions(self.conditional, self._own_modules.keys(), len(self.layers))
+            if exits := self.conditional.early_exit:
+                self.freezing = leaving(self.logits, exits.layers, exits.threshold)
         self._weights.load_outside()
 
     def __len__(self) -> int:
@@ -94,6 +109,14 @@ class Decoder:
         names = (name for name, module in outside.items() if isinstance(module, nn.Linear))
         return [name for name in names if f"{name}.weight" not in self.names.stored_name]
 
+    def tied_copies(self, stored: str) -> list[str]:
+        """Names of further tensors in the checkpoint that the configuration says are the same as one of them."""
+        if not self.model.config.get_text_config().tie_word_embeddings:
+            return []
+        own = self.names.stored_name
+        tied = (self.model._tied_weights_keys or {}).items()
+        return [own[copy] for copy, first in tied if copy in own and own.get(first) == stored]
+
     def layer_name(self, index: int) -> str:
         """Module path of a layer, such as `model.layers.3`."""
         return f"{self._prefix}.{index}"
@@ -131,7 +154,7 @@ class Decoder:
             recorders = [Recorder(layer, returns_tuple) for layer in self.layers]
             if self._recorded(recorders, tokens_BT, named):
                 self._returns_tuple = returns_tuple
-                return State(recorders[0].hidden, tuple(recorder.arguments for recorder in recorders))
+                return State(recorders[0].hidden, self._arguments(recorders, tokens_BT.shape[1]))
         raise self._cannot_stream("its layers are not called one after the other, each with what the last one gave")
 
     @contextmanager
@@ -140,7 +163,8 @@ class Decoder:
         layer = self.layers[index]
         self._weights.load_layer(index, keep_stored=keep_stored)
         try:
-            yield layer
+            with thresholded(layer, self._sparse_inputs(index)):
+                yield layer
         finally:
             layer.to("meta")
             self._weights.drop_stored()
@@ -161,23 +185,39 @@ class Decoder:
         """One layer over the hidden states; `cache` sees keys and values as a KV cache would.
 
         Gradients pass through to hidden states that require them (`calibration/gradients.py`), not to parameters.
+        Tokens that have left stay as they are; those that leave here are marked in what is returned.
         """
         arguments = dict(state.arguments[index])
         if cache is not None and self.has_key_value_cache(index):
             arguments[self._cache_name(arguments)] = cache
         out = layer(state.hidden_BTH, **arguments)
-        return state._replace(hidden_BTH=out[0] if isinstance(out, tuple) else out)
+        hidden_BTH = out[0] if isinstance(out, tuple) else out
+        if state.frozen_BT is not None:
+            hidden_BTH = torch.where(state.frozen_BT[..., None], state.hidden_BTH, hidden_BTH)
+        after = state._replace(hidden_BTH=hidden_BTH)
+        if self.freezing is None:
+            return after
+        leaving_BT = self.freezing(index, after)
+        return after._replace(frozen_BT=leaving_BT if state.frozen_BT is None else state.frozen_BT | leaving_BT)
 
     def logits(self, state: State) -> torch.Tensor:
         """Everything after the last layer (norm, head, soft capping), by the model's own forward: [B, T, V].
 
         A classifier's are [B, labels], and it must be given whole texts.
         """
-        stand_ins = [Given(layer, state.hidden_BTH, self._returns_tuple) for layer in self.layers]
-        tokens_BT = torch.zeros(state.hidden_BTH.shape[:2], dtype=torch.long, device=self.device)
-        with self._layers_replaced(stand_ins):
-            out: torch.Tensor = self.model(input_ids=tokens_BT, use_cache=False).logits
+        return self._behind(self.model, state.hidden_BTH).logits
+
+    def before_head(self, hidden_BTH: torch.Tensor) -> torch.Tensor:
+        """Everything between a layer's output and the head, such as the final norm: [B, T, H]."""
+        out: torch.Tensor = self._behind(self.model.base_model, hidden_BTH)[0]
         return out
+
+    def _behind(self, model: Any, hidden_BTH: torch.Tensor) -> Any:
+        """What the model, or its part without the head, gives when its layers give these hidden states."""
+        stand_ins = [Given(layer, hidden_BTH, self._returns_tuple) for layer in self.layers]
+        tokens_BT = torch.zeros(hidden_BTH.shape[:2], dtype=torch.long, device=self.device)
+        with self._layers_replaced(stand_ins):
+            return model(input_ids=tokens_BT, use_cache=False)
 
     def _recorded(self, recorders: Sequence[Recorder], tokens_BT: torch.Tensor, named: dict[str, torch.Tensor]) -> bool:
         """Whether every recorder was given what the one before it returned, with nothing done in between."""
@@ -191,6 +231,26 @@ class Decoder:
             return False
         recorded = {(recorder.hidden.data_ptr(), recorder.hidden.shape) for recorder in recorders}
         return len(recorded) == 1 and out[0].shape[:2] == tokens_BT.shape  # the first row of a tensor is no tuple's
+
+    @cached_property
+    def _own_modules(self) -> dict[str, str]:
+        """The model's name of each linear layer by the checkpoint's, experts too."""
+        weights = (name.removesuffix(".weight") for name in self.names.stored_name if name.endswith(".weight"))
+        return {self.names.stored_module(module): module for module in weights}
+
+    def _arguments(self, recorders: Sequence[Recorder], length: int) -> tuple[dict[str, Any], ...]:
+        recorded = tuple(recorder.arguments for recorder in recorders)
+        window = self.conditional.window if self.conditional else None
+        return masked(recorded, window, length, self.device) if window else recorded
+
+    def _sparse_inputs(self, index: int) -> Mapping[str, SparseInput]:
+        """Of a layer's linears, by path in it."""
+        inputs = self.conditional.inputs.tensors if self.conditional and self.conditional.inputs else {}
+        if not inputs:
+            return {}
+        own, prefix = self._own_modules, f"{self.layer_name(index)}."
+        places = {own[name]: one for name, one in inputs.items()}
+        return {path.removeprefix(prefix): one for path, one in places.items() if path.startswith(prefix)}
 
     def _cannot_stream(self, why: str) -> UnknownArchitecture:
         return UnknownArchitecture(

@@ -33,6 +33,8 @@ class HiddenStates:
         first = decoder.embed(self._tokens_1T)
         shape = (*tokens_ST.shape, first.hidden_BTH.shape[-1])
         self.hidden_STH = allocate(shape, decoder.dtype, scratch, in_memory_bytes)
+        self.frozen_ST: torch.Tensor | None = None
+        """Tokens that have left, where the decoder lets any."""
         for rows in self._batches():
             state = decoder.embed(tokens_ST[rows])
             self._remember(state)
@@ -42,14 +44,17 @@ class HiddenStates:
         """Batches as states to call a layer with."""
         for rows in self._batches():
             hidden = self.hidden_STH[rows].to(self.decoder.device)
-            yield rows, State(hidden, self._arguments[hidden.shape[0]])
+            frozen = None if self.frozen_ST is None else self.frozen_ST[rows].to(self.decoder.device)
+            yield rows, State(hidden, self._arguments[hidden.shape[0]], frozen)
 
     def chosen(self, windows: Sequence[int]) -> State:
         """Some windows, in the order given, as a state to call a layer with."""
         count = len(windows)
         if count not in self._arguments:  # they do not depend on the tokens
             self._arguments[count] = self.decoder.embed(self._tokens_1T.expand(count, -1)).arguments
-        return State(self.hidden_STH[list(windows)].to(self.decoder.device), self._arguments[count])
+        rows = list(windows)
+        frozen = None if self.frozen_ST is None else self.frozen_ST[rows].to(self.decoder.device)
+        return State(self.hidden_STH[rows].to(self.decoder.device), self._arguments[count], frozen)
 
     def copy(self) -> torch.Tensor:
         """All states as they are now [S, T, H], on disk when they are large."""
@@ -59,7 +64,12 @@ class HiddenStates:
     def advance(self, index: int, layer: torch.nn.Module, cache: object = None) -> None:
         """Replace every window's state by the layer's output."""
         for rows, state in self.states():
-            self.hidden_STH[rows] = self.decoder.forward(index, layer, state, cache).hidden_BTH.cpu()
+            after = self.decoder.forward(index, layer, state, cache)
+            self.hidden_STH[rows] = after.hidden_BTH.cpu()
+            if after.frozen_BT is not None:
+                if self.frozen_ST is None:
+                    self.frozen_ST = torch.zeros(self.hidden_STH.shape[:2], dtype=torch.bool)
+                self.frozen_ST[rows] = after.frozen_BT.cpu()
 
     def _batches(self) -> Iterator[slice]:
         for start in range(0, len(self.hidden_STH), self.batch_windows):

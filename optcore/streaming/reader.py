@@ -18,7 +18,7 @@ from optcore.sizes import read_header
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 
-_TYPES = {
+TYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
@@ -46,13 +46,16 @@ class _Place(NamedTuple):
 
 
 class TensorReader:
-    """Knows a checkpoint's headers; a tensor's bytes are read when it is asked for."""
+    """Knows a checkpoint's headers; a tensor's bytes are read when it is asked for.
 
-    def __init__(self, folder: Path) -> None:
+    `file` is one of the folder's files that no index names, instead of the model's weights.
+    """
+
+    def __init__(self, folder: Path, file: str = "") -> None:
         self.folder = folder
         self.bytes_read = 0
         """Bytes of all tensors asked for so far."""
-        self._places = _places(folder)
+        self._places = _places_in(folder / file) if file else _places(folder)
 
     @property
     def names(self) -> list[str]:
@@ -122,7 +125,7 @@ def _places_in(path: Path) -> dict[str, _Place]:
 def _checked(file: str, name: str, facts: dict[str, object], begin: int, size: int) -> _Place:
     """A tensor's place, after checking that header and file agree on it."""
     try:
-        dtype = _TYPES[str(facts["dtype"])]
+        dtype = TYPES[str(facts["dtype"])]
         shape = tuple(int(length) for length in facts["shape"])  # type: ignore[attr-defined]
         start, end = (int(offset) for offset in facts["data_offsets"])  # type: ignore[attr-defined]
     except (KeyError, TypeError, ValueError) as error:

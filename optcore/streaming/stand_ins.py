@@ -13,6 +13,8 @@ class State(NamedTuple):
     hidden_BTH: torch.Tensor
     arguments: tuple[dict[str, Any], ...]
     """Keyword arguments by layer."""
+    frozen_BT: torch.Tensor | None = None
+    """Tokens that have left: layers see them as they are, and change them no more. None: all go on."""
 
 
 class StandIn(nn.Module):

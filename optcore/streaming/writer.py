@@ -6,6 +6,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from optcore.sizes import tensor_sizes
+from optcore.streaming.reader import INDEX, SINGLE
+
 PART_bytes = 2**30
 
 
@@ -54,3 +57,14 @@ class TensorWriter:
 
     def _part_path(self, number: int) -> Path:
         return self.folder / f"part-{number:05d}.safetensors"
+
+
+def name_weights(folder: Path) -> None:
+    """Write an index where there is none: engines read every safetensors file of a folder unless an index says which
+    are the model's, and a file of another form lies beside it."""
+    if (folder / INDEX).exists():
+        return
+    sizes = tensor_sizes(folder / SINGLE)
+    total = sum(nbytes for _, nbytes in sizes.values())
+    index = {"metadata": {"total_size": total}, "weight_map": dict.fromkeys(sorted(sizes), SINGLE)}
+    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")

@@ -4,15 +4,21 @@ from typing import Annotated
 
 from pydantic import Field
 
+from optcore.techniques.activation_sparsity import ActivationSparsity
+from optcore.techniques.attention_window import AttentionWindow
 from optcore.techniques.auto_quantize import AutoQuantize
 from optcore.techniques.base import Gate, Technique
 from optcore.techniques.distill import Distill
+from optcore.techniques.early_exit import EarlyExit
 from optcore.techniques.finetune import Finetune
+from optcore.techniques.hash_share import HashShare
 from optcore.techniques.heal import Heal
 from optcore.techniques.low_rank import LowRank
 from optcore.techniques.merge import Merge
+from optcore.techniques.palettize import Palettize
 from optcore.techniques.prune import Prune
 from optcore.techniques.ptq import Ptq
+from optcore.techniques.puzzle import Puzzle
 from optcore.techniques.qad import Qad
 from optcore.techniques.qat import Qat
 from optcore.techniques.rotate import Rotate
@@ -20,21 +26,45 @@ from optcore.techniques.sparsify import Sparsify
 from optcore.techniques.upcycle import Upcycle
 
 AnyTechnique = Annotated[
-    Ptq | AutoQuantize | Rotate | Qad | Qat | Finetune | Distill | Heal | Prune | Sparsify | LowRank | Merge | Upcycle,
+    Ptq
+    | AutoQuantize
+    | Rotate
+    | Qad
+    | Qat
+    | Finetune
+    | Distill
+    | Heal
+    | EarlyExit
+    | Prune
+    | Puzzle
+    | Sparsify
+    | LowRank
+    | Palettize
+    | HashShare
+    | Merge
+    | Upcycle
+    | ActivationSparsity
+    | AttentionWindow,
     Field(discriminator="technique"),
 ]
 
 __all__ = [
+    "ActivationSparsity",
     "AnyTechnique",
+    "AttentionWindow",
     "AutoQuantize",
     "Distill",
+    "EarlyExit",
     "Finetune",
     "Gate",
+    "HashShare",
     "Heal",
     "LowRank",
     "Merge",
+    "Palettize",
     "Prune",
     "Ptq",
+    "Puzzle",
     "Qad",
     "Qat",
     "Rotate",

@@ -71,7 +71,7 @@ class Technique(Frozen):
 
     @property
     def keeps(self) -> frozenset[str]:
-        """Forms which the output has still, of those that weights have by their values alone: `sparse`."""
+        """What the output still has of what others would lose: forms of weights (`sparse`), ways to run the model."""
         return frozenset()
 
     @property

@@ -14,6 +14,9 @@ class Restructuring(Technique):
 
     needs: ClassVar[frozenset[str]] = frozenset({"dense"})
 
+    rival_goes_on: ClassVar[bool] = False
+    """Whether the rival is made of what this one left, rather than of what this one started from."""
+
     compare: bool = True
     """Whether the trivial rival at the same size is made and measured too. It costs as much again."""
 

@@ -75,7 +75,7 @@ class Training(Technique):
         if not self.data.is_own:
             return {}
         text = TextSource.model_validate(self.data.model_dump(include=set(TextSource.model_fields)))
-        tokens = (self.windows + self.validation.samples) * self.sequence_length
+        tokens = (self.windows + self.held_out) * self.sequence_length
         return {"data": NeededText(text=text, tokens=tokens)}
 
     @property
@@ -122,6 +122,11 @@ class Training(Technique):
     def windows(self) -> int:
         """Training windows to prepare."""
         return min(self.steps * self.batch, self.data.windows or self.steps * self.batch)
+
+    @property
+    def held_out(self) -> int:
+        """Windows to prepare that are not trained on."""
+        return self.validation.samples
 
     @model_validator(mode="after")
     def _work_divides(self) -> Self:

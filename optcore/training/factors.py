@@ -14,8 +14,9 @@ from torch import nn
 from torch.nn.functional import linear
 
 from optcore.factored import FACTORS, load_factored
-from optcore.restructure.factors_file import FactorsFile, name_weights
 from optcore.streaming.simulate import module_paths
+from optcore.streaming.tensor_file import TensorFile
+from optcore.streaming.writer import name_weights
 from optcore.training.ranks import Ranks, full
 from optcore.training.student import Student
 
@@ -75,7 +76,7 @@ def write_factors(run: "Run", student: Student, ranks: Ranks) -> None:
     factored = {names.stored_module(path): one for path, one in modules if isinstance(one, FactoredLinear)}
     if found is None or not factored:
         return
-    with FactorsFile(run.out / FACTORS, run.scratch) as file:
+    with TensorFile(run.out / FACTORS, run.scratch) as file:
         for name, module in factored.items():
             for side, factor in zip(("left", "right"), module.factors(), strict=True):
                 file.add(f"{name}.{side}", factor)

@@ -13,6 +13,7 @@ from torch import nn
 
 from optcore.streaming.decoder import Decoder
 from optcore.techniques.distilling import Distilling
+from optcore.techniques.losses import needs_teacher
 from optcore.training.divergences import TopK
 from optcore.training.head import find_head, last_hidden
 from optcore.training.hidden_loss import Stack
@@ -88,7 +89,7 @@ class CachedTeacher:
 
 def teacher_of(run: "Run", technique: "Training", ranks: Ranks) -> Teacher | None:
     """Whom a technique's student learns from; None where it learns from the text."""
-    if not isinstance(technique, Distilling):
+    if not isinstance(technique, Distilling) or not needs_teacher(technique.losses):
         return None
     if run.answers:
         return CachedTeacher(run.answers, ranks.device)

@@ -5,7 +5,7 @@ Shapes: B windows of T tokens, N rows that count, V vocabulary, H hidden size.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -23,6 +23,15 @@ from optcore.training.teacher import LiveTeacher, Rows, Teacher, kept_outputs
 from optcore.training.touched import touch_experts
 from optcore.training.windows import Batch
 from optcore.training_fit import check_same_labels
+
+
+class Question(NamedTuple):
+    """A batch as the student is asked of it, and what the teacher said."""
+
+    inputs: dict[str, torch.Tensor]
+    counts_BT: torch.Tensor
+    labels_N: torch.Tensor
+    said: Rows | None
 
 
 class Trainee(nn.Module):
@@ -80,9 +89,7 @@ class Trainee(nn.Module):
         return batch.predicts_BT if self._decoder.is_causal else batch.learned_BT
 
     def _loss(self, batch: Batch, windows: list[int], progress: float) -> torch.Tensor:
-        inputs, counts_BT = inputs_of(batch), self.counts(batch)
-        labels_N = self._labels(batch)[counts_BT]
-        said = self._teacher.rows(inputs, counts_BT, windows) if self._teacher else None
+        inputs, counts_BT, labels_N, said = self._question(batch, windows)
         with kept_outputs(self._decoder.layers if self._hidden else ()) as layers:
             loss = self._row_losses(inputs, counts_BT, labels_N, said)
         if self._hidden is not None and said is not None:
@@ -91,12 +98,18 @@ class Trainee(nn.Module):
             loss = loss + term.weight * compare(layers, said.layers_BTH, weights_BT, progress)
         return loss
 
+    def _question(self, batch: Batch, windows: list[int]) -> Question:
+        inputs, counts_BT = inputs_of(batch), self.counts(batch)
+        said = self._teacher.rows(inputs, counts_BT, windows) if self._teacher else None
+        return Question(inputs, counts_BT, self._labels(batch)[counts_BT], said)
+
     @torch.no_grad()
     def _compared(self, batch: Batch, windows: list[int]) -> dict[str, torch.Tensor]:
         """Sums over the rows that count: nats of the text, of KL(teacher || student), and where both agree."""
-        inputs, counts_BT = inputs_of(batch), self.counts(batch)
-        labels_N = self._labels(batch)[counts_BT]
-        said = self._teacher.rows(inputs, counts_BT, windows) if self._teacher else None
+        return self._sums(self._question(batch, windows))
+
+    def _sums(self, question: Question) -> dict[str, torch.Tensor]:
+        inputs, counts_BT, labels_N, said = question
         sums = {name: counts_BT.new_zeros((), dtype=torch.float64) for name in self.measures}
         sums["tokens"] += counts_BT.sum()
 

@@ -106,6 +106,7 @@ def test_the_report_holds_what_was_measured(finished: tuple[Engine, list[AnyEven
     assert [stage.name for stage in report.stages] == ["0-fetch", "1-ptq", "2-export", "3-evaluate"]
     assert all(stage.peak_memory_bytes > 50e6 for stage in report.stages)
     assert len(report.layer_errors) == 6
+    assert {notes.engine.split()[0] for notes in report.deployment} >= {"vLLM", "SGLang", "transformers"}
 
 
 def test_the_same_recipe_runs_nothing_again(finished: tuple[Engine, list[AnyEvent]], stdlib_model: Path) -> None:

@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 import yaml
 
-from optcore.report import LayerError, Measurement, Report, Series, StageCost, Step, Trial
+from optcore.report import EngineNotes, LayerError, Measurement, Report, Series, Setting, StageCost, Step, Trial
 from optcore.report.card import fenced, render_card
 from optcore.report.page import render_page
 from optcore.report.plots import (
@@ -48,10 +48,16 @@ def report(text: str = "tiny", **more: object) -> Report:
         ),
         "layer_errors": tuple(LayerError(layer=f"{text}{i}", relative_error=i / 10) for i in range(3)),
         "series": (Series(name="loss", title=text, points=((0, 3), (1, 2))),),
+        "deployment": (notes(text),),
         "notices": (text,),
         "environment": {text: text},
     }
     return Report.model_validate(fields | more)
+
+
+def notes(text: str) -> EngineNotes:
+    settings = (Setting(name=text, value=text, why=text), Setting(name="--flag", why="why"))
+    return EngineNotes(engine=text, given=text, documentation=text, conditions=(text,), settings=settings)
 
 
 def trial(text: str, kl: float, then: str) -> Trial:
@@ -201,11 +207,12 @@ def test_the_card_claims_no_base_model_or_licence_that_it_does_not_know() -> Non
 def test_the_card_shows_hostile_text_as_text() -> None:
     card = render_card(report(HOSTILE))
     prose = re.sub(r"^(`{3,})\w*\n.*?^\1$", "", card, flags=re.S | re.M)
+    prose = re.sub(r"(?<!\\)`[^`\n]*`", "code", prose)
     assert "<script" not in prose
     assert "](http" not in prose.replace(r"\](http", "")
     table = [line for line in prose.splitlines() if line.startswith("|")]
     columns = [len(re.findall(r"(?<!\\)\|", line)) for line in table]
-    assert columns == [6] * 4 + [5] * 6 + [7] * 4 + [4] * 3
+    assert columns == [6] * 4 + [5] * 6 + [4] * 4 + [7] * 4 + [4] * 3
     assert yaml.safe_load(card.rpartition("yaml\n")[2].rpartition("\n`")[0]) == report(HOSTILE).recipe
 
 

@@ -18,11 +18,14 @@ from transformers import AutoModelForCausalLM
 
 from optcore.errors import BadCheckpoint, RecipeError, VocabularyMismatch
 from optcore.events import AnyEvent, Notice, RunFailed, StageFinished, parse_event
+from optcore.fetching import fetch_work
 from optcore.paths import with_paths
 from optcore.plan import check
 from optcore.recipe import recipe_from
 from optcore.references import Calibration
 from optcore.run import Run
+from optcore.stage import Inputs, StageTask
+from optcore.stages import perform
 from optcore.streaming.writer import TensorWriter
 from optcore.techniques.merge import Merge
 
@@ -232,6 +235,28 @@ def test_a_recipe_names_its_models_and_their_paths() -> None:
     rotated = {"model": {"id": "org/a"}, "chain": [{"technique": "rotate"}, merge], "target": {"format": "dense"}}
     with pytest.raises(RecipeError, match="needs a model that is unrotated"):
         check(recipe_from(rotated))
+
+
+def test_a_first_merge_is_checked_as_soon_as_its_models_are_here(stdlib_model: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(stdlib_model, other)
+    _change(other, num_attention_heads=2)
+    merge = {"technique": "merge", "others": [{"model": {"path": str(other)}}]}
+    document = {
+        "model": {"path": str(stdlib_model)},
+        "calibration": {"dataset": "python-stdlib", "samples": 2, "sequence_length": 64},
+        "chain": [merge],
+        "target": {"format": "dense"},
+    }
+    recipe = recipe_from(document)
+    inputs = Inputs(calibration=recipe.calibration)
+    task = StageTask(name="0-fetch", work=fetch_work(recipe), inputs=inputs, cache=str(tmp_path / "cache"))
+    with pytest.raises(RecipeError, match="num_attention_heads is 4 in one and 2 in the other") as refused:
+        perform(task, lambda event: None)
+    assert refused.value.field == "/chain/0/others/0/model"
+    later = recipe_from({**document, "chain": [{"technique": "prune", "depth": 1}, merge]})
+    assert fetch_work(later).alike == ()  # two models of five layers may come of one with six
+    assert fetch_work(recipe).alike == ("/chain/0/others/0/model",)
 
 
 def _engine(folder: Path, number: int, base: Path, other: Path) -> list[AnyEvent]:

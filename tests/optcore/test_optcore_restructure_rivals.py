@@ -15,6 +15,9 @@ RIVALS = [
     ({"technique": "sparsify", "ratio": 0.4, "owl": True}, {"method": "magnitude", "ratio": 0.4, "owl": False}),
     ({"technique": "sparsify", "method": "magnitude"}, {"method": "random"}),
     ({"technique": "low_rank", "allocation": "global", "keep": 0.7}, {"method": "svd", "keep": 0.7}),
+    ({"technique": "palettize", "bits": 3, "group": 16}, {"method": "uniform", "bits": 3, "group": 16}),
+    ({"technique": "puzzle", "target": {"params": 0.75}, "score": "local"}, {"choice": "uniform", "score": "local"}),
+    ({"technique": "hash_share", "ratio": 0.3}, {"method": "modulo", "ratio": 0.3}),
     ({"technique": "merge", "method": "ties", "others": [OTHER | {"weight": 2}]}, {"method": "linear"}),
 ]
 
@@ -38,6 +41,8 @@ def test_the_rival_is_trivial_and_of_the_same_size(settings: dict[str, object], 
         {"technique": "prune", "ffn": {"ratio": 0}},
         {"technique": "sparsify", "method": "random"},
         {"technique": "low_rank", "method": "svd"},
+        {"technique": "puzzle", "target": {"params": 1}},
+        {"technique": "palettize", "method": "uniform"},
         {"technique": "merge", "others": [OTHER]},
         {"technique": "sparsify", "compare": False},
     ],
