@@ -5,6 +5,7 @@ Seen in one call of the layer on a few tokens, so that nothing about an architec
 Legend: T tokens, K inputs of the output projection, heads after each other; N outputs of a linear before it.
 """
 
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -53,11 +54,8 @@ class _Attending(TorchFunctionMode):
 def attention_of(decoder: Decoder, index: int, layer: nn.Module, probe: State) -> Attention | None:
     """The layer's attention; None where it has none, or where no linear takes the heads together after it."""
     seen = _Attending(probe.hidden_BTH.shape[1])
-    try:
-        with seen:
-            decoder.forward(index, layer, probe)
-    except _Reached:
-        pass
+    with suppress(_Reached), seen:
+        decoder.forward(index, layer, probe)
     linears = {path: module for path, module in layer.named_modules() if isinstance(module, nn.Linear)}
     path = next((path for path, module in linears.items() if module.weight is seen.weight), None)
     if path is None or linears[path].in_features % seen.heads:
@@ -90,10 +88,8 @@ def rows_of(
     handles = [module.register_forward_hook(follow(path)) for path, module in linears.items() if path != output]
     handles.append(linears[output].register_forward_pre_hook(reach))
     try:
-        with torch.enable_grad():
+        with suppress(_Reached), torch.enable_grad():
             decoder.forward(index, layer, probe)
-    except _Reached:
-        pass
     finally:
         for handle in handles:
             handle.remove()

@@ -1,6 +1,7 @@
 """What fine-tuning wins back of a classifier that lost a layer, or half of its attention heads; it prints its figures.
 
 A BERT of four layers learns to tell packages of the standard library by their sources; accuracy on held-out pieces.
+Nothing is claimed of rankings against chance: what either costs here is less than the error of 400 texts, 2.4 points.
 """
 
 from pathlib import Path
@@ -54,7 +55,6 @@ def test_fine_tuning_wins_back(settings: dict[str, Any], source: Source, tmp_pat
     print(f"fine-tuned: ranked {of_tuned:.1%}, the first at random {of_rival:.1%}")
     _check_zeros(pruned, tuned)
     assert of_tuned >= 0.95 * source.trained_on
-    assert accuracy > sum(one for _, one in rivals) / len(rivals)
 
 
 def _pruned(source: Source, folder: Path, settings: dict[str, Any], seed: int) -> tuple[Path, float]:
