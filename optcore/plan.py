@@ -132,7 +132,7 @@ def measured_between(recipe: Recipe) -> frozenset[int]:
         return frozenset()
     properties, found = _DENSE, set[int]()
     for number, technique in enumerate(recipe.chain[:-1], start=1):
-        properties = (properties | technique.leaves) - technique.removes
+        properties = (properties | technique.makes) - technique.removes
         if "quantized" not in properties:
             found.add(number)
     return frozenset(found)
@@ -161,7 +161,7 @@ def check(recipe: Recipe) -> None:
                 remedy=f"{remedy}, or {last}" if remedy else last,
                 field=f"/chain/{number}",
             )
-        properties = (properties | technique.leaves) - technique.removes
+        properties = (properties | technique.makes) - technique.removes
     if "quantized" not in properties:
         _check_unquantized(recipe)
     _check_also(recipe)

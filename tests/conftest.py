@@ -38,6 +38,7 @@ pytest_plugins = [
     "fixtures.classifiers",
     "fixtures.exporting",
     "fixtures.training_stages",
+    "fixtures.package_texts",
 ]
 
 ROOT = Path(__file__).parent.parent

@@ -8,7 +8,8 @@ import torch
 
 from optcore.errors import RecipeError
 from optcore.links import link_companions
-from optcore.restructure.routing import Routed, check_same, probe_logits, routed
+from optcore.restructure.probe import check_same, probe_logits
+from optcore.restructure.routing import Routed, forbidding, routed
 from optcore.restructure.saliency import Saliency, saliencies
 from optcore.sources.checkpoint_files import CONFIG
 from optcore.streaming.decoder import Decoder
@@ -43,8 +44,8 @@ def prune_experts(run: "Run", cut: "Cut", *, is_random: bool) -> None:
     _write(run, decoder, blocks, kept, config)
     dropped = {at: sorted({*range(count)} - {*kept[at]}) for at in blocks}
     check_same(
-        probe_logits(Decoder(run.out, dtype=torch.float32), {}),
-        probe_logits(Decoder(run.checkpoint, dtype=torch.float32), dropped),
+        probe_logits(Decoder(run.out, dtype=torch.float32)),
+        probe_logits(Decoder(run.checkpoint, dtype=torch.float32), around=forbidding(dropped)),
         f"a {type(decoder.model).__name__} without those experts is not the model that never chooses them",
         "prune this model by another method",
     )

@@ -7,36 +7,27 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from optcore.errors import RecipeError
+from optcore.restructure.probe import check_same, probe_logits
 from optcore.streaming.decoder import Decoder
-from optcore.streaming.groups import probe_state
 
 if TYPE_CHECKING:
     from optcore.restructure.slices import Slices
     from optcore.restructure.width_plan import Plan
     from optcore.run import Run
 
-_CLOSE = 1e-5
-
 
 @torch.no_grad()
 def check_masked(run: "Run", slices: "Slices", plan: "Plan") -> None:
     """Raises `RecipeError` unless the logits of `run.out` are those of `run.checkpoint` with what went masked."""
-    expected = _masked_logits(Decoder(run.checkpoint, dtype=torch.float32), slices, plan)
     narrower = Decoder(run.out, dtype=torch.float32)
-    state = probe_state(narrower)
-    for index in range(len(narrower)):
-        with narrower.layer(index) as layer:
-            state = narrower.forward(index, layer, state)
-    found = narrower.logits(state)
-    if not (found - expected).norm() <= _CLOSE * expected.norm():
-        cut = ", ".join(f"{key} {after}" for key, (_, after) in plan.sizes.items())
-        raise RecipeError(
-            f"a {type(narrower.model).__name__} with {cut} is another model than this one without those parts: it "
-            "computes more from these sizes than shapes",
-            remedy="leave out the axis that does it (`width` is `ffn` and `hidden`), or prune `depth`",
-            field="/chain",
-        )
+    cut = ", ".join(f"{key} {after}" for key, (_, after) in plan.sizes.items())
+    check_same(
+        probe_logits(narrower),
+        _masked_logits(Decoder(run.checkpoint, dtype=torch.float32), slices, plan),
+        f"a {type(narrower.model).__name__} with {cut} is another model than this one without those parts: it computes "
+        "more from these sizes than shapes",
+        "leave out the axis that does it (`width` is `ffn` and `hidden`), or prune `depth`",
+    )
 
 
 def _masked_logits(decoder: Decoder, slices: "Slices", plan: "Plan") -> torch.Tensor:
@@ -44,15 +35,17 @@ def _masked_logits(decoder: Decoder, slices: "Slices", plan: "Plan") -> torch.Te
     for name, parameter in decoder.model.named_parameters(remove_duplicate=False):
         if not name.startswith(inside):
             slices.mask(name, parameter.data)
-    state = probe_state(decoder)
-    for index in range(len(decoder)):
+
+    @contextmanager
+    def masked(index: int, layer: nn.Module) -> Iterator[None]:
         own = f"{decoder.layer_name(index)}."
-        with decoder.layer(index) as layer, _over_kept(decoder, plan, [p for p in plan.norms if p.startswith(own)]):
-            for path, parameter in layer.named_parameters():
-                slices.mask(f"{own}{path}", parameter.data)
-            state = decoder.forward(index, layer, state)
+        for path, parameter in layer.named_parameters():
+            slices.mask(f"{own}{path}", parameter.data)
+        with _over_kept(decoder, plan, [path for path in plan.norms if path.startswith(own)]):
+            yield
+
     with _over_kept(decoder, plan, [path for path in plan.norms if not path.startswith(inside)]):
-        return decoder.logits(state)
+        return probe_logits(decoder, around=masked)
 
 
 @contextmanager

@@ -69,7 +69,8 @@ class Narrower:
 
     def refused(self, axis: str, why: str) -> RecipeError:
         """The error for a family that cannot be cut along an axis."""
-        remedy = f"leave `{axis}` out{' (`width` has it in it)' if axis in ('ffn', 'hidden') else ''}, or prune `depth`"
+        instead = {"heads": ", make zeros of them with `masked: true`"}.get(axis, " (`width` has it in it)")
+        remedy = f"leave `{axis}` out{instead}, or prune `depth`"
         return RecipeError(f"{self.name} cannot be cut along `{axis}`: {why}", remedy=remedy, field="/chain")
 
     @property

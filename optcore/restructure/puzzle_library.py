@@ -19,9 +19,9 @@ from optcore.algorithms.refit import refitted
 from optcore.calibration.statistics import Observer
 from optcore.calibration.text import Texts
 from optcore.restructure.activity import Measured, measure
+from optcore.restructure.choice import best
 from optcore.restructure.puzzle_parts import Part, Parts
 from optcore.restructure.slices import Slices
-from optcore.restructure.width import best
 from optcore.restructure.width_plan import Plan
 from optcore.streaming.hidden import HiddenStates, IN_MEMORY_bytes, allocate
 from optcore.streaming.simulate import rounded

@@ -13,11 +13,8 @@ from torch.nn.functional import linear
 from torch.overrides import TorchFunctionMode
 
 from optcore.errors import RecipeError
-from optcore.streaming.decoder import Decoder
-from optcore.streaming.experts import Experts
-from optcore.streaming.groups import probe_state
-
-_CLOSE = 1e-5
+from optcore.restructure.probe import Around
+from optcore.streaming.experts import Experts, decides
 
 
 class Routed(NamedTuple):
@@ -48,7 +45,7 @@ def routed(layer: nn.Module) -> Routed | None:
 
 def _routed(block: nn.Module, prefix: str, name: str, experts: Experts) -> Routed:
     count = len(experts)
-    found = [(other, child) for other, child in block.named_children() if _decides(child, count)]
+    found = [(other, child) for other, child in block.named_children() if decides(child, count)]
     if len(found) != 1:
         raise RecipeError(
             f"{len(found)} modules beside {prefix}{name} have a row for each of its {count} experts: no telling which "
@@ -60,11 +57,6 @@ def _routed(block: nn.Module, prefix: str, name: str, experts: Experts) -> Route
     tables = [f"{other}.{path}" for path, tensor in _tensors(router) if tensor.shape[:1] == (count,)]
     own = [path for path, tensor in _tensors(block) if "." not in path and tensor.shape == (count,)]
     return Routed(f"{prefix}{name}", experts, router, tuple(prefix + path for path in tables + own))
-
-
-def _decides(module: nn.Module, count: int) -> bool:
-    """Whether all its matrices are [E, ...]: a shared expert as wide as there are experts has one that is not."""
-    return not isinstance(module, Experts) and {len(each) for _, each in _tensors(module) if each.ndim == 2} == {count}
 
 
 def _tensors(module: nn.Module) -> list[tuple[str, torch.Tensor]]:
@@ -83,6 +75,11 @@ class _Forbidding(TorchFunctionMode):
         if func is linear and args[1].data_ptr() in self._addresses:
             return out.index_fill(-1, self._removed.to(out.device), -torch.inf)
         return out
+
+
+def forbidding(removed: Mapping[int, Sequence[int]]) -> Around:
+    """Around layers, by their number, whose routers never choose `removed` experts."""
+    return lambda index, layer: forbidden(layer, removed.get(index, ()))
 
 
 @contextmanager
@@ -107,19 +104,3 @@ def forbidden(layer: nn.Module, removed: Sequence[int]) -> Iterator[None]:
     finally:
         for bias_E, data_E in zip(biases, before, strict=True):
             bias_E.data = data_E
-
-
-@torch.no_grad()
-def probe_logits(decoder: Decoder, removed: Mapping[int, Sequence[int]]) -> torch.Tensor:
-    """Logits of a few tokens, [1, T, V], with `removed` experts, by the layer's number, never chosen."""
-    state = probe_state(decoder)
-    for index in range(len(decoder)):
-        with decoder.layer(index) as layer, forbidden(layer, removed.get(index, ())):
-            state = decoder.forward(index, layer, state)
-    return decoder.logits(state)
-
-
-def check_same(found: torch.Tensor, expected: torch.Tensor, said: str, remedy: str) -> None:
-    """Refuse to go on where logits differ by more than rounding."""
-    if not (found - expected).norm() <= _CLOSE * expected.norm():
-        raise RecipeError(said, remedy=remedy, field="/chain")

@@ -6,15 +6,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
 from optcore.links import link_companions
+from optcore.restructure.probe import are_same, probe_logits
 from optcore.sources.checkpoint_files import CONFIG
 from optcore.streaming.decoder import Decoder
-from optcore.streaming.groups import probe_state
 from optcore.streaming.writer import TensorWriter
 
-_CLOSE = 1e-5
 _NOT_OF_LAYERS = ("_token_id", "architectures")
 """Lists in a configuration that may be as long as there are layers by chance."""
 
@@ -55,20 +52,10 @@ def write_stack(
     (out / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
 
 
-@torch.no_grad()
 def is_stack(around: Decoder, layers: Sequence[Taken], out: Path) -> bool:
     """Whether the written model computes what those layers do one after the other: what a layer is can depend on its
     number, and then it is another one in another place."""
-    state, written = probe_state(around), Decoder(out)
-    for model, index in layers:
-        with model.layer(index) as layer:
-            state = model.forward(index, layer, state)
-    own = probe_state(written)
-    for index in range(len(written)):
-        with written.layer(index) as layer:
-            own = written.forward(index, layer, own)
-    expected, found = around.logits(state), written.logits(own)
-    return bool((found - expected).norm() <= _CLOSE * expected.norm())
+    return are_same(probe_logits(Decoder(out)), probe_logits(around, layers))
 
 
 def numbered(decoder: Decoder) -> re.Pattern[str]:

@@ -53,12 +53,16 @@ class Heads(NamedTuple):
     groups: int
 
 
-def reader_units(asked: Narrower, axis: str, moved: Moved, heads: Heads | None = None) -> Iterator[Unit]:
+def reader_units(
+    asked: Narrower, axis: str, moved: Moved, heads: Heads | None = None, fused: frozenset[str] = frozenset()
+) -> Iterator[Unit]:
     """Units of linears whose input became narrower, each with the parameters that make that input.
 
-    Without `heads`, channels go one by one. Raises `RecipeError` for what follows in a way that we do not know.
+    Without `heads`, channels go one by one. `fused` parameters hold all queries, then all keys and values. Raises
+    `RecipeError` for what follows in a way that we do not know.
     """
-    inputs = {name: changes[0] for name, changes in moved.items() if changes[0].dimension == 1}
+    linears = {f"{path}.weight" for path, module in asked.model.named_modules() if isinstance(module, nn.Linear)}
+    inputs = {name: changes[0] for name, changes in moved.items() if changes[0].dimension == 1 and name in linears}
     if not inputs:
         raise asked.refused(axis, "its configuration cannot say it")
     readers = {name.removesuffix(".weight"): change for name, change in inputs.items()}
@@ -67,7 +71,7 @@ def reader_units(asked: Narrower, axis: str, moved: Moved, heads: Heads | None =
     for name, changes in moved.items():
         path = name.rpartition(".")[0]
         reader = path if name in inputs else next((under[folder] for folder in _above(path) if folder in under), "")
-        place = _place(name, changes, readers[reader], heads) if reader else None
+        place = _place(name, changes, readers[reader], heads, name in fused) if reader else None
         is_linear = isinstance(asked.model.get_submodule(path), nn.Linear)
         has_one_each = heads is not None and changes[0].before == heads.before  # attention sinks
         if place is None or not (is_linear or has_one_each):
@@ -94,7 +98,7 @@ def norms_in(asked: Narrower, unit: Unit) -> list[str]:
     return [path for path in owners if not isinstance(asked.model.get_submodule(path), nn.Linear)]
 
 
-def _place(name: str, changes: list[Change], reader: Change, heads: Heads | None) -> Place | None:
+def _place(name: str, changes: list[Change], reader: Change, heads: Heads | None, is_fused: bool) -> Place | None:
     """Where parts lie in a parameter, given what becomes of their reader's input. None where it does not add up."""
     (dimension, before, after), *others = changes
     if others:
@@ -103,9 +107,11 @@ def _place(name: str, changes: list[Change], reader: Change, heads: Heads | None
         copies = before // reader.before
         fits = before == copies * reader.before and after == copies * reader.after
         return Place(name, dimension, copies=copies) if fits else None
+    block = reader.before // heads.before
     if before * heads.after == after * heads.before:
-        return Place(name, dimension, block=before // heads.before)
-    block = reader.before // heads.before  # queries first, then the keys and values of a fused matrix
+        copies = before // reader.before if is_fused else 1
+        return Place(name, dimension, block=before // heads.before // copies, copies=copies)
+    # queries first, then the keys and values of a fused matrix
     fits = before - after == (heads.before - heads.after) * block
     return Place(name, dimension, block=block) if fits else None
 

@@ -13,7 +13,8 @@ from optcore.errors import RecipeError
 from optcore.frozen import digest_of
 from optcore.links import link_companions
 from optcore.restructure.families import Family, family_for
-from optcore.restructure.routing import check_same, probe_logits
+from optcore.restructure.probe import check_same, probe_logits
+from optcore.restructure.routing import forbidding
 from optcore.sources.checkpoint_files import CONFIG
 from optcore.streaming.decoder import Decoder
 from optcore.streaming.reader import TensorReader
@@ -126,8 +127,8 @@ def _check(run: "Run", technique: "Upcycle") -> None:
     dense, mixture = (Decoder(folder, dtype=torch.float32) for folder in (run.checkpoint, run.out))
     others = () if technique.is_exact else range(1, technique.experts)
     check_same(
-        probe_logits(mixture, dict.fromkeys(range(len(mixture)), others)),
-        probe_logits(dense, {}),
+        probe_logits(mixture, around=forbidding(dict.fromkeys(range(len(mixture)), others))),
+        probe_logits(dense),
         f"as a {type(mixture.model).__name__} the model computes something else: its configuration holds what that "
         "family does not know",
         "upcycle another model of these families",

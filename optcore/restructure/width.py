@@ -1,8 +1,6 @@
 """A checkpoint with narrower layers: fewer FFN channels, query heads and hidden channels.
 
 What is written must be the old model with those parts masked, or it does not count.
-
-Legend: P parts (channels or heads) of a unit, G groups of them.
 """
 
 import json
@@ -13,9 +11,9 @@ import torch
 
 from optcore.links import link_companions
 from optcore.restructure.activity import Measured, measure
+from optcore.restructure.choice import Kept, StoredWeights, chosen, compensated, needs_text
 from optcore.restructure.masked import check_masked
 from optcore.restructure.slices import Slices
-from optcore.restructure.units import Unit
 from optcore.restructure.width_plan import Plan, planned
 from optcore.sources.checkpoint_files import CONFIG
 from optcore.streaming.decoder import Decoder
@@ -25,22 +23,19 @@ if TYPE_CHECKING:
     from optcore.run import Run
     from optcore.techniques.prune import Prune
 
-Kept = list[torch.Tensor]
-"""By unit, the parts that stay, in rising order."""
-
 
 def prune_width(run: "Run", technique: "Prune", known: Measured | None = None) -> None:
-    """Write `run.checkpoint` to `run.out` with less along each axis of `technique.cuts`.
+    """Write `run.checkpoint` to `run.out` with less along each axis of `technique.sliced`.
 
     `known` is what calibration text shows of these axes and more, where that was measured before.
     """
     decoder = Decoder(run.checkpoint, dtype=torch.float32)
     plan = planned(decoder, technique, run.scratch)
-    weights = _Weights(decoder)
+    weights = StoredWeights(decoder)
     measured = _measured(run, decoder, plan, technique) if known is None else known
-    kept = _kept(run.seed, plan, technique, weights, measured)
+    kept = chosen(run.seed, plan, technique, weights, measured)
     gains = _gains(plan, kept, measured) if technique.rescale else {}
-    changed = {**_rescaled(weights, gains, measured), **_compensated(plan, kept, technique, weights, measured)}
+    changed = {**_rescaled(weights, gains, measured), **compensated(plan, kept, technique, weights, measured)}
     left_out = write_narrower(run, decoder, plan, kept, changed)
     _tell(run, plan, kept, gains, left_out)
 
@@ -63,66 +58,13 @@ def write_narrower(run: "Run", decoder: Decoder, plan: Plan, kept: Kept, changed
 
 
 def activity(run: "Run", technique: "Prune") -> Measured:
-    """What calibration text shows of `run.checkpoint` along each axis of `technique.cuts`, however much is cut."""
+    """What calibration text shows of `run.checkpoint` along each axis of `technique.sliced`, however much is cut."""
     decoder = Decoder(run.checkpoint, dtype=torch.float32)
     return _measured(run, decoder, planned(decoder, technique, run.scratch), technique)
 
 
-def best(scores_P: torch.Tensor, keeps: int, groups: int) -> torch.Tensor:
-    """The parts of the highest scores, equally many of each group, in rising order; of equals, the earlier ones."""
-    order_GP = scores_P.reshape(groups, -1).argsort(dim=1, descending=True, stable=True)[:, : keeps // groups]
-    starts_G1 = torch.arange(groups)[:, None] * (len(scores_P) // groups)
-    return (order_GP + starts_G1).flatten().sort().values
-
-
-class _Weights:
-    """Single parameters, read where they are wanted; of a tensor with all experts in it, all that are asked in turn."""
-
-    def __init__(self, decoder: Decoder) -> None:
-        self._decoder = decoder
-        self._held: tuple[str, torch.Tensor] = ("", torch.empty(0))
-
-    def stored(self, name: str) -> torch.Tensor:
-        """A parameter in its stored type."""
-        source = self._decoder.names.sources[name]
-        if self._held[0] != source.stored:
-            self._held = (source.stored, self._decoder.reader.tensor(source.stored))
-        return source.of(self._held[1])
-
-
 def _measured(run: "Run", decoder: Decoder, plan: Plan, technique: "Prune") -> Measured:
-    return measure(run, decoder, plan) if _needs_text(plan, technique) else Measured()
-
-
-def _needs_text(plan: Plan, technique: "Prune") -> bool:
-    chooses = [unit.axis != "ffn" or technique.importance != "magnitude" for unit in plan.units]
-    ranks = technique.order == "influence" and any(chooses)
-    return bool(plan.units) and (ranks or technique.compensate or (technique.rescale and bool(plan.norms)))
-
-
-def _kept(seed: int, plan: Plan, technique: "Prune", weights: _Weights, measured: Measured) -> Kept:
-    """What stays of each unit. Heads are ranked inside the group that shares a key, hidden channels over all norms."""
-    generator = torch.Generator().manual_seed(seed)
-    found: Kept = []
-    for unit in plan.units:
-        if technique.order == "random":
-            scores_P = torch.rand(unit.parts, generator=generator)
-        elif unit.axis == "hidden":
-            scores_P = torch.stack([measured.outputs[path].score_P(unit.parts) for path in plan.norms]).sum(0)
-        else:
-            scores_P = _scores(unit, technique.importance, weights, measured)
-        found.append(best(scores_P, unit.keeps, unit.groups))
-    return found
-
-
-def _scores(unit: Unit, importance: str, weights: _Weights, measured: Measured) -> torch.Tensor:
-    """Of the channels or heads that a linear reads, [P]."""
-    if unit.axis == "heads":
-        return measured.inputs[unit.reader].score_P(unit.parts)
-    norm_P = torch.ones(unit.parts, dtype=torch.float64)
-    if importance != "activation":
-        norm_P = weights.stored(f"{unit.reader}.weight").double().norm(dim=0)
-    return norm_P if importance == "magnitude" else norm_P * measured.inputs[unit.reader].score_P(unit.parts)
+    return measure(run, decoder, plan) if needs_text(plan, technique) else Measured()
 
 
 def _gains(plan: Plan, kept: Kept, measured: Measured) -> dict[str, float]:
@@ -131,29 +73,12 @@ def _gains(plan: Plan, kept: Kept, measured: Measured) -> dict[str, float]:
     return {path: measured.energies[path].narrower(stays[0]) for path in plan.norms}
 
 
-def _rescaled(weights: _Weights, gains: dict[str, float], measured: Measured) -> dict[str, torch.Tensor]:
+def _rescaled(weights: StoredWeights, gains: dict[str, float], measured: Measured) -> dict[str, torch.Tensor]:
     """The norms' weights with those gains, as they will be stored."""
     found: dict[str, torch.Tensor] = {}
     for path, gain in gains.items():
         weight, offset = weights.stored(f"{path}.weight"), measured.energies[path].offset
         found[f"{path}.weight"] = ((weight.double() + offset) * gain - offset).to(weight.dtype)
-    return found
-
-
-def _compensated(
-    plan: Plan, kept: Kept, technique: "Prune", weights: _Weights, measured: Measured
-) -> dict[str, torch.Tensor]:
-    """Readers' biases with what the removed inputs gave in the mean: b + W_removed mean(x_removed)."""
-    found: dict[str, torch.Tensor] = {}
-    for unit, kept_P in zip(plan.units, kept, strict=True):
-        if technique.compensate and unit.reader:
-            weight_NK = weights.stored(f"{unit.reader}.weight").double()
-            channels = weight_NK.shape[1]
-            mean_K = measured.inputs[unit.reader].mean_K(channels).clone()
-            block = channels // unit.parts
-            mean_K.view(unit.parts, block)[kept_P] = 0
-            bias_N = weights.stored(f"{unit.reader}.bias")
-            found[f"{unit.reader}.bias"] = (bias_N.double() + weight_NK @ mean_K).to(bias_N.dtype)
     return found
 
 

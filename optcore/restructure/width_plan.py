@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from optcore.errors import RecipeError
-from optcore.restructure.narrower import Narrower
+from optcore.restructure.narrower import Change, Narrower
 from optcore.restructure.norms import check_norms
 from optcore.restructure.units import Heads, Unit, hidden_unit, norms_in, reader_units
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from optcore.streaming.decoder import Decoder
     from optcore.techniques.prune import Cut, Prune
 
-_FFN_SIZE = re.compile(r"(\w+_)?(intermediate_size|ffn_dim)")
+_FFN_SIZE = re.compile(r"(\w+_)?(intermediate_size|ffn_dim)|hidden_dim")
 
 
 @dataclass
@@ -35,10 +35,10 @@ class Plan:
 
 @torch.no_grad()
 def planned(decoder: "Decoder", technique: "Prune", scratch: Path) -> Plan:
-    """Ask for each axis of `technique.cuts`. Raises `RecipeError` for what this model cannot lose."""
+    """Ask for each axis of `technique.sliced`. Raises `RecipeError` for what this model cannot lose."""
     asked = Narrower(decoder, scratch)
     plan = Plan(asked.config)
-    for axis, cut in technique.cuts.items():
+    for axis, cut in technique.sliced.items():
         {"ffn": _cut_ffn, "hidden": _cut_hidden, "heads": _cut_heads}[axis](asked, plan, cut, technique.multiple)
     check_norms(decoder, plan.norms)
     if technique.compensate:
@@ -85,7 +85,8 @@ def _cut_heads(asked: Narrower, plan: Plan, cut: "Cut", _: int) -> None:
     key, before = asked.key("num_attention_heads"), int(asked.known.num_attention_heads)
     groups = int(getattr(asked.known, "num_key_value_heads", None) or before)
     if groups == before:
-        raise asked.refused("heads", "each of its query heads has a key of its own, and keys stay")
+        _cut_whole_heads(asked, plan, Heads(before, one_each(cut, before), 1))
+        return
     wanted = cut.size / groups if cut.size is not None else before // groups * (1 - (cut.ratio or 0))
     each = round(wanted)
     if each < 1:
@@ -106,6 +107,28 @@ def _cut_heads(asked: Narrower, plan: Plan, cut: "Cut", _: int) -> None:
     plan.sizes[key] = (before, heads.after)
     if heads.after != before:
         plan.units += reader_units(asked, "heads", moved, heads)
+
+
+def _cut_whole_heads(asked: Narrower, plan: Plan, heads: Heads) -> None:
+    """Queries, keys and values together, where each head has its own. What holds all three in one matrix follows both
+    settings: the number of keys goes first, since fewer keys than queries are what every family takes."""
+    key, keys = asked.key("num_attention_heads"), asked.key("num_key_value_heads")
+    asked.keep_head_size()
+    of_keys = asked.moved(keys, heads.after, "heads") if hasattr(asked.known, keys) else {}
+    of_queries = asked.moved(key, heads.after, "heads")
+    both = {
+        name: [Change(of_keys[name][0].dimension, of_keys[name][0].before, changes[0].after)]
+        for name, changes in of_queries.items()
+        if name in of_keys
+    }
+    plan.sizes[key] = (heads.before, heads.after)
+    if heads.after != heads.before:
+        plan.units += reader_units(asked, "heads", of_keys | of_queries | both, heads, frozenset(both))
+
+
+def one_each(cut: "Cut", before: int) -> int:
+    """How many of so many heads stay, at least one."""
+    return _size("heads", cut, before, 1)
 
 
 def _size(axis: str, cut: "Cut", before: int, multiple: int) -> int:

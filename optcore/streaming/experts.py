@@ -115,3 +115,12 @@ def is_fused_experts(module: nn.Module) -> bool:
 def layout_of(fused: nn.Module) -> Layout:
     """What the class says of its parameters."""
     return Layout(bool(fused.is_transposed), not fused.is_concatenated)
+
+
+def decides(module: nn.Module, count: int) -> bool:
+    """Whether something beside `count` experts is their router: each of its matrices has a row for each of them.
+
+    A shared expert that is as wide as there are experts has one that has not.
+    """
+    parameters = [*module.parameters(), *module.buffers()]
+    return not isinstance(module, Experts) and {len(each) for each in parameters if each.ndim == 2} == {count}

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from optcore.streaming.decoder import Decoder, State
-from optcore.streaming.experts import Expert, Experts
+from optcore.streaming.experts import Expert, Experts, decides
 
 _PROBE_tokens = 8
 
@@ -20,14 +20,14 @@ def linears(layer: nn.Module) -> dict[str, nn.Linear]:
 
 
 def _routers(block: nn.Module) -> list[nn.Linear]:
-    """Linears beside a block's experts that decide about them: its own, and what has an output for each expert."""
+    """Linears beside a block's experts that decide about them: its own, and those of what has a row for each expert."""
     experts = next((child for child in block.children() if isinstance(child, Experts)), None)
     if experts is None:
         return []
     siblings = [child for child in block.children() if child is not experts]
     own = [child for child in siblings if isinstance(child, nn.Linear)]
-    below = [module for child in siblings for module in child.modules() if isinstance(module, nn.Linear)]
-    return own + [module for module in below if module.out_features == len(experts)]
+    routers = [child for child in siblings if decides(child, len(experts))]
+    return own + [module for router in routers for module in router.modules() if isinstance(module, nn.Linear)]
 
 
 def probe_state(decoder: Decoder) -> State:

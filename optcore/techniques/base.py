@@ -75,6 +75,11 @@ class Technique(Frozen):
         return frozenset()
 
     @property
+    def makes(self) -> frozenset[str]:
+        """Properties that the output has on top with these settings."""
+        return self.leaves
+
+    @property
     def leaves_weights(self) -> bool:
         """Whether the high-precision weights are afterwards what they were: only what is made of them changed."""
         return "quantized" in self.leaves or "quantized" in self.needs

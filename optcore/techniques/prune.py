@@ -62,12 +62,16 @@ class Prune(Restructuring):
     ffn: Cut | None = None
     """Channels between a feed-forward network's projections; of each expert, where there are experts."""
     heads: Cut | None = None
-    """Query heads, as many from each group that shares a key; keys and values stay."""
+    """Query heads. Where several share a key, as many of each group, and keys and values stay; where each has its own,
+    these go with it."""
     hidden: Cut | None = None
     """Channels of the hidden state, the same ones in all layers."""
     experts: Cut | None = None
     """Experts of each layer of a mixture, as many from each group of a router that chooses groups first; shared ones
     stay. In an entry of its own."""
+    masked: bool = False
+    """Make zeros of what belongs to the removed heads instead of taking it out: for encoders such as BERT, whose
+    configuration has no size of a head beside their number. Loads everywhere, faster nowhere; training keeps zeros."""
     target: Target | None = None
     """Instead of cuts: what the model may cost. Shapes that meet it are searched over a grid and compared; what is
     written is the best one as cut, not distilled: a `distill` after it starts from there."""
@@ -104,6 +108,16 @@ class Prune(Restructuring):
         return {axis: cut for axis, cut in named.items() if cut and not cut.is_nothing}
 
     @property
+    def sliced(self) -> dict[str, Cut]:
+        """What is cut out of tensors: all but heads of which zeros are made."""
+        return {axis: cut for axis, cut in self.cuts.items() if not (self.masked and axis == "heads")}
+
+    @property
+    def makes(self) -> frozenset[str]:
+        """Zeros are a form that weights have, and not all techniques keep it."""
+        return frozenset({"sparse"} if self.cuts.keys() - self.sliced.keys() else ())
+
+    @property
     def summary(self) -> str:
         """What it does to a model, in one line for people."""
         if self.target:
@@ -113,7 +127,8 @@ class Prune(Restructuring):
         chosen = "drawn at random" if self.order == "random" else "of least influence"
         parts = [f"{layers} {chosen} left out"] if self.depth or not (self.cuts or self.experts) else []
         if self.cuts:
-            said = ", ".join(f"{_CALLED[axis]} cut {cut}" for axis, cut in self.cuts.items())
+            how = {axis: "cut" if axis in self.sliced else "made zeros," for axis in self.cuts}
+            said = ", ".join(f"{_CALLED[axis]} {how[axis]} {cut}" for axis, cut in self.cuts.items())
             parts.append(f"{said}{' at random' if self.order == 'random' else ''}")
         if self.experts:
             parts.append(f"experts cut {self.experts}{' at random' if self.order == 'random' else ' by saliency'}")
@@ -140,6 +155,8 @@ class Prune(Restructuring):
             raise ValueError("`experts` goes alone: prune what else there is in another entry of the chain")
         if self.width is not None and (self.ffn or self.hidden):
             raise ValueError("`width` says how much of `ffn` and `hidden` goes: give it or them")
+        if self.masked and not self.heads:
+            raise ValueError("`masked` makes zeros of heads, and none are cut")
         if self.compensate and not self.target and not (self.cuts.keys() & {"ffn", "heads"}):
             raise ValueError("`compensate` makes up for FFN channels and heads, and none are cut")
         return self

@@ -1,8 +1,10 @@
 """Experts that a checkpoint holds in one tensor, one by one: names, slices, counts of tokens."""
 
+from pathlib import Path
+
 import pytest
 import torch
-from fixtures.tiny_models import MakeModel
+from fixtures.tiny_models import EXTRAS, MakeModel, make_model
 from torch import nn
 
 from optcore.streaming.decoder import Decoder
@@ -40,6 +42,13 @@ def test_routers_are_in_no_group(family: str, tiny_model: MakeModel) -> None:
         paths = {path for group in fused_groups(decoder, 1, layer, probe_state(decoder)) for path in group}
     assert paths == set(linears(layer))
     assert not any("router" in path or path.endswith("mlp.gate") for path in paths)
+
+
+def test_a_shared_expert_as_wide_as_there_are_experts_is_no_router(stdlib_model: Path, tmp_path: Path) -> None:
+    sizes = {"num_experts": 8, "shared_expert_intermediate_size": 8}
+    decoder = Decoder(make_model("Qwen3Next", {**EXTRAS["Qwen3Next"], **sizes}, tmp_path, stdlib_model))
+    paths = {path for path in linears(decoder.layers[0]) if path.startswith("mlp.shared_expert")}
+    assert paths == {f"mlp.shared_expert.{name}_proj" for name in ("gate", "up", "down")}
 
 
 def test_slices_of_a_transposed_interleaved_tensor_with_biases(tiny_model: MakeModel) -> None:

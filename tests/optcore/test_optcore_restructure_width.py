@@ -17,7 +17,7 @@ from optcore.calibration.text import Texts
 from optcore.errors import RecipeError
 from optcore.references import Calibration
 from optcore.restructure.activity import Measured, measure
-from optcore.restructure.width import best
+from optcore.restructure.choice import best
 from optcore.restructure.width_plan import planned
 from optcore.run import Run
 from optcore.streaming import hidden
@@ -177,7 +177,6 @@ def test_biases_take_what_the_removed_channels_gave_in_the_mean(stdlib_model: Pa
         ("Llama", {"ffn": {"size": 257}}, "there are 256"),
         ("Llama", {"hidden": {"size": 98}}, "not a multiple of the number of attention heads"),
         ("Llama", {**FFN, "compensate": True}, "has none"),
-        ("DeepseekV3", HEADS, "a key of its own"),
         ("Bert", HEADS, "scaling follows from num_attention_heads"),
         ("Lfm2", HIDDEN, "follows the hidden size in another way"),
         ("Starcoder2", HIDDEN, "no RMS norm"),
@@ -195,7 +194,7 @@ def test_what_cannot_be_cut_is_refused_before_any_work(
         Prune.model_validate(settings | {"depth": 1, "ends": True}).apply(run)
     assert caught.value.remedy
     assert not list(run.out.iterdir())
-    assert not (run.scratch / "shallower").exists()
+    assert not (run.scratch / "pruned-1").exists()
 
 
 @pytest.mark.parametrize(

@@ -4,26 +4,18 @@ The texts are pieces of the standard library's own sources, the labels the packa
 """
 
 import json
-from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import transformers
 from fixtures.exporting import run_of
+from fixtures.package_texts import PACKAGES, SETTINGS, SIZES, accuracy_of, trained_on
 from fixtures.training import Killed, prepared, validations
-from tokenizers import Tokenizer
-from tokenizers.models import WordPiece
-from tokenizers.pre_tokenizers import BertPreTokenizer
-from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from optcore.architecture import task_of
-from optcore.calibration.stdlib import documents
 from optcore.errors import DataError, RecipeError
-from optcore.evaluate import Classification
-from optcore.evaluate.classification_stream import classify
 from optcore.events import AnyEvent, Metric
 from optcore.measures import check_measures
 from optcore.plan import check
@@ -31,101 +23,21 @@ from optcore.recipe import recipe_from
 from optcore.techniques import Distill, Finetune
 from optcore.training.windows import Windows
 
-PACKAGES = ("asyncio", "http", "importlib", "logging", "multiprocessing", "re", "urllib")
-LINES = 6
-SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-SIZES = {"vocab_size": 1000, "hidden_size": 96, "num_attention_heads": 4, "intermediate_size": 192}
-SETTINGS: dict[str, Any] = {
-    "batch": 32,
-    "micro_batch": 32,
-    "sequence_length": 64,
-    "learning_rate": 1e-3,
-    "warmup": 0.1,
-    "validation": {"samples": 64},
-    "gradient_checkpointing": False,
-}
-
-
-def _pieces() -> list[tuple[str, str]]:
-    """Of each package equally many, so that no label can be guessed."""
-    found: dict[str, list[tuple[str, str]]] = {package: [] for package in PACKAGES}
-    for document in documents("train"):
-        package = document.name.split("/")[0]
-        if package in PACKAGES:
-            lines = [line.strip() for line in document.text.splitlines() if len(line.strip()) > 8]
-            starts = range(0, len(lines) - LINES, LINES)
-            found[package] += [("\n".join(lines[start : start + LINES]), package) for start in starts]
-    least = min(map(len, found.values()))
-    return [
-        piece for together in zip(*(pieces[:least] for pieces in found.values()), strict=True) for piece in together
-    ]
-
 
 @pytest.fixture(scope="module")
-def texts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Files to train on and to measure on: every fifth piece is held out."""
-    folder, pieces = tmp_path_factory.mktemp("texts"), _pieces()
-    files = folder / "train.jsonl", folder / "test.jsonl"
-    for number, file in enumerate(files):
-        rows = [row for place, row in enumerate(pieces) if (place % 5 == 4) == bool(number)]
-        file.write_text("".join(json.dumps({"text": text, "label": label}) + "\n" for text, label in rows))
-    return files
-
-
-@pytest.fixture(scope="module")
-def encoder(texts: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A BERT of four layers that has learned nothing, with a tokenizer made of the texts, and no head for labels."""
-    folder = tmp_path_factory.mktemp("encoder")
-    torch.manual_seed(1)
-    config = transformers.BertConfig(**SIZES, num_hidden_layers=4, max_position_embeddings=64)
-    transformers.BertForMaskedLM(config).save_pretrained(folder)
-    _tokenizer([text for text, _ in _pieces()]).save_pretrained(folder)
-    return folder
-
-
-def _tokenizer(pieces: list[str]) -> Any:
-    """Characters, and the words that are met most: the library's own training does not come out alike twice."""
-    before = BertPreTokenizer()
-    words = Counter(word for piece in pieces for word, _ in before.pre_tokenize_str(piece))
-    characters = sorted({character for word in words for character in word})
-    common = sorted((word for word in words if len(word) > 1), key=lambda word: (-words[word], word))
-    known = [*SPECIAL, *characters, *(f"##{character}" for character in characters), *common][: SIZES["vocab_size"]]
-    tokenizer = Tokenizer(WordPiece({text: number for number, text in enumerate(known)}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = before
-    ends = [(name, tokenizer.token_to_id(name)) for name in ("[CLS]", "[SEP]")]
-    tokenizer.post_processor = TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
-    names = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), SPECIAL, strict=True))
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
-
-
-def _trained(technique: Any, source: Path, checkpoint: Path, folder: Path, file: Path) -> Any:
-    torch.set_num_threads(1)
-    run = run_of(source, checkpoint, folder / "out")
-    run.teacher, run.text_files = source, (file,)
-    prepared(run, technique, folder / "windows", (file,))
-    technique.apply(run)
-    return run
-
-
-def _accuracy(source: Path, folder: Path, file: Path, scratch: Path) -> float:
-    evaluator = Classification(path=str(file), samples=400, sequence_length=64)
-    return classify(run_of(source, folder, scratch), evaluator)["result"][0].accuracy
-
-
-@pytest.fixture(scope="module")
-def teacher(encoder: Path, texts: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def teacher(package_encoder: Path, package_texts: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("teacher")
-    data = {"kind": "labelled", "path": str(texts[0])}
+    data = {"kind": "labelled", "path": str(package_texts[0])}
     technique = Finetune.model_validate({**SETTINGS, "steps": 240, "data": data})
-    run = _trained(technique, encoder, encoder, folder, texts[0])
+    run = trained_on(technique, package_encoder, package_encoder, folder, package_texts[0])
     assert validations(run, "accuracy")[-1] > 2 * validations(run, "accuracy")[0]
     return folder / "out"
 
 
 @pytest.mark.proof
 @pytest.mark.slow
-def test_a_head_is_made_for_the_labels_of_the_data(teacher: Path, encoder: Path) -> None:
-    assert task_of(encoder) == "fill-mask"
+def test_a_head_is_made_for_the_labels_of_the_data(teacher: Path, package_encoder: Path) -> None:
+    assert task_of(package_encoder) == "fill-mask"
     assert task_of(teacher) == "text-classification"
     config = json.loads((teacher / "config.json").read_text())
     assert list(config["id2label"].values()) == list(PACKAGES)
@@ -139,8 +51,8 @@ def test_a_head_is_made_for_the_labels_of_the_data(teacher: Path, encoder: Path)
 
 @pytest.mark.proof
 @pytest.mark.slow
-def test_a_student_of_half_the_depth_keeps_the_accuracy(
-    teacher: Path, texts: tuple[Path, Path], tmp_path: Path
+def test_a_student_of_half_the_depth_keeps_theaccuracy_of(
+    teacher: Path, package_texts: tuple[Path, Path], tmp_path: Path
 ) -> None:
     torch.manual_seed(2)
     student = tmp_path / "student"
@@ -153,11 +65,11 @@ def test_a_student_of_half_the_depth_keeps_the_accuracy(
         {"kind": "cross_entropy", "weight": 0.5},
         {"kind": "hidden_mse", "weight": 30, "progressive": True},
     ]
-    data = {"kind": "labelled", "path": str(texts[0])}
+    data = {"kind": "labelled", "path": str(package_texts[0])}
     technique = Distill.model_validate({**SETTINGS, "steps": 240, "losses": losses, "data": data})
-    run = _trained(technique, teacher, student, tmp_path, texts[0])
-    of_teacher = _accuracy(teacher, teacher, texts[1], tmp_path / "a")
-    of_student = _accuracy(teacher, run.out, texts[1], tmp_path / "b")
+    run = trained_on(technique, teacher, student, tmp_path, package_texts[0])
+    of_teacher = accuracy_of(teacher, teacher, package_texts[1], tmp_path / "a")
+    of_student = accuracy_of(teacher, run.out, package_texts[1], tmp_path / "b")
     print(f"accuracy on held-out pieces: teacher {of_teacher:.1%}, student of half the depth {of_student:.1%}")
     print(f"kept {of_student / of_teacher:.1%}")
     assert of_teacher > 3 / len(PACKAGES)
@@ -165,15 +77,17 @@ def test_a_student_of_half_the_depth_keeps_the_accuracy(
     assert len(list((run.out).glob("*.safetensors"))) == 1
 
 
-def test_windows_of_labelled_texts(encoder: Path, texts: tuple[Path, Path], tmp_path: Path) -> None:
-    technique = Finetune.model_validate({**SETTINGS, "steps": 2, "data": {"kind": "labelled", "path": str(texts[0])}})
-    run = run_of(encoder, encoder, tmp_path / "out")
-    facts = prepared(run, technique, tmp_path / "windows", (texts[0],))
+def test_windows_of_labelled_texts(package_encoder: Path, package_texts: tuple[Path, Path], tmp_path: Path) -> None:
+    technique = Finetune.model_validate(
+        {**SETTINGS, "steps": 2, "data": {"kind": "labelled", "path": str(package_texts[0])}}
+    )
+    run = run_of(package_encoder, package_encoder, tmp_path / "out")
+    facts = prepared(run, technique, tmp_path / "windows", (package_texts[0],))
     batch = Windows(tmp_path / "windows").read([0, 1, 2])
     assert facts.learned == facts.windows == 2 * 32 + 64
     assert batch.labels_B is not None
     assert int(batch.labels_B.max()) < len(PACKAGES)
-    tokenizer = AutoTokenizer.from_pretrained(encoder)
+    tokenizer = AutoTokenizer.from_pretrained(package_encoder)
     first = batch.tokens_BT[0][batch.attended_BT[0].bool()]
     assert first[0] == tokenizer.cls_token_id
     assert first[-1] == tokenizer.sep_token_id
@@ -181,9 +95,9 @@ def test_windows_of_labelled_texts(encoder: Path, texts: tuple[Path, Path], tmp_
 
 
 def test_a_killed_run_drops_the_same_activations_when_it_goes_on(
-    encoder: Path, texts: tuple[Path, Path], tmp_path: Path
+    package_encoder: Path, package_texts: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    data = {"kind": "labelled", "path": str(texts[0])}
+    data = {"kind": "labelled", "path": str(package_texts[0])}
     technique = Finetune.model_validate({**SETTINGS, "steps": 6, "save_every": 2, "data": data})
 
     def train(name: str, kill_at: int = 0) -> dict[int, float]:
@@ -195,9 +109,9 @@ def test_a_killed_run_drops_the_same_activations_when_it_goes_on(
                 if event.step == kill_at:
                     raise Killed
 
-        run = run_of(encoder, encoder, tmp_path / name / "out")
-        run.text_files, run.emit = (texts[0],), emit
-        prepared(run, technique, tmp_path / name / "windows", (texts[0],))
+        run = run_of(package_encoder, package_encoder, tmp_path / name / "out")
+        run.text_files, run.emit = (package_texts[0],), emit
+        prepared(run, technique, tmp_path / name / "windows", (package_texts[0],))
         if kill_at:
             with pytest.raises(Killed):
                 technique.apply(run)
