@@ -44,7 +44,7 @@ class StoredWeights:
 def needs_text(plan: Plan, technique: "Prune") -> bool:
     """Whether anything depends on calibration text."""
     chooses = [unit.axis != "ffn" or technique.importance != "magnitude" for unit in plan.units]
-    ranks = technique.order == "influence" and any(chooses)
+    ranks = technique.order != "random" and any(chooses)
     return bool(plan.units) and (ranks or technique.compensate or (technique.rescale and bool(plan.norms)))
 
 

@@ -7,6 +7,7 @@ import torch
 
 from optcore.errors import RecipeError
 from optcore.restructure.influence import influences
+from optcore.restructure.left_out import costs
 from optcore.restructure.stack import Taken, is_stack, write_stack
 from optcore.streaming.decoder import Decoder
 
@@ -28,7 +29,7 @@ def prune_depth(run: "Run", technique: "Prune") -> None:
             remedy="prune this model by another method",
             field="/chain",
         )
-    run.results["depth"] = {"dropped": dropped, "influence": scores}
+    run.results["depth"] = {"dropped": dropped, "scores": scores}
     if dropped:
         run.notice(f"layers left out: {', '.join(map(str, dropped))} of {len(decoder)}, counted from 0")
 
@@ -39,19 +40,19 @@ def may_go(depth: int, technique: "Prune") -> range:
 
 
 def least(scores: Sequence[float], count: int, allowed: range) -> list[int]:
-    """The `count` allowed layers of least influence, in their order; of equals, the later ones."""
+    """The `count` allowed layers of lowest score, in their order; of equals, the later ones."""
     return sorted(sorted(allowed, key=lambda index: (scores[index], -index))[:count])
 
 
 def least_run(scores: Sequence[float], count: int, allowed: range) -> list[int]:
-    """The `count` consecutive allowed layers over which hidden states turn least; scores[i] is of those from i on."""
+    """The `count` consecutive allowed layers of lowest score; scores[i] is of those from i on."""
     starts = range(allowed.start, allowed.stop - count + 1)
     start = min(starts, key=lambda index: (scores[index], -index))
     return list(range(start, start + count))
 
 
 def _dropped(run: "Run", decoder: Decoder, technique: "Prune") -> tuple[list[int], list[float]]:
-    """Layers to leave out, and the influences they were chosen by."""
+    """Layers to leave out, and the scores they were chosen by."""
     depth, count = len(decoder), technique.depth
     allowed = may_go(depth, technique)
     if count > len(allowed) or count == depth:
@@ -66,5 +67,6 @@ def _dropped(run: "Run", decoder: Decoder, technique: "Prune") -> tuple[list[int
     if technique.order == "random":
         order = torch.randperm(len(allowed), generator=torch.Generator().manual_seed(run.seed)).tolist()
         return sorted(allowed[place] for place in order[:count]), []
-    scores = influences(run, decoder, count if technique.contiguous else 1)
+    measure = costs if technique.order == "divergence" else influences
+    scores = measure(run, decoder, count if technique.contiguous else 1)
     return (least_run if technique.contiguous else least)(scores, count, allowed), scores

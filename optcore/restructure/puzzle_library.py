@@ -20,17 +20,17 @@ from optcore.calibration.statistics import Observer
 from optcore.calibration.text import Texts
 from optcore.restructure.activity import Measured, measure
 from optcore.restructure.choice import best
+from optcore.restructure.left_out import mean_divergences
 from optcore.restructure.puzzle_parts import Part, Parts
 from optcore.restructure.slices import Slices
 from optcore.restructure.width_plan import Plan
 from optcore.streaming.hidden import HiddenStates, IN_MEMORY_bytes, allocate
 from optcore.streaming.simulate import rounded
 from optcore.training.block_loop import relative_errors
-from optcore.training.divergences import forward_kl
 
 if TYPE_CHECKING:
     from optcore.run import Run
-    from optcore.streaming.decoder import Decoder, State
+    from optcore.streaming.decoder import Decoder
     from optcore.techniques.puzzle import Puzzle
 
 
@@ -162,7 +162,7 @@ class _Judge:
         decoder: "Decoder",
         technique: "Puzzle",
     ) -> None:
-        self._decoder, self._wanted = decoder, wanted
+        self._wanted = wanted
         self._states = HiddenStates(decoder, windows_ST[: technique.score_samples], run.scratch)
         self._local = dict.fromkeys(wanted, 0.0)
         self._by_kl = technique.score == "kl"
@@ -173,13 +173,13 @@ class _Judge:
     def past(self, index: int, layer: nn.Module, variants: Sequence[Variant], library: Library) -> None:
         """Take what is open through the layer, then let its own variants take its place. They come in order."""
         for hidden_STH in self._hidden_VSTH[: self._open]:
-            self._through(index, layer, hidden_STH, hidden_STH)
+            self._states.through(index, layer, hidden_STH, hidden_STH)
         before_STH = self._states.copy()
         self._states.advance(index, layer)
         for variant in variants:
             into_STH = self._hidden_VSTH[self._open if self._by_kl else 0]
             with rounded(layer, {}, library.parameters(variant, layer)):
-                self._through(index, layer, before_STH, into_STH)
+                self._states.through(index, layer, before_STH, into_STH)
             errors_ST = relative_errors(into_STH, self._states.hidden_STH)
             self._local[variant] = float(errors_ST.double().mean())
             self._open += self._by_kl
@@ -188,19 +188,4 @@ class _Judge:
         """By variant, after the last layer: mean KL in nats a token, or mean relative error of its layer's output."""
         if not self._by_kl:
             return self._local
-        sums, rows_seen = dict.fromkeys(self._wanted, 0.0), 0
-        for rows, state in self._states.states():
-            logits_NV = self._decoder.logits(state).flatten(0, -2)
-            rows_seen += len(logits_NV)
-            for variant, hidden_STH in zip(self._wanted, self._hidden_VSTH, strict=True):
-                sums[variant] += float(forward_kl(self._logits(state, hidden_STH[rows]), logits_NV).double().sum())
-        return {variant: total / rows_seen for variant, total in sums.items()}
-
-    def _logits(self, state: "State", hidden_BTH: torch.Tensor) -> torch.Tensor:
-        own = state._replace(hidden_BTH=hidden_BTH.to(self._decoder.device))
-        return self._decoder.logits(own).flatten(0, -2)
-
-    def _through(self, index: int, layer: nn.Module, given_STH: torch.Tensor, into_STH: torch.Tensor) -> None:
-        for rows, state in self._states.states():
-            own = state._replace(hidden_BTH=given_STH[rows].to(self._decoder.device))
-            into_STH[rows] = self._decoder.forward(index, layer, own).hidden_BTH.cpu()
+        return dict(zip(self._wanted, mean_divergences(self._states, self._hidden_VSTH), strict=True))

@@ -71,6 +71,12 @@ class HiddenStates:
                     self.frozen_ST = torch.zeros(self.hidden_STH.shape[:2], dtype=torch.bool)
                 self.frozen_ST[rows] = after.frozen_BT.cpu()
 
+    def through(self, index: int, layer: torch.nn.Module, given_STH: torch.Tensor, into_STH: torch.Tensor) -> None:
+        """Other states of the same windows through a layer; `into_STH` may be `given_STH`."""
+        for rows, state in self.states():
+            own = state._replace(hidden_BTH=given_STH[rows].to(self.decoder.device))
+            into_STH[rows] = self.decoder.forward(index, layer, own).hidden_BTH.cpu()
+
     def _batches(self) -> Iterator[slice]:
         for start in range(0, len(self.hidden_STH), self.batch_windows):
             yield slice(start, min(start + self.batch_windows, len(self.hidden_STH)))

@@ -82,8 +82,10 @@ class Prune(Restructuring):
     contiguous: bool = False
     """Leave out layers that follow each other: those over which the hidden states turn least
     (Gromov et al., arXiv:2403.17887)."""
-    order: Literal["influence", "random"] = "influence"
-    """`random` draws on every axis by the recipe's seed: what a choice must beat."""
+    order: Literal["influence", "divergence", "random"] = "influence"
+    """What ranks layers. `influence`: how far they turn the hidden states; `divergence`: the KL of the model without
+    them, which says more and takes work that grows with the square of the depth. `random` draws on every axis by the
+    recipe's seed: what a choice must beat."""
     ends: bool = False
     """Whether the first and the last layer may go too."""
     importance: Literal["activation", "activation_norm", "magnitude"] = "activation_norm"
@@ -124,7 +126,7 @@ class Prune(Restructuring):
             chosen = "drawn at random" if self.order == "random" else "chosen by a search"
             return f"pruned to {self.target}, {chosen}"
         layers = f"{self.depth} layer{'s' * (self.depth != 1)}"
-        chosen = "drawn at random" if self.order == "random" else "of least influence"
+        chosen = "drawn at random" if self.order == "random" else f"of least {self.order}"
         parts = [f"{layers} {chosen} left out"] if self.depth or not (self.cuts or self.experts) else []
         if self.cuts:
             how = {axis: "cut" if axis in self.sliced else "made zeros," for axis in self.cuts}

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
+from optcore.calibration.propagate import calibration_windows
 from optcore.conductor import Emit
 from optcore.engine import optimize
 from optcore.errors import RecipeError
@@ -21,6 +22,7 @@ from optcore.references import Calibration
 from optcore.report import Report
 from optcore.restructure.depth import least, least_run
 from optcore.restructure.influence import influences
+from optcore.restructure.left_out import costs
 from optcore.run import Run
 from optcore.streaming import hidden
 from optcore.streaming.decoder import Decoder
@@ -87,6 +89,25 @@ def test_influence_is_one_minus_the_mean_cosine_however_windows_are_batched(
     (x, _), (_, y) = turned[1], turned[2]
     assert len(two) == len(expected) - 1
     assert two[1] == pytest.approx(1 - torch.cosine_similarity(x.double(), y.double(), dim=-1).mean().item(), abs=1e-5)
+
+
+@torch.no_grad()
+def test_what_a_layer_costs_is_the_divergence_without_it(stdlib_model: Path, tmp_path: Path) -> None:
+    run = _run(stdlib_model, tmp_path / "out")
+    decoder = Decoder(stdlib_model)
+    model = AutoModelForCausalLM.from_pretrained(stdlib_model, dtype=torch.float32)
+    windows_ST, layers = calibration_windows(run, decoder), list(model.model.layers)
+    whole_STV = model(windows_ST, use_cache=False).logits.double().log_softmax(-1)
+    for span in (1, 2):
+        expected = []
+        for start in range(len(layers) - span + 1):
+            model.model.layers = torch.nn.ModuleList(layers[:start] + layers[start + span :])
+            model.config.num_hidden_layers = len(model.model.layers)
+            own_STV = model(windows_ST, use_cache=False).logits.double().log_softmax(-1)
+            expected.append((whole_STV.exp() * (whole_STV - own_STV)).sum(-1).mean().item())
+        assert costs(run, decoder, span) == pytest.approx(expected, rel=1e-4)
+    Prune(depth=1, order="divergence", ends=True).apply(run)
+    assert run.results["depth"]["dropped"] == [min(range(6), key=costs(run, decoder).__getitem__)]  # type: ignore[index]
 
 
 def test_a_layer_that_does_nothing_is_the_first_to_go(stdlib_model: Path, tmp_path: Path) -> None:
