@@ -22,6 +22,7 @@ from optcore.techniques.qad import Qad
 from optcore.techniques.qat import Qat
 from optcore.techniques.rotate import Rotate
 from optcore.techniques.sparsify import Sparsify
+from optcore.techniques.tie_layers import TieLayers
 from optcore.techniques.upcycle import Upcycle
 
 AnyTechnique = Annotated[
@@ -39,6 +40,7 @@ AnyTechnique = Annotated[
     | LowRank
     | Palettize
     | HashShare
+    | TieLayers
     | Merge
     | Upcycle
     | ActivationSparsity
@@ -67,5 +69,6 @@ __all__ = [
     "Rotate",
     "Sparsify",
     "Technique",
+    "TieLayers",
     "Upcycle",
 ]

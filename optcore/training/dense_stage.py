@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from optcore.errors import RecipeError
-from optcore.factored import load_factored
+from optcore.links import FORMS
 from optcore.sparsity import load_sparsity
 from optcore.techniques.losses import CrossEntropy
 from optcore.training.adapters import add_adapters, keep_zeros
@@ -41,7 +41,7 @@ def train_dense(run: "Run", technique: "Distill | Finetune | Heal") -> None:
     trainee = Trainee(student, losses, teacher_of(run, technique, ranks), run.seed)
     ranks.shard(trainee, list(student.layers))
     windows = Windows(run.windows)
-    on_policy, constraints = _on_policy(run, technique, student, ranks), constraints_of(student, run.checkpoint)
+    on_policy, constraints = _on_policy(run, technique, student, ranks), constraints_of(student, run.checkpoint, ranks)
     loop = Loop(run, technique, trainee, windows, ranks, budget, on_policy, constraints)
     loop.start()
     state = loop.train()
@@ -66,9 +66,9 @@ def _student(run: "Run", technique: "Distill | Finetune | Heal", ranks: Ranks) -
         master_bytes=NF4_bytes if is_held else 4,
     )
     begun = with_classifier(run, technique.data, ranks)
-    if begun.folder != run.checkpoint and (load_sparsity(run.checkpoint) or load_factored(run.checkpoint)):
+    if begun.folder != run.checkpoint and any((run.checkpoint / name).exists() for name in FORMS):
         raise RecipeError(
-            "a head for labels is put on the model, whose tensors get other names: zeros or factors would be lost",
+            "a head for labels is put on the model, whose tensors get other names: what it was made into would be lost",
             remedy="train the head first, in an entry before the one that restructures the model",
             field="/chain",
         )

@@ -17,6 +17,7 @@ RIVALS = [
     ({"technique": "low_rank", "allocation": "global", "keep": 0.7}, {"method": "svd", "keep": 0.7}),
     ({"technique": "palettize", "bits": 3, "group": 16}, {"method": "uniform", "bits": 3, "group": 16}),
     ({"technique": "hash_share", "ratio": 0.3}, {"method": "modulo", "ratio": 0.3}),
+    ({"technique": "tie_layers", "runs": [[1, 3]]}, {"order": "random", "runs": [[1, 3]]}),
     ({"technique": "merge", "method": "ties", "others": [OTHER | {"weight": 2}]}, {"method": "linear"}),
 ]
 
@@ -41,6 +42,7 @@ def test_the_rival_is_trivial_and_of_the_same_size(settings: dict[str, object], 
         {"technique": "sparsify", "method": "random"},
         {"technique": "low_rank", "method": "svd"},
         {"technique": "palettize", "method": "uniform"},
+        {"technique": "tie_layers", "ties": 0},
         {"technique": "merge", "others": [OTHER]},
         {"technique": "sparsify", "compare": False},
     ],
