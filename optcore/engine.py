@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from optcore.artifact import Artifact, Outcome, TrainedOn, assemble
 from optcore.conductor import Conductor, Emit, Folder
-from optcore.errors import GateFailed, RecipeError, folder_error
+from optcore.errors import GateFailed, OptError, RecipeError, folder_error
 from optcore.events import RecipeResolved, RunFinished, RunPlanned
 from optcore.fetching import fetch_work, learns_labels, pinned
 from optcore.frozen import digest_of
@@ -182,7 +182,7 @@ class _Walk(Conductor):
         try:
             self._try(other, self.left_by(attempt.stage) if rival.rival_goes_on else start)
             step = self._step(other, recipe)
-        except RecipeError as error:
+        except OptError as error:
             self.notice(other.stage, f"the rival of {attempt.stage} was not made: {error}")
             return
         del self.notices[notices:], self.series[series:]  # about a model that nobody gets

@@ -7,11 +7,20 @@ from pathlib import Path
 
 from optcore import factored, hashed, palettized, tied
 from optcore.conditional import DESCRIPTION as CONDITIONAL
+from optcore.puzzle import DESCRIPTION as PUZZLE
 from optcore.sizes import weight_files
 from optcore.sources.checkpoint_files import INDEX, MATTERS
 from optcore.sparsity import DESCRIPTION as SPARSITY
 
-FORMS = (SPARSITY, *factored.SIDE_FILES, *palettized.SIDE_FILES, *hashed.SIDE_FILES, *tied.SIDE_FILES, CONDITIONAL)
+FORMS = (
+    SPARSITY,
+    PUZZLE,
+    *factored.SIDE_FILES,
+    *palettized.SIDE_FILES,
+    *hashed.SIDE_FILES,
+    *tied.SIDE_FILES,
+    CONDITIONAL,
+)
 LICENCES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE")
 
 
@@ -41,6 +50,12 @@ def link_forms(source: Path, target: Path) -> None:
     for name in FORMS:
         if (source / name).is_file():
             link(source / name, target / name)
+
+
+def carry_structure(source: Path, target: Path) -> None:
+    """What says how layers differ, which stays true of other values in the same places."""
+    if (source / PUZZLE).is_file():
+        link(source / PUZZLE, target / PUZZLE)
 
 
 def link(source: Path, target: Path) -> None:

@@ -9,6 +9,7 @@ from optcore.errors import RecipeError
 from optcore.export import AnyExport
 from optcore.export.base import EngineName, Export
 from optcore.frozen import members, tag
+from optcore.techniques.upcycle import Upcycle
 
 if TYPE_CHECKING:
     from optcore.recipe import Recipe
@@ -26,6 +27,8 @@ def check_target(recipe: "Recipe", family: Family | None = None) -> None:
     """
     exports = (("/target", recipe.target), *((f"/also/{i}", export) for i, export in enumerate(_more(recipe))))
     for number, technique in enumerate(recipe.chain):
+        if isinstance(technique, Upcycle):
+            family = "moe"
         for candidate in (technique, *technique.alternatives):
             main, *further = checkpoints(candidate)  # a technique that does not quantize names no format
             for place, export in exports:

@@ -39,13 +39,14 @@ def summed(deltas: Sequence[torch.Tensor], weights: Sequence[float], normalize: 
 def agreed(deltas: Sequence[torch.Tensor], weights: Sequence[float], normalize: bool) -> torch.Tensor:
     """Elect a sign for each parameter, and merge those deltas only that have it (arXiv:2306.01708, section 3).
 
-    The sign is that of the weighted sum; where the sum is zero none has it, and the result is zero. The mean of those
-    that agree, by their weights, if `normalize`; else their sum.
+    The sign is that of the weighted sum; where deltas cancel out it is positive, as mergekit has it (the paper's own
+    code asks the majority of the whole vector). The mean of those that agree, by their weights, if `normalize`; else
+    their sum.
     """
-    sign = torch.sign(_weighted(deltas, weights))
-    total, divisor = torch.zeros_like(sign), torch.zeros_like(sign)
+    sign = torch.where(_weighted(deltas, weights) < 0, -1, 1)
+    total, divisor = torch.zeros_like(deltas[0]), torch.zeros_like(deltas[0])
     for delta, weight in zip(deltas, weights, strict=True):
-        agrees = (torch.sign(weight * delta) == sign) & (sign != 0)
+        agrees = torch.sign(weight * delta) == sign
         total += torch.where(agrees, weight * delta, 0)
         divisor += weight * agrees
     return total / torch.where(divisor == 0, 1, divisor) if normalize else total

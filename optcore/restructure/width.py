@@ -6,6 +6,7 @@ Legend: P parts (channels or heads) of a unit, G groups of them.
 """
 
 import json
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -37,6 +38,16 @@ def prune_width(run: "Run", technique: "Prune") -> None:
     kept = _kept(run.seed, plan, technique, weights, measured)
     gains = _gains(plan, kept, measured) if technique.rescale else {}
     changed = {**_rescaled(weights, gains, measured), **_compensated(plan, kept, technique, weights, measured)}
+    left_out = write_narrower(run, decoder, plan, kept, changed)
+    _tell(run, plan, kept, gains, left_out)
+
+
+def write_narrower(run: "Run", decoder: Decoder, plan: Plan, kept: Kept, changed: Mapping[str, torch.Tensor]) -> int:
+    """Write `run.checkpoint`, which `decoder` has open, to `run.out` with the kept parts of `plan.units` alone.
+
+    `changed` parameters get new values first. Returns how many tensors no module takes, which are left out. Raises
+    `RecipeError` where the result is not the model with all else masked.
+    """
     slices = Slices(decoder, plan.units, kept, changed)
     writer = TensorWriter(run.out)
     left_out = slices.write(writer)
@@ -45,7 +56,7 @@ def prune_width(run: "Run", technique: "Prune") -> None:
     if plan.units:
         (run.out / CONFIG).write_text(json.dumps(plan.config, indent=2) + "\n")
     check_masked(run, slices, plan)
-    _tell(run, plan, kept, gains, left_out)
+    return left_out
 
 
 def best(scores_P: torch.Tensor, keeps: int, groups: int) -> torch.Tensor:

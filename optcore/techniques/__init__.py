@@ -18,6 +18,7 @@ from optcore.techniques.merge import Merge
 from optcore.techniques.palettize import Palettize
 from optcore.techniques.prune import Prune
 from optcore.techniques.ptq import Ptq
+from optcore.techniques.puzzle import Puzzle
 from optcore.techniques.qad import Qad
 from optcore.techniques.qat import Qat
 from optcore.techniques.rotate import Rotate
@@ -36,6 +37,7 @@ AnyTechnique = Annotated[
     | Heal
     | EarlyExit
     | Prune
+    | Puzzle
     | Sparsify
     | LowRank
     | Palettize
@@ -64,6 +66,7 @@ __all__ = [
     "Palettize",
     "Prune",
     "Ptq",
+    "Puzzle",
     "Qad",
     "Qat",
     "Rotate",

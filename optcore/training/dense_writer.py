@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from optcore.links import link_companions
+from optcore.links import carry_structure, link_companions
 from optcore.streaming.names import Source
 from optcore.streaming.shares import carry_shares, shares_of
 from optcore.streaming.writer import TensorWriter
@@ -41,6 +41,7 @@ def write_dense(run: "Run", student: Student, ranks: Ranks) -> None:
         link_companions(student.folder, run.out)
         carry_zeros(run)
         carry_shares(run)
+        carry_structure(run.checkpoint, run.out)
     ranks.wait()
 
 

@@ -80,10 +80,10 @@ def test_trimming_keeps_the_exact_share_even_of_equal_ones() -> None:
     assert trimmed(delta, 1).equal(delta)
 
 
-def test_a_sign_that_nobody_wins_leaves_the_base() -> None:
-    deltas = [torch.tensor([1.0, 1.0]), torch.tensor([-1.0, 2.0])]
-    assert agreed(deltas, [1, 1], normalize=True).tolist() == [0, 1.5]
-    assert agreed(deltas, [1, 1], normalize=False).tolist() == [0, 3]
+def test_a_sign_that_nobody_wins_is_positive_and_nothing_stays_nothing() -> None:
+    deltas = [torch.tensor([1.0, 1.0, 0.0]), torch.tensor([-1.0, 2.0, 0.0])]
+    assert agreed(deltas, [1, 1], normalize=True).tolist() == [1, 1.5, 0]
+    assert agreed(deltas, [1, 1], normalize=False).tolist() == [1, 3, 0]
 
 
 def test_dropping_keeps_a_share_and_the_mean() -> None:

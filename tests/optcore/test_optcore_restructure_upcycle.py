@@ -12,8 +12,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from optcore.errors import RecipeError
+from optcore.recipe import recipe_from
 from optcore.run import Run
 from optcore.streaming import writer
+from optcore.targets import check_target
 from optcore.techniques import Upcycle
 
 TOKENS_BT = torch.arange(4, 28)[None]
@@ -150,3 +152,12 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
 
 def loaded(folder: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, experts_implementation="eager").eval()
+
+
+def test_what_follows_must_suit_a_mixture() -> None:
+    quantized = {"technique": "ptq", "scheme": "int4"}
+    target = {"format": "gptq", "engine": "onnxruntime-genai"}
+    recipe = {"model": {"path": "m"}, "chain": [quantized], "target": target}
+    check_target(recipe_from(recipe), "dense")
+    with pytest.raises(RecipeError, match="ONNX Runtime GenAI"):
+        check_target(recipe_from(recipe | {"chain": [{"technique": "upcycle"}, quantized]}), "dense")
