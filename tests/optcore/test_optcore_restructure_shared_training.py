@@ -37,7 +37,7 @@ QUICK: dict[str, Any] = {
     "weight_decay": 0.1,
     "data": {"kind": "random", "windows": 8},
 }
-PALETTE = Palettize(bits=2, group=24, sensitivity="none", embeddings=True)
+PALETTE = Palettize(bits=2, group=100, sensitivity="none", embeddings=True)
 HASH = HashShare(ratio=0.3, weighting="none")
 TIE = TieLayers(runs=((0, 1),))
 FORMS = {"palette": (PALETTE, "palette"), "hash": (HASH, "buckets"), "tie": (TIE, "same")}
