@@ -23,7 +23,7 @@ class HashedTensor(Frozen):
     hash: Literal["murmur3", "modulo"]
     """Which number of the buckets an element is: `optcore/algorithms/hashing.py` says how."""
     relative_error: float
-    """Root of the squared error, rows weighted as in the fit, over that of the table itself."""
+    """Root of the squared error, rows weighted as in the fit, over that of the table itself, before any training."""
 
 
 class Hashed(Frozen):

@@ -5,14 +5,22 @@ import os
 import shutil
 from pathlib import Path
 
-from optcore import factored, hashed, palettized
+from optcore import factored, hashed, palettized, tied
 from optcore.conditional import DESCRIPTION as CONDITIONAL
 from optcore.puzzle import DESCRIPTION as PUZZLE
 from optcore.sizes import weight_files
 from optcore.sources.checkpoint_files import INDEX, MATTERS
 from optcore.sparsity import DESCRIPTION as SPARSITY
 
-FORMS = (SPARSITY, PUZZLE, *factored.SIDE_FILES, *palettized.SIDE_FILES, *hashed.SIDE_FILES, CONDITIONAL)
+FORMS = (
+    SPARSITY,
+    PUZZLE,
+    *factored.SIDE_FILES,
+    *palettized.SIDE_FILES,
+    *hashed.SIDE_FILES,
+    *tied.SIDE_FILES,
+    CONDITIONAL,
+)
 LICENCES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE")
 
 

@@ -15,15 +15,17 @@ NOTE = (
 
 
 class PalettizedTensor(Frozen):
-    """One tensor of the checkpoint: palette.safetensors has its `<name>.lut` [tables, 2^bits], ascending, and
-    `<name>.indices`, bytes: element e of the tensor, row after row, has the bits from `bits` e on, lowest first."""
+    """One tensor of the checkpoint: palette.safetensors has its `<name>.lut` [tables, 2^bits], ascending until they are
+    trained, and `<name>.indices`, bytes: element e of the tensor, row after row, has the bits from `bits` e on, lowest
+    first."""
 
     bits: int
     rows: int
     """Rows of the tensor, its last dimension being a row, that share a table."""
     shape: tuple[int, ...]
     relative_error: float
-    """Root of the weighted squared error over that of the weights themselves: what was minimized."""
+    """Root of the weighted squared error over that of the weights themselves: what was minimized,
+    before any training."""
 
 
 class Palettized(Frozen):

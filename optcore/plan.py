@@ -21,6 +21,7 @@ _LOST = {
     "factored": "the low rank",
     "palettized": "its tables and indices",
     "shared": "what numbers share",
+    "tied": "what layers share",
     "exits": "the test of the exits",
     "windowed": "the attention window",
     "thresholded": "the thresholds of its inputs",

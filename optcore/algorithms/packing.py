@@ -92,6 +92,11 @@ def pack_stream(unsigned_E: torch.Tensor, bits: int) -> torch.Tensor:
     return packed[: -(-len(unsigned_E) * bits // 8)].clone()
 
 
+def unpack_stream(octets: torch.Tensor, bits: int, count: int) -> torch.Tensor:
+    """The codes [count], uint8, of `pack_stream`'s bytes."""
+    return unpack_bits(pad(octets, (0, -len(octets) % bits))[None], bits)[0, :count]
+
+
 def unpack_bits(octets: torch.Tensor, bits: int) -> torch.Tensor:
     """Unsigned b-bit codes [N, K] in uint8 of bytes [N, K b / 8]."""
     if bits == 4:

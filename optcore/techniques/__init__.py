@@ -23,6 +23,7 @@ from optcore.techniques.qad import Qad
 from optcore.techniques.qat import Qat
 from optcore.techniques.rotate import Rotate
 from optcore.techniques.sparsify import Sparsify
+from optcore.techniques.tie_layers import TieLayers
 from optcore.techniques.upcycle import Upcycle
 
 AnyTechnique = Annotated[
@@ -41,6 +42,7 @@ AnyTechnique = Annotated[
     | LowRank
     | Palettize
     | HashShare
+    | TieLayers
     | Merge
     | Upcycle
     | ActivationSparsity
@@ -70,5 +72,6 @@ __all__ = [
     "Rotate",
     "Sparsify",
     "Technique",
+    "TieLayers",
     "Upcycle",
 ]

@@ -40,7 +40,7 @@ class ActivationSparsity(Restructuring):
     @property
     def keeps(self) -> frozenset[str]:
         """Weights stay what they are, and so does their form."""
-        return frozenset({"sparse", "factored", "palettized", "shared", "windowed"})
+        return frozenset({"sparse", "factored", "palettized", "shared", "tied", "windowed"})
 
     @property
     def summary(self) -> str:

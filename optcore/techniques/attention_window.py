@@ -34,7 +34,7 @@ class AttentionWindow(Restructuring):
     @property
     def keeps(self) -> frozenset[str]:
         """Weights stay what they are, and so does their form."""
-        return frozenset({"sparse", "factored", "palettized", "shared"})
+        return frozenset({"sparse", "factored", "palettized", "shared", "tied"})
 
     @property
     def summary(self) -> str:

@@ -22,14 +22,17 @@ class DenseTraining(Training):
     how_to_keep: ClassVar[dict[str, str]] = {
         "sparse": "leave out `lora.dropout`",
         "factored": "use `scope: full`, which trains the factors",
+        "palettized": "use `scope: full`, which trains the tables",
+        "shared": "use `scope: full`, which trains the shared numbers",
+        "tied": "use `scope: full`, which trains tied layers as one",
     }
 
     @property
     def keeps(self) -> frozenset[str]:
-        """Factors, which train themselves; zeros, which adapters do not fill: part of the weight, with no input of
-        their own to drop from."""
+        """Factors and shared numbers, which train themselves; zeros, which adapters do not fill: part of the weight,
+        with no input of their own to drop from."""
         if self.scope == "full":
-            return frozenset({"sparse", "factored"})
+            return frozenset({"sparse", "factored", "palettized", "shared", "tied"})
         return frozenset() if self.lora.dropout else frozenset({"sparse"})
 
     @model_validator(mode="after")

@@ -26,6 +26,9 @@ class Distill(Distilling, DenseTraining):
     how_to_keep: ClassVar[dict[str, str]] = {
         "sparse": "leave out `student` and `lora.dropout`",
         "factored": "leave out `student`, and use `scope: full`, which trains the factors",
+        "palettized": "leave out `student`, and use `scope: full`, which trains the tables",
+        "shared": "leave out `student`, and use `scope: full`, which trains the shared numbers",
+        "tied": "leave out `student`, and use `scope: full`, which trains tied layers as one",
     }
 
     technique: Literal["distill"] = "distill"

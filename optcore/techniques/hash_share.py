@@ -14,9 +14,9 @@ class HashShare(Restructuring):
     """Let the numbers of the token embeddings share storage: a hash of row and column says which of fewer numbers an
     element is, and with which sign (HashedNets). A tied head has the same numbers.
 
-    To learn from more than to use: fitted to a trained table, it loses as much of it as it saves, no kernel gains from
-    it, and nothing trains it here yet. The result is a plain checkpoint, as large as before; the target `compact`
-    stores the shared numbers alone. The last entry of a chain.
+    To learn from more than to use: fitted to a trained table it costs much, and no kernel gains from it. `distill`
+    after it trains the shared numbers. The result is a plain checkpoint, as large as before; the target `compact`
+    stores the shared numbers alone. The last entry of a chain, but for training.
     """
 
     title: ClassVar[str] = "Hashed embeddings"

@@ -27,6 +27,9 @@ class Heal(Distilling):
     how_to_keep: ClassVar[dict[str, str]] = {
         "sparse": "leave out `lora.dropout`",
         "factored": "use `adapters: false`",
+        "palettized": "use `adapters: false`",
+        "shared": "use `adapters: false`",
+        "tied": "use `adapters: false`",
     }
 
     technique: Literal["heal"] = "heal"
@@ -51,7 +54,7 @@ class Heal(Distilling):
         """Weights as they are; with adapters, zeros: these are part of the weight, with no input of their own to drop
         from."""
         if not self.adapters:
-            return frozenset({"sparse", "factored"})
+            return frozenset({"sparse", "factored", "palettized", "shared", "tied"})
         return frozenset() if self.lora.dropout else frozenset({"sparse"})
 
     @property

@@ -16,7 +16,8 @@ class Palettize(Restructuring):
     k-means, streaming one layer at a time. Later layers are measured on what those before them give.
 
     The result is a plain checkpoint of the tables' values that any engine loads, as large as before, with the tables
-    and indices beside it: the target `compact` stores those alone. The last entry of a chain.
+    and indices beside it: the target `compact` stores those alone. `distill` after it trains the tables. The last entry
+    of a chain, but for training.
     """
 
     title: ClassVar[str] = "Palettes"

@@ -6,13 +6,15 @@ training starts from, never from the parameters of a run that goes on.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from optcore.sparsity import load_sparsity
+from optcore.streaming.names import Source
+from optcore.streaming.shares import shares_of
 from optcore.training.ranks import Ranks, own_part, spread_like
 from optcore.training.student import Student
 
@@ -52,23 +54,32 @@ class Mask(Constraint):
 class Shared(Constraint):
     """Values of one or several parameters are equal wherever their index is: a codebook, hashed weights, tied layers.
 
-    With W = v[index] the gradient of v_b is the sum of those of W where the index is b (Han et al., arXiv:1510.00149,
-    section 3): each member gets that sum, and so moves as v_b would. A norm over members counts it as often as there
-    are any.
+    With W = s v[index], s = +1 or -1, the gradient of v_b is the sum of s times those of W where the index is b (Han et
+    al., arXiv:1510.00149, section 3; Chen et al., arXiv:1504.04788, equation 12): each member gets s times that sum,
+    and so moves as s v_b would. A norm over members counts it as often as there are any.
     """
 
     def __init__(
-        self, parameters: Sequence[nn.Parameter], indices: Sequence[torch.Tensor], buckets: int, ranks: Ranks
+        self,
+        parameters: Sequence[nn.Parameter],
+        indices: Sequence[torch.Tensor],
+        buckets: int,
+        ranks: Ranks,
+        signs: Sequence[torch.Tensor] | None = None,
     ) -> None:
-        """`indices`: whole tensors of int64 in the parameters' shapes, 0 to `buckets` - 1, on every process."""
+        """`indices`, and `signs` where there are any: whole tensors of int64 and int8 in the parameters' shapes, 0 to
+        `buckets` - 1, on every process."""
         self._parameters = tuple(parameters)
         self._ranks = ranks
-        self._indices = [
-            own_part(spread_like(parameter, index.to(parameter.device))).reshape(-1)
-            for parameter, index in zip(parameters, indices, strict=True)
-        ]
+        self._indices, self._signs = (
+            [
+                own_part(spread_like(parameter, each.to(parameter.device).contiguous())).reshape(-1)
+                for parameter, each in zip(parameters, of_members, strict=True)
+            ]
+            for of_members in (indices, signs or [torch.ones_like(index, dtype=torch.int8) for index in indices])
+        )
         self._buckets = buckets
-        self._counts = self._summed([torch.ones_like(index, dtype=torch.float64) for index in self._indices])
+        self._counts = self._summed(self._signs)  # a sign times itself is 1
 
     @torch.no_grad()
     def project_gradients(self) -> None:
@@ -86,25 +97,34 @@ class Shared(Constraint):
         self._put(values, self._summed(values) / self._counts.clamp(min=1))
 
     def _summed(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
-        """The sum over each bucket's members on all processes, float64 [buckets]."""
+        """The sum over each bucket's members, times their signs, on all processes, float64 [buckets]."""
         total = torch.zeros(self._buckets, dtype=torch.float64, device=self._ranks.device)
-        for part, index in zip(parts, self._indices, strict=True):
-            total.index_add_(0, index, part.detach().reshape(-1).double())
+        for part, index, sign in zip(parts, self._indices, self._signs, strict=True):
+            total.index_add_(0, index, part.detach().reshape(-1).double() * sign)
         return self._ranks.summed(total)
 
     def _put(self, targets: Sequence[torch.Tensor], of_buckets: torch.Tensor) -> None:
-        for target, index in zip(targets, self._indices, strict=True):
-            target.copy_(of_buckets[index].view_as(target))
+        for target, index, sign in zip(targets, self._indices, self._signs, strict=True):
+            target.copy_((of_buckets[index] * sign).view_as(target))
 
 
-def constraints_of(student: Student, folder: Path) -> tuple[Constraint, ...]:
+def constraints_of(student: Student, folder: Path, ranks: Ranks) -> tuple[Constraint, ...]:
     """What the manifests in `folder` ask of the student's parameters that move, as they were read from it.
 
     Call it after they were spread over processes, and before a checkpoint of the run is loaded into them.
     """
-    sparse = load_sparsity(folder)
-    if sparse is None:
-        return ()
     sources = student.decoder.names.sources
-    moving = ((path, one) for path, one in student.model.named_parameters() if one.requires_grad)
-    return tuple(Mask(one) for path, one in moving if path in sources and sources[path].stored in sparse.tensors)
+    named = [(path, one) for path, one in student.model.named_parameters() if one.requires_grad and path in sources]
+    moving = [(one, sources[path]) for path, one in named]
+    sparse = load_sparsity(folder)
+    masks = [Mask(one) for one, source in moving if sparse and source.stored in sparse.tensors]
+    return (*masks, *_shared(moving, folder, ranks))
+
+
+def _shared(moving: Sequence[tuple[nn.Parameter, Source]], folder: Path, ranks: Ranks) -> Iterator[Shared]:
+    for share in shares_of(folder):
+        members = [(one, source) for one, source in moving if source.stored in share.names]
+        if members:
+            place, sign = share.places()
+            places, signs = ([source.of(each) for _, source in members] for each in (place, sign))
+            yield Shared([one for one, _ in members], places, share.count, ranks, signs)

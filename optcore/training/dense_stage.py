@@ -1,10 +1,12 @@
 """Fine-tuning and distillation: a dense checkpoint in, one with the same tensors out."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from optcore.errors import RecipeError
 from optcore.factored import load_factored
 from optcore.sparsity import load_sparsity
+from optcore.streaming.shares import shares_of
 from optcore.techniques.losses import CrossEntropy
 from optcore.training.adapters import add_adapters, keep_zeros
 from optcore.training.classifier import with_classifier
@@ -41,7 +43,7 @@ def train_dense(run: "Run", technique: "Distill | Finetune | Heal") -> None:
     trainee = Trainee(student, losses, teacher_of(run, technique, ranks), run.seed)
     ranks.shard(trainee, list(student.layers))
     windows = Windows(run.windows)
-    on_policy, constraints = _on_policy(run, technique, student, ranks), constraints_of(student, run.checkpoint)
+    on_policy, constraints = _on_policy(run, technique, student, ranks), constraints_of(student, run.checkpoint, ranks)
     loop = Loop(run, technique, trainee, windows, ranks, budget, on_policy, constraints)
     loop.start()
     state = loop.train()
@@ -66,9 +68,9 @@ def _student(run: "Run", technique: "Distill | Finetune | Heal", ranks: Ranks) -
         master_bytes=NF4_bytes if is_held else 4,
     )
     begun = with_classifier(run, technique.data, ranks)
-    if begun.folder != run.checkpoint and (load_sparsity(run.checkpoint) or load_factored(run.checkpoint)):
+    if begun.folder != run.checkpoint and _has_form(run.checkpoint):
         raise RecipeError(
-            "a head for labels is put on the model, whose tensors get other names: zeros or factors would be lost",
+            "a head for labels is put on the model, whose tensors get other names: what it was made into would be lost",
             remedy="train the head first, in an entry before the one that restructures the model",
             field="/chain",
         )
@@ -76,6 +78,11 @@ def _student(run: "Run", technique: "Distill | Finetune | Heal", ranks: Ranks) -
     if technique.scope != "lora":  # adapters have a rank of their own on top
         train_factors(run, student)
     return student, begun.made
+
+
+def _has_form(folder: Path) -> bool:
+    """Whether documents beside the weights say something of tensors by their names."""
+    return bool(load_sparsity(folder) or load_factored(folder) or any(True for _ in shares_of(folder)))
 
 
 def _choose(

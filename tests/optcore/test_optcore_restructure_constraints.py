@@ -92,14 +92,16 @@ def test_a_mask_is_adamw_on_what_is_not_zero() -> None:
     assert not optimizers[0].state[whole]["exp_avg"][start == 0].any()
 
 
-def test_shared_values_move_as_the_bucket_s_own_would() -> None:
-    """Two weights of different shapes on one codebook, against autograd through v[index] in float64."""
+@pytest.mark.parametrize("signed", [False, True])
+def test_shared_values_move_as_the_bucket_s_own_would(signed: bool) -> None:
+    """Two weights of different shapes on one codebook, against autograd through s v[index] in float64."""
     generator = torch.Generator().manual_seed(2)
     indices = [torch.randint(0, 5, shape, generator=generator) for shape in ((4, 6), (3, 7))]
     inputs = [torch.randn(8, 6, generator=generator), torch.randn(8, 7, generator=generator)]
     values = nn.Parameter(torch.randn(6, generator=generator).double())  # of the last nobody is a member
-    weights = [nn.Parameter(values.detach().float()[index]) for index in indices]
-    shared = Shared(weights, indices, 6, Ranks())
+    signs = [1 - 2 * torch.randint(0, 1 + signed, one.shape, generator=generator) for one in indices]
+    weights = [nn.Parameter(values.detach().float()[i] * s) for i, s in zip(indices, signs, strict=True)]
+    shared = Shared(weights, indices, 6, Ranks(), signs if signed else None)
     optimizer, exact = torch.optim.AdamW(weights, 0.05), torch.optim.AdamW([values], 0.05)
 
     def loss(matrices: list[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
@@ -109,22 +111,24 @@ def test_shared_values_move_as_the_bucket_s_own_would() -> None:
         optimizer.zero_grad()
         exact.zero_grad()
         loss(list(weights), torch.float32).backward()
-        loss([values[index] for index in indices], torch.float64).backward()
+        loss([values[i] * s for i, s in zip(indices, signs, strict=True)], torch.float64).backward()
         shared.project_gradients()
-        for weight, index in zip(weights, indices, strict=True):
+        for weight, index, sign in zip(weights, indices, signs, strict=True):
             assert weight.grad is not None
             assert values.grad is not None
-            assert torch.allclose(weight.grad.double(), values.grad[index], rtol=1e-4, atol=1e-5)
+            assert torch.allclose(weight.grad.double(), values.grad[index] * sign, rtol=1e-4, atol=1e-5)
         optimizer.step()
         exact.step()
         shared.project_values()
         for bucket in range(5):
-            members = torch.cat([w.detach()[index == bucket] for w, index in zip(weights, indices, strict=True)])
+            members = torch.cat(
+                [(w.detach() * s)[i == bucket] for w, i, s in zip(weights, indices, signs, strict=True)]
+            )
             assert members.unique().numel() == 1
     before = [weight.detach().clone() for weight in weights]
     shared.project_values()
     assert all(torch.equal(weight, old) for weight, old in zip(weights, before, strict=True))
-    assert torch.allclose(weights[0].double(), values[indices[0]], atol=1e-5)
+    assert torch.allclose(weights[0].double(), values[indices[0]] * signs[0], atol=1e-5)
 
 
 @pytest.mark.parametrize(

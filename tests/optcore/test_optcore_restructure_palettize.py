@@ -16,8 +16,6 @@ from optcore.errors import RecipeError
 from optcore.export import Compact
 from optcore.export.compact_decoder import CompactCheckpoint
 from optcore.palettized import load_palettized
-from optcore.plan import check
-from optcore.recipe import recipe_from
 from optcore.run import Run
 from optcore.streaming.decoder import Decoder
 from optcore.techniques import Palettize
@@ -127,12 +125,3 @@ def test_nothing_to_do_is_refused(ignore: list[str], message: str, stdlib_model:
     with pytest.raises(RecipeError, match=message) as caught:
         made(stdlib_model, tmp_path / "out", ignore=ignore)
     assert caught.value.field == "/chain"
-
-
-@pytest.mark.parametrize("first", ["palettize", "hash_share"])
-def test_nothing_may_follow(first: str) -> None:
-    chain = [{"technique": first}, {"technique": "finetune"}]
-    document = {"model": {"path": "/models/a"}, "target": {"format": "dense"}, "calibration": {"dataset": "d"}}
-    with pytest.raises(RecipeError, match="would be lost") as caught:
-        check(recipe_from(document | {"chain": chain}))
-    assert caught.value.field == "/chain/1"

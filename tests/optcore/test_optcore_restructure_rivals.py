@@ -18,6 +18,7 @@ RIVALS = [
     ({"technique": "palettize", "bits": 3, "group": 16}, {"method": "uniform", "bits": 3, "group": 16}),
     ({"technique": "puzzle", "target": {"params": 0.75}, "score": "local"}, {"choice": "uniform", "score": "local"}),
     ({"technique": "hash_share", "ratio": 0.3}, {"method": "modulo", "ratio": 0.3}),
+    ({"technique": "tie_layers", "runs": [[1, 3]]}, {"order": "random", "runs": [[1, 3]]}),
     ({"technique": "merge", "method": "ties", "others": [OTHER | {"weight": 2}]}, {"method": "linear"}),
 ]
 
@@ -43,6 +44,7 @@ def test_the_rival_is_trivial_and_of_the_same_size(settings: dict[str, object], 
         {"technique": "low_rank", "method": "svd"},
         {"technique": "puzzle", "target": {"params": 1}},
         {"technique": "palettize", "method": "uniform"},
+        {"technique": "tie_layers", "ties": 0},
         {"technique": "merge", "others": [OTHER]},
         {"technique": "sparsify", "compare": False},
     ],
