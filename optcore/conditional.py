@@ -7,6 +7,7 @@ the document says.
 from pathlib import Path
 from typing import Literal
 
+from optcore.documents import read_document
 from optcore.frozen import Frozen
 
 DESCRIPTION = "conditional.json"
@@ -81,5 +82,4 @@ class Conditional(Frozen):
 
 def load_conditional(folder: Path) -> Conditional | None:
     """Read the document; None for a model that is run as its configuration says."""
-    path = folder / DESCRIPTION
-    return Conditional.model_validate_json(path.read_text()) if path.exists() else None
+    return read_document(folder / DESCRIPTION, Conditional)

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
+from optcore.documents import read_document
 from optcore.frozen import Frozen
 
 DESCRIPTION = "low_rank.json"
@@ -54,5 +55,4 @@ class Factored(Frozen):
 
 def load_factored(folder: Path) -> Factored | None:
     """Read the document; None for a checkpoint without one."""
-    path = folder / DESCRIPTION
-    return Factored.model_validate_json(path.read_text()) if path.exists() else None
+    return read_document(folder / DESCRIPTION, Factored)

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
+from optcore.documents import read_document
 from optcore.frozen import Frozen
 
 DESCRIPTION = "hashed.json"
@@ -42,5 +43,4 @@ class Hashed(Frozen):
 
 def load_hashed(folder: Path) -> Hashed | None:
     """Read the document; None for a checkpoint without one."""
-    path = folder / DESCRIPTION
-    return Hashed.model_validate_json(path.read_text()) if path.exists() else None
+    return read_document(folder / DESCRIPTION, Hashed)

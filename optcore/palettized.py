@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
+from optcore.documents import read_document
 from optcore.frozen import Frozen
 
 DESCRIPTION = "palette.json"
@@ -46,5 +47,4 @@ class Palettized(Frozen):
 
 def load_palettized(folder: Path) -> Palettized | None:
     """Read the document; None for a checkpoint without one."""
-    path = folder / DESCRIPTION
-    return Palettized.model_validate_json(path.read_text()) if path.exists() else None
+    return read_document(folder / DESCRIPTION, Palettized)

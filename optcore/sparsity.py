@@ -3,9 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import ValidationError
-
-from optcore.errors import BadCheckpoint
+from optcore.documents import read_document
 from optcore.frozen import Frozen
 
 DESCRIPTION = "sparsity.json"
@@ -64,11 +62,7 @@ class Sparsity(Frozen):
 
 def load_sparsity(folder: Path) -> Sparsity | None:
     """Read the description; None for a checkpoint that is not sparse. Raises `BadCheckpoint` for another document."""
-    path = folder / DESCRIPTION
-    try:
-        return Sparsity.model_validate_json(path.read_text()) if path.exists() else None
-    except (ValidationError, UnicodeDecodeError) as error:
-        raise BadCheckpoint(f"{DESCRIPTION} does not describe a sparse checkpoint: {error}") from error
+    return read_document(folder / DESCRIPTION, Sparsity)
 
 
 def accelerated_by(pattern: str) -> str:

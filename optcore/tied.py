@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
+from optcore.documents import read_document
 from optcore.frozen import Frozen
 
 DESCRIPTION = "tied.json"
@@ -32,5 +33,4 @@ class Tied(Frozen):
 
 def load_tied(folder: Path) -> Tied | None:
     """Read the document; None for a checkpoint without one."""
-    path = folder / DESCRIPTION
-    return Tied.model_validate_json(path.read_text()) if path.exists() else None
+    return read_document(folder / DESCRIPTION, Tied)

@@ -195,7 +195,7 @@ def test_what_would_fill_zeros_is_never_written_as_sparse(
     with pytest.raises(FormLost, match=r"weights of model\.layers\.0\..* were zero, and are not any more"):
         technique.apply(run)
     (sparse / "sparsity.json").write_text("{}")
-    with pytest.raises(BadCheckpoint, match="does not describe a sparse checkpoint"):
+    with pytest.raises(BadCheckpoint, match=r"sparsity\.json is not what"):
         load_sparsity(sparse)
 
 
