@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+import yaml
 from fixtures.exporting import run_of
 from fixtures.training import prepared
 from safetensors.torch import save_file
@@ -30,6 +31,7 @@ from optcore.sizes import parameters, weight_bytes
 from optcore.streaming.decoder import Decoder
 from optcore.techniques import Distill, Finetune, Prune
 
+ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.proof, pytest.mark.slow, pytest.mark.timeout(3600)]
 CALIBRATION = Calibration(dataset="python-stdlib", samples=64, sequence_length=128)
 BUDGET: dict[str, Any] = {
@@ -156,22 +158,8 @@ def _untrained(shape: Path, out: Path) -> Path:
 
 def test_one_recipe_prunes_distils_and_quantizes(stdlib_model: Path, tmp_path: Path) -> None:
     """The whole chain on the demo model; its table says what each entry bought and cost."""
-    data = {"dataset": "python-stdlib", "samples": 64, "sequence_length": 128}
-    recipe = recipe_from(
-        {
-            "model": {"path": str(stdlib_model)},
-            "calibration": data,
-            "chain": [
-                {"technique": "prune", **QUARTER},
-                {"technique": "distill", **BUDGET},
-                {"technique": "ptq", "scheme": "int4"},
-            ],
-            "evaluate": [
-                {"evaluator": "fidelity", "samples": 64, "sequence_length": 128},
-                {"evaluator": "throughput"},
-            ],
-        }
-    )
+    document = yaml.safe_load((ROOT / "docs" / "recipes" / "prune-distill-int4.yaml").read_text())
+    recipe = recipe_from(document | {"model": {"path": str(stdlib_model)}})
     optimize(recipe, tmp_path / "out", tmp_path / "work", lambda _: None)
     report = Report.model_validate_json((tmp_path / "out" / "report.json").read_text())
     print(render_table(report))
