@@ -2,6 +2,7 @@
 
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from fixtures.tiny_models import MakeModel
 from fixtures.training import Killed
 from pydantic import ValidationError
 from safetensors.torch import load_file
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from optcore.calibration.text import Texts
 from optcore.conductor import Emit
@@ -19,6 +21,7 @@ from optcore.evaluate.fidelity_stream import divergences
 from optcore.evaluate.side_by_side import SideBySide
 from optcore.events import AnyEvent, Progress
 from optcore.references import Calibration
+from optcore.restructure import latency
 from optcore.restructure.candidates import written
 from optcore.restructure.counted import Counter
 from optcore.restructure.prune import prune_checkpoint
@@ -149,14 +152,23 @@ def test_a_search_that_was_killed_goes_on_behind_the_last_shape(tiny_model: Make
     assert not [path for path in killed.journal.iterdir() if path.is_dir()]
 
 
-def test_a_latency_is_met_as_measured(tiny_model: MakeModel, tmp_path: Path) -> None:
-    source = tiny_model("Llama")
+def test_a_latency_is_met_as_measured(tiny_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that goes on by a millisecond a layer: a real one is slow when the machine is busy."""
+    source, ticks, forward = tiny_model("Llama"), [0], LlamaDecoderLayer.forward
+
+    def counted(*args: Any, **named: Any) -> Any:
+        ticks[0] += 1
+        return forward(*args, **named)
+
+    monkeypatch.setattr(LlamaDecoderLayer, "forward", counted)
+    monkeypatch.setattr(latency, "time", SimpleNamespace(perf_counter=lambda: ticks[0] / 1000))
     settings = {"target": {"latency": 0.8}, "search": {**SMALL, "ffn": 0, "hidden": 0}, **ANY}
     run = _run(source, tmp_path / "out")
     Prune.model_validate(settings).apply(run)
     (row,) = _rows(run)
     found: Any = run.results["search"]
     assert row["shape"]["depth"] == 1
+    assert row["latency"] == pytest.approx(found["whole"] - 1)
     assert 0 < row["latency"] <= found["limit"] == pytest.approx(0.8 * found["whole"])
     assert any("on this machine" in said for said in run.results["notices"])  # type: ignore[attr-defined]
 
