@@ -12,7 +12,7 @@ from fixtures.tiny_models import MakeModel
 from fixtures.training import Killed
 from pydantic import ValidationError
 from safetensors.torch import load_file
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 from optcore.calibration.text import Texts
 from optcore.conductor import Emit
@@ -154,13 +154,13 @@ def test_a_search_that_was_killed_goes_on_behind_the_last_shape(tiny_model: Make
 
 def test_a_latency_is_met_as_measured(tiny_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By a clock that goes on by a millisecond a layer: a real one is slow when the machine is busy."""
-    source, ticks, forward = tiny_model("Llama"), [0], LlamaDecoderLayer.forward
+    source, ticks, forward = tiny_model("Llama"), [0], LlamaMLP.forward
 
     def counted(*args: Any, **named: Any) -> Any:
         ticks[0] += 1
         return forward(*args, **named)
 
-    monkeypatch.setattr(LlamaDecoderLayer, "forward", counted)
+    monkeypatch.setattr(LlamaMLP, "forward", counted)
     monkeypatch.setattr(latency, "time", SimpleNamespace(perf_counter=lambda: ticks[0] / 1000))
     settings = {"target": {"latency": 0.8}, "search": {**SMALL, "ffn": 0, "hidden": 0}, **ANY}
     run = _run(source, tmp_path / "out")
