@@ -19,8 +19,6 @@ _WIDTHS = {8: ("F64", "I64"), 4: ("F32", "I32"), 2: ("F16", "BF16", "I16")}
 _BYTES = ("I8", "U8", "BOOL", "F8_E4M3", "F8_E5M2", "F8_E8M0")
 ITEM_bytes = {name: width for width, names in {**_WIDTHS, 1: _BYTES}.items() for name in names}
 """Bytes of an element, by what safetensors calls its type."""
-MOST_times = 2**16
-"""How many times larger than its parts a tensor may be: beyond what we write, and it would be a bomb."""
 
 Dtype = Literal["F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL", "F8_E4M3", "F8_E5M2", "F8_E8M0"]
 Half = Literal["F16", "BF16"]
@@ -46,6 +44,11 @@ class _Form(Frozen):
         raise NotImplementedError
 
     @property
+    def most_times(self) -> int:
+        """How many times larger than its parts the tensor may be: beyond what we write, and it would be a bomb."""
+        return 64  # a bit for each element of 8 bytes
+
+    @property
     def bytes(self) -> int:
         """Of its parts."""
         return sum(math.prod(shape) * ITEM_bytes[dtype] for dtype, shape in self.parts.values())
@@ -57,7 +60,7 @@ class _Form(Frozen):
 
     @model_validator(mode="after")
     def _not_a_bomb(self) -> Self:
-        if self.parts and self.elements * ITEM_bytes[self.dtype] > MOST_times * max(1, self.bytes):
+        if self.parts and self.elements * ITEM_bytes[self.dtype] > self.most_times * max(1, self.bytes):
             raise ValueError(f"a tensor of shape {self.shape} from {self.bytes} bytes")
         return self
 
@@ -97,9 +100,15 @@ class Buckets(_Form):
 
     form: Literal["buckets"] = "buckets"
     shape: tuple[Size, Size]
+    dtype: Literal["F64", "F32", "F16", "BF16"]
     buckets: int = Field(ge=1, lt=2**32)
     seed: int = Field(ge=0, lt=2**31)
     hash: Literal["murmur3", "modulo"]
+
+    @property
+    def most_times(self) -> int:
+        """The smallest ratio of `hash_share` is 2^-10, rounded to whole numbers."""
+        return 2**11
 
     @property
     def parts(self) -> Parts:
@@ -114,6 +123,11 @@ class Factors(_Form):
     shape: tuple[Size, Size]
     rank: int = Field(ge=1, lt=2**32)
     factor_dtype: Literal["F64", "F32", "F16", "BF16"]
+
+    @property
+    def most_times(self) -> int:
+        """Rank 1 in a matrix of 2^17 rows and columns."""
+        return 2**16
 
     @property
     def parts(self) -> Parts:

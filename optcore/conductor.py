@@ -68,6 +68,15 @@ class Conductor:
         finally:
             self.inputs = before
 
+    @contextmanager
+    def unheard(self) -> Iterator[None]:
+        """What stages say and plot inside is about a model that nobody gets: the report leaves it out."""
+        notices, series = len(self.notices), len(self.series)
+        try:
+            yield
+        finally:
+            del self.notices[notices:], self.series[series:]
+
     def notice(self, stage: str, message: str) -> None:
         """Say something that a person should know, now and in the report."""
         self.notices.append(message)

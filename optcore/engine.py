@@ -178,15 +178,14 @@ class _Walk(Conductor):
         if rival is None:
             return
         other = attempt._replace(stage=rival_stage(attempt.stage), technique=rival)
-        notices, series = len(self.notices), len(self.series)
         try:
-            self._try(other, self.left_by(attempt.stage) if rival.rival_goes_on else start)
-            step = self._step(other, recipe)
+            with self.unheard():
+                self._try(other, self.left_by(attempt.stage) if rival.rival_goes_on else start)
+                step = self._step(other, recipe)
         except OptError as error:
             self.notice(other.stage, f"the rival of {attempt.stage} was not made: {error}")
-            return
-        del self.notices[notices:], self.series[series:]  # about a model that nobody gets
-        self.steps.append(step.model_copy(update={"rival": True}))
+        else:
+            self.steps.append(step.model_copy(update={"rival": True}))
 
     def finish(self, result: Result, recipe: Recipe) -> Outcome:
         """Write one result in its target format, and measure it before and after."""

@@ -5,22 +5,10 @@ import os
 import shutil
 from pathlib import Path
 
-from optcore import factored, hashed, palettized, tied
-from optcore.conditional import DESCRIPTION as CONDITIONAL
-from optcore.puzzle import DESCRIPTION as PUZZLE
+from optcore.forms import CONDITIONAL, FORMS, PUZZLE, SPARSITY
 from optcore.sizes import weight_files
 from optcore.sources.checkpoint_files import INDEX, MATTERS
-from optcore.sparsity import DESCRIPTION as SPARSITY
 
-FORMS = (
-    SPARSITY,
-    PUZZLE,
-    *factored.SIDE_FILES,
-    *palettized.SIDE_FILES,
-    *hashed.SIDE_FILES,
-    *tied.SIDE_FILES,
-    CONDITIONAL,
-)
 LICENCES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE")
 
 
@@ -48,6 +36,13 @@ def link_forms(source: Path, target: Path) -> None:
     It is true of these very weights only, and no part of the model: no index names it, and no size counts it.
     """
     for name in FORMS:
+        if (source / name).is_file():
+            link(source / name, target / name)
+
+
+def link_documents(source: Path, target: Path) -> None:
+    """What is true of the same values wherever they are stored: where zeros are, how layers differ, how it is run."""
+    for name in (SPARSITY, PUZZLE, CONDITIONAL):
         if (source / name).is_file():
             link(source / name, target / name)
 

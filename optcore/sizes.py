@@ -90,6 +90,8 @@ def read_header(path: Path) -> dict[str, dict[str, object]]:
             header: dict[str, dict[str, object]] = json.loads(file.read(length))
         except (ValueError, RecursionError) as error:
             raise BadCheckpoint(f"{path.name} has a damaged header", field="/model") from error
+    if not isinstance(header, dict):
+        raise BadCheckpoint(f"{path.name} has a damaged header", field="/model")
     header.pop("__metadata__", None)
     return header
 

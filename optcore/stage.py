@@ -217,9 +217,9 @@ def _is_commit(revision: str) -> bool:
 
 
 def _without_gates(work: dict[str, Any]) -> dict[str, Any]:
-    """A gate decides what happens next, not what a technique computes; nor does the number of processes it runs in, so
-    that training goes on with another one."""
+    """A gate decides what happens next, and `compare` what is made beside it, not what a technique computes; nor does
+    the number of processes it runs in, so that training goes on with another one."""
     if technique := work.get("technique"):
-        left_out = ("gate", "fallback", "processes")
+        left_out = ("gate", "fallback", "processes", "compare")
         return {**work, "technique": {k: v for k, v in technique.items() if k not in left_out}}
     return work

@@ -46,7 +46,7 @@ def kmeans(found: Points, levels: int) -> torch.Tensor:
         return torch.cat([values_U, values_U[-1:].expand(levels - count)])
     sums = _Sums(found)
     if levels > _MOST_searched:
-        start_L = _interval_means(sums, _companded(found, levels), levels)
+        start_L = _interval_means(sums, _split(sums, _companded(found, levels), levels), levels)
     else:
         cuts = torch.arange(1, count) if count <= _BINS else _companded(found, _BINS)
         start_L = _optimal(sums, cuts.to(values_U.device), levels)
@@ -91,14 +91,25 @@ class _Sums:
         values = found.values_U - self._centre
         moments = torch.stack([weights, weights * values, weights * values.square()])
         self._prefix = torch.cat([torch.zeros_like(moments[:, :1]), moments.cumsum(1)], 1)
-        self._count = len(values)
+        self.count = len(values)
 
     def means(self, cuts: torch.Tensor, otherwise_L: torch.Tensor) -> torch.Tensor:
         """Mean of each of the L intervals between ascending cuts [L - 1]; an empty one has what it had."""
-        edges = torch.cat([cuts.new_zeros(1), cuts, cuts.new_full((1,), self._count)])
+        edges = torch.cat([cuts.new_zeros(1), cuts, cuts.new_full((1,), self.count)])
         mass_L, first_L, _ = self._prefix[:, edges].diff(dim=1)
         mean_L = first_L / mass_L.clamp(min=torch.finfo(torch.float64).tiny) + self._centre
         return torch.where(edges.diff() > 0, mean_L, otherwise_L)
+
+    def errors(self, edges: torch.Tensor) -> torch.Tensor:
+        """Squared error [B] of each interval between neighbouring edges [B + 1] about its mean."""
+        mass, first, second = self._prefix[:, edges].diff(dim=1)
+        return (second - first.square() / mass.clamp(min=torch.finfo(torch.float64).tiny)).clamp(min=0)
+
+    def middle(self, begin: torch.Tensor, end: torch.Tensor) -> torch.Tensor:
+        """Where half of the weight between two edges lies on either side, at least a value from both."""
+        mass = self._prefix[0]
+        place = torch.searchsorted(mass, (mass[begin] + mass[end]) / 2)
+        return place.clamp(begin + 1, end - 1)
 
     def costs(self, edges: torch.Tensor) -> torch.Tensor:
         """Squared error [B + 1, B + 1] of the interval from one edge to a later one about its mean; else infinite."""
@@ -109,7 +120,7 @@ class _Sums:
 
 def _optimal(sums: _Sums, cuts: torch.Tensor, levels: int) -> torch.Tensor:
     """The best levels [L] whose intervals end at some of the cuts: best[m][j] = min_i best[m - 1][i] + cost[i, j]."""
-    edges = torch.cat([cuts.new_zeros(1), cuts, cuts.new_full((1,), sums._count)])
+    edges = torch.cat([cuts.new_zeros(1), cuts, cuts.new_full((1,), sums.count)])
     cost_ji = sums.costs(edges).T.contiguous()  # the minimum is taken along what lies together
     best, begins = cost_ji[:, 0], []
     for _ in range(levels - 1):
@@ -129,6 +140,18 @@ def _companded(found: Points, bins: int) -> torch.Tensor:
     reached_U = share_U.cumsum(0)
     wanted = reached_U[-1] * torch.arange(1, bins, device=reached_U.device, dtype=torch.float64) / bins
     return torch.searchsorted(reached_U, wanted).clamp(1, len(reached_U) - 1).unique()
+
+
+def _split(sums: _Sums, cuts: torch.Tensor, levels: int) -> torch.Tensor:
+    """The cuts, and as many more as make L intervals: where some values lie far out, many cuts fall on one place.
+
+    The interval of the largest error is cut at the middle of its weight; there are more distinct values than levels.
+    """
+    while len(cuts) < levels - 1:
+        edges = torch.cat([cuts.new_zeros(1), cuts, cuts.new_full((1,), sums.count)])
+        widest = int(sums.errors(edges).masked_fill(edges.diff() < 2, -1).argmax())
+        cuts = torch.cat([cuts[:widest], sums.middle(edges[widest], edges[widest + 1])[None], cuts[widest:]])
+    return cuts
 
 
 def _interval_means(sums: _Sums, cuts: torch.Tensor, levels: int) -> torch.Tensor:

@@ -49,7 +49,8 @@ def agreed(deltas: Sequence[torch.Tensor], weights: Sequence[float], normalize: 
         agrees = torch.sign(weight * delta) == sign
         total += torch.where(agrees, weight * delta, 0)
         divisor += weight * agrees
-    return total / torch.where(divisor == 0, 1, divisor) if normalize else total
+    cancelled = divisor.abs() < 1e-6 * sum(map(abs, weights))  # weights that sum to zero but for their rounding
+    return total / torch.where(cancelled, 1, divisor) if normalize else total
 
 
 def trimmed(delta: torch.Tensor, density: float) -> torch.Tensor:

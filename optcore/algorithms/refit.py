@@ -21,7 +21,17 @@ def refitted(weight_NK: torch.Tensor, gram_KK: torch.Tensor, kept_J: torch.Tenso
     gram_JJ = rows_JK[:, kept_J]
     if not gram_JJ.diagonal().any():
         return fitted_NK
-    gram_JJ.diagonal().add_(damping * gram_JJ.diagonal().mean())
+    ridge = damping * gram_JJ.diagonal().mean()
     cross_JN = rows_JK[:, removed_K] @ weight_NK[:, removed_K].double().mT
-    fitted_NK[:, kept_J] += torch.cholesky_solve(cross_JN, torch.linalg.cholesky(gram_JJ)).mT
+    fitted_NK[:, kept_J] += torch.cholesky_solve(cross_JN, _factor(gram_JJ, ridge)).mT
     return fitted_NK
+
+
+def _factor(gram_JJ: torch.Tensor, ridge: torch.Tensor) -> torch.Tensor:
+    """The Cholesky factor of the damped matrix; ten times the ridge as often as rounding makes it indefinite."""
+    while True:
+        gram_JJ.diagonal().add_(ridge)
+        factor, failed = torch.linalg.cholesky_ex(gram_JJ)
+        if not failed:
+            return factor
+        ridge = ridge * 10

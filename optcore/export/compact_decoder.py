@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from optcore.compact import WEIGHTS, Buckets, Factors, ITEM_bytes, Palette, Same, Sparse, load_compact
-from optcore.errors import BadCheckpoint, OutOfDisk
+from optcore.errors import BadCheckpoint, FolderUnusable, OutOfDisk
 from optcore.export.raw_reader import Array
-from optcore.links import link_companions
+from optcore.links import link_companions, link_documents
 from optcore.streaming.reader import TYPES, TensorReader
 from optcore.streaming.writer import TensorWriter
 
@@ -27,11 +27,13 @@ _ROWS_elements = 2**22
 def decode(folder: Path, out: Path) -> None:
     """Write the plain checkpoint that a compact one stands for to `out`, tensor by tensor; the folder is made.
 
-    Raises `BadCheckpoint` for a folder that is damaged or contradicts itself, before anything is written, and
-    `OutOfDisk` where the tensors would not fit.
+    Raises `BadCheckpoint` for a folder that is damaged or contradicts itself, before anything is written,
+    `FolderUnusable` for an `out` that holds anything, and `OutOfDisk` where the tensors would not fit.
     """
     checkpoint = CompactCheckpoint(folder)
     out.mkdir(parents=True, exist_ok=True)
+    if any(out.iterdir()):
+        raise FolderUnusable(f"{out} is not empty", remedy="name a new folder, or empty this one")
     if checkpoint.total_bytes > (free := shutil.disk_usage(out).free):
         raise OutOfDisk(f"the decoded weights take {checkpoint.total_bytes} bytes, and {free} are free")
     writer = TensorWriter(out)
@@ -39,6 +41,7 @@ def decode(folder: Path, out: Path) -> None:
         writer.add(name, checkpoint.tensor(name))
     writer.close()
     link_companions(folder, out)
+    link_documents(folder, out)
 
 
 class CompactCheckpoint:
@@ -59,6 +62,8 @@ class CompactCheckpoint:
                 raise _bad(f"{WEIGHTS} has {_spoken(found.get(name))} as {name}, and the document says {said}")
         if sum(form.bytes for form in self._forms.values()) != self._reader.total_bytes:
             raise _bad(f"two tensors of the document have one name in {WEIGHTS}")
+        if not self._reader.is_gapless:
+            raise _bad(f"parts in {WEIGHTS} overlap, or something lies between or behind them")
 
     @property
     def names(self) -> list[str]:
@@ -101,6 +106,8 @@ class CompactCheckpoint:
     def _buckets(self, name: str, form: Buckets) -> torch.Tensor:
         values_B, (rows, columns) = self._reader.tensor(f"{name}.buckets"), form.shape
         decoded = torch.empty(form.shape, dtype=values_B.dtype)
+        if not form.elements:
+            return decoded
         step = max(1, _ROWS_elements // max(1, columns))
         for start in range(0, rows, step):
             row_R1 = np.arange(start, min(start + step, rows), dtype=np.uint64)[:, None]
@@ -118,9 +125,10 @@ class CompactCheckpoint:
         bits = np.unpackbits(mask, bitorder="little")
         if int(bits.sum()) != form.nonzero or bits[form.elements :].any():
             raise _bad(f"the mask of {name} does not have {form.nonzero} bits set")
-        decoded = torch.zeros(form.elements * ITEM_bytes[form.dtype], dtype=torch.uint8).view(TYPES[form.dtype])
-        decoded[torch.from_numpy(bits[: form.elements].view(np.bool_))] = self._reader.tensor(f"{name}.values")
-        return decoded.view(form.shape)
+        decoded = torch.zeros(form.elements, ITEM_bytes[form.dtype], dtype=torch.uint8)  # not all types can be indexed
+        values = self._reader.tensor(f"{name}.values").view(torch.uint8).view(form.nonzero, decoded.shape[1])
+        decoded[torch.from_numpy(bits[: form.elements].view(np.bool_))] = values
+        return decoded.view(TYPES[form.dtype]).view(form.shape)
 
 
 def _fields(octets: Array, bits: int, count: int) -> Array:

@@ -13,7 +13,7 @@ from optcore.errors import ExportMismatch
 from optcore.export.compact_decoder import CompactCheckpoint
 from optcore.factored import FACTORS, load_factored
 from optcore.hashed import BUCKETS, load_hashed
-from optcore.links import link_companions
+from optcore.links import link_companions, link_documents
 from optcore.palettized import PALETTES, load_palettized
 from optcore.streaming.reader import TensorReader
 from optcore.streaming.tensor_file import NAMES, TensorFile
@@ -41,6 +41,7 @@ def write_compact(run: "Run") -> None:
     document = Compacted.of(forms)
     document.save(run.out)
     link_companions(run.checkpoint, run.out)
+    link_documents(run.checkpoint, run.out)
     _prove(run, reader)
     run.results["compact"] = document.model_dump(mode="json", exclude={"note", "version", "tensors"})
     counts = {

@@ -67,6 +67,12 @@ def _dropped(run: "Run", decoder: Decoder, technique: "Prune") -> tuple[list[int
     if technique.order == "random":
         order = torch.randperm(len(allowed), generator=torch.Generator().manual_seed(run.seed)).tolist()
         return sorted(allowed[place] for place in order[:count]), []
+    if technique.order == "divergence" and decoder.is_classifier:
+        raise RecipeError(
+            "`order: divergence` is of the tokens that a model predicts, and a classifier predicts none",
+            remedy="use `order: influence`",
+            field="/chain",
+        )
     measure = costs if technique.order == "divergence" else influences
     scores = measure(run, decoder, count if technique.contiguous else 1)
     return (least_run if technique.contiguous else least)(scores, count, allowed), scores

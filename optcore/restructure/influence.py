@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from optcore.calibration.propagate import calibration_windows
-from optcore.streaming.hidden import HiddenStates
+from optcore.streaming.hidden import HiddenStates, IN_MEMORY_bytes, allocate
 
 if TYPE_CHECKING:
     from optcore.run import Run
@@ -23,14 +23,14 @@ def influences(run: "Run", decoder: "Decoder", span: int = 1) -> list[float]:
     how windows are batched does not matter. `span` + 1 states of the calibration set are held, on disk when large.
     """
     states = HiddenStates(decoder, calibration_windows(run, decoder), run.scratch)
-    before = [states.copy()]
+    before = allocate((span, *states.hidden_STH.shape), states.hidden_STH.dtype, run.scratch, IN_MEMORY_bytes)
     found: list[float] = []
     for index in range(len(decoder)):
+        before[index % span] = states.hidden_STH
         with decoder.layer(index) as layer:
             states.advance(index, layer)
-        if len(before) == span:
-            found.append(1 - _mean_cosine(before.pop(0), states.hidden_STH))
-        before.append(states.copy())
+        if index >= span - 1:
+            found.append(1 - _mean_cosine(before[(index + 1) % span], states.hidden_STH))
         run.progress("calibrating", index + 1, len(decoder))
     return found
 

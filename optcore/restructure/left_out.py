@@ -10,7 +10,7 @@ import torch
 
 from optcore.calibration.propagate import calibration_windows
 from optcore.evaluate.positions import only, parts
-from optcore.streaming.hidden import HiddenStates
+from optcore.streaming.hidden import HiddenStates, IN_MEMORY_bytes, allocate
 from optcore.training.divergences import forward_kl
 
 if TYPE_CHECKING:
@@ -42,10 +42,12 @@ def costs(run: "Run", decoder: "Decoder", span: int = 1) -> list[float]:
     states of the calibration set as there are runs are held, on disk when large.
     """
     whole = HiddenStates(decoder, calibration_windows(run, decoder), run.scratch)
-    without: list[torch.Tensor] = []
+    runs = len(decoder) - span + 1
+    # All at once: what does not fit is refused before the walk, and what is large goes to disk together.
+    without = allocate((runs, *whole.hidden_STH.shape), whole.hidden_STH.dtype, run.scratch, IN_MEMORY_bytes)
     for index in range(len(decoder)):
-        if index + span <= len(decoder):
-            without.append(whole.copy())
+        if index < runs:
+            without[index] = whole.hidden_STH
         with decoder.layer(index) as layer:
             for hidden_STH in without[: max(0, index - span + 1)]:
                 whole.through(index, layer, hidden_STH, hidden_STH)

@@ -46,9 +46,9 @@ class Narrower:
         return str(self.known.attribute_map.get(name, name))
 
     def keep_head_size(self) -> None:
-        """Spell out the size of a head, which may follow from what will change."""
-        size = getattr(self.known, "head_dim", None) or self.known.hidden_size // self.known.num_attention_heads
-        self._text["head_dim"] = size
+        """Spell out the size of a head, where there are any: it may follow from what will change."""
+        if heads := getattr(self.known, "num_attention_heads", None):
+            self._text["head_dim"] = getattr(self.known, "head_dim", None) or self.known.hidden_size // heads
 
     def moved(self, key: str, value: int, axis: str) -> Moved:
         """By parameter that follows a setting: its dimensions that change, what they were, what they will be."""

@@ -1,15 +1,19 @@
 """Whole decoder layers of several models stacked into one, or those of one model more than once."""
 
+import re
 from typing import TYPE_CHECKING
 
 from optcore.errors import RecipeError
-from optcore.restructure.alike import check_alike
+from optcore.restructure.alike import Alike, check_alike
 from optcore.restructure.stack import Taken, is_stack, write_stack
 from optcore.streaming.decoder import Decoder
 
 if TYPE_CHECKING:
     from optcore.run import Run
     from optcore.techniques.merge import Merge
+
+_RUNS = re.compile(r"rope|rotary|sliding_window|position_embedding|attention_multiplier|softcapping")
+"""Settings of one model that say how all its layers are run."""
 
 
 def pass_layers(run: "Run", technique: "Merge") -> None:
@@ -19,7 +23,8 @@ def pass_layers(run: "Run", technique: "Merge") -> None:
     """
     place = run.place
     for at, other in enumerate(run.models):
-        check_alike(run.checkpoint, other, f"{place}/others/{at}/model")
+        field = f"{place}/others/{at}/model"
+        _check_runs_alike(check_alike(run.checkpoint, other, field), field)
     models = [Decoder(folder) for folder in (run.checkpoint, *run.models)]
     layers = [taken for at in range(len(technique.slices)) for taken in _taken(technique, at, models, place)]
     write_stack(models[0], layers, run.out, lambda count: run.progress("packing", count, len(layers)))
@@ -32,6 +37,16 @@ def pass_layers(run: "Run", technique: "Merge") -> None:
         )
     run.notice(f"{technique.summary}; the chain's model had {len(models[0])}")
     run.results["merge"] = {"method": technique.method, "models": len(models), "layers": len(layers)}
+
+
+def _check_runs_alike(found: Alike, field: str) -> None:
+    """Refuse layers that would be run by another model's positions or windows than they were trained with."""
+    if different := [key for key in found.differing if _RUNS.search(key)]:
+        raise RecipeError(
+            f"the models' layers are run differently: their {', '.join(different)} are not the same",
+            remedy="stack layers of models with the same positions and windows",
+            field=field,
+        )
 
 
 def _taken(technique: "Merge", at: int, models: list[Decoder], place: str) -> list[Taken]:

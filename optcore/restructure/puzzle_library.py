@@ -109,10 +109,11 @@ def build(
     """The variants of `shares`, and with `choice: ilp` their scores; whole parts cost nothing and are in neither."""
     library = Library(decoder, run.scratch / "puzzle-library")
     units = [unit for part in parts.kind("ffn") for unit in part.units]
-    measured = measure(run, decoder, Plan({}, units))
     walk = _Walk(run, decoder, library, technique)
     wanted = [Variant(part, share) for part in parts.parts for share in shares[part] if share < 1]
+    # The states of all variants are many: what does not fit is refused before the first pass over the text.
     judges = _Judge(walk.windows_ST, wanted, run, decoder, technique) if technique.choice == "ilp" else None
+    measured = measure(run, decoder, Plan({}, units))
     for index in range(len(decoder)):
         own = [variant for variant in wanted if variant.part.index == index]
         with decoder.layer(index) as layer:

@@ -55,7 +55,15 @@ def write_stack(
 def is_stack(around: Decoder, layers: Sequence[Taken], out: Path) -> bool:
     """Whether the written model computes what those layers do one after the other: what a layer is can depend on its
     number, and then it is another one in another place."""
-    return are_same(probe_logits(Decoder(out)), probe_logits(around, layers))
+    written = Decoder(out)
+    kinds = [kind for model, index in layers for kind in layer_kinds(model)[index : index + 1]]
+    same_kinds = layer_kinds(written) == kinds  # a short probe lies within every window
+    return same_kinds and are_same(probe_logits(written), probe_logits(around, layers))
+
+
+def layer_kinds(decoder: Decoder) -> list[str]:
+    """What each layer's attention is, such as `sliding_attention`; empty where the family does not say."""
+    return list(getattr(decoder.model.config.get_text_config(), "layer_types", None) or ())
 
 
 def numbered(decoder: Decoder) -> re.Pattern[str]:
@@ -77,8 +85,14 @@ def _by_layer(decoder: Decoder) -> dict[int, list[str]]:
 
 
 def relist(config: dict[str, Any], decoder: Decoder, taken: Sequence[int]) -> None:
-    """Set the number of layers, and take what is listed for each of them from where it was taken."""
-    key = decoder.model.config.get_text_config().attribute_map.get("num_hidden_layers", "num_hidden_layers")
+    """Set the number of layers, and take what is listed for each of them from where it was taken.
+
+    Kinds of layers are listed even where the configuration left them to be derived from numbers, which now change.
+    """
+    known = decoder.model.config.get_text_config()
+    key = known.attribute_map.get("num_hidden_layers", "num_hidden_layers")
+    if kinds := layer_kinds(decoder):
+        (config.get("text_config") or config)["layer_types"] = kinds
     for part in (config, config.get("text_config") or {}):
         for name, value in part.items():
             if name == key and value == len(decoder):

@@ -70,7 +70,7 @@ def _cut_ffn(asked: Narrower, plan: Plan, cut: "Cut", multiple: int) -> None:
 
 
 def _cut_hidden(asked: Narrower, plan: Plan, cut: "Cut", multiple: int) -> None:
-    key, heads = asked.key("hidden_size"), asked.known.num_attention_heads
+    key, heads = asked.key("hidden_size"), getattr(asked.known, "num_attention_heads", None) or 1
     before = int(asked.known.hidden_size)
     # Many families want a hidden size that their heads divide, whatever the size of a head.
     after = _size("hidden", cut, before, math.lcm(multiple, heads))
@@ -82,6 +82,8 @@ def _cut_hidden(asked: Narrower, plan: Plan, cut: "Cut", multiple: int) -> None:
 
 
 def _cut_heads(asked: Narrower, plan: Plan, cut: "Cut", _: int) -> None:
+    if not getattr(asked.known, "num_attention_heads", None):
+        raise asked.refused("heads", "its configuration has none")
     key, before = asked.key("num_attention_heads"), int(asked.known.num_attention_heads)
     groups = int(getattr(asked.known, "num_key_value_heads", None) or before)
     if groups == before:

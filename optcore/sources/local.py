@@ -2,10 +2,12 @@
 
 import json
 import os
+from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from optcore.errors import BadCheckpoint, SourceNotFound, UnsafeCheckpoint
+from optcore.forms import FORMS
 from optcore.sizes import MAX_HEADER_bytes
 from optcore.sources.checkpoint_files import CONFIG, INDEX, MATTERS, SINGLE, TOKENIZERS, require_files, weights_form
 
@@ -43,6 +45,7 @@ def check_checkpoint(folder: Path, field: str) -> tuple[str, ...]:
     names = {path.name for path in folder.iterdir() if path.is_file() or path.is_symlink()}
     form = weights_form(names, str(folder), field)
     require_files(names, str(folder), field)
+    _require_plain(names, field)
     found = [name for name in MATTERS if name in names]
     weights = shards_of(folder, field) if form == INDEX else (SINGLE,)
     for name in (*found, form, *weights):
@@ -52,6 +55,16 @@ def check_checkpoint(folder: Path, field: str) -> tuple[str, ...]:
     for name in weights:
         _require_whole(folder / name, field)
     return tuple(sorted({*found, form, *weights}))
+
+
+def _require_plain(names: Collection[str], field: str) -> None:
+    """No job takes over a form of weights, or a way to run the model, that another one left: nothing would keep it."""
+    if found := next((name for name in FORMS if name in names), None):
+        raise BadCheckpoint(
+            f"{found} says of which form these weights are or how they are run, and a job begins with a plain model",
+            remedy="put both jobs' entries into one chain, or remove the file to take the weights as plain",
+            field=field,
+        )
 
 
 def shards_of(folder: Path, field: str) -> tuple[str, ...]:

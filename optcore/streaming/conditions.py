@@ -29,16 +29,18 @@ def masked(arguments: Arguments, window: Window, length: int, device: torch.devi
     narrowed = list(arguments)
     for index in window.layers:
         mask = arguments[index].get(_MASK)
-        found = made.setdefault(id(mask), _narrowed(mask, seen_TT))
-        narrowed[index] = {**arguments[index], _MASK: found}
+        if id(mask) not in made:
+            made[id(mask)] = _narrowed(mask, seen_TT)
+        narrowed[index] = {**arguments[index], _MASK: made[id(mask)]}
     return tuple(narrowed)
 
 
 def visible(length: int, window: Window, device: torch.device | None = None) -> torch.Tensor:
     """Which keys (columns) each token (rows) sees, bool [T, T]: the last `tokens`, itself counted in, and the sinks."""
-    place_T = torch.arange(length, device=device)
-    behind_TT = place_T[:, None] - place_T
-    return (behind_TT >= 0) & ((behind_TT < window.tokens) | (place_T < window.sinks))
+    causal_TT = torch.ones(length, length, dtype=torch.bool, device=device).tril_()  # a byte a pair: texts are long
+    seen_TT = causal_TT.triu(1 - window.tokens)
+    seen_TT[:, : window.sinks] = causal_TT[:, : window.sinks]
+    return seen_TT
 
 
 @contextmanager

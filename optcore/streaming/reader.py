@@ -72,6 +72,21 @@ class TensorReader:
         """Bytes of all tensors."""
         return sum(place.nbytes for place in self._places.values())
 
+    @property
+    def is_gapless(self) -> bool:
+        """Whether the tensors of each file follow each other without gap or overlap, from its header to its end."""
+        return all(map(self._fill, self.files))
+
+    def _fill(self, file: str) -> bool:
+        path = self.folder / file
+        with path.open("rb") as opened:
+            end = 8 + int.from_bytes(opened.read(8), "little")
+        for place in sorted((one for one in self._places.values() if one.file == file), key=lambda one: one.start):
+            if place.nbytes and place.start != end:
+                return False
+            end += place.nbytes
+        return end == path.stat().st_size
+
     def __contains__(self, name: str) -> bool:
         return name in self._places
 

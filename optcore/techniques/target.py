@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from optcore.frozen import Frozen
 
+_MOST_shapes = 512
 _CALLED = {"params": "parameters", "bytes": "bytes", "latency": "ms a token"}
 
 
@@ -78,3 +79,11 @@ class Search(Frozen):
     """Windows a step."""
     learning_rate: float = Field(default=1e-4, gt=0, le=1)
     """The highest of each short distillation."""
+
+    @model_validator(mode="after")
+    def _grid_is_bounded(self) -> Self:
+        if (tried := (self.hidden + 1) * (self.heads + 1) * (self.depth + 1)) > _MOST_shapes:
+            raise ValueError(
+                f"hidden, heads and depth make {tried} shapes, and each is written and measured: at most {_MOST_shapes}"
+            )
+        return self

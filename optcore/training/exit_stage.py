@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from optcore.errors import DataError
+from optcore.restructure.risk_control import least_losses
 from optcore.training.dense_writer import write_dense
 from optcore.training.exit_trainee import ExitTrainee
 from optcore.training.layer_dropout import drop_layers
@@ -27,6 +29,7 @@ def train_exits(run: "Run", technique: "EarlyExit", exits: "Sequence[int]") -> t
 
     Returns token ids [S, T] that were neither trained nor validated on.
     """
+    windows, unseen_ST = _kept_apart(run, technique)
     ranks = Ranks(technique.batch)
     asked = None if run.answers else run.teacher or run.checkpoint
     check_memory(run.checkpoint, asked, moving=1.0, device=ranks.device, processes=ranks.count)
@@ -45,7 +48,6 @@ def train_exits(run: "Run", technique: "EarlyExit", exits: "Sequence[int]") -> t
         rotation=technique.rotation,
         steps=technique.steps,
     )
-    windows, unseen_ST = _kept_apart(run, technique)
     loop = Loop(run, technique, trainee, windows, ranks)
     loop.start()
     state = loop.train()
@@ -59,6 +61,14 @@ def _kept_apart(run: "Run", technique: "EarlyExit") -> tuple[Windows, torch.Tens
     windows = Windows(run.windows)
     facts = windows.facts
     count = facts.validation * technique.samples // technique.held_out  # little text is shared out alike
+    least = least_losses(technique.risk, technique.delta) if technique.risk and technique.threshold is None else 1
+    if count < least:
+        raise DataError(
+            f"{count} windows of the text are left to find the threshold on, and a risk of {technique.risk:g} takes at "
+            f"least {least}",
+            remedy="use more text or more `samples`, allow more `risk` or `delta`, or name the `threshold`",
+            field="/chain",
+        )
     left = {"windows": facts.windows - count, "validation": facts.validation - count}
     windows.facts = facts.model_copy(update=left)
     return windows, windows.read(range(facts.windows - count, facts.windows)).tokens_BT

@@ -15,14 +15,15 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from optcore.compact import Compacted, load_compact
+from optcore.conditional import load_conditional
 from optcore.engine import optimize
-from optcore.errors import BadCheckpoint, ExportMismatch
+from optcore.errors import BadCheckpoint, ExportMismatch, FolderUnusable
 from optcore.export import Compact
 from optcore.export.compact_decoder import CompactCheckpoint, decode
 from optcore.recipe import recipe_from
 from optcore.report import Report
 from optcore.streaming.tensor_file import TensorFile
-from optcore.techniques import HashShare, LowRank, Palettize, Sparsify
+from optcore.techniques import AttentionWindow, HashShare, LowRank, Palettize, Sparsify
 from optcore.techniques.base import Technique
 
 TABLE = "model.layers.0.mlp.down_proj.weight"
@@ -205,6 +206,29 @@ def test_a_mask_with_other_bits_than_values_is_refused(
     save_file(tensors, folder / "compact.safetensors")
     with pytest.raises(BadCheckpoint, match=r"mask of model\.layers\.0"):
         CompactCheckpoint(folder).tensor(name)
+
+
+def test_how_the_model_is_run_goes_along_and_a_used_folder_does_not_mix_in(stdlib_model: Path, tmp_path: Path) -> None:
+    windowed = run_of(stdlib_model, stdlib_model, tmp_path / "windowed")
+    AttentionWindow(window=28).apply(windowed)
+    stored = run_of(stdlib_model, windowed.out, tmp_path / "stored")
+    Compact().write(stored)
+    decode(stored.out, tmp_path / "decoded")
+    assert load_conditional(tmp_path / "decoded") == load_conditional(windowed.out) is not None
+    config = (stored.out / "config.json").read_text()
+    for used in (tmp_path / "decoded", stored.out):
+        with pytest.raises(FolderUnusable, match="is not empty"):
+            decode(stored.out, used)
+    assert (stored.out / "config.json").read_text() == config
+
+
+def test_bytes_behind_the_parts_are_refused(compact: Callable[[str], tuple[Path, Path]], tmp_path: Path) -> None:
+    folder = tmp_path / "longer"
+    shutil.copytree(compact("palette")[1], folder)
+    with (folder / "compact.safetensors").open("ab") as file:
+        file.write(b"surprise")
+    with pytest.raises(BadCheckpoint, match="between or behind"):
+        CompactCheckpoint(folder)
 
 
 def test_an_engine_cannot_be_asked_for() -> None:

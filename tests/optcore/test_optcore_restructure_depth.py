@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,32 @@ def test_what_is_written_is_the_model_with_the_layer_skipped(
     )
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     assert len(_layers(shorter)) == len(_layers(model)) - 1
+
+
+def test_derived_kinds_of_layers_stay_with_their_layers(tiny_model: MakeModel, tmp_path: Path) -> None:
+    """Where they are derived from numbers: a short probe would not see that a window is another layer's now."""
+    source = tmp_path / "source"
+    shutil.copytree(tiny_model("Gemma2"), source)
+    config = json.loads((source / "config.json").read_text())
+    kinds = config.pop("layer_types")
+    (source / "config.json").write_text(json.dumps(config))
+    run = _run(source, tmp_path / "out")
+    Prune(depth=1, order="random", ends=True).apply(run)
+    (dropped,) = run.results["depth"]["dropped"]  # type: ignore[index]
+    assert len(set(kinds)) == 2
+    written = json.loads((run.out / "config.json").read_text())["layer_types"]
+    assert written == [kind for index, kind in enumerate(kinds) if index != dropped]
+
+
+def test_layers_of_a_classifier_are_not_ranked_by_predicted_tokens(tiny_model: MakeModel, tmp_path: Path) -> None:
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    source = tmp_path / "classifier"
+    shutil.copytree(tiny_model("Bert"), source)
+    (source / "model.safetensors").unlink()
+    AutoModelForSequenceClassification.from_config(AutoConfig.from_pretrained(source)).save_pretrained(source)
+    with pytest.raises(RecipeError, match="a classifier predicts none"):
+        Prune(depth=1, order="divergence", ends=True).apply(_run(source, tmp_path / "out"))
 
 
 def test_none_left_out_is_the_same_file(stdlib_model: Path, tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ from optcore.errors import BadCheckpoint
 from optcore.factored import load_factored
 from optcore.hashed import load_hashed
 from optcore.palettized import load_palettized
+from optcore.references import ModelRef
+from optcore.sources.models import fetch_model
 from optcore.sparsity import load_sparsity
 from optcore.tied import load_tied
 
@@ -21,6 +23,15 @@ LOADS = {
     "sparsity.json": load_sparsity,
     "tied.json": load_tied,
 }
+
+
+def test_a_job_begins_with_a_plain_model(stdlib_model: Path, tmp_path: Path) -> None:
+    for path in stdlib_model.iterdir():
+        (tmp_path / path.name).symlink_to(path.absolute())
+    (tmp_path / "conditional.json").write_text("{}")
+    with pytest.raises(BadCheckpoint, match=r"conditional\.json says .* begins with a plain model") as caught:
+        fetch_model(ModelRef(path=str(tmp_path)), tmp_path / "cache", lambda *_: None)
+    assert "one chain" in caught.value.remedy
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"[]", b'{"version": 1, "surprise": 2}', b"{" * 5000])

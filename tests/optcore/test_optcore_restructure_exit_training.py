@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
 from transformers import AutoModelForCausalLM
 
+from optcore.errors import DataError
 from optcore.streaming.decoder import Decoder
 from optcore.techniques import EarlyExit
 from optcore.training import loop
@@ -23,7 +24,14 @@ from optcore.training.teacher import LiveTeacher
 from optcore.training.windows import LEARNED, Batch, Windows
 
 RANDOM = {"kind": "random"}
-SHORT = {"batch": 2, "sequence_length": 32, "validation": {"samples": 2}, "samples": 2, "learning_rate": 1e-3}
+SHORT = {
+    "threshold": 0.5,
+    "batch": 2,
+    "sequence_length": 32,
+    "validation": {"samples": 2},
+    "samples": 2,
+    "learning_rate": 1e-3,
+}
 
 
 @pytest.fixture(scope="module")
@@ -138,3 +146,11 @@ def test_windows_for_the_threshold_are_neither_trained_nor_validated_on(llama: P
     assert facts["validation"] == 2
     assert len(unseen_ST) == 2
     assert torch.equal(Windows(run.windows).read([26, 27]).tokens_BT, unseen_ST)
+
+
+def test_text_that_no_risk_can_be_tested_on_is_refused_before_training(llama: Path, tmp_path: Path) -> None:
+    technique = EarlyExit.model_validate({"steps": 12, "data": RANDOM, **SHORT, "threshold": None})
+    run = training_run(technique, llama, llama, tmp_path)
+    with pytest.raises(DataError, match=r"2 windows .* a risk of 0\.05 takes at least 59"):
+        train_exits(run, technique, [1])
+    assert not list(run.out.iterdir())

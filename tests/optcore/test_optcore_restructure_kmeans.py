@@ -56,6 +56,18 @@ def test_no_step_of_lloyds_makes_it_worse_and_it_ends_where_levels_are_means() -
         assert float(end[level]) == pytest.approx(float(mean), abs=1e-12)
 
 
+@pytest.mark.parametrize("far", [10.0, 1e3, 1e5])
+def test_more_levels_are_better_however_far_some_values_lie(far: float) -> None:
+    values_E = torch.randn(5000, generator=torch.Generator().manual_seed(1)).bfloat16().float()
+    found = points(torch.cat([values_E, torch.tensor([-far, far])]))
+    levels = [kmeans(found, count) for count in (16, 32, 64, 256)]
+    errors = [squared_error(found, levels_L) for levels_L in levels]
+    assert errors[1] < 0.5 * errors[0]
+    assert errors[2] < 0.5 * errors[1]
+    assert errors[3] < 0.3 * errors[2]
+    assert len(levels[3].unique()) == 256
+
+
 def test_weights_move_the_levels() -> None:
     values = torch.tensor([0.0, 1.0, 10.0, 11.0])
     found = points(values, torch.tensor([3.0, 1.0, 1.0, 1.0]))

@@ -86,6 +86,11 @@ def test_a_sign_that_nobody_wins_is_positive_and_nothing_stays_nothing() -> None
     assert agreed(deltas, [1, 1], normalize=False).tolist() == [1, 3, 0]
 
 
+def test_weights_that_cancel_but_for_their_rounding_do_not_blow_up() -> None:
+    deltas = [torch.tensor([value]) for value in (1.0, 1.0, -1.0, -0.1)]
+    assert abs(agreed(deltas, [0.1, 0.6, -0.7, 1.0], normalize=True).item()) < 2
+
+
 def test_dropping_keeps_a_share_and_the_mean() -> None:
     delta = torch.ones(200, 500)
     got = dropped(delta, 0.2, seed=5)

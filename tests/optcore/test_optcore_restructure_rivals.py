@@ -3,7 +3,9 @@
 import pytest
 from pydantic import TypeAdapter
 
-from optcore.techniques import AnyTechnique
+from optcore.references import Calibration
+from optcore.stage import Inputs, StageTask, TechniqueWork
+from optcore.techniques import AnyTechnique, Prune
 from optcore.techniques.restructuring import Restructuring
 
 OTHER = {"model": {"path": "/models/b"}}
@@ -51,6 +53,19 @@ def test_the_rival_is_trivial_and_of_the_same_size(settings: dict[str, object], 
 )
 def test_the_trivial_choice_has_no_rival_and_neither_has_what_nobody_asks_for(settings: dict[str, object]) -> None:
     assert parsed(settings).rival is None
+
+
+def test_asking_for_no_rival_does_not_repeat_the_work() -> None:
+    text = Calibration(dataset="python-stdlib")
+    keys = {
+        StageTask(
+            name="1-prune",
+            work=TechniqueWork(technique=Prune(depth=1, compare=compare)),
+            inputs=Inputs(calibration=text, seed=0),
+        ).key
+        for compare in (True, False)
+    }
+    assert len(keys) == 1
 
 
 def parsed(settings: dict[str, object]) -> Restructuring:
