@@ -1,13 +1,16 @@
 """The acceptance lines of width pruning, on the shipped model and held-out text; they print their figures."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from fixtures.exporting import run_of
+from safetensors.torch import load_file, save_file
 
 from optcore.evaluate.fidelity_stream import compare
+from optcore.links import link_companions
 from optcore.references import Calibration
 from optcore.techniques import Prune
 
@@ -45,6 +48,27 @@ def test_b4_gains_of_a_narrower_hidden_state(stdlib_model: Path, tmp_path: Path)
     print(f"rescaled / plain {rescaled / plain:.3f}")
     assert rescaled < plain
     assert rescaled < chance
+
+
+def test_b5_biases_that_make_up_for_channels(stdlib_model: Path, tmp_path: Path) -> None:
+    """The shipped model with biases of zero: what the mean of the removed channels buys (FLAP), reported."""
+    torch.set_num_threads(1)
+    biased = tmp_path / "biased"
+    biased.mkdir()
+    link_companions(stdlib_model, biased)
+    config = json.loads((stdlib_model / "config.json").read_text()) | {"mlp_bias": True}
+    (biased / "config.json").unlink()
+    (biased / "config.json").write_text(json.dumps(config))
+    tensors = load_file(stdlib_model / "model.safetensors")
+    for name in [name for name in tensors if ".mlp." in name]:
+        tensors[name.replace(".weight", ".bias")] = torch.zeros(len(tensors[name]), dtype=tensors[name].dtype)
+    save_file(tensors, biased / "model.safetensors", metadata={"format": "pt"})
+    half = {"ffn": {"ratio": 0.5}}
+    plain, compensated = (
+        _divergence(biased, tmp_path / str(adds), {**half, "compensate": adds}) for adds in (False, True)
+    )
+    print(f"compensated / plain {compensated / plain:.3f}")
+    assert compensated <= 1.02 * plain
 
 
 def test_every_axis_beats_chance(stdlib_model: Path, tmp_path: Path) -> None:
