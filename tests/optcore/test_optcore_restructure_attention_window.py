@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from fixtures.exporting import run_of
+from fixtures.exporting import run_of, streamed_logits
 from fixtures.tiny_models import MakeModel, make_model
 from transformers import AutoModelForCausalLM
 
@@ -41,7 +41,7 @@ def test_every_layer_attends_as_a_naive_attention_with_that_mask(stdlib_model: P
     added = torch.zeros(24, 24).masked_fill(~torch.tensor(seen), -1e30)[None, None]
     with torch.no_grad():
         expected = model(TOKENS_BT, attention_mask=added).logits  # a mask of four dimensions is taken as it is
-    torch.testing.assert_close(_logits(Decoder(run.out)), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(streamed_logits(Decoder(run.out), TOKENS_BT), expected, rtol=1e-4, atol=1e-4)
     assert run.results["attention_window"]["accelerated_by"].startswith("nothing")  # type: ignore[index]
 
 
@@ -54,7 +54,9 @@ def test_without_sinks_a_configuration_that_knows_windows_says_it(stdlib_model: 
     assert plain.results["attention_window"]["accelerated_by"] == IN_CONFIG  # type: ignore[index]
     model = AutoModelForCausalLM.from_pretrained(plain.out, dtype=torch.float32)
     with torch.no_grad():
-        torch.testing.assert_close(model(TOKENS_BT).logits, _logits(Decoder(plain.out)), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            model(TOKENS_BT).logits, streamed_logits(Decoder(plain.out), TOKENS_BT), rtol=1e-4, atol=1e-4
+        )
     assert compare(run_of(source, plain.out, tmp_path / "m"), 1, 64)[0]["result"].mean_kl > 0
     AttentionWindow(window=4, sinks=2).apply(sunk)
     assert load_conditional(sunk.out).window == Window(tokens=4, sinks=2, layers=(0, 1))  # type: ignore[union-attr]
@@ -140,11 +142,3 @@ def test_a_span_is_repeated_at_its_distance() -> None:
 def _made(folder: Path) -> Path:
     folder.mkdir()
     return folder
-
-
-def _logits(decoder: Decoder) -> torch.Tensor:
-    state = decoder.embed(TOKENS_BT)
-    for index in range(len(decoder)):
-        with decoder.layer(index) as layer:
-            state = decoder.forward(index, layer, state)
-    return decoder.logits(state).detach()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from fixtures.exporting import run_of
+from fixtures.exporting import run_of, streamed_logits
 from fixtures.tiny_models import MakeModel
 from transformers import AutoModelForCausalLM
 
@@ -39,13 +39,13 @@ def test_windowed_layers_attend_as_a_naive_mask_in_transformers(
     layers = (1,)
     folder = _conditional(source, tmp_path / "run", Conditional(window=Window(tokens=4, sinks=2, layers=layers)))
     expected = _naive(source, layers, visible(24, Window(tokens=4, sinks=2, layers=layers)))
-    torch.testing.assert_close(_logits(Decoder(folder)), expected, rtol=1e-4, atol=1e-4)
-    assert not torch.allclose(_logits(Decoder(source)), expected, atol=1e-3)
+    torch.testing.assert_close(streamed_logits(Decoder(folder), TOKENS_BT), expected, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(streamed_logits(Decoder(source), TOKENS_BT), expected, atol=1e-3)
 
 
 def test_a_window_that_holds_the_text_changes_no_bit(stdlib_model: Path, tmp_path: Path) -> None:
     folder = _conditional(stdlib_model, tmp_path / "run", Conditional(window=Window(tokens=22, sinks=2, layers=(0, 3))))
-    assert torch.equal(_logits(Decoder(folder)), _logits(Decoder(stdlib_model)))
+    assert torch.equal(streamed_logits(Decoder(folder), TOKENS_BT), streamed_logits(Decoder(stdlib_model), TOKENS_BT))
 
 
 def test_inputs_below_a_threshold_and_dropped_channels_are_zero(stdlib_model: Path, tmp_path: Path) -> None:
@@ -63,7 +63,9 @@ def test_inputs_below_a_threshold_and_dropped_channels_are_zero(stdlib_model: Pa
     keep_K[[0, 5]] = 0
     linears[down].register_forward_pre_hook(lambda _, x: (x[0] * keep_K,))
     with torch.no_grad():
-        torch.testing.assert_close(_logits(Decoder(folder)), model(TOKENS_BT).logits, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            streamed_logits(Decoder(folder), TOKENS_BT), model(TOKENS_BT).logits, rtol=1e-4, atol=1e-4
+        )
 
 
 def test_tokens_that_left_stay_as_they_are(stdlib_model: Path, tmp_path: Path) -> None:
@@ -123,14 +125,6 @@ def _conditional(source: Path, folder: Path, conditional: Conditional) -> Path:
     link_checkpoint(source, folder)
     conditional.save(folder)
     return folder
-
-
-def _logits(decoder: Decoder) -> torch.Tensor:
-    state = decoder.embed(TOKENS_BT)
-    for index in range(len(decoder)):
-        with decoder.layer(index) as layer:
-            state = decoder.forward(index, layer, state)
-    return decoder.logits(state).detach()
 
 
 def _naive(source: Path, layers: tuple[int, ...], seen_TT: torch.Tensor) -> torch.Tensor:

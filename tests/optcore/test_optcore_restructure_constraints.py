@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from optcore.run import Run
 from optcore.schemes import PRESETS
 from optcore.sparsity import QUANTIZED, load_sparsity
 from optcore.techniques import Distill, Finetune, Heal, Ptq, Sparsify
-from optcore.training import dense_stage, loop
+from optcore.training import dense_stage
 from optcore.training.constraints import Mask, Shared
 from optcore.training.ranks import Ranks
 from optcore.training.student import Student
@@ -34,13 +33,6 @@ torch.set_num_threads(1)
 SHORT = {"batch": 2, "sequence_length": 16, "validation": {"samples": 2}, "warmup": 0, "steps": 2}
 QUICK = {**SHORT, "learning_rate": 0.01, "data": {"kind": "random", "windows": 8}}
 LORA = {"scope": "lora", "lora": {"rank": 4}, "learning_rate": 0.05}
-
-
-@pytest.fixture
-def keeps_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Random tokens teach nothing: the best parameters would be the untrained ones."""
-    calls = count()
-    monkeypatch.setattr(loop, "judge", lambda *_: next(calls))  # asked of the new ones first
 
 
 def _sparse(source: Path, folder: Path, **settings: object) -> Path:

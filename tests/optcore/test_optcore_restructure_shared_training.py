@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from optcore.recipe import recipe_from
 from optcore.run import Run
 from optcore.techniques import Distill, Finetune, HashShare, Heal, Palettize, TieLayers
 from optcore.techniques.base import Technique
-from optcore.training import dense_stage, loop
+from optcore.training import dense_stage
 from optcore.training.ranks import Ranks
 from optcore.training.student import Student
 
@@ -42,13 +41,6 @@ HASH = HashShare(ratio=0.3, weighting="none")
 TIE = TieLayers(runs=((0, 1),))
 FORMS = {"palette": (PALETTE, "palette"), "hash": (HASH, "buckets"), "tie": (TIE, "same")}
 NUMBERS = ("palette.safetensors", "hashed.safetensors")
-
-
-@pytest.fixture
-def keeps_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Random tokens teach nothing: the best parameters would be the untrained ones."""
-    calls = count()
-    monkeypatch.setattr(loop, "judge", lambda *_: next(calls))  # asked of the new ones first
 
 
 def _made(technique: Technique, source: Path, folder: Path) -> Path:

@@ -1,7 +1,6 @@
 """Fine-tuning and distillation of dense models: what they win, and the checkpoint that they leave."""
 
 import shutil
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from optcore.recipe import recipe_from
 from optcore.run import Run
 from optcore.sizes import read_header, weight_files
 from optcore.techniques import Distill, Finetune, Heal
-from optcore.training import dense_stage, loop
+from optcore.training import dense_stage
 from optcore.training.generate import continued
 from optcore.training.on_policy import OnPolicy
 from optcore.training.student import Student
@@ -49,13 +48,6 @@ def damaged(tmp_path_factory: pytest.TempPathFactory, stdlib_model: Path) -> Pat
 def small(tmp_path_factory: pytest.TempPathFactory, tiny_model: MakeModel) -> Path:
     """A smaller model with the shipped one's vocabulary, which knows nothing yet."""
     return tiny_model("Llama")
-
-
-@pytest.fixture
-def keeps_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Random tokens teach nothing: the best parameters would be the untrained ones."""
-    calls = count()
-    monkeypatch.setattr(loop, "judge", lambda *_: next(calls))  # asked of the new ones first
 
 
 @pytest.mark.parametrize(
