@@ -69,10 +69,10 @@ def check(arguments: list[str]) -> int:
     return 1 if failed else 0
 
 
-def proofs(arguments: list[str]) -> int:
+def proofs(arguments: list[str], *chosen: str | Path) -> int:
     """The tests that prove claims of the README: slower, marked `proof`."""
     prepare("full")
-    return become(PYTHON, "-m", "pytest", "-m", "proof", "-rP", *arguments)
+    return become(PYTHON, "-m", "pytest", "-rP", *(chosen or ("-m", "proof")), *arguments)
 
 
 def chaos(arguments: list[str]) -> int:
@@ -89,17 +89,18 @@ def bench(arguments: list[str]) -> int:
 
 def proofs_ptq(arguments: list[str]) -> int:
     """The engine's proofs alone: formats, algorithms, memory and exports of post-training quantization."""
-    return proofs(["tests/optcore", "--ignore-glob=*_training_*", "--ignore-glob=*_restructure_*", *arguments])
+    others = ("--ignore-glob=*_training_*", "--ignore-glob=*_restructure_*")
+    return proofs(arguments, "-m", "proof", "tests/optcore", *others)
 
 
 def proofs_training(arguments: list[str]) -> int:
-    """The engine's proofs of training alone: what distillation wins back, in what memory, on how many processes."""
-    return proofs([*map(str, sorted(Path("tests/optcore").glob("*_training_*.py"))), *arguments])
+    """All tests of training, the long ones too: what distillation wins back, in what memory, on how many ranks."""
+    return proofs(arguments, *sorted(ROOT.glob("tests/optcore/test_optcore_training_*.py")))
 
 
 def proofs_restructure(arguments: list[str]) -> int:
-    """The engine's proofs of restructuring alone: what sparsity and low rank cost beside their trivial rivals."""
-    return proofs([*map(str, sorted(Path("tests/optcore").glob("*_restructure_*.py"))), *arguments])
+    """All tests of restructuring, the long ones too: what each method costs beside its trivial rival."""
+    return proofs(arguments, *sorted(ROOT.glob("tests/optcore/test_optcore_restructure_*.py")))
 
 
 def bench_ptq(arguments: list[str]) -> int:
