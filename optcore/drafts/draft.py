@@ -1,0 +1,45 @@
+"""What all drafts that train have in common: they answer about whole windows, as text is given to them.
+
+At position t a draft knows the target's features of tokens 0..t and the token t+1; its k-th answer there, from 0, is
+about token t+2+k. An autoregressive draft is given the tokens up to t+1+k as the text has them; a parallel one is not.
+
+Shapes: B windows of T tokens, H hidden size of the draft, D tokens of the draft vocabulary.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from optcore.drafts.vocabulary import DraftVocabulary
+from optcore.speculative.drafter import Drafter
+from optcore.speculative.target import Features
+
+
+class Draft(nn.Module, ABC):
+    """A draft's parameters; the target's embeddings may be read, and are not among them."""
+
+    method: ClassVar[str]
+    taps: tuple[int, ...]
+    """Layers of the target whose outputs it reads."""
+    vocabulary: DraftVocabulary
+
+    @abstractmethod
+    def answers(
+        self, tokens_BT: torch.Tensor, positions_BT: torch.Tensor, features: Features, count: int
+    ) -> Iterator[torch.Tensor]:
+        """For k = 0..count-1 the hidden states [B, T, H] whose `logits` are the k-th answers.
+
+        `positions_BT` begin at 0 again where a document begins: nothing attends over that border. Answers about tokens
+        behind a window's end, or of another document, mean nothing.
+        """
+
+    @abstractmethod
+    def logits(self, hidden: torch.Tensor, k: int = 0) -> torch.Tensor:
+        """Float32 logits [..., D] of what `answers` gave as the k-th."""
+
+    @abstractmethod
+    def drafter(self, sequences: int) -> Drafter:
+        """Begin to draft for so many sequences."""

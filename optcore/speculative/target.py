@@ -1,0 +1,82 @@
+"""The model that a draft guesses for: in memory as a whole, computing what its quantized form will compute.
+
+Shapes: B rows of T tokens, V vocabulary, H hidden size.
+"""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from optcore.quantization import load_quantization
+from optcore.streaming.decoder import Decoder
+from optcore.streaming.simulate import Simulation
+from optcore.training.head import find_head, last_hidden
+from optcore.training.teacher import kept_outputs
+
+
+class Features(NamedTuple):
+    """What a target computed of tokens, and a draft reads."""
+
+    hidden_BTH: torch.Tensor
+    """What its head makes logits of: behind the final norm."""
+    tapped: tuple[torch.Tensor, ...]
+    """The outputs [B, T, H] of the tapped layers, in the order of the taps."""
+
+
+class Target:
+    """A checkpoint, quantized or not, that answers about whole windows; `optcore.speculative.session` decodes with it.
+
+    `taps` are numbers of layers from 0, whose outputs are kept: what engines call auxiliary hidden state n is the input
+    of layer n, and so the output of layer n - 1. Nothing of it requires a gradient.
+    """
+
+    def __init__(self, folder: Path, taps: Sequence[int] = (), device: torch.device | None = None) -> None:
+        self.decoder = Decoder(folder, device)
+        self.taps = tuple(taps)
+        self.model: Any = self.decoder.load_all()
+        self.simulation = Simulation(folder) if load_quantization(folder) else None
+        self._held = ExitStack()  # the layers stay rounded for as long as the target is there
+        if self.simulation:
+            for index, layer in enumerate(self.decoder.layers):
+                self._held.enter_context(self.simulation.applied(self.decoder, index, layer))
+        self.head = find_head(self.model)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.decoder.device
+
+    @property
+    def embeddings(self) -> nn.Embedding:
+        """The table of its tokens."""
+        found: nn.Embedding = self.model.get_input_embeddings()
+        return found
+
+    @property
+    def width(self) -> int:
+        """Its hidden size."""
+        return int(self.model.config.get_text_config().hidden_size)
+
+    @property
+    def vocabulary(self) -> int:
+        """Tokens that its head knows."""
+        return int(self.model.config.get_text_config().vocab_size)
+
+    @torch.no_grad()
+    def look(self, inputs: dict[str, torch.Tensor]) -> Features:
+        """One pass over whole windows; `inputs` as `optcore.training.trainee.inputs_of` gives them."""
+        layers = [self.decoder.layers[tap] for tap in self.taps]
+        with kept_outputs(layers) as outputs:  # a pass goes through layers in their order, whatever that of the taps
+            hidden_BTH = last_hidden(self.model, **inputs)
+        in_order = dict(zip(sorted(set(self.taps)), outputs, strict=True))
+        return Features(hidden_BTH, tuple(in_order[tap] for tap in self.taps))
+
+    def logits(self, hidden_BTH: torch.Tensor) -> torch.Tensor:
+        """Logits [..., V] in float32 of what `look` gives as `hidden_BTH`, or of any part of it."""
+        assert self.head is not None
+        found = self.head.linear(hidden_BTH).float()
+        return self.head.transform(found) if self.head.transform else found
