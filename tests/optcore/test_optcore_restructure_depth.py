@@ -181,6 +181,7 @@ def test_a_layer_that_knows_its_number_is_not_renumbered(tiny_model: MakeModel, 
         Prune(depth=1, ends=True, order="random").apply(run)
 
 
+@pytest.mark.usefixtures("stages_here")
 def test_a_chain_is_measured_after_each_entry_beside_its_rival(stdlib_model: Path, tmp_path: Path) -> None:
     recipe = recipe_from(
         {
@@ -188,7 +189,13 @@ def test_a_chain_is_measured_after_each_entry_beside_its_rival(stdlib_model: Pat
             "calibration": {"dataset": "python-stdlib", "samples": 4, "sequence_length": 32},
             "chain": [
                 {"technique": "prune", "depth": 1},
-                {"technique": "ptq", "scheme": "int4", "rounding": "nearest"},
+                {
+                    "technique": "ptq",
+                    "scheme": "int4",
+                    "rounding": "nearest",
+                    "smoothing": "none",
+                    "scale_search": "max",
+                },
             ],
             "evaluate": [{"evaluator": "fidelity", "samples": 2, "sequence_length": 32}],
         }
