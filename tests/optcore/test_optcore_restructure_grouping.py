@@ -98,6 +98,7 @@ def test_a_layer_that_may_be_another_one_is_left_to_quantization(tiny_model: Mak
             ],
             True,
         ),
+        ([{"technique": "prune", **FFN_192}, {"technique": "rotate"}, {"technique": "ptq", "scheme": "int4"}], True),
         ([DISTILL, {"technique": "sparsify"}, {"technique": "ptq", "scheme": "int4", "rounding": "nearest"}], True),
         ([DISTILL, {"technique": "ptq", "scheme": "fp8"}], False),
         ([{"technique": "ptq", "scheme": "int4"}], False),  # it asks at once itself
