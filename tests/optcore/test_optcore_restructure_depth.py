@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from fixtures.exporting import run_of
 from fixtures.tiny_models import ENCODERS, MakeModel
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
@@ -219,17 +220,7 @@ def test_a_chain_is_measured_after_each_entry_beside_its_rival(stdlib_model: Pat
 
 
 def _run(source: Path, out: Path) -> Run:
-    out.mkdir()
-    return Run(
-        stage="1-prune",
-        checkpoint=source,
-        source=source,
-        out=out,
-        scratch=out / "scratch",
-        calibration=TEXT,
-        data_files=(),
-        emit=lambda _: None,
-    )
+    return run_of(source, source, out, calibration=TEXT)
 
 
 def _loaded(folder: Path, family: str) -> Any:

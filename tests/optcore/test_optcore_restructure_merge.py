@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from fixtures.exporting import run_of
 from fixtures.tiny_models import MakeModel
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
@@ -20,7 +21,6 @@ from optcore.fetching import fetch_work
 from optcore.paths import with_paths
 from optcore.plan import check
 from optcore.recipe import recipe_from
-from optcore.references import Calibration
 from optcore.run import Run
 from optcore.stage import Inputs, StageTask
 from optcore.stages import perform
@@ -48,20 +48,9 @@ def models(tiny_model: MakeModel, tmp_path: Path) -> tuple[Path, Path, Path]:
 
 
 def _run(out: Path, models: tuple[Path, ...], seed: int = 0, entries: Any = None, **settings: Any) -> Run:
-    out.mkdir()
     base, *others = models
-    run = Run(
-        stage="1-merge",
-        checkpoint=base,
-        source=base,
-        out=out,
-        scratch=out / "scratch",
-        calibration=Calibration(),
-        data_files=(),
-        emit=lambda _: None,
-        seed=seed,
-        models=tuple(others),
-    )
+    run = run_of(base, base, out)
+    run.stage, run.seed, run.models = "1-merge", seed, tuple(others)
     given = entries or [{} for _ in others]
     named = [{"model": {"path": str(other)}, **entry} for other, entry in zip(others, given, strict=True)]
     Merge.model_validate({**settings, "others": named}).apply(run)
