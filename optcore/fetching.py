@@ -7,8 +7,11 @@ from optcore.frozen import Frozen
 from optcore.measures import evaluators
 from optcore.places import rewritten
 from optcore.recipe import Recipe
-from optcore.stage import FetchWork
+from optcore.schemes import PRESETS
+from optcore.stage import FetchWork, Grouping
 from optcore.techniques.merge import Merge
+from optcore.techniques.prune import Prune
+from optcore.techniques.ptq import Ptq
 from optcore.techniques.training import Training
 
 
@@ -25,7 +28,26 @@ def fetch_work(recipe: Recipe) -> FetchWork:
         # what an entry before it would leave is not known yet: a later merge is checked when its turn comes
         alike=tuple(f"/chain/0/{name}" for name in first.models) if isinstance(first, Merge) else (),
         texts={f"/chain/{n}/{name}": needed for n, one in chain for name, needed in one.texts.items()},
+        grouping=_grouping(recipe),
     )
+
+
+def _grouping(recipe: Recipe) -> Grouping | None:
+    """Of the first entry that quantizes, where the sizes that it meets follow from the source's alone; None where it
+    has no work before it that a late refusal would lose, or no groups. Fallbacks may never be needed."""
+    for number, entry in enumerate(recipe.chain):
+        if isinstance(entry, Ptq):
+            before = recipe.chain[:number]
+            prunes = tuple(one for one in before if isinstance(one, Prune))
+            asked = Grouping(
+                prunes=prunes, ptq=entry.model_copy(update={"gate": None, "fallback": ()}), place=f"/chain/{number}"
+            )
+            has_groups = any(PRESETS[name].weights.group_size for name in entry.schemes)
+            is_known = sum(bool(one.sliced) for one in prunes) <= 1
+            return asked if before and has_groups and is_known else None
+        if not entry.keeps_sizes and (not isinstance(entry, Prune) or entry.target):
+            return None
+    return None
 
 
 def learns_labels(recipe: Recipe) -> bool:

@@ -12,11 +12,21 @@ from optcore.export import AnyExport
 from optcore.frozen import Frozen, digest_of
 from optcore.references import Calibration, ModelRef, NeededText, TextSource
 from optcore.report import Task
-from optcore.techniques import AnyTechnique
+from optcore.techniques import AnyTechnique, Prune, Ptq
 from optcore.techniques.data import TrainingData
 from optcore.techniques.target import Target
 from optcore.techniques.training import Training
 from optcore.version import ENGINE_VERSION, installed
+
+
+class Grouping(Frozen):
+    """A format in groups that a recipe asks for behind other work, and all that changes sizes before it."""
+
+    prunes: tuple[Prune, ...]
+    """What makes layers fewer or narrower; the inputs of linear layers in no more than one of them."""
+    ptq: Ptq
+    place: str
+    """Where `ptq` stands in the recipe, a JSON Pointer."""
 
 
 class FetchWork(Frozen):
@@ -35,6 +45,8 @@ class FetchWork(Frozen):
     """Those of the models that must be the source but for the values of its weights."""
     texts: dict[str, NeededText] = Field(default={})
     """Training text, by JSON Pointer into the recipe."""
+    grouping: Grouping | None = None
+    """Whose groups must divide what the chain will leave of the model."""
 
     @property
     def is_pinned(self) -> bool:

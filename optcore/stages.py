@@ -19,6 +19,7 @@ from optcore.stage import (
     ExportWork,
     FetchWork,
     GateWork,
+    Grouping,
     StageTask,
     TeacherWork,
     TechniqueWork,
@@ -109,6 +110,8 @@ def _fetch(run: Run, work: FetchWork, cache: Path) -> None:
     longest = longest_sequence(model.path)
     Texts(model.path, work.calibration, tuple(data.files)).check(longest, windows)
     config, tensors = json.loads((model.path / "config.json").read_text()), TensorReader(model.path)
+    if work.grouping:
+        _check_grouping(run, model.path, work.grouping)
     models = {place: _fetch_beside(run, model.path, place, ref, cache) for place, ref in work.models.items()}
     for place in work.alike:
         check_alike(model.path, Path(models[place]["path"]), place)
@@ -128,6 +131,12 @@ def _fetch(run: Run, work: FetchWork, cache: Path) -> None:
         models=models,
         texts={place: _fetch_text(run, place, needed, cache) for place, needed in work.texts.items()},
     )
+
+
+def _check_grouping(run: Run, model: Path, grouping: Grouping) -> None:
+    from optcore.restructure.grouping import check_grouping
+
+    check_grouping(model, grouping, run.scratch)
 
 
 def _fetch_beside(run: Run, model: Path, place: str, ref: ModelRef, cache: Path) -> dict[str, Any]:

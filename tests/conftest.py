@@ -39,6 +39,7 @@ pytest_plugins = [
     "fixtures.exporting",
     "fixtures.training_stages",
     "fixtures.package_texts",
+    "fixtures.whole_runs",
 ]
 
 ROOT = Path(__file__).parent.parent

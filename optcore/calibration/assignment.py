@@ -83,13 +83,20 @@ class Assignment:
             )
 
 
-def check_groups(name: str, inputs: int, scheme: Scheme) -> None:
-    """Refuse a linear layer whose inputs the format's groups do not divide."""
+def unfit_group(inputs: int, scheme: Scheme) -> int | None:
+    """The size of the format's groups that do not divide so many inputs; None where all do."""
     for args in (scheme.weights, scheme.activations):
         size = args.group_size if args else None
         if size and inputs % size and (args is scheme.weights or scheme.weights.group_size):
-            raise RecipeError(
-                f"{name} has {inputs} inputs, which groups of {size} do not divide",
-                remedy=f"add it to `ignore`, or choose another scheme than {scheme.name}",
-                field="/chain",
-            )
+            return size
+    return None
+
+
+def check_groups(name: str, inputs: int, scheme: Scheme) -> None:
+    """Refuse a linear layer whose inputs the format's groups do not divide."""
+    if size := unfit_group(inputs, scheme):
+        raise RecipeError(
+            f"{name} has {inputs} inputs, which groups of {size} do not divide",
+            remedy=f"add it to `ignore`, or choose another scheme than {scheme.name}",
+            field="/chain",
+        )

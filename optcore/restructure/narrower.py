@@ -39,7 +39,8 @@ class Narrower:
         self.known = decoder.model.config.get_text_config()
         self.config = json.loads((decoder.reader.folder / CONFIG).read_text())
         self._folder = scratch / "narrower"
-        self._model: PreTrainedModel = decoder.model
+        self.narrowed: PreTrainedModel = decoder.model
+        """A skeleton with all edits so far."""
 
     def key(self, name: str) -> str:
         """What this family calls a setting."""
@@ -54,13 +55,13 @@ class Narrower:
         """By parameter that follows a setting: its dimensions that change, what they were, what they will be."""
         self._text[key] = value
         model = self._built(f"{key} {value}", axis)
-        before, after = _shapes(self._model), _shapes(model)
+        before, after = _shapes(self.narrowed), _shapes(model)
         changed = {name: _changes(shape, after.get(name, ())) for name, shape in before.items()}
         if before.keys() != after.keys() or any(len(before[name]) != len(after[name]) for name in before):
             raise self.refused(axis, f"with {key} {value} it would be made of other parts")
-        if factor := _other_factor(self._model, model):
+        if factor := _other_factor(self.narrowed, model):
             raise self.refused(axis, f"{factor} follows from {key}, and what it multiplies would change")
-        self._model = model
+        self.narrowed = model
         return {name: changes for name, changes in changed.items() if changes}
 
     def revert(self, key: str, value: int) -> None:

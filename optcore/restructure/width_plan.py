@@ -14,6 +14,8 @@ from optcore.restructure.norms import check_norms
 from optcore.restructure.units import Heads, Unit, hidden_unit, norms_in, reader_units
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from optcore.streaming.decoder import Decoder
     from optcore.techniques.prune import Cut, Prune
 
@@ -31,6 +33,8 @@ class Plan:
     """Norms over a hidden state that will be narrower."""
     sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
     """By setting of the configuration, what it was and what it will be."""
+    skeleton: "PreTrainedModel | None" = None
+    """The narrower model without its weights."""
 
 
 @torch.no_grad()
@@ -40,6 +44,7 @@ def planned(decoder: "Decoder", technique: "Prune", scratch: Path) -> Plan:
     plan = Plan(asked.config)
     for axis, cut in technique.sliced.items():
         {"ffn": _cut_ffn, "hidden": _cut_hidden, "heads": _cut_heads}[axis](asked, plan, cut, technique.multiple)
+    plan.skeleton = asked.narrowed
     check_norms(decoder, plan.norms)
     if technique.compensate:
         _check_biases(asked, plan)

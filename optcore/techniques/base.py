@@ -84,6 +84,11 @@ class Technique(Frozen):
         """Whether the high-precision weights are afterwards what they were: only what is made of them changed."""
         return "quantized" in self.leaves or "quantized" in self.needs
 
+    @property
+    def keeps_sizes(self) -> bool:
+        """Whether each linear layer has as many inputs as before, and its name."""
+        return False
+
     gate: Gate | None = None
     """A bound on quality, measured right after the stage."""
 

@@ -40,6 +40,11 @@ class Rotate(Technique):
         parts = [name for name, chosen in (("residual stream", self.residual), ("values", self.heads)) if chosen]
         return f"Hadamard rotation of {' and '.join(parts) or 'nothing'}"
 
+    @property
+    def keeps_sizes(self) -> bool:
+        """Orthogonal matrices are square."""
+        return True
+
     def apply(self, run: "Run") -> None:
         """Write the rotated checkpoint."""
         from optcore.streaming.rotated import rotate_checkpoint

@@ -57,6 +57,11 @@ class Sparsify(Restructuring):
     Embeddings, the head and expert routers are always left."""
 
     @property
+    def keeps_sizes(self) -> bool:
+        """Zeros are stored as any value."""
+        return True
+
+    @property
     def group(self) -> tuple[int, int] | None:
         """N and M of the pattern."""
         if self.pattern is None:

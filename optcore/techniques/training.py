@@ -84,6 +84,11 @@ class Training(Technique):
         return self.data
 
     @property
+    def keeps_sizes(self) -> bool:
+        """Training moves values: but a student takes the model's place, and a head for labels changes names."""
+        return getattr(self, "student", None) is None and self.data.kind != "labelled"
+
+    @property
     def has_adapters(self) -> bool:
         """Whether what moves are low-rank adapters."""
         return getattr(self, "scope", "") == "lora"

@@ -5,6 +5,7 @@ into it, so that moments never see what cannot move, and after the step the valu
 training starts from, never from the parameters of a run that goes on.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,9 +15,13 @@ from torch import nn
 
 from optcore.sparsity import load_sparsity
 from optcore.streaming.names import Source
+from optcore.streaming.reader import TensorReader
 from optcore.streaming.shares import shares_of
 from optcore.training.ranks import Ranks, own_part, spread_like
 from optcore.training.student import Student
+
+_PLACE_bytes, _SUM_bytes = 9, 8
+"""Of a weight: an index of int64 and a sign of int8. Of a number: float64."""
 
 
 class Constraint(ABC):
@@ -56,8 +61,11 @@ class Shared(Constraint):
 
     With W = s v[index], s = +1 or -1, the gradient of v_b is the sum of s times those of W where the index is b (Han et
     al., arXiv:1510.00149, section 3; Chen et al., arXiv:1504.04788, equation 12): each member gets s times that sum,
-    and so moves as s v_b would. A norm over members counts it as often as there are any.
+    and so moves as s v_b would. A norm over members would count it as often as there are any: see `gradient_norm`.
     """
+
+    gradient_norm = 0.0
+    """Of the gradients of v, each counted once, as they were last projected."""
 
     def __init__(
         self,
@@ -69,7 +77,7 @@ class Shared(Constraint):
     ) -> None:
         """`indices`, and `signs` where there are any: whole tensors of int64 and int8 in the parameters' shapes, 0 to
         `buckets` - 1, on every process."""
-        self._parameters = tuple(parameters)
+        self.parameters = tuple(parameters)
         self._ranks = ranks
         self._indices, self._signs = (
             [
@@ -84,16 +92,18 @@ class Shared(Constraint):
     @torch.no_grad()
     def project_gradients(self) -> None:
         """See `Constraint`: every member gets the gradient of its bucket's value."""
-        for parameter in self._parameters:
+        for parameter in self.parameters:
             if parameter.grad is None:  # no loss came to it, but perhaps to one that it is tied to
                 parameter.grad = torch.zeros_like(parameter)
-        gradients = [own_part(parameter.grad) for parameter in self._parameters if parameter.grad is not None]
-        self._put(gradients, self._summed(gradients))
+        gradients = [own_part(parameter.grad) for parameter in self.parameters if parameter.grad is not None]
+        of_buckets = self._summed(gradients)
+        self.gradient_norm = float(torch.linalg.vector_norm(of_buckets))
+        self._put(gradients, of_buckets)
 
     @torch.no_grad()
     def project_values(self) -> None:
         """See `Constraint`: the mean of members, which changes no bit where they are equal already."""
-        values = [own_part(parameter) for parameter in self._parameters]
+        values = [own_part(parameter) for parameter in self.parameters]
         self._put(values, self._summed(values) / self._counts.clamp(min=1))
 
     def _summed(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -125,6 +135,21 @@ def _shared(moving: Sequence[tuple[nn.Parameter, Source]], folder: Path, ranks: 
     for share in shares_of(folder):
         members = [(one, source) for one, source in moving if source.stored in share.names]
         if members:
-            place, sign = share.places()
+            place, sign = (each.to(ranks.device) for each in share.places())  # once for all members
             places, signs = ([source.of(each) for _, source in members] for each in (place, sign))
             yield Shared([one for one, _ in members], places, share.count, ranks, signs)
+
+
+def held_bytes(folder: Path, processes: int = 1) -> float:
+    """Bytes that each process holds for the constraints of a checkpoint that trains as a whole, with what passes
+    through while values are brought back: where every weight's number is, 8 bytes and a sign, and float64 sums."""
+    sparse, reader = load_sparsity(folder), TensorReader(folder)
+    zeros = sum(math.prod(reader.shape(name)) for name in (sparse.tensors if sparse else ())) / processes
+    places, counts, passing = 0.0, 0, 0.0
+    for share in shares_of(folder):
+        each = math.prod(reader.shape(share.names[0]))
+        # one process looks the same places up for all tensors, several hold each one's own part
+        places += each if processes == 1 else each * len(share.names) / processes
+        counts += share.count
+        passing = max(passing, share.count + 2 * each / processes, 3 * share.count)  # weights, or means of numbers
+    return zeros + _PLACE_bytes * places + _SUM_bytes * (counts + passing)

@@ -10,7 +10,7 @@ from optcore.streaming.shares import shares_of
 from optcore.techniques.losses import CrossEntropy
 from optcore.training.adapters import add_adapters, keep_zeros
 from optcore.training.classifier import with_classifier
-from optcore.training.constraints import constraints_of
+from optcore.training.constraints import constraints_of, held_bytes
 from optcore.training.dense_writer import write_dense
 from optcore.training.factors import train_factors, write_factors
 from optcore.training.loop import Loop
@@ -66,6 +66,7 @@ def _student(run: "Run", technique: "Distill | Finetune | Heal", ranks: Ranks) -
         device=ranks.device,
         processes=ranks.count,
         master_bytes=NF4_bytes if is_held else 4,
+        constraints_bytes=held_bytes(run.checkpoint, ranks.count) if technique.scope == "full" else 0.0,
     )
     begun = with_classifier(run, technique.data, ranks)
     if begun.folder != run.checkpoint and _has_form(run.checkpoint):

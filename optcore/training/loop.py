@@ -15,9 +15,10 @@ import torch
 from optcore.errors import TrainingDiverged
 from optcore.training.batches import Order, micro_batches, micro_size
 from optcore.training.checkpoints import Checkpoints, Measured, State
+from optcore.training.clipping import clip_gradients
 from optcore.training.constraints import Constraint
 from optcore.training.on_policy import OnPolicy
-from optcore.training.ranks import Ranks, full
+from optcore.training.ranks import Ranks
 from optcore.training.schedule import learning_rate
 from optcore.training.trainee import Trainee
 from optcore.training.windows import Batch, Windows
@@ -99,7 +100,7 @@ class Loop:
         loss = self._gradients(step)
         for constraint in self._constraints:
             constraint.project_gradients()
-        norm = self._clipped()
+        norm = clip_gradients(self.parameters.values(), self.settings.clip, self._constraints)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             return False
         self._optimizer.step()
@@ -137,11 +138,6 @@ class Loop:
         """Windows to train on, some of them in the student's own words."""
         batch = self._on_device(windows)
         return self._on_policy.written(batch, windows, own, step) if self._on_policy else batch
-
-    def _clipped(self) -> float:
-        """The norm of all gradients, before it is cut to the largest allowed."""
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.clip)
-        return float(full(norm))
 
     def _note(self, step: int, loss: float, rate: float) -> None:
         every = max(1, self.settings.steps // _NOTED_steps)

@@ -20,7 +20,7 @@ class _Need(NamedTuple):
     loaded: float
     """The whole student: it is spread over the processes once each has it."""
     trained: float
-    """Its part of weights, gradients and moments."""
+    """Its part of weights, gradients and moments, and what keeps their form."""
     teacher: float
     """Whole in each process."""
     gathered: float
@@ -39,23 +39,27 @@ def check_memory(
     device: torch.device,
     processes: int = 1,
     master_bytes: float = _MASTER_bytes,
+    constraints_bytes: float = 0.0,
 ) -> None:
     """Raise `OutOfMemory` where float32 weights, gradients and AdamW's moments do not fit beside the teacher, or where
     the machine cannot hold a checkpoint of them.
 
-    `moving` is the share of the parameters that train, `master_bytes` what each of them all is held in. Processes have
-    a GPU each; without one they share the machine's memory. Activations are not counted: gradient checkpointing and
-    `micro_batch` make them as small as need be.
+    `moving` is the share of the parameters that train, `master_bytes` what each of them all is held in,
+    `constraints_bytes` what each process holds to keep a form of the weights. Processes have a GPU each; without one
+    they share the machine's memory. Activations are not counted: gradient checkpointing and `micro_batch` make them as
+    small as need be.
     """
     parameters, is_gpu = _parameters(student), device.type == "cuda"
     need = _Need(
         loaded=parameters * master_bytes,
-        trained=parameters * (master_bytes + moving * (_GRADIENT_bytes + _MOMENTS_bytes)) / processes,
+        trained=parameters * (master_bytes + moving * (_GRADIENT_bytes + _MOMENTS_bytes)) / processes
+        + constraints_bytes,
         teacher=_parameters(teacher) * (2 if is_gpu else 4) if teacher else 0.0,
         gathered=parameters * moving * (_MASTER_bytes + _MOMENTS_bytes) if is_gpu or processes > 1 else 0.0,
     )
     beside = ", and a teacher beside them" if teacher else ""
-    what = f"{parameters} parameters, {moving:.0%} of them moving{beside}"
+    shared = f", {constraints_bytes / _GIB:.1f} GiB to keep zeros or shared numbers" if constraints_bytes else ""
+    what = f"{parameters} parameters, {moving:.0%} of them moving{shared}{beside}"
     if is_gpu:
         _check("training", need.peak(1), gpu_bytes(device), what)
         _check("a checkpoint, on its way to the disk,", need.gathered, min(machine_bytes(), process_bytes()), what)

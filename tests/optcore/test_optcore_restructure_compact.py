@@ -246,6 +246,7 @@ def test_wide_tensors_lie_first(tmp_path: Path) -> None:
         assert opened.offset_keys() == ["torch.int64", "torch.float32", "torch.float16", "torch.uint8"]
 
 
+@pytest.mark.usefixtures("stages_here")
 def test_a_run_reports_the_bytes_that_are_there(stdlib_model: Path, tmp_path: Path) -> None:
     recipe = recipe_from(
         {

@@ -9,7 +9,8 @@ import pytest
 import torch
 from fixtures.exporting import export, plain, run_of
 from fixtures.tiny_models import MakeModel
-from fixtures.training import Killed, ending_at, logits_of, training_run
+from fixtures.training import killed_and_gone_on, logits_of, training_run
+from fixtures.training_stages import AsWritten
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -20,14 +21,12 @@ from optcore.export.compressed_tensors import CompressedTensors
 from optcore.export.compressed_tensors_decoder import CompressedDecoder
 from optcore.plan import check
 from optcore.recipe import recipe_from
-from optcore.run import Run
 from optcore.schemes import PRESETS
 from optcore.sparsity import QUANTIZED, load_sparsity
 from optcore.techniques import Distill, Finetune, Heal, Ptq, Sparsify
 from optcore.training import dense_stage
 from optcore.training.constraints import Mask, Shared
 from optcore.training.ranks import Ranks
-from optcore.training.student import Student
 
 torch.set_num_threads(1)
 SHORT = {"batch": 2, "sequence_length": 16, "validation": {"samples": 2}, "warmup": 0, "steps": 2}
@@ -152,24 +151,18 @@ def test_full_training_keeps_zeros(
 )
 @pytest.mark.usefixtures("keeps_the_last")
 def test_adapters_compute_as_they_are_merged(
-    technique: Finetune | Heal, tiny_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    technique: Finetune | Heal, tiny_model: MakeModel, tmp_path: Path, as_written: AsWritten
 ) -> None:
     """The student that was trained says what the written checkpoint says: no zero was filled and cut away later."""
     sparse = _sparse(tiny_model("Llama"), tmp_path, pattern="2:4")
-    tokens_BT, said = torch.arange(3, 19)[None], []
-    write = dense_stage.write_dense
-
-    def watched(run: Run, student: Student, ranks: Ranks) -> None:
-        with torch.no_grad():
-            said.append(student.model.eval()(input_ids=tokens_BT, use_cache=False).logits)
-        write(run, student, ranks)
-
-    monkeypatch.setattr(dense_stage, "write_dense", watched)
+    tokens_BT = torch.arange(3, 19)[None]
+    said = as_written(tokens_BT)
     run = training_run(technique, tiny_model("Llama"), sparse, tmp_path)
     technique.apply(run)
+    ((_, trained),) = said
     _check_zeros(sparse, run.out)
-    assert torch.allclose(said[0], logits_of(run.out, tokens_BT), atol=1e-4)
-    assert not torch.allclose(said[0], logits_of(sparse, tokens_BT), atol=1e-2)
+    assert torch.allclose(trained, logits_of(run.out, tokens_BT), atol=1e-4)
+    assert not torch.allclose(trained, logits_of(sparse, tokens_BT), atol=1e-2)
 
 
 @pytest.mark.usefixtures("keeps_the_last")
@@ -196,16 +189,10 @@ def test_a_killed_run_keeps_the_mask_and_goes_on_exactly(tiny_model: MakeModel, 
     source = tiny_model("Llama")
     sparse = _sparse(source, tmp_path, pattern="2:4")
     technique = Distill.model_validate({**QUICK, "steps": 5, "learning_rate": 1e-3, "save_every": 2})
-    written = []
-    for name in ("whole", "killed"):
-        run = training_run(technique, source, sparse, tmp_path / name)
-        if name == "killed":
-            with pytest.raises(Killed), ending_at(run, 3):
-                technique.apply(run)
-        technique.apply(run)
-        written.append((run.out / "model.safetensors").read_bytes())
-    assert written[0] == written[1]
-    _check_zeros(sparse, run.out)
+    runs = killed_and_gone_on(technique, source, sparse, tmp_path, 3)
+    whole, killed = ((run.out / "model.safetensors").read_bytes() for run in runs)
+    assert whole == killed
+    _check_zeros(sparse, runs[1].out)
 
 
 @pytest.mark.parametrize("method", ["max", "mse"])

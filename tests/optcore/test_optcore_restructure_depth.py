@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from fixtures.exporting import run_of
 from fixtures.tiny_models import ENCODERS, MakeModel
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
@@ -181,6 +182,7 @@ def test_a_layer_that_knows_its_number_is_not_renumbered(tiny_model: MakeModel, 
         Prune(depth=1, ends=True, order="random").apply(run)
 
 
+@pytest.mark.usefixtures("stages_here")
 def test_a_chain_is_measured_after_each_entry_beside_its_rival(stdlib_model: Path, tmp_path: Path) -> None:
     recipe = recipe_from(
         {
@@ -188,7 +190,13 @@ def test_a_chain_is_measured_after_each_entry_beside_its_rival(stdlib_model: Pat
             "calibration": {"dataset": "python-stdlib", "samples": 4, "sequence_length": 32},
             "chain": [
                 {"technique": "prune", "depth": 1},
-                {"technique": "ptq", "scheme": "int4", "rounding": "nearest"},
+                {
+                    "technique": "ptq",
+                    "scheme": "int4",
+                    "rounding": "nearest",
+                    "smoothing": "none",
+                    "scale_search": "max",
+                },
             ],
             "evaluate": [{"evaluator": "fidelity", "samples": 2, "sequence_length": 32}],
         }
@@ -212,17 +220,7 @@ def test_a_chain_is_measured_after_each_entry_beside_its_rival(stdlib_model: Pat
 
 
 def _run(source: Path, out: Path) -> Run:
-    out.mkdir()
-    return Run(
-        stage="1-prune",
-        checkpoint=source,
-        source=source,
-        out=out,
-        scratch=out / "scratch",
-        calibration=TEXT,
-        data_files=(),
-        emit=lambda _: None,
-    )
+    return run_of(source, source, out, calibration=TEXT)
 
 
 def _loaded(folder: Path, family: str) -> Any:

@@ -7,7 +7,8 @@ import pytest
 import torch
 from fixtures.exporting import run_of
 from fixtures.tiny_models import MakeModel
-from fixtures.training import Killed, ending_at, logits_of, training_run
+from fixtures.training import killed_and_gone_on, logits_of, training_run
+from fixtures.training_stages import AsWritten
 from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM
@@ -15,13 +16,9 @@ from transformers import AutoModelForCausalLM
 from optcore.factored import DESCRIPTION, FACTORS, load_factored
 from optcore.plan import check
 from optcore.recipe import recipe_from
-from optcore.run import Run
 from optcore.streaming.decoder import Decoder
 from optcore.techniques import Distill, Finetune, Heal, LowRank
-from optcore.training import dense_stage
 from optcore.training.factors import FactoredLinear
-from optcore.training.ranks import Ranks
-from optcore.training.student import Student
 
 torch.set_num_threads(1)
 SIDES = ("left", "right")
@@ -61,22 +58,16 @@ def test_gradients_are_those_of_a_product() -> None:
 @pytest.mark.parametrize("family", ["Qwen2", "GptOss"])
 @pytest.mark.usefixtures("keeps_the_last")
 def test_what_is_written_is_the_product_of_the_trained_factors(
-    family: str, tiny_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    family: str, tiny_model: MakeModel, tmp_path: Path, as_written: AsWritten
 ) -> None:
     """Experts that are all in one tensor too; bit for bit, and the engine of others loads it."""
     folder = _factored(tiny_model(family), tmp_path)
-    tokens_BT, said = torch.arange(3, 19)[None], []
-    write = dense_stage.write_dense
-
-    def watched(run: Run, student: Student, ranks: Ranks) -> None:
-        with torch.no_grad():
-            said.append(student.model.eval()(input_ids=tokens_BT, use_cache=False).logits)
-        write(run, student, ranks)
-
-    monkeypatch.setattr(dense_stage, "write_dense", watched)
+    tokens_BT = torch.arange(3, 19)[None]
+    said = as_written(tokens_BT)
     technique = Finetune.model_validate(QUICK)
     run = training_run(technique, folder, folder, tmp_path)
     technique.apply(run)
+    ((_, trained),) = said
     assert (run.out / DESCRIPTION).read_text() == (folder / DESCRIPTION).read_text()
     found = load_factored(run.out)
     assert found
@@ -94,7 +85,7 @@ def test_what_is_written_is_the_product_of_the_trained_factors(
         assert torch.equal(product_NK.to(stored_NK.dtype), stored_NK)
         assert torch.linalg.matrix_rank(product_NK) <= described.rank < min(described.shape)
     logits, moved = logits_of(run.out, tokens_BT), logits_of(folder, tokens_BT)
-    assert (logits - said[0]).norm() < 0.05 * (moved - said[0]).norm()  # files hold bfloat16
+    assert (logits - trained).norm() < 0.05 * (moved - trained).norm()  # files hold bfloat16
     _, info = AutoModelForCausalLM.from_pretrained(run.out, output_loading_info=True)
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
@@ -104,16 +95,10 @@ def test_a_killed_run_goes_on_with_the_same_factors(tiny_model: MakeModel, tmp_p
     source = tiny_model("Llama")
     folder = _factored(source, tmp_path)
     technique = Distill.model_validate({**QUICK, "steps": 4, "learning_rate": 1e-3, "save_every": 2})
-    written = []
-    for name in ("whole", "killed"):
-        run = training_run(technique, source, folder, tmp_path / name)
-        if name == "killed":
-            with pytest.raises(Killed), ending_at(run, 3):
-                technique.apply(run)
-        technique.apply(run)
-        written.append([(run.out / file).read_bytes() for file in ("model.safetensors", FACTORS)])
-    assert written[0] == written[1]
-    assert written[0][1] != (folder / FACTORS).read_bytes()
+    runs = killed_and_gone_on(technique, source, folder, tmp_path, 3)
+    whole, killed = ([(run.out / file).read_bytes() for file in ("model.safetensors", FACTORS)] for run in runs)
+    assert whole == killed
+    assert whole[1] != (folder / FACTORS).read_bytes()
 
 
 def test_healing_norms_leaves_factors_as_they_are(tiny_model: MakeModel, tmp_path: Path) -> None:

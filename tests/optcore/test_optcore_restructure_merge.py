@@ -2,27 +2,25 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import yaml
+from fixtures.exporting import run_of
 from fixtures.tiny_models import MakeModel
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from optcore.engine import optimize
 from optcore.errors import BadCheckpoint, RecipeError, VocabularyMismatch
-from optcore.events import AnyEvent, Notice, RunFailed, StageFinished, parse_event
+from optcore.events import AnyEvent, Notice, StageFinished
 from optcore.fetching import fetch_work
 from optcore.paths import with_paths
 from optcore.plan import check
 from optcore.recipe import recipe_from
-from optcore.references import Calibration
 from optcore.run import Run
 from optcore.stage import Inputs, StageTask
 from optcore.stages import perform
@@ -50,20 +48,9 @@ def models(tiny_model: MakeModel, tmp_path: Path) -> tuple[Path, Path, Path]:
 
 
 def _run(out: Path, models: tuple[Path, ...], seed: int = 0, entries: Any = None, **settings: Any) -> Run:
-    out.mkdir()
     base, *others = models
-    run = Run(
-        stage="1-merge",
-        checkpoint=base,
-        source=base,
-        out=out,
-        scratch=out / "scratch",
-        calibration=Calibration(),
-        data_files=(),
-        emit=lambda _: None,
-        seed=seed,
-        models=tuple(others),
-    )
+    run = run_of(base, base, out)
+    run.stage, run.seed, run.models = "1-merge", seed, tuple(others)
     given = entries or [{} for _ in others]
     named = [{"model": {"path": str(other)}, **entry} for other, entry in zip(others, given, strict=True)]
     Merge.model_validate({**settings, "others": named}).apply(run)
@@ -259,7 +246,7 @@ def test_a_first_merge_is_checked_as_soon_as_its_models_are_here(stdlib_model: P
     assert fetch_work(recipe).alike == ("/chain/0/others/0/model",)
 
 
-def _engine(folder: Path, number: int, base: Path, other: Path) -> list[AnyEvent]:
+def _whole_run(folder: Path, number: int, base: Path, other: Path) -> list[AnyEvent]:
     merge = {
         "technique": "merge",
         "compare": False,
@@ -274,25 +261,21 @@ def _engine(folder: Path, number: int, base: Path, other: Path) -> list[AnyEvent
         "target": {"format": "dense"},
         "evaluate": [],
     }
-    path = folder / f"recipe{number}.yaml"
-    path.write_text(yaml.safe_dump(document))
-    command = [sys.executable, "-m", "optcore", "run", str(path)]
-    command += ["--work", str(folder / "work"), "--out", str(folder / f"out{number}")]
-    done = subprocess.run(command, stdout=subprocess.PIPE, check=False)
-    events = [parse_event(line) for line in done.stdout.splitlines()]
-    assert not isinstance(events[-1], RunFailed), events[-1]
+    events: list[AnyEvent] = []
+    optimize(recipe_from(document), folder / f"out{number}", folder / "work", events.append)
     return events
 
 
+@pytest.mark.usefixtures("stages_here")
 def test_a_whole_run_goes_by_the_other_models_bytes(stdlib_model: Path, tmp_path: Path) -> None:
     """The same recipe with other bytes at the same path is another stage."""
     other = _perturbed(stdlib_model, tmp_path / "other", 1)
-    first = _engine(tmp_path, 1, stdlib_model, other)
+    first = _whole_run(tmp_path, 1, stdlib_model, other)
     assert _same(load_file(tmp_path / "out1" / "model.safetensors"), other)
     assert any(isinstance(event, Notice) and "merged with 1 other model" in event.message for event in first)
     shutil.rmtree(other)
     _perturbed(stdlib_model, other, 2)
-    changed = _engine(tmp_path, 2, stdlib_model, other)
+    changed = _whole_run(tmp_path, 2, stdlib_model, other)
     assert _same(load_file(tmp_path / "out2" / "model.safetensors"), other)
     stages = [_merged(events) for events in (first, changed)]
     assert [stage.cached for stage in stages] == [False, False]

@@ -9,7 +9,8 @@ import pytest
 import torch
 from fixtures.exporting import run_of
 from fixtures.tiny_models import MakeModel
-from fixtures.training import Killed, ending_at, logits_of, training_run
+from fixtures.training import killed_and_gone_on, logits_of, training_run
+from fixtures.training_stages import AsWritten
 from safetensors.torch import load_file, save_file
 
 from optcore.compact import Form, load_compact
@@ -18,12 +19,9 @@ from optcore.export import Compact
 from optcore.palettized import PALETTES
 from optcore.plan import check
 from optcore.recipe import recipe_from
-from optcore.run import Run
 from optcore.techniques import Distill, Finetune, HashShare, Heal, Palettize, TieLayers
 from optcore.techniques.base import Technique
 from optcore.training import dense_stage
-from optcore.training.ranks import Ranks
-from optcore.training.student import Student
 
 torch.set_num_threads(1)
 QUICK: dict[str, Any] = {
@@ -73,23 +71,17 @@ def _wide(source: Path, folder: Path) -> Path:
 )
 @pytest.mark.usefixtures("keeps_the_last")
 def test_shared_numbers_train_and_give_every_bit(
-    form: str, family: str, wide: bool, tiny_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    form: str, family: str, wide: bool, tiny_model: MakeModel, tmp_path: Path, as_written: AsWritten
 ) -> None:
     source = _wide(tiny_model(family), tmp_path) if wide else tiny_model(family)
     technique, stored_as = FORMS[form]
     made = _made(technique, source, tmp_path)
-    tokens_BT, said = torch.arange(3, 19)[None], []
-    write = dense_stage.write_dense
-
-    def watched(run: Run, student: Student, ranks: Ranks) -> None:
-        with torch.no_grad():
-            said.append(student.model.eval()(input_ids=tokens_BT).logits)
-        write(run, student, ranks)
-
-    monkeypatch.setattr(dense_stage, "write_dense", watched)
+    tokens_BT = torch.arange(3, 19)[None]
+    said = as_written(tokens_BT)
     training = Finetune.model_validate(QUICK)
     run = training_run(training, made, made, tmp_path)
     training.apply(run)
+    ((_, trained),) = said
     Compact().write(run_of(source, run.out, tmp_path / "compact"))  # compares every bit
     after = _matrices(tmp_path / "compact", stored_as)
     Compact().write(run_of(source, made, tmp_path / "before"))
@@ -104,7 +96,7 @@ def test_shared_numbers_train_and_give_every_bit(
         }
         assert all(torch.equal(one, kept[name]) for name, one in stored.items() if name.endswith(".indices"))
     logits, untrained = logits_of(run.out, tokens_BT), logits_of(made, tokens_BT)
-    assert (logits - said[0]).norm() < 0.05 * (untrained - said[0]).norm()  # files hold 16 bits
+    assert (logits - trained).norm() < 0.05 * (untrained - trained).norm()  # files hold 16 bits
 
 
 def _matrices(compact: Path, kind: str) -> dict[str, Form]:
@@ -118,16 +110,10 @@ def test_a_killed_run_goes_on_exactly(form: str, tiny_model: MakeModel, tmp_path
     source = tiny_model("Qwen2")
     made = _made(FORMS[form][0], source, tmp_path)
     training = Distill.model_validate({**QUICK, "steps": 4, "learning_rate": 1e-3, "save_every": 2})
-    written = []
-    for name in ("whole", "killed"):
-        run = training_run(training, source, made, tmp_path / name)
-        if name == "killed":
-            with pytest.raises(Killed), ending_at(run, 3):
-                training.apply(run)
-        training.apply(run)
-        written.append([path.read_bytes() for path in sorted(run.out.glob("*.safetensors"))])
-    assert written[0] == written[1]
-    assert written[0][0] != (made / "model.safetensors").read_bytes()
+    runs = killed_and_gone_on(training, source, made, tmp_path, 3)
+    whole, killed = ([path.read_bytes() for path in sorted(run.out.glob("*.safetensors"))] for run in runs)
+    assert whole == killed
+    assert whole[0] != (made / "model.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fixtures.exporting import run_of
 from fixtures.tiny_models import ENCODERS, EXTRAS, MakeModel
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
@@ -15,7 +16,6 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 from optcore.errors import UnknownArchitecture
 from optcore.plan import check
 from optcore.recipe import recipe_from
-from optcore.references import Calibration
 from optcore.run import Run
 from optcore.streaming.writer import TensorWriter
 from optcore.techniques.rotate import Rotate
@@ -153,18 +153,8 @@ def test_blocks_of_one_channel_are_no_rotation() -> None:
 
 
 def _rotate(source: Path, out: Path, seed: int = 0, **settings: object) -> Run:
-    out.mkdir()
-    run = Run(
-        stage="1-rotate",
-        checkpoint=source,
-        source=source,
-        out=out,
-        scratch=out / "scratch",
-        calibration=Calibration(),
-        data_files=(),
-        emit=lambda _: None,
-        seed=seed,
-    )
+    run = run_of(source, source, out)
+    run.seed = seed
     Rotate.model_validate(settings).apply(run)
     return run
 

@@ -1,7 +1,6 @@
 """Adapters: what is written is what was trained, ranks shrink to their budget, and a killed run goes on exactly."""
 
 import shutil
-from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from fixtures.exporting import Quantize, plain, run_of, simulated_logits
 from fixtures.tiny_models import MakeModel
 from fixtures.training import Killed, ending_at, logits_of, training_run
+from fixtures.training_stages import AsWritten, Written
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -24,7 +24,7 @@ from optcore.streaming.decoder import Decoder
 from optcore.streaming.quantized import QuantizedCheckpoint
 from optcore.techniques import Finetune, Qad, Qat
 from optcore.techniques.adapters import Lora
-from optcore.training import dense_stage, loop, quantized_stage
+from optcore.training import loop
 from optcore.training.adapters import add_adapters, merged_weight
 from optcore.training.checkpoints import State
 from optcore.training.fake_quant import FakeQuantLinear
@@ -38,10 +38,6 @@ TOKENS_BT = torch.arange(3, 51)[None]
 NF4 = PRESETS["nf4"].weights
 
 
-Written = list[tuple[Student, torch.Tensor]]
-"""Students as they were when they were written, and their logits."""
-
-
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory, tiny_model: MakeModel) -> Path:
     """A small dense model, stored in float32: what is compared then is not what storing rounds."""
@@ -49,21 +45,9 @@ def model(tmp_path_factory: pytest.TempPathFactory, tiny_model: MakeModel) -> Pa
 
 
 @pytest.fixture
-def trained(monkeypatch: pytest.MonkeyPatch) -> Written:
+def trained(as_written: AsWritten) -> Written:
     """Students as they were when they were written, and their logits."""
-    seen: Written = []
-
-    def watched(write: Callable[..., None]) -> Callable[..., None]:
-        def call(run: Run, student: Student, *more: Any) -> None:
-            with torch.no_grad():
-                seen.append((student, student.model.eval()(input_ids=TOKENS_BT, use_cache=False).logits))
-            write(run, student, *more)
-
-        return call
-
-    monkeypatch.setattr(dense_stage, "write_dense", watched(dense_stage.write_dense))
-    monkeypatch.setattr(quantized_stage, "write_quantized", watched(quantized_stage.write_quantized))
-    return seen
+    return as_written(TOKENS_BT)
 
 
 def in_float32(source: Path, folder: Path) -> Path:

@@ -9,6 +9,7 @@ import torch
 from fixtures.exporting import plain, run_of
 from fixtures.tiny_models import MakeModel
 from fixtures.training import Killed, ending_at, logits_of, training_run
+from fixtures.training_stages import AsWritten
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
@@ -18,13 +19,13 @@ from optcore.recipe import recipe_from
 from optcore.run import Run
 from optcore.sizes import read_header, weight_files
 from optcore.techniques import Distill, Finetune, Heal
-from optcore.training import dense_stage
 from optcore.training.generate import continued
 from optcore.training.on_policy import OnPolicy
 from optcore.training.student import Student
 from optcore.training.windows import Batch, Windows
 
 SHORT = {"batch": 4, "sequence_length": 64, "validation": {"samples": 8}, "warmup": 0.1}
+LEARNS = {**SHORT, "steps": 10, "validation": {"samples": 8, "every": 5}, "gradient_checkpointing": False}
 RANDOM = {"kind": "random", "windows": 16}
 TOKENS_BT = torch.arange(3, 51)[None]
 
@@ -56,7 +57,7 @@ def small(tmp_path_factory: pytest.TempPathFactory, tiny_model: MakeModel) -> Pa
     ids=["full", "lora"],
 )
 def test_fine_tuning_mends_a_damaged_model(settings: dict[str, Any], damaged: Path, tmp_path: Path) -> None:
-    technique = Finetune.model_validate({"steps": 20, **SHORT, **settings})
+    technique = Finetune.model_validate({**LEARNS, "steps": 20, **settings})
     run = training_run(technique, damaged, damaged, tmp_path)
     technique.apply(run)
     noted: Any = run.results["training"]
@@ -73,7 +74,7 @@ def test_fine_tuning_mends_a_damaged_model(settings: dict[str, Any], damaged: Pa
 def test_healing_moves_norms_biases_and_adapters_alone(
     adapters: bool, damaged: Path, stdlib_model: Path, tmp_path: Path
 ) -> None:
-    technique = Heal.model_validate({**SHORT, "steps": 20, "learning_rate": 3e-3, "adapters": adapters})
+    technique = Heal.model_validate({**LEARNS, "learning_rate": 3e-3, "adapters": adapters})
     run = training_run(technique, stdlib_model, damaged, tmp_path)
     technique.apply(run)
     noted: Any = run.results["training"]
@@ -101,7 +102,7 @@ def _cross_entropy(folder: Path, windows_folder: Path) -> float:
 
 
 def test_a_smaller_student_learns_from_the_source(small: Path, stdlib_model: Path, tmp_path: Path) -> None:
-    technique = Distill.model_validate({"steps": 20, "learning_rate": 3e-3, "student": {"path": str(small)}, **SHORT})
+    technique = Distill.model_validate({**LEARNS, "steps": 20, "learning_rate": 3e-3, "student": {"path": str(small)}})
     assert technique.teacher == "source"
     run = training_run(technique, stdlib_model, small, tmp_path)
     technique.apply(run)
@@ -115,20 +116,18 @@ def test_a_smaller_student_learns_from_the_source(small: Path, stdlib_model: Pat
 @pytest.mark.parametrize("family", ["Llama", "Qwen2", "Mixtral", "GptOss", "Bert"])
 @pytest.mark.usefixtures("keeps_the_last")
 def test_what_is_written_is_what_was_trained(
-    family: str, tiny_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    family: str, tiny_model: MakeModel, tmp_path: Path, as_written: AsWritten
 ) -> None:
     """Tied embeddings, experts one by one and all in one transposed tensor, an encoder; in several files."""
     source = tiny_model(family, max_shard_size="300KB")
     technique = Finetune.model_validate({**SHORT, "steps": 2, "learning_rate": 0.01, "data": RANDOM, "warmup": 0})
-    seen: list[Student] = []
-    write = dense_stage.write_dense
-    monkeypatch.setattr(dense_stage, "write_dense", lambda *given: (seen.append(given[1]), write(*given)))
+    seen = as_written(TOKENS_BT)
     run = training_run(technique, source, source, tmp_path)
     technique.apply(run)
     names = {name for path in weight_files(source) for name in read_header(path)}
     written = {name: tensor for path in weight_files(run.out) for name, tensor in load_file(path).items()}
     assert written.keys() == names
-    trained = {name: value.detach().bfloat16().float() for name, value in seen[0].model.named_parameters()}
+    trained = {name: value.detach().bfloat16().float() for name, value in seen[0][0].model.named_parameters()}
     reread = dict(Student(run.out).model.named_parameters())
     assert trained.keys() == reread.keys()
     assert all(torch.equal(trained[name], reread[name]) for name in trained)

@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 
 import pytest
 import yaml
+from fixtures.whole_runs import stages_in_this_process
 
+from optcore.engine import optimize
 from optcore.errors import RecipeError
 from optcore.events import AnyEvent, Metric, RunFailed, RunFinished, StageFinished, parse_event
 from optcore.plan import stage_names
@@ -84,6 +86,14 @@ def _run(document: dict[str, Any], folder: Path, name: str, kill_at: int = 0) ->
     return Ran(events, folder / name)
 
 
+def _walk(document: dict[str, Any], folder: Path, name: str) -> Ran:
+    """The same run in this process."""
+    events: list[AnyEvent] = []
+    with stages_in_this_process():
+        optimize(recipe_from(document), folder / name, folder / "work", events.append)
+    return Ran(events, folder / name)
+
+
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("training")
@@ -92,7 +102,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def undisturbed(shared: Path, stdlib_model: Path) -> Ran:
     ptq = {"technique": "ptq", "scheme": "nvfp4", **PLAIN}
-    return _run(_document(stdlib_model, ptq, QAD), shared, "whole")
+    return _walk(_document(stdlib_model, ptq, QAD), shared, "whole")
 
 
 def test_a_chain_killed_in_the_middle_of_training_goes_on_to_the_same_bytes(
@@ -126,26 +136,26 @@ def test_curves_and_what_was_trained_on_are_in_the_result(undisturbed: Ran) -> N
 
 
 def test_a_gate_that_fails_takes_training_as_its_fallback_and_the_report_shows_both(
-    shared: Path, undisturbed: Ran, stdlib_model: Path
+    stdlib_model: Path, tmp_path: Path
 ) -> None:
     gate = {"metric": "kl", "max": 3.0, "on_fail": "fallback"}
     ptq = {"technique": "ptq", "scheme": "int2", **PLAIN, "gate": gate}
     evaluate = [{"evaluator": "fidelity", "samples": 4, "sequence_length": 48}]
-    plain = _run(
+    plain = _walk(
         _document(stdlib_model, ptq | {"gate": gate | {"max": 100.0}, "fallback": [QAD]}, evaluate=evaluate),
-        shared,
+        tmp_path,
         "passes",
     )
     (only,) = plain.report()["trials"]
     assert (only["stage"], only["passed"], only["then"]) == ("1-ptq", True, "kept")
     bound = 0.9 * only["value"]
-    ran = _run(
+    ran = _walk(
         _document(
             stdlib_model,
             ptq | {"gate": gate | {"max": bound}, "fallback": [QAD, {"scheme": "fp8_dynamic"}]},
             evaluate=evaluate,
         ),
-        shared,
+        tmp_path,
         "falls",
     )
     trials = ran.report()["trials"]

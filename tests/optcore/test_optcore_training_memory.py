@@ -4,12 +4,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from fixtures.exporting import run_of
+from fixtures.tiny_models import MakeModel
+from fixtures.training import training_run
 
 from optcore.errors import OutOfMemory
 from optcore.streaming.reader import TensorReader
+from optcore.techniques import Finetune, HashShare, Palettize, Sparsify, TieLayers
+from optcore.techniques.base import Technique
+from optcore.tied import load_tied
 from optcore.training import memory
+from optcore.training.constraints import Shared, constraints_of, held_bytes
 from optcore.training.free_memory import machine_bytes
 from optcore.training.memory import check_memory
+from optcore.training.ranks import Ranks
+from optcore.training.student import Student
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 MIB = 2**20
@@ -134,3 +143,56 @@ def test_what_is_said(stdlib_model: Path, monkeypatch: pytest.MonkeyPatch) -> No
         check_memory(stdlib_model, stdlib_model, moving=1.0, device=CPU)
     assert "teacher_top_k" in caught.value.remedy
     check_memory(stdlib_model, None, moving=0.0, device=CPU)
+
+
+PALETTE, HASH = Palettize(bits=2, group=100, sensitivity="none", embeddings=True), HashShare(ratio=0.3)
+TIE, ZEROS = TieLayers(runs=((0, 1),)), Sparsify(method="magnitude", ratio=0.5)
+
+
+@pytest.mark.parametrize("technique", [PALETTE, HASH, TIE, ZEROS], ids=lambda one: one.technique)
+def test_what_keeps_a_form_is_counted(
+    technique: Technique, tiny_model: MakeModel, tmp_path: Path, free: dict[str, float]
+) -> None:
+    """So much as constraints hold, and the float64 sums of the largest on top; a stage is refused for want of it."""
+    torch.set_num_threads(1)
+    source = tiny_model("Llama")
+    made = run_of(source, source, tmp_path / "made")
+    technique.apply(made)
+    student = Student(made.out, CPU)
+    student.model.requires_grad_()
+    constraints = constraints_of(student, made.out, Ranks())
+    tensors = [each for one in constraints for held in vars(one).values() for each in _tensors(held)]
+    held = {one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in tensors}
+    shared = [(one._buckets, one._indices[0].numel()) for one in constraints if isinstance(one, Shared)]
+    passing = max((8 * max(numbers + 2 * places, 3 * numbers) for numbers, places in shared), default=0)
+    assert held_bytes(made.out) == pytest.approx(sum(held.values()) + passing)
+
+    training = Finetune.model_validate({"steps": 1, "batch": 1, "sequence_length": 16, "validation": {"samples": 1}})
+    run = training_run(training, made.out, made.out, tmp_path)
+    reader = TensorReader(made.out)
+    plain_bytes = 16 * sum(torch.Size(reader.shape(name)).numel() for name in reader.names)
+    free["machine"] = ROOM * (plain_bytes + 0.99 * held_bytes(made.out))
+    with pytest.raises(OutOfMemory, match="to keep zeros or shared numbers"):
+        training.apply(run)
+    free["machine"] = ROOM * (plain_bytes + 1.01 * held_bytes(made.out))
+    training.apply(run)
+
+
+def test_processes_hold_their_own_places(tiny_model: MakeModel, tmp_path: Path) -> None:
+    """Tied layers look one table of places up in one process; two processes hold half of each layer's own."""
+    source = tiny_model("Llama")
+    made = run_of(source, source, tmp_path / "made")
+    TIE.apply(made)
+    reader = TensorReader(made.out)
+    sizes = [torch.Size(reader.shape(names[0])).numel() for names in load_tied(made.out).tensors]  # type: ignore[union-attr]
+    total, most = sum(sizes), max(sizes)
+    assert held_bytes(made.out, 1) == 9 * total + 8 * (total + 3 * most)
+    assert held_bytes(made.out, 2) == 9 * total + 8 * (total + 3 * most)
+    assert held_bytes(made.out, 4) == 9 * total / 2 + 8 * (total + 3 * most)
+
+
+def _tensors(held: object) -> list[torch.Tensor]:
+    """Among what a constraint holds, without the parameters, which are counted already."""
+    if isinstance(held, list):
+        return [one for each in held for one in _tensors(each)]
+    return [held] if isinstance(held, torch.Tensor) and not isinstance(held, torch.nn.Parameter) else []
