@@ -1,8 +1,8 @@
 """A target looked at once: what a draft reads of it at every token of every training window, on disk.
 
 A folder with `features.json` and shards of windows `features-00000.bin`: plain little-endian arrays
-[W, taps + 1, T, H] of bfloat16 or float32, the outputs of the tapped layers in the order of the taps and behind them the
-last hidden states, which the target's head makes logits of. A window is one piece of its file.
+[W, taps + 1, T, H] of bfloat16 or float32, the outputs of the tapped layers in the order of the taps and behind them
+the last hidden states, which the target's head makes logits of. A window is one piece of its file.
 
 Shapes: W windows of a shard, B windows of a batch, T tokens, H hidden size of the target.
 """

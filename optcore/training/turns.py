@@ -7,6 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 from optcore.calibration.chat import ChatFormat
 from optcore.sources.conversations import Message
+from optcore.training.answering import Question
 from optcore.training.packing import Document
 
 Turns = Generator[list[int], list[int], None]
@@ -41,18 +42,19 @@ class Talk:
     """One conversation as far as it is written, in a window that has room for so many tokens."""
 
     def __init__(self, turns: Turns, room: int, generator: torch.Generator, temperature: float) -> None:
-        self.generator = generator
-        self.temperature = temperature
+        self._generator = generator
+        self._temperature = temperature
         self.documents: list[Document] = []
         self._turns = turns
         self._room = room
         self.prompt = self._fitting(next(turns, None))
         """What is to be answered next; None where the conversation is over, or fills its window."""
 
-    @property
-    def left(self) -> int:
-        """Tokens that an answer may have."""
-        return self._room - len(self.prompt or ())
+    def question(self, before: Sequence[int], new_tokens: int | None) -> Question:
+        """What to ask, behind what the tokenizer puts before any text; the answer must fit into the window."""
+        assert self.prompt is not None
+        left = self._room - len(self.prompt)
+        return Question([*before, *self.prompt], min(new_tokens or left, left), self._temperature, self._generator)
 
     def go_on(self, answer: list[int]) -> None:
         """Put the answer behind its prompt. Only what the model said is learned.

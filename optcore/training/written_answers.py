@@ -1,8 +1,9 @@
 """Prompts that a target answers anew, for a draft that learns to guess its words: others' answers do not count."""
 
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
-from itertools import chain, islice, starmap
+from itertools import chain, count, islice, starmap
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,7 +11,7 @@ import torch
 from optcore.calibration.chat import ChatFormat
 from optcore.errors import DataError
 from optcore.sources.conversations import holds_conversations, read_conversations
-from optcore.training.answering import Question, answered, ends_of
+from optcore.training.answering import answered, ends_of
 from optcore.training.generate import kept_once, writer_folder, writer_of
 from optcore.training.isolation import keeps_documents_apart
 from optcore.training.packing import Document, alone, packed_whole
@@ -35,7 +36,10 @@ def written_answers(
     answer depends on the seed, on its conversation's number and on the conversations of its batch: on these only by how
     a device rounds. Raises `DataError`, before the target is loaded, where nothing can be asked.
     """
-    talks = _talks(run, texts, data, documents, length - len(texts.frame.before))
+    room = length - len(texts.frame.before)
+    is_chat = data.is_own and holds_conversations(run.text_files, data.column)
+    turns = _turns(run, texts, data) if is_chat else map(piece, _pieces(documents, data.prompt_tokens, room))
+    talks = _talks(run, turns, data, room)
     first = next(talks, None)
     if first is None:
         raise DataError(
@@ -48,14 +52,16 @@ def written_answers(
     return (packed_whole if is_packed else alone)(written, texts.frame.before, length, texts.filler)
 
 
-def _talks(
-    run: "Run", texts: "Texts", data: "TrainingData", documents: Iterable[Document], room: int
-) -> Iterator[Talk]:
+def _talks(run: "Run", asked: Iterable[Turns], data: "TrainingData", room: int) -> Iterator[Talk]:
     """Those that have room for an answer; a notice at the first one that has none."""
     is_noted = False
-    for number, turns in enumerate(_turns(run, texts, data, documents)):
-        generator = torch.Generator().manual_seed((run.seed << 32) + number)
-        talk = Talk(turns, room, generator, 0.0 if _is_greedy(number, data.greedy_share) else data.temperature)
+    for number, turns in enumerate(asked):
+        talk = Talk(
+            turns,
+            room,
+            _generator(run.seed, number),
+            0.0 if _is_greedy(number, data.greedy_share) else data.temperature,
+        )
         if talk.prompt:
             yield talk
         elif not is_noted:
@@ -63,16 +69,24 @@ def _talks(
             run.notice("conversations that begin with a prompt as long as a window are left out")
 
 
-def _turns(run: "Run", texts: "Texts", data: "TrainingData", documents: Iterable[Document]) -> Iterator[Turns]:
-    if data.is_own and holds_conversations(run.text_files, data.column):
-        tokenizer = texts.tokenizer
-        chat, ends = ChatFormat(tokenizer), ends_of(writer_folder(run), tokenizer)
-        for messages in read_conversations(run.text_files, data.column, "user"):
-            yield conversation(chat, tokenizer, messages, ends)
-    else:
-        from optcore.training.prepare import first_tokens
+def _turns(run: "Run", texts: "Texts", data: "TrainingData") -> Iterator[Turns]:
+    tokenizer = texts.tokenizer
+    chat, ends = ChatFormat(tokenizer), ends_of(writer_folder(run), tokenizer)
+    for messages in read_conversations(run.text_files, data.column, "user"):
+        yield conversation(chat, tokenizer, messages, ends)
 
-        yield from map(piece, first_tokens(documents, data.prompt_tokens))
+
+def _pieces(documents: Iterable[Document], size: int, room: int) -> Iterator[list[int]]:
+    """Prompts of so many tokens; none where they leave no room: no text is read for nothing."""
+    from optcore.training.prepare import first_tokens
+
+    return first_tokens(documents, size) if size < room else iter(())
+
+
+def _generator(seed: int, number: int) -> torch.Generator:
+    """Of one conversation. The CPU's generators look at the low 32 bits of a seed alone, so both go into these."""
+    digest = hashlib.sha256(f"{seed} {number}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:4]))
 
 
 def _is_greedy(number: int, share: float) -> bool:
@@ -82,21 +96,20 @@ def _is_greedy(number: int, share: float) -> bool:
 
 def _written(run: "Run", texts: "Texts", data: "TrainingData", talks: Iterator[Talk], size: int) -> Iterator[Document]:
     """Documents of one batch of conversations after another."""
-    target, ends, number = writer_of(run), ends_of(writer_folder(run), texts.tokenizer), 0
-    while batch := list(islice(talks, size)):
-        kept = run.records / f"answers-{number:08d}.json"
-        yield from starmap(Document, kept_once(kept, partial(_documents, target, batch, data.new_tokens, ends)))
-        number += 1
+    target, ends, before = writer_of(run), ends_of(writer_folder(run), texts.tokenizer), texts.frame.before
+    for number in count():
+        if not (batch := list(islice(talks, size))):
+            return
+        write = partial(_documents, target, batch, before, data.new_tokens, ends)
+        yield from starmap(Document, kept_once(run.records / f"answers-{number:08d}.json", write))
 
 
-def _documents(target: "Target", talks: Sequence[Talk], new_tokens: int | None, ends: frozenset[int]) -> list[Document]:
+def _documents(
+    target: "Target", talks: Sequence[Talk], before: Sequence[int], new_tokens: int | None, ends: frozenset[int]
+) -> list[Document]:
     """What a batch of conversations becomes: a first answer to all, a second to those that go on, and so forth."""
     while going := [talk for talk in talks if talk.prompt]:
-        questions = [
-            Question(talk.prompt, min(new_tokens or talk.left, talk.left), talk.temperature, talk.generator)
-            for talk in going
-            if talk.prompt
-        ]
+        questions = [talk.question(before, new_tokens) for talk in going]
         for talk, answer in zip(going, answered(target.model, questions, ends), strict=True):
             talk.go_on(answer)
     return [document for talk in talks for document in talk.documents]
