@@ -6,6 +6,8 @@ from pydantic import Field, model_validator
 
 from optcore.references import Label, TextSource
 
+_GREEDY_share = 0.5
+
 
 class TrainingData(TextSource):
     """Training text; when neither data set nor file is named, the recipe's calibration text but for held-out parts."""
@@ -29,7 +31,7 @@ class TrainingData(TextSource):
     to documents: tokens of a prompt. Of on-policy distillation: what the student goes on from, one at least."""
     temperature: float = Field(default=1.0, ge=0, le=10)
     """Of `generated`, `answers` and on-policy distillation: 0 takes the likeliest token."""
-    greedy_share: float = Field(default=0.5, ge=0, le=1)
+    greedy_share: float = Field(default=_GREEDY_share, ge=0, le=1)
     """Of `answers`: how many of the conversations are answered with the likeliest tokens, the others at `temperature`:
     a draft serves both."""
     new_tokens: int | None = Field(default=None, ge=1, le=131_072)
@@ -53,7 +55,7 @@ class TrainingData(TextSource):
             raise ValueError(
                 "random tokens come from no data set: leave out `dataset` and `path`, or choose another kind"
             )
-        if self.kind != "answers" and (self.new_tokens is not None or "greedy_share" in self.model_fields_set):
+        if self.kind != "answers" and (self.new_tokens, self.greedy_share) != (None, _GREEDY_share):
             raise ValueError("`new_tokens` and `greedy_share` are settings of `kind: answers`")
         if self.kind == "answers" and not self.prompt_tokens:
             raise ValueError("an answer needs a prompt: `prompt_tokens` of 1 at least")
