@@ -33,7 +33,7 @@ def read_conversations(
     found = False
     for record in read_records(files):
         messages = _messages(record, column)
-        if any(message["role"] == speaker and message["content"].strip() for message in messages):
+        if any(message["role"] == speaker and _says(message) for message in messages):
             found = True
             yield messages
     if not found:
@@ -57,6 +57,11 @@ def _messages(record: dict[str, Any], column: str | None) -> list[Message]:
     if not isinstance(messages, list):
         raise DataError(f"column {name!r} holds {type(messages).__name__}, no list of messages", field=_FIELD)
     return list(_each(messages))
+
+
+def _says(message: Message) -> bool:
+    """An empty question asks nothing; an empty answer ends a turn, which is to be learned too."""
+    return message["role"] == "assistant" or bool(message["content"].strip())
 
 
 def _column(record: dict[str, Any], column: str | None) -> str | None:
