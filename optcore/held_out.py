@@ -64,7 +64,7 @@ def _check_labelled(recipe: Recipe, files: Sequence[Path], own: Sequence[Path]) 
 
 def _check_alike(recipe: Recipe, technique: Training, files: Sequence[Path], own: Sequence[Path], field: str) -> None:
     data, column = technique.data, recipe.calibration.column
-    if data.kind == "chat":
+    if data.kind == "chat" or (data.kind == "answers" and data.is_own):
         why = "conversations are not read in the blocks of text"
     elif data.is_own and data.column not in (None, column):
         why = "another column is read than the one"

@@ -85,7 +85,7 @@ def _read(conductor: Conductor, technique: Training, dense: Folder) -> tuple[Fol
             return dense, Folder()
         case "labelled":
             return conductor.checkpoint, teacher
-        case "generated":
+        case "generated" | "answers":
             return source, teacher if teacher.path else dense
     return source, Folder()
 

@@ -54,8 +54,17 @@ class ChatFormat:
         encoded = self._tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         inside = [_begins_in(start, end, spans) for start, end in encoded["offset_mapping"]]
         ids = list(encoded["input_ids"])
-        start = len(self._before) if ids[: len(self._before)] == self._before else 0
+        start = self._start(ids)
         return Spoken(ids[start:], inside[start:])
+
+    def prompt(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids up to where the assistant's next answer begins; as in `spoken`, without what stands before any."""
+        text = self._text(messages, prompt=True)
+        ids = list(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        return ids[self._start(ids) :]
+
+    def _start(self, ids: list[int]) -> int:
+        return len(self._before) if ids[: len(self._before)] == self._before else 0
 
     def _answer(self, messages: Sequence[Message], place: int, whole: str) -> tuple[int, int] | None:
         """Characters of one message's answer in the whole text."""

@@ -14,7 +14,7 @@ from torch import nn
 from optcore.quantization import load_quantization
 from optcore.streaming.decoder import Decoder
 from optcore.streaming.simulate import Simulation
-from optcore.training.head import find_head, last_hidden
+from optcore.training.head import last_hidden, streamed_head
 from optcore.training.teacher import kept_outputs
 
 
@@ -27,23 +27,16 @@ class Features(NamedTuple):
     """The outputs [B, T, H] of the tapped layers, in the order of the taps."""
 
 
-class Target:
-    """A checkpoint, quantized or not, that answers about whole windows; `optcore.speculative.session` decodes with it.
+class TargetEnds:
+    """What lies around a target's layers, without them: the embeddings before and the head behind.
 
-    `taps` are numbers of layers from 0, whose outputs are kept: what engines call auxiliary hidden state n is the input
-    of layer n, and so the output of layer n - 1. Nothing of it requires a gradient.
+    Enough for a draft whose features are kept, beside targets that do not fit into memory.
     """
 
-    def __init__(self, folder: Path, taps: Sequence[int] = (), device: torch.device | None = None) -> None:
+    def __init__(self, folder: Path, device: torch.device | None = None) -> None:
         self.decoder = Decoder(folder, device)
-        self.taps = tuple(taps)
-        self.model: Any = self.decoder.load_all()
-        self.simulation = Simulation(folder) if load_quantization(folder) else None
-        self._held = ExitStack()  # the layers stay rounded for as long as the target is there
-        if self.simulation:
-            for index, layer in enumerate(self.decoder.layers):
-                self._held.enter_context(self.simulation.applied(self.decoder, index, layer))
-        self.head = find_head(self.model)
+        self.model: Any = self.decoder.model
+        self.head = streamed_head(self.decoder)
 
     @property
     def device(self) -> torch.device:
@@ -66,6 +59,31 @@ class Target:
         """Tokens that its head knows."""
         return int(self.model.config.get_text_config().vocab_size)
 
+    def logits(self, hidden_BTH: torch.Tensor) -> torch.Tensor:
+        """Logits [..., V] in float32 of what `Target.look` gives as `hidden_BTH`, or of any part of it."""
+        assert self.head is not None
+        found = self.head.linear(hidden_BTH).float()
+        return self.head.transform(found) if self.head.transform else found
+
+
+class Target(TargetEnds):
+    """A checkpoint, quantized or not, that answers about whole windows; `optcore.speculative.session` decodes with it.
+
+    `taps` are numbers of layers from 0, whose outputs are kept: what engines call auxiliary hidden state n is the input
+    of layer n, and so the output of layer n - 1. Nothing of it requires a gradient.
+    """
+
+    def __init__(self, folder: Path, taps: Sequence[int] = (), device: torch.device | None = None) -> None:
+        super().__init__(folder, device)
+        self.taps = tuple(taps)
+        self.decoder.load_all()
+        self.simulation = Simulation(folder) if load_quantization(folder) else None
+        self._held = ExitStack()  # the layers stay rounded for as long as the target is there
+        if self.simulation:
+            for index, layer in enumerate(self.decoder.layers):
+                self._held.enter_context(self.simulation.applied(self.decoder, index, layer))
+                self._held.enter_context(self.simulation.cached(self.decoder, index, layer))
+
     @torch.no_grad()
     def look(self, inputs: dict[str, torch.Tensor]) -> Features:
         """One pass over whole windows; `inputs` as `optcore.training.trainee.inputs_of` gives them."""
@@ -74,9 +92,3 @@ class Target:
             hidden_BTH = last_hidden(self.model, **inputs)
         in_order = dict(zip(sorted(set(self.taps)), outputs, strict=True))
         return Features(hidden_BTH, tuple(in_order[tap] for tap in self.taps))
-
-    def logits(self, hidden_BTH: torch.Tensor) -> torch.Tensor:
-        """Logits [..., V] in float32 of what `look` gives as `hidden_BTH`, or of any part of it."""
-        assert self.head is not None
-        found = self.head.linear(hidden_BTH).float()
-        return self.head.transform(found) if self.head.transform else found

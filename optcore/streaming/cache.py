@@ -1,6 +1,7 @@
 """Stand-ins for a KV cache: attention hands them keys and values, after rotary embedding, as it would a real one."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -94,3 +95,19 @@ class RoundingCache(EmptyCache):
     def _round(self, kind: str, states: torch.Tensor) -> torch.Tensor:
         scale = self.tensors.get(f"{kind}_scale", self.tensors.get(f"{kind}_global_scale"))
         return fake_quantize_states(states, self.args, scale, self.tensors.get(f"{kind}_bias"))
+
+
+class RoundedCache:
+    """A real cache behind a rounding one: what attention reads back is what an engine's cache would hold."""
+
+    def __init__(self, cache: Any, rounding: RoundingCache) -> None:
+        self._cache = cache
+        self._rounding = rounding
+
+    def update(self, keys: torch.Tensor, values: torch.Tensor, layer: int, *more: Any, **named: Any) -> KeysAndValues:
+        """What attention calls; returns all that is kept, these behind what was before."""
+        kept: KeysAndValues = self._cache.update(*self._rounding.update(keys, values, layer), layer, *more, **named)
+        return kept
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._cache, name)

@@ -189,7 +189,7 @@ class Decoder:
         """
         arguments = dict(state.arguments[index])
         if cache is not None and self.has_key_value_cache(index):
-            arguments[self._cache_name(arguments)] = cache
+            arguments[self.cache_name(arguments)] = cache
         out = layer(state.hidden_BTH, **arguments)
         hidden_BTH = out[0] if isinstance(out, tuple) else out
         if state.frozen_BT is not None:
@@ -259,7 +259,8 @@ class Decoder:
             field="/model",
         )
 
-    def _cache_name(self, arguments: dict[str, Any]) -> str:
+    def cache_name(self, arguments: Mapping[str, Any]) -> str:
+        """What a layer that is called with these names its cache. Raises `RecipeError` for one that takes none."""
         name = next((name for name in _CACHES if name in arguments), None)
         if name is None:
             raise RecipeError(

@@ -14,7 +14,7 @@ from optcore.algorithms.codes import fake_quantize
 from optcore.algorithms.scales import find_scales
 from optcore.quantization import QuantizedLayer
 from optcore.schemes import QuantArgs
-from optcore.streaming.cache import RoundingCache
+from optcore.streaming.cache import RoundedCache, RoundingCache
 from optcore.streaming.decoder import Decoder, State
 from optcore.streaming.groups import fused_groups, linears
 from optcore.streaming.quantized import QuantizedCheckpoint
@@ -101,6 +101,24 @@ class Simulation:
         }
         with rounded(layer, chosen, changed_parameters(self.checkpoint, decoder, index, record)):
             yield
+
+    @contextmanager
+    def cached(self, decoder: Decoder, index: int, layer: nn.Module) -> Iterator[None]:
+        """The layer's keys and values rounded when the whole model runs, with or without a cache that keeps them."""
+        rounding = self.cache(index)
+        if rounding is None or not decoder.has_key_value_cache(index):
+            yield
+            return
+
+        def round_cache(module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> Any:
+            name = decoder.cache_name(named)
+            return given, {**named, name: rounding if named[name] is None else RoundedCache(named[name], rounding)}
+
+        handle = layer.register_forward_pre_hook(round_cache, with_kwargs=True)
+        try:
+            yield
+        finally:
+            handle.remove()
 
     @contextmanager
     def plain(self, decoder: Decoder, index: int, layer: nn.Module, probe: State) -> Iterator[None]:

@@ -1,22 +1,25 @@
 """Text that a model writes itself, to learn from where there is none: its own distribution, at a temperature."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from inspect import signature
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from optcore.architecture import task_of
 from optcore.durable import write_settled
 from optcore.errors import DataError
-from optcore.streaming.decoder import Decoder
 from optcore.training.windows import BEGINS, LEARNED, Batch
 
 if TYPE_CHECKING:
     from optcore.calibration.text import Texts
     from optcore.run import Run
+    from optcore.speculative.target import Target
     from optcore.techniques.data import TrainingData
     from optcore.training.packing import Document
 
@@ -33,23 +36,43 @@ def generated(
     """
     from optcore.training.prepare import first_tokens
 
-    decoder = Decoder(run.teacher or run.checkpoint)
-    if not decoder.is_causal:
-        raise DataError("an encoder cannot write text", remedy="choose another kind of data", field="/chain")
-    model, before = decoder.load_all(), list(texts.frame.before)
+    target, before = writer_of(run), list(texts.frame.before)
     prompts = first_tokens(documents, data.prompt_tokens) if data.prompt_tokens else _random_tokens(texts, run.seed)
     for number in range(0, wanted, _BATCH_windows):
         begun = [before + prompt for prompt in islice(prompts, min(_BATCH_windows, wanted - number))]
         if not begun:
             return
-        kept = run.records / f"generated-{number:08d}.json"
-        if not kept.exists():
-            generator = torch.Generator(decoder.device).manual_seed((run.seed << 32) + number)
-            prompt_BT = torch.tensor(begun, device=decoder.device)
-            tokens_BT = continued(model, prompt_BT, length, data.temperature, generator)
-            write_settled(kept, json.dumps(tokens_BT.tolist()))
-        tokens_BT = torch.tensor(json.loads(kept.read_text()))
+        write = partial(_continued, target, begun, length, data.temperature, (run.seed << 32) + number)
+        tokens_BT = torch.tensor(kept_once(run.records / f"generated-{number:08d}.json", write))
         yield Batch(tokens_BT, _flags(tokens_BT, len(before)))
+
+
+def writer_folder(run: "Run") -> Path:
+    """Whose words training text is made of: the teacher's, or the checkpoint's own."""
+    return run.teacher or run.checkpoint
+
+
+def writer_of(run: "Run") -> "Target":
+    """The model that writes: a quantized one as it will compute. Raises `DataError` for an encoder, unread."""
+    from optcore.speculative.target import Target
+
+    if task_of(writer_folder(run)) != "text-generation":
+        raise DataError("an encoder cannot write text", remedy="choose another kind of data", field="/chain")
+    return Target(writer_folder(run))
+
+
+def kept_once(path: Path, write: Callable[[], Any]) -> Any:
+    """What a JSON file of the journal holds; it is written where no process did before."""
+    if not path.exists():
+        write_settled(path, json.dumps(write()))
+    return json.loads(path.read_text())
+
+
+def _continued(target: "Target", begun: list[list[int]], length: int, temperature: float, seed: int) -> list[list[int]]:
+    generator = torch.Generator(target.device).manual_seed(seed)
+    prompt_BT = torch.tensor(begun, device=target.device)
+    tokens: list[list[int]] = continued(target.model, prompt_BT, length, temperature, generator).tolist()
+    return tokens
 
 
 @torch.no_grad()
@@ -60,7 +83,7 @@ def continued(
 
     Nothing ends a window: behind an end-of-text token the model begins another text, as packed windows do.
     """
-    cache, last = _cache(model), _last_only(model)
+    cache, last = new_cache(model), last_only(model)
     tokens_BT = prompt_BT
     step: torch.Tensor = prompt_BT
     while tokens_BT.shape[1] < length:
@@ -70,13 +93,14 @@ def continued(
     return tokens_BT[:, :length]
 
 
-def _cache(model: Any) -> Any:
+def new_cache(model: Any) -> Any:
+    """An empty cache for all layers of a model."""
     from transformers import DynamicCache
 
     return DynamicCache(config=model.config)
 
 
-def _last_only(model: nn.Module) -> dict[str, int]:
+def last_only(model: nn.Module) -> dict[str, int]:
     """What keeps a forward pass from making logits of a whole prompt, where the model knows it."""
     return {_KEPT_logits: 1} if _KEPT_logits in signature(model.forward).parameters else {}
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from optcore.training.windows import BEGINS, LEARNED, Batch
+from optcore.training.windows import BEGINS, LEARNED, PADDING, Batch
 
 _BATCH_windows = 64
 _LEAST_tokens = 2  # of a document in a block: one to see, one to predict
@@ -58,8 +58,46 @@ def packed(documents: Iterable[Document], before: tuple[int, ...], length: int, 
     """
     windows = _windows(documents, before, length, filler)
     while batch := list(islice(windows, _BATCH_windows)):
-        tokens = torch.tensor([window.tokens for window in batch])
-        yield Batch(tokens, torch.tensor([window.flags for window in batch], dtype=torch.uint8))
+        yield _batch(batch)
+
+
+def packed_whole(documents: Iterable[Document], before: tuple[int, ...], length: int, filler: int) -> Iterator[Batch]:
+    """The same of documents that all fit into a window, none of them cut in two, one window at a time.
+
+    What does not fit into the rest of a window begins the next one; the last window is filled too.
+    """
+    window = _Window()
+    for document in documents:
+        if window.tokens and len(window.tokens) + len(before) + len(document.ids) > length:
+            yield _filled(window, length, filler)
+            window = _Window()
+        window.begin(before)
+        window.add(document.ids, document.flags, begins=not before)
+    if window.tokens:
+        yield _filled(window, length, filler)
+
+
+def alone(documents: Iterable[Document], before: tuple[int, ...], length: int, filler: int) -> Iterator[Batch]:
+    """A window for each document, all of which fit into one.
+
+    What fills it goes on with the document, for models that cannot keep two apart: nothing that is learned sees it.
+    """
+    for document in documents:
+        missing = length - len(before) - len(document.ids)
+        padded = Document(document.ids + [filler] * missing, [*map(bool, document.flags)] + [False] * missing)
+        for batch in packed_whole((padded,), before, length, filler):
+            batch.flags_BT[:, length - missing :] = PADDING
+            yield batch
+
+
+def _batch(windows: list[_Window]) -> Batch:
+    tokens = torch.tensor([window.tokens for window in windows])
+    return Batch(tokens, torch.tensor([window.flags for window in windows], dtype=torch.uint8))
+
+
+def _filled(window: _Window, length: int, filler: int) -> Batch:
+    _fill(window, length, filler)
+    return _batch([window])
 
 
 def _windows(documents: Iterable[Document], before: tuple[int, ...], length: int, filler: int) -> Iterator[_Window]:

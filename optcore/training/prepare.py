@@ -94,6 +94,10 @@ def _batches(run: "Run", data: "TrainingData", length: int, wanted: int) -> Iter
         return labelled(run, texts.tokenizer, data, length, wanted)
     if data.kind == "random":
         return _random(texts, length, wanted, run.seed)
+    if data.kind == "answers":
+        from optcore.training.written_answers import written_answers
+
+        return written_answers(run, texts, data, _documents(texts, run, data), length, wanted)
     if data.kind == "generated":
         from optcore.training.generate import generated
 

@@ -18,6 +18,7 @@ from optcore.durable import flush, write_settled
 from optcore.errors import BadCheckpoint, folder_error
 from optcore.frozen import Frozen
 from optcore.training.divergences import TopK
+from optcore.training.plain_arrays import bytes_of, read_at, write_at
 
 FACTS = "cache.json"
 IDS = "ids.bin"
@@ -138,10 +139,7 @@ class CacheWriter:
 
     def _write(self, name: str, values: torch.Tensor) -> None:
         """Behind what is counted, whatever an append that failed left there."""
-        place, left = self._end(name), _bytes_of(values.cpu().contiguous())
-        while left:
-            count = os.pwrite(self._files[name], left, place)
-            place, left = place + count, left[count:]
+        write_at(self._files[name], self._end(name), values)
         os.fsync(self._files[name])
 
     def _count(self, written: int) -> None:
@@ -177,28 +175,14 @@ class TeacherCache:
     def _read(self, name: str, dtype: torch.dtype, windows: list[int]) -> torch.Tensor:
         size = self.facts.window_bytes(dtype)
         values = torch.empty((len(windows) * self.facts.length, self.facts.k), dtype=dtype)
-        into = _bytes_of(values)
+        into = bytes_of(values)
         try:
             with (self.folder / name).open("rb", buffering=0) as file:
                 for place, window in enumerate(windows):
-                    _fill(file.fileno(), window * size, into[place * size : (place + 1) * size])
+                    read_at(file.fileno(), window * size, into[place * size : (place + 1) * size])
         except OSError as error:
             raise _damaged(self.folder, f"{name}: {error}") from error
         return values
-
-
-def _fill(file: int, start: int, into: memoryview) -> None:
-    """The system may give less than asked for at a time."""
-    while into:
-        count = os.preadv(file, [into], start)
-        if not count:
-            raise OSError("it ends too early")
-        start, into = start + count, into[count:]
-
-
-def _bytes_of(values: torch.Tensor) -> memoryview:
-    """The memory of a contiguous tensor."""
-    return memoryview(values.view(-1).view(torch.uint8).numpy())
 
 
 def _progress(folder: Path) -> _Progress:

@@ -12,7 +12,7 @@ class WindowFacts(Frozen):
 
     version: Literal[1] = 1
     kind: str
-    """Where they come from: `text`, `chat`, `labelled`, `generated` or `random`."""
+    """Where they come from: `text`, `chat`, `labelled`, `generated`, `answers` or `random`."""
     windows: int = Field(ge=1)
     validation: int = Field(ge=0)
     """How many of them, the last ones, are not trained on."""
