@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -48,13 +48,19 @@ def check_checkpoint(folder: Path, field: str) -> tuple[str, ...]:
     _require_plain(names, field)
     found = [name for name in MATTERS if name in names]
     weights = shards_of(folder, field) if form == INDEX else (SINGLE,)
-    for name in (*found, form, *weights):
+    require_sound(folder, found, weights, field)
+    return tuple(sorted({*found, form, *weights}))
+
+
+def require_sound(folder: Path, documents: Iterable[str], weights: Iterable[str], field: str) -> None:
+    """Raise `UnsafeCheckpoint` for links that leave the folder, `BadCheckpoint` for files that are missing, cut, or too
+    large to be read."""
+    for name in (*documents, *weights):
         _require_inside(folder, name, field)
-    for name in found:
+    for name in documents:
         _require_readable(folder / name, field)
     for name in weights:
         _require_whole(folder / name, field)
-    return tuple(sorted({*found, form, *weights}))
 
 
 def _require_plain(names: Collection[str], field: str) -> None:

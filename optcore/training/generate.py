@@ -12,6 +12,7 @@ from torch import nn
 from optcore.durable import write_settled
 from optcore.errors import DataError
 from optcore.streaming.decoder import Decoder
+from optcore.streaming.simulate import as_quantized
 from optcore.training.windows import BEGINS, LEARNED, Batch
 
 if TYPE_CHECKING:
@@ -27,7 +28,8 @@ _KEPT_logits = "logits_to_keep"
 def generated(
     run: "Run", texts: "Texts", data: "TrainingData", documents: Iterable["Document"], length: int, wanted: int
 ) -> Iterator[Batch]:
-    """Windows [B, length] that the teacher continues, from a prompt or from a random token.
+    """Windows [B, length] that the teacher continues, from a prompt or from a random token; a quantized teacher writes
+    what its quantized form would, but for the rounding of its KV cache.
 
     They are kept in the stage's journal: those that a killed process wrote are not written again.
     """
@@ -38,18 +40,19 @@ def generated(
         raise DataError("an encoder cannot write text", remedy="choose another kind of data", field="/chain")
     model, before = decoder.load_all(), list(texts.frame.before)
     prompts = first_tokens(documents, data.prompt_tokens) if data.prompt_tokens else _random_tokens(texts, run.seed)
-    for number in range(0, wanted, _BATCH_windows):
-        begun = [before + prompt for prompt in islice(prompts, min(_BATCH_windows, wanted - number))]
-        if not begun:
-            return
-        kept = run.records / f"generated-{number:08d}.json"
-        if not kept.exists():
-            generator = torch.Generator(decoder.device).manual_seed((run.seed << 32) + number)
-            prompt_BT = torch.tensor(begun, device=decoder.device)
-            tokens_BT = continued(model, prompt_BT, length, data.temperature, generator)
-            write_settled(kept, json.dumps(tokens_BT.tolist()))
-        tokens_BT = torch.tensor(json.loads(kept.read_text()))
-        yield Batch(tokens_BT, _flags(tokens_BT, len(before)))
+    with as_quantized(decoder):
+        for number in range(0, wanted, _BATCH_windows):
+            begun = [before + prompt for prompt in islice(prompts, min(_BATCH_windows, wanted - number))]
+            if not begun:
+                return
+            kept = run.records / f"generated-{number:08d}.json"
+            if not kept.exists():
+                generator = torch.Generator(decoder.device).manual_seed((run.seed << 32) + number)
+                prompt_BT = torch.tensor(begun, device=decoder.device)
+                tokens_BT = continued(model, prompt_BT, length, data.temperature, generator)
+                write_settled(kept, json.dumps(tokens_BT.tolist()))
+            tokens_BT = torch.tensor(json.loads(kept.read_text()))
+            yield Batch(tokens_BT, _flags(tokens_BT, len(before)))
 
 
 @torch.no_grad()
