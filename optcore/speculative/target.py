@@ -4,6 +4,7 @@ Shapes: B rows of T tokens, V vocabulary, H hidden size.
 """
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ from torch import nn
 
 from optcore.quantization import load_quantization
 from optcore.streaming.decoder import Decoder
-from optcore.streaming.simulate import Simulation, as_quantized
+from optcore.streaming.simulate import Simulation
 from optcore.training.head import find_head, last_hidden
 from optcore.training.teacher import kept_outputs
 
@@ -38,7 +39,10 @@ class Target:
         self.taps = tuple(taps)
         self.model: Any = self.decoder.load_all()
         self.simulation = Simulation(folder) if load_quantization(folder) else None
-        self._held = as_quantized(self.decoder)  # for as long as the target is there
+        self._held = ExitStack()  # the layers stay rounded for as long as the target is there
+        if self.simulation:
+            for index, layer in enumerate(self.decoder.layers):
+                self._held.enter_context(self.simulation.applied(self.decoder, index, layer))
         self.head = find_head(self.model)
 
     @property
