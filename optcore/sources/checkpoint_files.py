@@ -26,7 +26,7 @@ MATTERS = (
 """Files beside the weights that change what the model says."""
 ABOUT = ("README.md", "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE")
 """Files that only people read, and that go along."""
-PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+_PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _CHUNK_bytes = 1 << 20
 
 
@@ -35,7 +35,7 @@ def weights_form(names: Collection[str], where: str, field: str) -> str:
     for form in (INDEX, SINGLE):
         if form in names:
             return form
-    pickled = sorted(name for name in names if name.endswith(PICKLED))
+    pickled = sorted(name for name in names if name.endswith(_PICKLED))
     if pickled:
         remedy = "convert the weights to safetensors; a pickle can run any code when it is read"
         raise UnsafeCheckpoint(f"{where} has only pickled weights, such as {pickled[0]}", remedy=remedy, field=field)

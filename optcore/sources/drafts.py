@@ -1,6 +1,6 @@
 """A draft to begin with: a folder of this machine, or a Hub repository brought to one.
 
-It is no language model of its own: it needs no tokenizer, and its weight files are called as its makers liked.
+It is no language model of its own, and needs no tokenizer.
 """
 
 from collections.abc import Collection
@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from optcore.draft_document import DESCRIPTION
-from optcore.errors import BadCheckpoint, UnsafeCheckpoint, VocabularyMismatch
+from optcore.errors import BadCheckpoint, VocabularyMismatch
 from optcore.references import ModelRef
-from optcore.sources.checkpoint_files import CONFIG, PICKLED, content_digest, hash_files
+from optcore.sources.checkpoint_files import CONFIG, INDEX, SINGLE, content_digest, hash_files, weights_form
 from optcore.sources.client import HubRepo
 from optcore.sources.hub import Report, download, pin, verify
-from optcore.sources.local import read_object, require_folder, require_sound
+from optcore.sources.local import check_weights, read_object, require_folder
 from optcore.sources.models import FetchedModel
 
 _TOKENIZER = "tokenizer.json"
@@ -54,8 +54,10 @@ def check_draft_fits(model: Path, draft: Path, place: str) -> None:
 def _from_hub(id: str, revision: str, cache: Path, report: Report, place: str) -> FetchedModel:
     repo = HubRepo(kind="model", id=id, revision=revision, id_field=f"{place}/id", revision_field=f"{place}/revision")
     pinned = pin(repo)
-    documents, weights = _files(pinned.files, str(repo), repo.id_field)
-    folder = download(repo, pinned, (*documents, *weights), cache, report)
+    form = weights_form(pinned.files, str(repo), repo.id_field)
+    shards = sorted(name for name in pinned.files if name.endswith(".safetensors") and "/" not in name)
+    weights = (SINGLE,) if form == SINGLE else (INDEX, *shards)
+    folder = download(repo, pinned, (*_documents(pinned.files, str(repo), repo.id_field), *weights), cache, report)
     hashes = hash_files(folder, _checked(folder, repo.id_field), report)
     verify(folder, pinned, hashes)
     return FetchedModel(folder, pinned.commit, content_digest(hashes))
@@ -64,23 +66,14 @@ def _from_hub(id: str, revision: str, cache: Path, report: Report, place: str) -
 def _checked(folder: Path, field: str) -> tuple[str, ...]:
     """Names of the files that matter, after checking that all are there, whole and inside."""
     names = {path.name for path in folder.iterdir() if path.is_file() or path.is_symlink()}
-    documents, weights = _files(names, str(folder), field)
-    require_sound(folder, documents, weights, field)
-    return (*documents, *weights)
+    return check_weights(folder, _documents(names, str(folder), field), field)
 
 
-def _files(names: Collection[str], where: str, field: str) -> tuple[list[str], list[str]]:
-    """Documents and weights of a draft. Raises `BadCheckpoint` and `UnsafeCheckpoint` where they are missing."""
+def _documents(names: Collection[str], where: str, field: str) -> list[str]:
+    """What lies beside a draft's weights. Raises `BadCheckpoint` where nothing says what they are."""
     if CONFIG not in names:
         raise BadCheckpoint(f"{where} has no {CONFIG}", remedy="name the folder of a draft", field=field)
-    weights = sorted(name for name in names if name.endswith(".safetensors") and "/" not in name)
-    if weights:
-        return [name for name in (CONFIG, _TOKENIZER, DESCRIPTION) if name in names], weights
-    if pickled := sorted(name for name in names if name.endswith(PICKLED)):
-        remedy = "convert the draft to safetensors; a pickle can run any code when it is read"
-        raise UnsafeCheckpoint(f"{where} has only pickled weights, such as {pickled[0]}", remedy=remedy, field=field)
-    remedy = "name the folder of a draft with its weights in safetensors"
-    raise BadCheckpoint(f"{where} has no weights", remedy=remedy, field=field)
+    return [name for name in (CONFIG, _TOKENIZER, DESCRIPTION) if name in names]
 
 
 def _vocabulary(config: dict[str, Any]) -> int:

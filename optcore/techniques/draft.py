@@ -147,11 +147,14 @@ class Draft(Training):
     def apply(self, run: "Run") -> None:
         """Write the draft, and what it is."""
         from optcore.draft_document import DraftDocument
+        from optcore.links import link_draft
 
         if self.method == "model":
             from optcore.training.small_model import make_small_model
 
             make_small_model(run, self)
+        elif self.start and not self.steps:
+            link_draft(run.models[0], run.out)
         elif self.method != "ngram":
             from optcore.training.draft_stage import train_draft
 

@@ -78,9 +78,8 @@ def test_a_teacher_says_what_its_quantized_form_will(quantized: Quantize, stdlib
     logits_NV = rows.of(slice(None))
     assert isinstance(logits_NV, torch.Tensor)
     expected_NV = simulated_logits(folder, TOKENS_BT).flatten(0, 1)
-    torch.testing.assert_close(logits_NV.float(), expected_NV.float(), rtol=0, atol=0.05)
-    dense_NV = logits_of(stdlib_model, TOKENS_BT).flatten(0, 1).float()
-    assert (logits_NV.float() - dense_NV).abs().mean() > 5 * (logits_NV.float() - expected_NV.float()).abs().mean()
+    assert torch.equal(logits_NV, expected_NV)
+    assert not torch.equal(logits_NV, logits_of(stdlib_model, TOKENS_BT).flatten(0, 1))
 
 
 def test_a_small_model_that_is_named_is_the_draft(stdlib_model: Path, tmp_path: Path) -> None:

@@ -7,14 +7,17 @@ from typing import Any
 
 import pytest
 import torch
+from fixtures.exporting import run_of
 from fixtures.hub import HubPeer
 from safetensors.torch import save_file
 
 import optcore.sources.client
+from optcore.draft_document import load_draft_document
 from optcore.errors import BadCheckpoint, OptError, SourceNotFound, UnsafeCheckpoint, VocabularyMismatch
 from optcore.references import ModelRef
 from optcore.sources.drafts import check_draft_fits, fetch_draft
 from optcore.sources.models import FetchedModel
+from optcore.techniques import Draft
 
 PLACE = "/chain/0/start"
 
@@ -25,10 +28,10 @@ def draft(tmp_path: Path) -> Path:
     return write_draft(tmp_path / "draft", {"vocab_size": 2048, "draft_vocab_size": 1024, "hidden_size": 256})
 
 
-def write_draft(folder: Path, config: dict[str, Any], weights: str = "model.safetensors") -> Path:
+def write_draft(folder: Path, config: dict[str, Any]) -> Path:
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLMEagle3"], **config}))
-    save_file({"fc.weight": torch.ones(2, 3)}, folder / weights)
+    save_file({"fc.weight": torch.ones(2, 3)}, folder / "model.safetensors")
     return folder
 
 
@@ -47,7 +50,7 @@ def refused(folder: Path, kind: type[OptError]) -> str:
 def test_a_folder_is_used_where_it_lies(draft: Path, tmp_path: Path) -> None:
     found = fetched(ModelRef(path=str(draft)), tmp_path)
     assert found[:2] == (draft, None)
-    other = write_draft(tmp_path / "medusa", {"medusa_num_heads": 3}, "medusa_lm_head.safetensors")
+    other = write_draft(tmp_path / "medusa", {"medusa_num_heads": 3})
     assert fetched(ModelRef(path=str(other)), tmp_path).digest != found.digest
 
 
@@ -72,7 +75,7 @@ def test_what_is_missing_cut_or_pickled_is_refused(draft: Path, tmp_path: Path) 
     weights.write_bytes(whole[:-1])
     assert "cut or damaged" in refused(draft, BadCheckpoint)
     weights.unlink()
-    assert "has no weights" in refused(draft, BadCheckpoint)
+    assert "has neither" in refused(draft, BadCheckpoint)
     (draft / "pytorch_model.bin").write_bytes(whole)
     assert "pickled" in refused(draft, UnsafeCheckpoint)
     weights.symlink_to(shutil.copy(draft / "config.json", tmp_path / "outside.safetensors"))
@@ -109,3 +112,15 @@ def test_a_tokenizer_beside_the_draft_must_be_the_models(stdlib_model: Path, dra
     (draft / "tokenizer.json").write_text(json.dumps(tokenizer))
     with pytest.raises(VocabularyMismatch, match="2 of 2048 tokens"):
         check_draft_fits(stdlib_model, draft, PLACE)
+
+
+def test_with_no_steps_the_draft_that_was_named_is_the_draft(draft: Path, stdlib_model: Path, tmp_path: Path) -> None:
+    run = run_of(stdlib_model, stdlib_model, tmp_path / "out")
+    run.models = (draft,)
+    technique = Draft(start=ModelRef(path=str(draft)), steps=0, tokens=3)
+    technique.apply(run)
+    for name in ("config.json", "model.safetensors"):
+        assert (run.out / name).read_bytes() == (draft / name).read_bytes()
+    document = load_draft_document(run.out)
+    assert document
+    assert (document.method, document.tokens, document.steps) == ("eagle3", 3, 0)
