@@ -11,6 +11,9 @@ from optcore.engine import optimize
 from optcore.events import AnyEvent, Notice, StageFinished
 from optcore.frozen import digest_of
 from optcore.recipe import recipe_from
+from optcore.report import Report
+from optcore.report.card import render_card
+from optcore.report.page import render_page
 from worker.artifact import collect
 
 NGRAM = {"technique": "draft", "method": "ngram", "tokens": 7}
@@ -75,6 +78,15 @@ def test_the_report_and_the_card_say_that_there_is_a_draft(drafted: Ran) -> None
     assert report["draft"] == {"method": "ngram", "tokens": 7, "parameters": 0, "weight_bytes": 0}
     assert report["scheme"].startswith("speculative draft (ngram), no training needed; ")
     assert "`draft/` holds a speculative draft (`ngram`)" in (drafted.out / "README.md").read_text()
+    assert "holds a speculative draft (<code>ngram</code>)" in (drafted.out / "report.html").read_text()
+
+
+def test_a_draft_with_weights_is_said_with_its_size(drafted: Ran) -> None:
+    document = drafted.document("report.json")
+    document["draft"] = {"method": "eagle3", "tokens": 5, "parameters": 1234, "weight_bytes": 2468}
+    report = Report.model_validate(document)
+    assert "It has 1234 parameters in 2.468 kB." in render_card(report)
+    assert "It has 1234 parameters in 2.468 kB." in render_page(report)
 
 
 def test_a_model_that_changes_after_its_draft_is_said(drafted: Ran) -> None:
