@@ -11,17 +11,29 @@ from typing import Any, NamedTuple
 
 from optcore.coverage import coverage
 from optcore.deployment import deployment_notes, formats_of
+from optcore.draft_document import DRAFT, load_draft_document
 from optcore.frozen import Frozen, digest_of
 from optcore.links import link
 from optcore.paths import with_paths
 from optcore.plan import Result
 from optcore.quantization import load_quantization
 from optcore.recipe import Recipe
-from optcore.report import Coverage, EngineNotes, LayerError, Measurement, Report, Series, StageCost, Step, Trial
+from optcore.report import (
+    Coverage,
+    DraftFacts,
+    EngineNotes,
+    LayerError,
+    Measurement,
+    Report,
+    Series,
+    StageCost,
+    Step,
+    Trial,
+)
 from optcore.report.card import render_card
 from optcore.report.page import render_page
 from optcore.schemes import PRESETS
-from optcore.sizes import shapes, size_measurements
+from optcore.sizes import shapes, size_measurements, tensor_sizes
 from optcore.stage import Inputs
 from optcore.steps import all_steps
 from optcore.targets import family_of
@@ -100,9 +112,9 @@ def assemble(outcomes: Sequence[Outcome], out: Path) -> Artifact:
 
 
 def _assemble_one(outcome: Outcome, folder: Path) -> Artifact:
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in sorted(Path(outcome.inputs.exported).iterdir()):
-        link(path, folder / path.name)
+    _link_files(Path(outcome.inputs.exported), folder)
+    if outcome.inputs.draft:
+        _link_files(Path(outcome.inputs.draft), folder / DRAFT)
     exported = [file for file in _hashed(folder) if Path(file.path).name not in (MANIFEST, *_DOCUMENTS)]
     digest = digest_of([(file.path, file.sha256) for file in exported])
     _write_documents(folder, _report(outcome, digest))
@@ -116,6 +128,12 @@ def _assemble_one(outcome: Outcome, folder: Path) -> Artifact:
     )
     (folder / MANIFEST).write_text(artifact.model_dump_json(indent=2) + "\n")
     return artifact
+
+
+def _link_files(source: Path, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in sorted(source.iterdir()):
+        link(path, folder / path.name)
 
 
 def _hashed(folder: Path) -> tuple[ArtifactFile, ...]:
@@ -155,6 +173,7 @@ def _report(outcome: Outcome, digest: str) -> Report:
         trials=outcome.trials,
         steps=_steps(outcome),
         series=outcome.series,
+        draft=_draft(outcome),
         coverage=_coverage(outcome),
         deployment=_deployment(outcome),
         layer_errors=tuple(LayerError(layer=name, relative_error=error) for name, error in errors),
@@ -166,7 +185,9 @@ def _report(outcome: Outcome, digest: str) -> Report:
 def _steps(outcome: Outcome) -> tuple[Step, ...]:
     inputs = outcome.inputs
     source, exported, dense = (Path(folder) for folder in (inputs.source, inputs.exported, inputs.checkpoint))
-    last, rows = outcome.applied[-1].summary, outcome.evaluated["measurements"]
+    changes = [technique.summary for technique in outcome.applied if not technique.stands_beside]
+    last = changes[-1] if changes else ""
+    rows = outcome.evaluated["measurements"]
     return all_steps(outcome.steps, source, exported, dense, last, rows)
 
 
@@ -180,6 +201,20 @@ def _coverage(outcome: Outcome) -> Coverage | None:
     checkpoint = Path(outcome.inputs.checkpoint)
     description = load_quantization(checkpoint)
     return coverage(description, checkpoint, Path(outcome.inputs.exported)) if description else None
+
+
+def _draft(outcome: Outcome) -> DraftFacts | None:
+    folder = Path(outcome.inputs.draft)
+    found = load_draft_document(folder) if outcome.inputs.draft else None
+    if found is None:
+        return None
+    weights = sorted(folder.glob("*.safetensors"))
+    return DraftFacts(
+        method=found.method,
+        tokens=found.tokens,
+        parameters=sum(elements for path in weights for elements, _ in tensor_sizes(path).values()),
+        weight_bytes=sum(path.stat().st_size for path in weights),
+    )
 
 
 def _schemes(outcome: Outcome) -> tuple[str, ...]:

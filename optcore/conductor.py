@@ -140,5 +140,6 @@ def _fetched(record: StageRecord) -> Iterator[Path]:
     """All folders and files that a fetch brought here."""
     results = record.results
     texts = (results["data_files"], *(text["files"] for text in results["texts"].values()))
-    for path in (results["source"], *(model["path"] for model in results["models"].values()), *chain(*texts)):
+    models = (model["path"] for kind in ("models", "drafts") for model in results[kind].values())
+    for path in (results["source"], *models, *chain(*texts)):
         yield Path(path)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from optcore.artifact import Artifact, Outcome, TrainedOn, assemble
 from optcore.conductor import Conductor, Emit, Folder
+from optcore.draft_fit import check_draft, check_drafts
 from optcore.errors import GateFailed, OptError, RecipeError, folder_error
 from optcore.events import RecipeResolved, RunFinished, RunPlanned
 from optcore.fetching import fetch_work, learns_labels, pinned
@@ -39,6 +40,7 @@ from optcore.stage import EvaluateWork, ExportWork, GateWork, Inputs, StageRecor
 from optcore.steps import measured_step
 from optcore.targets import check_target
 from optcore.techniques import Gate, Technique
+from optcore.techniques.draft import Draft
 from optcore.techniques.merge import Merge
 from optcore.techniques.restructuring import Restructuring
 from optcore.techniques.training import Training
@@ -92,6 +94,8 @@ class _Walk(Conductor):
 
     dense: Folder = field(default_factory=Folder)
     """The checkpoint whose weights are the model's in high precision: quantizing stages leave them as they are."""
+    draft: Folder = field(default_factory=Folder)
+    """What guesses for the model; it lies beside the checkpoint, which goes on without it."""
     trials: list[Trial] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
     """The model after each measured entry of the chain."""
@@ -119,6 +123,7 @@ class _Walk(Conductor):
         check_measures(recipe, task)
         check_held_out(recipe, task, results)
         check_models(recipe, results)
+        check_drafts(recipe, Path(results["source"]))
         check_target(recipe, results["family"])
         resolved = pinned(recipe, results)
         self._remember_pinned(resolved, record)
@@ -142,9 +147,7 @@ class _Walk(Conductor):
             kept = [*kept, attempt] if goes_on else [attempt]
             self._try(attempt, failed if goes_on else start)
             if self._passes(attempt, recipe):
-                self.enter(self.left_by(attempt.stage))
-                if not attempt.technique.leaves_weights:
-                    self.dense = self.checkpoint
+                self._go_on(attempt)
                 self.applied += kept
                 self._measure_rival(attempt, start, recipe)
                 if number in measured_between(recipe):
@@ -152,13 +155,30 @@ class _Walk(Conductor):
                 return
             failed = self.left_by(attempt.stage)
 
+    def _go_on(self, attempt: _Attempt) -> None:
+        left = self.left_by(attempt.stage)
+        if attempt.technique.stands_beside:
+            self.draft = left
+            return
+        self.enter(left)
+        if not attempt.technique.leaves_weights:
+            self.dense = left
+        if self.draft.path:
+            self.notice(
+                attempt.stage,
+                "the draft was made for the model as it was before this entry, and may guess worse for what that is "
+                "now: let `draft` be the last entry of the chain, or train it again from there with `start`",
+            )
+
     def _try(self, attempt: _Attempt, start: Folder) -> None:
         with self.aside():
             self.enter(start)
+            if isinstance(attempt.technique, Draft):
+                check_draft(attempt.technique, Path(start.path), attempt.place)
+            if isinstance(attempt.technique, Merge | Draft):
+                bring_models(self, attempt.place, attempt.technique)
             if isinstance(attempt.technique, Training) and attempt.technique.steps:
                 prepare(self, attempt.stage, attempt.place, attempt.technique, self.dense)
-            elif isinstance(attempt.technique, Merge):
-                bring_models(self, attempt.place, attempt.technique)
             without_gate = attempt.technique.model_copy(update={"gate": None})  # what happens next is not its business
             self.stage(attempt.stage, TechniqueWork.model_validate({"technique": without_gate}))
 
@@ -197,6 +217,7 @@ class _Walk(Conductor):
             )
         record = self.stage(export_stage(recipe, result), ExportWork(export=result.export))
         self.move(exported=str(self.work.files(record.key)), exported_digest=record.key, target=result.export.format)
+        self.move(draft=self.draft.path, draft_digest=self.draft.digest)
         evaluated = self.stage(evaluate_stage(recipe, result), EvaluateWork(evaluators=evaluators(recipe)))
         inputs, self.inputs = self.inputs, checkpoint
         return Outcome(

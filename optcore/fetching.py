@@ -27,6 +27,7 @@ def fetch_work(recipe: Recipe) -> FetchWork:
         models={f"/chain/{n}/{name}": ref for n, one in chain for name, ref in one.models.items()},
         # what an entry before it would leave is not known yet: a later merge is checked when its turn comes
         alike=tuple(f"/chain/0/{name}" for name in first.models) if isinstance(first, Merge) else (),
+        drafts={f"/chain/{n}/{name}": ref for n, one in chain for name, ref in one.drafts.items()},
         texts={f"/chain/{n}/{name}": needed for n, one in chain for name, needed in one.texts.items()},
         grouping=_grouping(recipe),
     )
@@ -57,7 +58,8 @@ def learns_labels(recipe: Recipe) -> bool:
 
 def pinned(recipe: Recipe, fetched: dict[str, Any]) -> Recipe:
     """The recipe with the commits that were fetched in the place of branches and tags."""
-    commits = {place: found["revision"] for kind in ("models", "texts") for place, found in fetched[kind].items()}
+    kinds = ("models", "drafts", "texts")
+    commits = {place: found["revision"] for kind in kinds for place, found in fetched[kind].items()}
     commits |= {"/model": fetched["model_revision"], "/calibration": fetched["data_revision"]}
 
     def at(value: Any, pointer: str) -> Any:

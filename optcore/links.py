@@ -7,7 +7,7 @@ from pathlib import Path
 
 from optcore.forms import CONDITIONAL, FORMS, PUZZLE, SPARSITY
 from optcore.sizes import weight_files
-from optcore.sources.checkpoint_files import INDEX, MATTERS
+from optcore.sources.checkpoint_files import CONFIG, INDEX, MATTERS
 
 LICENCES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE")
 
@@ -19,6 +19,15 @@ def link_checkpoint(source: Path, target: Path) -> None:
     if (index := source / INDEX).exists():
         link(index, target / INDEX)
     link_companions(source, target)
+
+
+def link_draft(source: Path, target: Path) -> None:
+    """Put a draft, as it is, into another folder: its weights and what says what they are."""
+    for path in weight_files(source):
+        link(path, target / path.name)
+    for name in (CONFIG, INDEX):
+        if (source / name).is_file():
+            link(source / name, target / name)
 
 
 def link_companions(source: Path, target: Path) -> None:

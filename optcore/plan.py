@@ -11,6 +11,7 @@ from optcore.references import REPO_ID_LIMIT
 from optcore.targets import check_target
 from optcore.techniques import Technique
 from optcore.techniques.distilling import Distilling
+from optcore.techniques.draft import Draft
 from optcore.techniques.restructuring import Restructuring
 from optcore.techniques.training import Training
 from optcore.training_fit import check_labelled
@@ -99,9 +100,12 @@ def technique_stage(number: int, technique: Technique, attempt: int = 0) -> str:
 
 
 def preparing_stages(name: str, technique: Technique) -> tuple[str, ...]:
-    """Names of the stages that a training technique's own stage reads: its windows, and what a teacher says of them."""
+    """Names of the stages that a training technique's own stage reads: its windows, and what a teacher says of them, or
+    what a target computes."""
     if not isinstance(technique, Training) or not technique.steps:
         return ()
+    if isinstance(technique, Draft) and technique.features == "kept":
+        return data_stage(name), features_stage(name)
     asked_once = isinstance(technique, Distilling) and technique.teacher_top_k
     return (data_stage(name), teacher_stage(name)) if asked_once else (data_stage(name),)
 
@@ -116,6 +120,11 @@ def teacher_stage(technique_stage: str) -> str:
     return f"{technique_stage}-teacher"
 
 
+def features_stage(technique_stage: str) -> str:
+    """Name of the stage that keeps what a target computes, for a draft to read."""
+    return f"{technique_stage}-features"
+
+
 def step_stage(technique_stage: str) -> str:
     """Name of the stage that measures what a technique left on the way to the result."""
     return f"{technique_stage}-measure"
@@ -128,11 +137,13 @@ def rival_stage(technique_stage: str) -> str:
 
 def measured_between(recipe: Recipe) -> frozenset[int]:
     """Numbers of the entries, from 1, after which the model is measured: those of a chain that restructures, but for
-    the last one, whose result is measured in its target format, and for what is quantized and not packed yet."""
+    the last one that changes it, whose result is measured in its target format, and for what is quantized and not
+    packed yet."""
     if not any(isinstance(technique, Restructuring) for technique in recipe.chain):
         return frozenset()
     properties, found = _DENSE, set[int]()
-    for number, technique in enumerate(recipe.chain[:-1], start=1):
+    changing = [(number, one) for number, one in enumerate(recipe.chain, start=1) if not one.stands_beside]
+    for number, technique in changing[:-1]:
         properties = (properties | technique.makes) - technique.removes
         if "quantized" not in properties:
             found.add(number)
@@ -155,7 +166,8 @@ def check(recipe: Recipe) -> None:
                 remedy="change the order of the chain, or remove this entry",
                 field=f"/chain/{number}",
             )
-        if lost := min((properties & _LOST.keys()) - _kept(technique), default=None):
+        lost = min((properties & _LOST.keys()) - _kept(technique), default=None)
+        if lost and not technique.stands_beside:
             remedy, last = technique.how_to_keep.get(lost), "let the entry that made it be the last of the chain"
             raise RecipeError(
                 f"{technique.title} changes the model, and {_LOST[lost]} would be lost",
@@ -165,6 +177,7 @@ def check(recipe: Recipe) -> None:
         properties = (properties | technique.makes) - technique.removes
     if "quantized" not in properties:
         _check_unquantized(recipe)
+    _check_one_draft(recipe)
     _check_also(recipe)
     _check_places(recipe)
     check_labelled(recipe)
@@ -185,6 +198,16 @@ def _check_unquantized(recipe: Recipe) -> None:
                 remedy="add a `ptq` entry, or `target: {format: dense}`",
                 field="/chain",
             )
+
+
+def _check_one_draft(recipe: Recipe) -> None:
+    numbers = [number for number, technique in enumerate(recipe.chain) if isinstance(technique, Draft)]
+    if len(numbers) > 1:
+        raise RecipeError(
+            "the chain makes two drafts, and a result has one",
+            remedy="leave one of them out, or compare them in two jobs: what they share is done once",
+            field=f"/chain/{numbers[1]}",
+        )
 
 
 def _check_also(recipe: Recipe) -> None:

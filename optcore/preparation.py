@@ -2,12 +2,16 @@
 
 from optcore.conductor import Conductor, Folder
 from optcore.frozen import digest_of
-from optcore.plan import data_stage, teacher_stage
-from optcore.stage import DataWork, TeacherWork
+from optcore.plan import data_stage, features_stage, teacher_stage
+from optcore.stage import DataWork, FeaturesWork, TeacherWork
 from optcore.techniques.distilling import Distilling
+from optcore.techniques.draft import Draft
 from optcore.techniques.losses import top_k_temperature
 from optcore.techniques.merge import Merge
 from optcore.techniques.training import Training
+
+_GIVEN = ("text", "chat", "random")
+"""Kinds of data that no model writes."""
 
 
 def prepare(conductor: Conductor, name: str, place: str, technique: Training, dense: Folder) -> None:
@@ -19,6 +23,8 @@ def prepare(conductor: Conductor, name: str, place: str, technique: Training, de
     _make_windows(conductor, name, place, technique, dense)
     if isinstance(technique, Distilling) and technique.teacher_top_k:
         _ask_teacher(conductor, name, technique, technique.teacher_top_k)
+    if isinstance(technique, Draft) and technique.features == "kept":
+        _keep_features(conductor, name, technique)
 
 
 def _bring(conductor: Conductor, place: str, technique: Training, dense: Folder) -> None:
@@ -38,10 +44,13 @@ def _bring(conductor: Conductor, place: str, technique: Training, dense: Folder)
         conductor.move(teacher=teacher.path, teacher_digest=teacher.digest)
 
 
-def bring_models(conductor: Conductor, place: str, technique: Merge) -> None:
-    """The models that were fetched for a technique that reads weights alone."""
-    fetched = conductor.records["0-fetch"].results["models"]
-    found = [fetched[f"{place}/{name}"] for name in technique.models]
+def bring_models(conductor: Conductor, place: str, technique: Merge | Draft) -> None:
+    """The models that were fetched for a technique that reads their weights: to merge them, or to begin with one."""
+    fetched = conductor.records["0-fetch"].results
+    found = [fetched["models"][f"{place}/{name}"] for name in technique.models]
+    found += [fetched["drafts"][f"{place}/{name}"] for name in technique.drafts]
+    if not found:
+        return
     digests = [model["digest"] for model in found]
     conductor.move(models=tuple(model["path"] for model in found), models_digest=digest_of(digests))
 
@@ -66,7 +75,8 @@ def _make_windows(conductor: Conductor, name: str, place: str, technique: Traini
 def _sequence_length(conductor: Conductor, name: str, place: str, technique: Training) -> int:
     """Tokens a window: no more than the source, its teacher, and a student that the chain goes on with can hold."""
     fetched = conductor.records["0-fetch"].results
-    others = [model for at, model in fetched["models"].items() if at.endswith("/student") or at == f"{place}/teacher"]
+    own = (f"{place}/teacher", f"{place}/start")
+    others = [model for at, model in fetched["models"].items() if at.endswith("/student") or at in own]
     longest: int = min(model["longest_sequence"] for model in (fetched, *others))
     if longest < technique.sequence_length:
         conductor.notice(data_stage(name), f"sequence_length cut to {longest}, the most that the models hold")
@@ -79,6 +89,8 @@ def _read(conductor: Conductor, technique: Training, dense: Folder) -> tuple[Fol
     Labels are numbered as the model that trains does, and as its teacher where that model has no head yet.
     """
     inputs = conductor.inputs
+    if isinstance(technique, Draft) and technique.data.kind not in _GIVEN:
+        return Folder(inputs.source, inputs.source_digest), conductor.checkpoint  # it learns what the target says
     source, teacher = Folder(inputs.source, inputs.source_digest), Folder(inputs.teacher, inputs.teacher_digest)
     match technique.data.kind:
         case "labelled" if "quantized" in technique.needs:
@@ -98,3 +110,10 @@ def _ask_teacher(conductor: Conductor, name: str, technique: Distilling, top_k: 
         conductor.stage(teacher_stage(name), work)
     answers = conductor.left_by(teacher_stage(name))
     conductor.move(answers=answers.path, answers_digest=answers.digest, teacher="", teacher_digest="")
+
+
+def _keep_features(conductor: Conductor, name: str, technique: Draft) -> None:
+    """Features depend on the target, the windows and the taps: drafts that are trained otherwise share them."""
+    conductor.stage(features_stage(name), FeaturesWork(technique=technique.features_alone))
+    features = conductor.left_by(features_stage(name))
+    conductor.move(features=features.path, features_digest=features.digest)

@@ -35,6 +35,8 @@ class Run:
     """The exported checkpoint, for stages after the export."""
     target: str = "compressed-tensors"
     """Its format."""
+    draft: Path | None = None
+    """The draft that guesses for the model, for stages that measure it."""
     task: Task = "text-generation"
     """What the model is for."""
     text_files: tuple[Path, ...] = ()
@@ -45,6 +47,8 @@ class Run:
     """Prepared training windows."""
     answers: Path | None = None
     """What the teacher said of them, where it was asked once for all."""
+    features: Path | None = None
+    """What the target computed of them, where that was kept for a draft to read."""
     models: tuple[Path, ...] = ()
     """Further models that the technique names, in its order."""
     results: dict[str, object] = field(default_factory=dict)

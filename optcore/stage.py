@@ -14,6 +14,7 @@ from optcore.references import Calibration, ModelRef, NeededText, TextSource
 from optcore.report import Task
 from optcore.techniques import AnyTechnique, Prune, Ptq
 from optcore.techniques.data import TrainingData
+from optcore.techniques.draft import Draft
 from optcore.techniques.target import Target
 from optcore.techniques.training import Training
 from optcore.version import ENGINE_VERSION, installed
@@ -43,6 +44,8 @@ class FetchWork(Frozen):
     """Teachers, students and models to merge, by JSON Pointer into the recipe."""
     alike: tuple[str, ...] = ()
     """Those of the models that must be the source but for the values of its weights."""
+    drafts: dict[str, ModelRef] = Field(default={})
+    """Drafts for a target of the source's vocabulary, by JSON Pointer into the recipe."""
     texts: dict[str, NeededText] = Field(default={})
     """Training text, by JSON Pointer into the recipe."""
     grouping: Grouping | None = None
@@ -53,7 +56,7 @@ class FetchWork(Frozen):
         """Whether doing it again can only give the same: commits do not move, branches and folders do."""
         if any(evaluator.path for evaluator in self.classifications):
             return False
-        models = (self.model, *self.models.values())
+        models = (self.model, *self.models.values(), *self.drafts.values())
         texts = (self.calibration, *(needed.text for needed in self.texts.values()))
         return all(map(_is_pinned_model, models)) and all(map(_is_pinned_text, texts))
 
@@ -77,6 +80,14 @@ class TeacherWork(Frozen):
     kind: Literal["teacher"] = "teacher"
     top_k: int
     temperature: float
+
+
+class FeaturesWork(Frozen):
+    """Ask a target once for what a draft reads of it, at every position of every window."""
+
+    kind: Literal["features"] = "features"
+    technique: Draft
+    """As far as features depend on it."""
 
 
 class TechniqueWork(Frozen):
@@ -107,7 +118,7 @@ class EvaluateWork(Frozen):
     evaluators: tuple[AnyEvaluator, ...]
 
 
-AnyWork = FetchWork | DataWork | TeacherWork | TechniqueWork | GateWork | ExportWork | EvaluateWork
+AnyWork = FetchWork | DataWork | TeacherWork | FeaturesWork | TechniqueWork | GateWork | ExportWork | EvaluateWork
 
 
 class Inputs(Frozen):
@@ -136,6 +147,12 @@ class Inputs(Frozen):
     answers: str = ""
     """What a teacher said of the windows."""
     answers_digest: str = ""
+    features: str = ""
+    """What a target computed of the windows."""
+    features_digest: str = ""
+    draft: str = ""
+    """The draft that guesses for the model; only what measures it is given it."""
+    draft_digest: str = ""
     models: tuple[str, ...] = ()
     """Further models that a technique reads, in the order in which it names them."""
     models_digest: str = ""
@@ -144,7 +161,7 @@ class Inputs(Frozen):
     @property
     def beside(self) -> dict[str, str]:
         """Digests of what only some techniques read."""
-        named = ("teacher", "text", "windows", "answers", "models")
+        named = ("teacher", "text", "windows", "answers", "features", "draft", "models")
         found = {name: getattr(self, f"{name}_digest") for name in named}
         return {name: digest for name, digest in found.items() if digest}
 

@@ -17,6 +17,7 @@ from optcore.stage import (
     DataWork,
     EvaluateWork,
     ExportWork,
+    FeaturesWork,
     FetchWork,
     GateWork,
     Grouping,
@@ -72,6 +73,8 @@ def perform(task: StageTask, emit: Callable[[AnyEvent], None]) -> dict[str, Any]
         windows=Path(task.inputs.windows),
         models=tuple(Path(model) for model in task.inputs.models),
         answers=Path(task.inputs.answers) if task.inputs.answers else None,
+        features=Path(task.inputs.features) if task.inputs.features else None,
+        draft=Path(task.inputs.draft) if task.inputs.draft else None,
         export=Path(task.inputs.exported),
         target=task.inputs.target,
         task=task.inputs.task,
@@ -83,6 +86,8 @@ def perform(task: StageTask, emit: Callable[[AnyEvent], None]) -> dict[str, Any]
             _prepare(run, task.work)
         case TeacherWork():
             _ask(run, task.work)
+        case FeaturesWork():
+            _keep_features(run, task.work)
         case TechniqueWork(technique=technique):
             technique.apply(run)
         case GateWork(evaluator=evaluator):
@@ -113,6 +118,7 @@ def _fetch(run: Run, work: FetchWork, cache: Path) -> None:
     if work.grouping:
         _check_grouping(run, model.path, work.grouping)
     models = {place: _fetch_beside(run, model.path, place, ref, cache) for place, ref in work.models.items()}
+    drafts = {place: _fetch_draft(run, model.path, place, ref, cache) for place, ref in work.drafts.items()}
     for place in work.alike:
         check_alike(model.path, Path(models[place]["path"]), place)
     last = [model.path, *(Path(found["path"]) for place, found in models.items() if place.endswith("/student"))][-1]
@@ -129,6 +135,7 @@ def _fetch(run: Run, work: FetchWork, cache: Path) -> None:
         data_digest=data.digest,
         data_revision=data.revision,
         models=models,
+        drafts=drafts,
         texts={place: _fetch_text(run, place, needed, cache) for place, needed in work.texts.items()},
     )
 
@@ -157,6 +164,15 @@ def _fetch_beside(run: Run, model: Path, place: str, ref: ModelRef, cache: Path)
         "task": task_of(found.path),
         "labels": list(labels_of(found.path).values()),
     }
+
+
+def _fetch_draft(run: Run, model: Path, place: str, ref: ModelRef, cache: Path) -> dict[str, Any]:
+    """A draft to begin with: no language model of its own, but it must speak of the model's tokens."""
+    from optcore.sources.drafts import check_draft_fits, fetch_draft
+
+    found = fetch_draft(ref, cache, run.progress, place)
+    check_draft_fits(model, found.path, place)
+    return {"path": str(found.path), "digest": found.digest, "revision": found.revision}
 
 
 def _fetch_text(run: Run, place: str, needed: NeededText, cache: Path) -> dict[str, Any]:
@@ -188,6 +204,13 @@ def _ask(run: Run, work: TeacherWork) -> None:
     from optcore.training.answers import keep_answers
 
     keep_answers(run, work.top_k, work.temperature)
+
+
+def _keep_features(run: Run, work: FeaturesWork) -> None:
+    from optcore.drafts.taps import taps_of
+    from optcore.training.kept_features import keep_features
+
+    keep_features(run, taps_of(work.technique, run.checkpoint), work.technique.feature_dtype)
 
 
 def _measure_gate(run: Run, evaluator: AnyEvaluator) -> None:

@@ -9,6 +9,7 @@ from optcore.recipe import Recipe
 from optcore.report import Task
 from optcore.techniques import Technique
 from optcore.techniques.distilling import Distilling
+from optcore.techniques.draft import Draft
 from optcore.techniques.training import Training
 
 
@@ -81,6 +82,9 @@ def _known(fetched: Mapping[str, Any]) -> Known:
 
 def _trained(technique: Training, place: str, models: Models) -> Known:
     """What training leaves, once it is known to fit."""
+    if isinstance(technique, Draft):
+        _check_writes(place, models.chain)
+        return models.chain
     student, teacher = models.named.get(f"{place}/student", models.chain), _teacher(technique, place, models)
     if technique.data.kind == "labelled" and student.task == "fill-mask" and "dense" in technique.needs:
         student = Known("text-classification", teacher.labels if teacher else ())  # it is given a head
@@ -102,6 +106,15 @@ def _teacher(technique: Training, place: str, models: Models) -> Known | None:
         return None
     given = models.source if technique.teacher == "source" else models.chain
     return models.named.get(f"{place}/teacher", given)
+
+
+def _check_writes(place: str, target: Known) -> None:
+    if target.task != "text-generation":
+        raise RecipeError(
+            f"a draft guesses what a model writes next, and this one is for {target.task}",
+            remedy="leave `draft` out, or choose a decoder-only language model",
+            field=place,
+        )
 
 
 def _check_data(technique: Training, place: str, student: Known) -> None:

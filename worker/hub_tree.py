@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.hf_api import RepoFile
 
+from optcore.draft_document import DESCRIPTION, DRAFT
 from worker.artifact import MANIFEST
 from worker.hub_errors import PublishMismatch
 from worker.hub_files import ALSO, Files, result_of
@@ -44,10 +45,17 @@ def verify(api: HfApi, repo_id: str, revision: str, files: Files) -> None:
 
 
 def _stale(files: Files, there: Tree) -> list[str]:
-    """Weights of an earlier model would be half of a wrong one, and so would a result that it had beside."""
+    """Weights of an earlier model would be half of a wrong one, and so would a result or a draft that it had beside."""
     ours = {result_of(path) for path in (*there, *files) if path == f"{ALSO}{result_of(path)}/{MANIFEST}"}
     left = [path for path in there if path not in files]
-    return [path for path in left if result_of(path) in ours or ("/" not in path and path.endswith(_WEIGHTS))]
+    had_draft = f"{DRAFT}/{DESCRIPTION}" in there
+    return [
+        path
+        for path in left
+        if result_of(path) in ours
+        or ("/" not in path and path.endswith(_WEIGHTS))
+        or (had_draft and path.startswith(f"{DRAFT}/"))
+    ]
 
 
 def _named(entries: Iterable[object]) -> Tree:

@@ -92,6 +92,7 @@ def numbers(args: QuantArgs | None) -> str:
 def _technique(member: Any) -> str:
     facts = [("needs", member.needs), ("leaves", member.leaves), ("removes", member.removes)]
     said = "; ".join(f"{verb} {codes(sorted(names))}" for verb, names in facts if names).capitalize()
+    said = said or "Leaves the model as it is"
     return _section(member, f"{said}. [Paper]({member.paper}).\n\n")
 
 

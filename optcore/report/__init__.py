@@ -5,6 +5,7 @@
 
 from optcore.report.model import (
     Coverage,
+    DraftFacts,
     EngineNotes,
     Environment,
     GateMetric,
@@ -22,6 +23,7 @@ from optcore.report.model import (
 
 __all__ = [
     "Coverage",
+    "DraftFacts",
     "EngineNotes",
     "Environment",
     "GateMetric",

@@ -24,6 +24,7 @@ def render_card(report: Report) -> str:
         _steps(report),
         _coverage(report),
         _loading(report),
+        _draft(report),
         _deployment(report),
         _trials(report),
         _stages(report),
@@ -133,6 +134,17 @@ def _loading(report: Report) -> str:
     hardware = "" if is_plain else ", on hardware that has kernels for this format"
     served = f"\n\nIn vLLM{hardware}:\n\n{fenced('shell', shell)}" if report.task == "text-generation" else ""
     return f"## Use\n\nIn transformers{package}:\n\n{fenced('python', python)}{served}"
+
+
+def _draft(report: Report) -> str:
+    found = report.draft
+    if found is None:
+        return ""
+    size = f" It has {found.parameters} parameters in {format_bytes(found.weight_bytes)}." if found.parameters else ""
+    return (
+        f"## Draft\n\n`draft/` holds a speculative draft (`{code(found.method)}`) for this very model, measured with "
+        f"{found.tokens} tokens a round. The model verifies what it guesses, so no answer changes.{size}"
+    )
 
 
 def _deployment(report: Report) -> str:

@@ -78,6 +78,16 @@ class Trial(Frozen):
     """What happened next: `kept`, `kept with a warning`, `went on to <stage>` or `stopped`."""
 
 
+class DraftFacts(Frozen):
+    """The speculative draft in `draft/`, which guesses what the result will say."""
+
+    method: str
+    tokens: int
+    """Drafted a round."""
+    parameters: int
+    weight_bytes: int
+
+
 class LayerError(Frozen):
     """How far one decoder layer's output is from the source's."""
 
@@ -193,6 +203,7 @@ class Report(Frozen):
     steps: tuple[Step, ...] = ()
     """The model after each entry of a chain that changes its structure, in the order of the chain, and before each
     such entry its rival; else empty."""
+    draft: DraftFacts | None = None
     coverage: Coverage | None = None
     layer_errors: tuple[LayerError, ...] = ()
     """In the order of the layers."""

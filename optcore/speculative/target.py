@@ -4,16 +4,14 @@ Shapes: B rows of T tokens, V vocabulary, H hidden size.
 """
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from optcore.quantization import load_quantization
 from optcore.streaming.decoder import Decoder
-from optcore.streaming.simulate import Simulation
+from optcore.streaming.simulate import as_quantized
 from optcore.training.head import last_hidden, streamed_head
 from optcore.training.teacher import kept_outputs
 
@@ -77,12 +75,7 @@ class Target(TargetEnds):
         super().__init__(folder, device)
         self.taps = tuple(taps)
         self.decoder.load_all()
-        self.simulation = Simulation(folder) if load_quantization(folder) else None
-        self._held = ExitStack()  # the layers stay rounded for as long as the target is there
-        if self.simulation:
-            for index, layer in enumerate(self.decoder.layers):
-                self._held.enter_context(self.simulation.applied(self.decoder, index, layer))
-                self._held.enter_context(self.simulation.cached(self.decoder, index, layer))
+        self._held = as_quantized(self.decoder)  # the layers stay rounded for as long as the target is there
 
     @torch.no_grad()
     def look(self, inputs: dict[str, torch.Tensor]) -> Features:

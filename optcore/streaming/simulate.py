@@ -1,7 +1,7 @@
 """A decoder layer that computes what the quantized one will: rounded weights, rounded inputs, a rounded KV cache."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ from torch.nn.functional import linear
 from optcore.algorithms.activations import fake_quantize_activation, outlier_columns, static_scale
 from optcore.algorithms.codes import fake_quantize
 from optcore.algorithms.scales import find_scales
-from optcore.quantization import QuantizedLayer
+from optcore.quantization import QuantizedLayer, load_quantization
 from optcore.schemes import QuantArgs
 from optcore.streaming.cache import RoundedCache, RoundingCache
 from optcore.streaming.decoder import Decoder, State
@@ -148,6 +148,18 @@ class Simulation:
         """The input's scale in a model whose channels were not smoothed."""
         args, amax = self.checkpoint.scheme(name).activations, self.description.linears[name].input_amax
         return static_scale(amax, args, dtype) if args and amax is not None else None
+
+
+def as_quantized(decoder: Decoder) -> ExitStack:
+    """Let a model that is in memory as a whole compute what its quantized form will, until the stack is closed or
+    nobody keeps it any more; nothing changes for a checkpoint that is not quantized."""
+    held, folder = ExitStack(), decoder.reader.folder
+    if load_quantization(folder):
+        simulation = Simulation(folder)
+        for index, layer in enumerate(decoder.layers):
+            held.enter_context(simulation.applied(decoder, index, layer))
+            held.enter_context(simulation.cached(decoder, index, layer))
+    return held
 
 
 def rounded_linear(checkpoint: QuantizedCheckpoint, name: str, *, search: bool) -> RoundedLinear:

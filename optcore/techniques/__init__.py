@@ -9,6 +9,7 @@ from optcore.techniques.attention_window import AttentionWindow
 from optcore.techniques.auto_quantize import AutoQuantize
 from optcore.techniques.base import Gate, Technique
 from optcore.techniques.distill import Distill
+from optcore.techniques.draft import Draft
 from optcore.techniques.early_exit import EarlyExit
 from optcore.techniques.finetune import Finetune
 from optcore.techniques.hash_share import HashShare
@@ -46,7 +47,8 @@ AnyTechnique = Annotated[
     | Merge
     | Upcycle
     | ActivationSparsity
-    | AttentionWindow,
+    | AttentionWindow
+    | Draft,
     Field(discriminator="technique"),
 ]
 
@@ -56,6 +58,7 @@ __all__ = [
     "AttentionWindow",
     "AutoQuantize",
     "Distill",
+    "Draft",
     "EarlyExit",
     "Finetune",
     "Gate",

@@ -66,6 +66,9 @@ class Technique(Frozen):
     removes: ClassVar[frozenset[str]] = frozenset()
     """Properties that the output has no longer."""
 
+    stands_beside: ClassVar[bool] = False
+    """Whether what it makes lies beside the model, which stays what it is to the bit: the chain goes on without it."""
+
     how_to_keep: ClassVar[dict[str, str]] = {}
     """What lets it keep a form that it may keep, by form, for people."""
 
@@ -108,6 +111,11 @@ class Technique(Frozen):
     @property
     def models(self) -> dict[str, ModelRef]:
         """Further models that it needs, by the field that names them."""
+        return {}
+
+    @property
+    def drafts(self) -> dict[str, ModelRef]:
+        """Drafts that it begins with, by the field that names them."""
         return {}
 
     @property

@@ -1,18 +1,34 @@
 """Speculative drafts: a small model beside the one that ships, which guesses what that will say."""
 
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from optcore.references import ModelRef
 from optcore.techniques.data import TrainingData
 from optcore.techniques.training import Training
 
 if TYPE_CHECKING:
-    pass
+    from optcore.run import Run
 
 Method = Literal["eagle3", "medusa", "mtp", "block", "model", "ngram"]
 Layer = Annotated[int, Field(ge=0, le=1000)]
+
+_READERS: tuple[Method, ...] = ("eagle3", "medusa", "mtp", "block")
+"""Drafts that read what the target computed."""
+_OF: dict[str, tuple[Method, ...]] = {
+    "unroll": ("eagle3", "mtp"),
+    "decay": _READERS,
+    "loss": _READERS,
+    "taps": ("eagle3", "block"),
+    "layers": ("block", "model"),
+    "vocabulary": _READERS,
+    "features": _READERS,
+    "feature_dtype": _READERS,
+    "start": (*_READERS, "model"),
+    "layout": ("eagle3",),
+}
+"""Settings that only some methods have."""
 
 
 class Draft(Training):
@@ -28,10 +44,13 @@ class Draft(Training):
 
     title: ClassVar[str] = "Speculative draft"
     paper: ClassVar[str] = "https://arxiv.org/abs/2503.01840"
+    stands_beside: ClassVar[bool] = True
 
     technique: Literal["draft"] = "draft"
     method: Method = "eagle3"
     """What kind of draft."""
+    steps: int = Field(default=500, ge=0, le=10**7)
+    """Steps of the optimizer; 0, which is all that `ngram` knows, trains nothing."""
     learning_rate: float = Field(default=1e-4, gt=0, le=1)
     """The highest, after the warm-up."""
     clip: float = Field(default=0.5, gt=0)
@@ -61,11 +80,83 @@ class Draft(Training):
     feature_dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """What the features are rounded to, kept or not."""
     start: ModelRef | None = None
-    """A draft to begin with, in one of the layouts that engines load; with `steps: 0` it is only measured."""
+    """A draft to begin with, in one of the layouts that engines load; of `model` a small model with the same
+    vocabulary, in place of the target with fewer layers. With `steps: 0` it is only measured."""
     layout: Literal["eagle", "speculators", "modelopt"] = "eagle"
     """Of `eagle3`: how it is written. `eagle`: as SpecForge writes it, for SGLang, vLLM and TensorRT-LLM."""
 
     @property
-    def leaves_weights(self) -> bool:
-        """The target stays what it is."""
-        return True
+    def summary(self) -> str:
+        """What was done, in one line for people."""
+        trained = f"trained for {self.steps} steps" if self.steps else "not trained"
+        return f"speculative draft ({self.method}), {'no training needed' if self.method == 'ngram' else trained}"
+
+    @property
+    def alone(self) -> str:
+        """Drafts are trained in one process."""
+        return "draft"
+
+    @property
+    def models(self) -> dict[str, ModelRef]:
+        """A small language model to begin with."""
+        return {"start": self.start} if self.start and self.method == "model" else {}
+
+    @property
+    def drafts(self) -> dict[str, ModelRef]:
+        """A draft to begin with, which is no language model of its own."""
+        return {"start": self.start} if self.start and self.method != "model" else {}
+
+    @property
+    def features_alone(self) -> Self:
+        """These settings as far as kept features depend on them beside the windows: jobs that train otherwise share
+        what was kept."""
+        on = {"method": self.method, "taps": self.taps, "feature_dtype": self.feature_dtype, "features": self.features}
+        return type(self).model_validate(on)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _ngrams_take_no_steps(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("method") == "ngram":
+            return {"steps": 0, **given}
+        return given
+
+    @model_validator(mode="after")
+    def _settings_fit_the_method(self) -> Self:
+        fields = type(self).model_fields
+        changed = [name for name in fields if getattr(self, name) != fields[name].default]
+        for name in changed:
+            if self.method not in _OF.get(name, (self.method,)):
+                raise ValueError(f"`{name}` is a setting of {' and '.join(_OF[name])}: leave it out of `{self.method}`")
+        unused = next((name for name in changed if name not in ("method", "tokens", "steps")), "")
+        if self.method == "ngram" and (self.steps or unused):
+            raise ValueError(f"`ngram` looks into the text and is not trained: leave `{unused or 'steps'}` out")
+        if self.gate:
+            raise ValueError("a draft leaves the model as it is, so there is nothing to gate: leave `gate` out")
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_made(self) -> Self:
+        if self.data.kind == "labelled":
+            raise ValueError("a draft guesses tokens, and labelled texts have one label each: use another kind of data")
+        if self.method == "model" and self.start and self.layers:
+            raise ValueError("`layers` is how many of the target's stay, and `start` takes their place: give one")
+        if self.method in _READERS and not (self.steps or self.start):
+            raise ValueError("nothing would be trained: give `steps`, or name the draft to measure in `start`")
+        return self
+
+    def apply(self, run: "Run") -> None:
+        """Write the draft, and what it is."""
+        from optcore.draft_document import DraftDocument
+        from optcore.links import link_draft
+
+        if self.method == "model":
+            from optcore.training.small_model import make_small_model
+
+            make_small_model(run, self)
+        elif self.start and not self.steps:
+            link_draft(run.models[0], run.out)
+        elif self.method != "ngram":
+            from optcore.training.draft_stage import train_draft
+
+            train_draft(run, self)
+        DraftDocument(method=self.method, tokens=self.tokens, steps=self.steps).save(run.out)

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from optcore.streaming.decoder import Decoder
+from optcore.streaming.simulate import as_quantized
 from optcore.techniques.distilling import Distilling
 from optcore.techniques.losses import needs_teacher
 from optcore.training.divergences import TopK
@@ -47,11 +48,13 @@ class Teacher(Protocol):
 
 
 class LiveTeacher:
-    """A model that answers when asked; where several processes train, each has it whole."""
+    """A model that answers when asked, a quantized one as its quantization says; where several processes train, each
+    has it whole."""
 
     def __init__(self, folder: Path, device: torch.device, *, keeps_layers: bool = False) -> None:
         self.decoder = Decoder(folder, device)
         self.model: Any = self.decoder.load_all()
+        self._held = as_quantized(self.decoder)
         self._head = find_head(self.model)
         self._keeps_layers = keeps_layers
 

@@ -124,3 +124,16 @@ def test_two_results_never_share_a_branch(hub: HubPeer, folder: Path) -> None:
     with pytest.raises(PublishRefused, match="two results"):
         publish(folder, "branch", revision="int4-awq")
     assert hub.requests == []
+
+
+def test_a_draft_goes_with_the_model_and_an_earlier_one_does_not_stay(hub: HubPeer, folder: Path) -> None:
+    (folder / "draft").mkdir()
+    for name in ("draft.json", "model.safetensors"):
+        (folder / "draft" / name).write_text("new")
+    old = {"draft/draft.json": "old", "draft/medusa.safetensors": "old"}
+    hub.put("me/small", old)
+    publish(folder, "repo")
+    assert files(hub, "me/small") == OWN | {"draft/draft.json", "draft/model.safetensors"}
+    hub.put("me/theirs", {"draft/medusa.safetensors": "by hand"})
+    publish(folder, "repo", repo_id="me/theirs")
+    assert "draft/medusa.safetensors" in files(hub, "me/theirs"), "no `draft.json`: not a folder of ours"

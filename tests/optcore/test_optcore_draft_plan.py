@@ -1,0 +1,180 @@
+"""What a recipe with a draft is, before any work: its settings, its stages, and what does not fit together."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from optcore.draft_fit import check_drafts
+from optcore.errors import RecipeError
+from optcore.fetching import fetch_work, pinned
+from optcore.plan import check, measured_between, stage_names
+from optcore.recipe import Recipe, recipe_from
+from optcore.stage import EvaluateWork, ExportWork, FeaturesWork, Inputs, StageTask, TechniqueWork
+from optcore.techniques import Draft
+from optcore.training_fit import check_models
+
+PTQ = {"technique": "ptq", "scheme": "nvfp4"}
+DRAFT = {"technique": "draft"}
+PRUNE = {"technique": "prune", "depth": 1}
+START = {"id": "me/draft"}
+
+
+def recipe(*chain: dict[str, Any], **more: Any) -> Recipe:
+    return recipe_from({"model": {"path": "m"}, "chain": list(chain), "evaluate": [], **more})
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"method": "medusa", "unroll": 2}, "`unroll` is a setting of eagle3 and mtp: leave it out of `medusa`"),
+        ({"method": "mtp", "taps": [1]}, "`taps` is a setting of eagle3 and block"),
+        ({"layers": 2}, "`layers` is a setting of block and model: leave it out of `eagle3`"),
+        ({"method": "model", "vocabulary": 100}, "`vocabulary`"),
+        ({"method": "model", "loss": "lk"}, "`loss`"),
+        ({"method": "block", "layout": "modelopt"}, "`layout` is a setting of eagle3: leave it out of `block`"),
+        ({"method": "ngram", "start": START}, "`start`"),
+        ({"method": "ngram", "steps": 10}, "leave `steps` out"),
+        ({"method": "ngram", "learning_rate": 0.1}, "leave `learning_rate` out"),
+        ({"method": "model", "start": START, "layers": 2}, "give one"),
+        ({"steps": 0}, "nothing would be trained"),
+        ({"data": {"kind": "labelled", "path": "a.jsonl"}}, "labelled texts have one label each"),
+        ({"processes": 2}, "`draft` trains in one process"),
+        ({"gate": {"metric": "kl", "max": 1.0}}, "nothing to gate"),
+        ({"scope": "lora"}, "Extra inputs"),
+    ],
+)
+def test_settings_of_another_method_are_refused(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        Draft.model_validate({**DRAFT, **settings})
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"method": "ngram"}, {"start": START, "steps": 0}, {"method": "model", "steps": 0}, {"method": "block"}],
+)
+def test_a_draft_written_out_in_full_is_the_same(settings: dict[str, Any]) -> None:
+    draft = Draft.model_validate({**DRAFT, **settings})
+    assert Draft.model_validate_json(draft.model_dump_json()) == draft
+    assert draft.process_count == 1
+
+
+def test_its_stages_are_its_windows_what_is_kept_and_itself() -> None:
+    assert stage_names(recipe(PTQ, DRAFT)) == (
+        "0-fetch",
+        "1-ptq",
+        "2-draft-data",
+        "2-draft",
+        "3-export",
+        "4-evaluate",
+    )
+    kept = stage_names(recipe(PTQ, {**DRAFT, "features": "kept"}))
+    assert kept[2:5] == ("2-draft-data", "2-draft-features", "2-draft")
+    for nothing in ({"method": "ngram"}, {"start": START, "steps": 0, "features": "kept"}):
+        assert stage_names(recipe(PTQ, {**DRAFT, **nothing}))[1:3] == ("1-ptq", "2-draft")
+
+
+def test_kept_features_are_shared_by_drafts_that_are_trained_otherwise() -> None:
+    one, other = (
+        Draft.model_validate({**DRAFT, "features": "kept", "taps": [0, 1, 2], **more})
+        for more in ({"steps": 5, "learning_rate": 0.1}, {"unroll": 2, "vocabulary": 10})
+    )
+    assert FeaturesWork(technique=one.features_alone) == FeaturesWork(technique=other.features_alone)
+    tapped = one.model_copy(update={"taps": (0, 1)})
+    assert FeaturesWork(technique=tapped.features_alone) != FeaturesWork(technique=one.features_alone)
+
+
+def test_two_drafts_are_refused_and_a_quantized_one_of_several_formats_too() -> None:
+    with pytest.raises(RecipeError, match="two drafts") as caught:
+        check(recipe(PTQ, DRAFT, {**DRAFT, "method": "ngram"}))
+    assert caught.value.field == "/chain/2"
+    with pytest.raises(RecipeError, match="a technique follows") as caught:
+        check(recipe({**PTQ, "also": ["fp8"], "propagate": "original"}, DRAFT))
+    assert caught.value.field == "/chain/0/also"
+
+
+def test_a_draft_stands_anywhere_and_takes_no_form_from_the_model() -> None:
+    dense = {"target": {"format": "dense"}}
+    check(recipe(DRAFT, PTQ))
+    check(recipe(DRAFT, **dense))
+    check(recipe({"technique": "sparsify"}, DRAFT, **dense))
+    with pytest.raises(RecipeError, match="nothing in the chain quantizes"):
+        check(recipe(DRAFT))
+
+
+def test_the_model_is_not_measured_again_behind_a_draft() -> None:
+    assert measured_between(recipe(PRUNE, DRAFT)) == frozenset()
+    assert measured_between(recipe(PRUNE, DRAFT, PRUNE)) == {1}
+    assert measured_between(recipe(DRAFT, PRUNE, PRUNE)) == {2}
+
+
+def test_only_what_is_given_the_draft_has_another_key() -> None:
+    without = Inputs(checkpoint_digest="c")
+    given = without.model_copy(update={"draft": "somewhere", "draft_digest": "d"})
+    for work in (EvaluateWork(evaluators=()), ExportWork(export=recipe(PTQ).target)):
+        keys = {StageTask(name="n", work=work, inputs=inputs).key for inputs in (without, given)}
+        assert len(keys) == 2
+        here, there = (given.model_copy(update={"draft": place}) for place in ("/a", "/b"))
+        assert StageTask(name="n", work=work, inputs=here).key == StageTask(name="m", work=work, inputs=there).key
+    assert "draft" not in without.beside
+    assert "features" not in without.beside
+
+
+def test_settings_that_a_draft_computes_with_are_in_its_key() -> None:
+    keys = {
+        StageTask(name="n", work=TechniqueWork.model_validate({"technique": {**DRAFT, **more}}), inputs=Inputs()).key
+        for more in ({}, {"tokens": 4}, {"method": "medusa"}, {"taps": [0, 1, 2]})
+    }
+    assert len(keys) == 4
+
+
+def test_a_start_is_fetched_as_a_draft_and_pinned() -> None:
+    commit = "a" * 40
+    asked = recipe(PTQ, {**DRAFT, "start": START})
+    work = fetch_work(asked)
+    assert list(work.drafts) == ["/chain/1/start"]
+    assert not work.models
+    assert not work.is_pinned
+    found = {"models": {}, "drafts": {"/chain/1/start": {"revision": commit}}, "texts": {}}
+    start = pinned(asked, {**found, "model_revision": None, "data_revision": None}).chain[1]
+    assert isinstance(start, Draft)
+    assert start.start
+    assert start.start.revision == commit
+    small = fetch_work(recipe(PTQ, {**DRAFT, "method": "model", "start": START}))
+    assert list(small.models) == ["/chain/1/start"], "a language model of its own is checked as one"
+    assert not small.drafts
+
+
+@pytest.mark.parametrize(
+    ("settings", "said", "field"),
+    [
+        ({"taps": [1, 6]}, "layer 6, and the model has layers 0 to 5", "taps"),
+        ({"method": "model", "layers": 6}, "6 of the model's 6 layers", "layers"),
+        ({"vocabulary": 4096}, "4096 tokens, and the model knows 2048", "vocabulary"),
+    ],
+)
+def test_what_a_target_lacks_is_said_once_it_is_here(
+    stdlib_model: Path, settings: dict[str, Any], said: str, field: str
+) -> None:
+    asked = recipe(PTQ, {**DRAFT, **settings})
+    with pytest.raises(RecipeError, match=said) as caught:
+        check_drafts(asked, stdlib_model)
+    assert caught.value.field == f"/chain/1/{field}"
+    check_drafts(recipe(PRUNE, {**DRAFT, **settings}), stdlib_model)  # not known yet: asked again in its turn
+
+
+def test_layers_of_a_nested_configuration_are_counted(tmp_path: Path) -> None:
+    config = {"model_type": "gemma3", "text_config": {"num_hidden_layers": 4, "vocab_size": 10}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(RecipeError, match="layers 0 to 3"):
+        check_drafts(recipe({**DRAFT, "taps": [4]}), tmp_path)
+    check_drafts(recipe({**DRAFT, "taps": [3]}), tmp_path)
+
+
+@pytest.mark.parametrize("task", ["fill-mask", "text-classification"])
+def test_encoders_have_no_draft(task: str) -> None:
+    with pytest.raises(RecipeError, match=f"this one is for {task}") as caught:
+        check_models(recipe(DRAFT), {"task": task, "labels": [], "models": {}})
+    assert caught.value.field == "/chain/0"

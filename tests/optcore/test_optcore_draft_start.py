@@ -1,0 +1,126 @@
+"""A draft to begin with is brought here like a model, and is none: its files, and the tokens that it speaks of."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fixtures.exporting import run_of
+from fixtures.hub import HubPeer
+from safetensors.torch import save_file
+
+import optcore.sources.client
+from optcore.draft_document import load_draft_document
+from optcore.errors import BadCheckpoint, OptError, SourceNotFound, UnsafeCheckpoint, VocabularyMismatch
+from optcore.references import ModelRef
+from optcore.sources.drafts import check_draft_fits, fetch_draft
+from optcore.sources.models import FetchedModel
+from optcore.techniques import Draft
+
+PLACE = "/chain/0/start"
+
+
+@pytest.fixture
+def draft(tmp_path: Path) -> Path:
+    """As EAGLE-3 drafts are published: a configuration like a model's, no tokenizer."""
+    return write_draft(tmp_path / "draft", {"vocab_size": 2048, "draft_vocab_size": 1024, "hidden_size": 256})
+
+
+def write_draft(folder: Path, config: dict[str, Any]) -> Path:
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLMEagle3"], **config}))
+    save_file({"fc.weight": torch.ones(2, 3)}, folder / "model.safetensors")
+    return folder
+
+
+def fetched(ref: ModelRef, cache: Path) -> FetchedModel:
+    return fetch_draft(ref, cache, lambda *_: None, PLACE)
+
+
+def refused(folder: Path, kind: type[OptError]) -> str:
+    with pytest.raises(kind) as caught:
+        fetched(ModelRef(path=str(folder)), folder.parent)
+    assert caught.value.field == f"{PLACE}/path"
+    assert caught.value.remedy
+    return caught.value.message
+
+
+def test_a_folder_is_used_where_it_lies(draft: Path, tmp_path: Path) -> None:
+    found = fetched(ModelRef(path=str(draft)), tmp_path)
+    assert found[:2] == (draft, None)
+    other = write_draft(tmp_path / "medusa", {"medusa_num_heads": 3})
+    assert fetched(ModelRef(path=str(other)), tmp_path).digest != found.digest
+
+
+def test_a_repository_is_pinned_and_gives_the_same_digest(
+    hub: HubPeer, draft: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    monkeypatch.setattr(optcore.sources.client, "WAITS_seconds", (0.01, 0.01))
+    commit = hub.put_folder("me/draft", draft)
+    found = fetched(ModelRef(id="me/draft"), tmp_path / "cache")
+    assert found.revision == commit
+    assert found.digest == fetched(ModelRef(path=str(draft)), tmp_path).digest
+    hub.put("me/pickled", {"config.json": "{}", "pytorch_model.bin": b"x"})
+    with pytest.raises(UnsafeCheckpoint, match=r"pytorch_model\.bin") as caught:
+        fetched(ModelRef(id="me/pickled"), tmp_path / "cache")
+    assert caught.value.field == f"{PLACE}/id"
+
+
+def test_what_is_missing_cut_or_pickled_is_refused(draft: Path, tmp_path: Path) -> None:
+    weights = draft / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1])
+    assert "cut or damaged" in refused(draft, BadCheckpoint)
+    weights.unlink()
+    assert "has neither" in refused(draft, BadCheckpoint)
+    (draft / "pytorch_model.bin").write_bytes(whole)
+    assert "pickled" in refused(draft, UnsafeCheckpoint)
+    weights.symlink_to(shutil.copy(draft / "config.json", tmp_path / "outside.safetensors"))
+    assert "leaves the folder" in refused(draft, UnsafeCheckpoint)
+    (draft / "config.json").unlink()
+    assert "no config.json" in refused(draft, BadCheckpoint)
+    assert "absent" in refused(tmp_path / "absent", SourceNotFound)
+
+
+@pytest.mark.parametrize(
+    ("config", "kind", "said"),
+    [
+        ({"vocab_size": 4096}, VocabularyMismatch, "a model of 4096 tokens, and this one has 2048"),
+        ({"transformer_layer_config": {"vocab_size": 32000}}, VocabularyMismatch, "32000"),
+        ({"vocab_size": 2048, "draft_vocab_size": 2049}, BadCheckpoint, "says 2049 tokens, and the model knows 2048"),
+    ],
+)
+def test_a_draft_for_another_model_is_refused(
+    stdlib_model: Path, tmp_path: Path, config: dict[str, Any], kind: type[OptError], said: str
+) -> None:
+    with pytest.raises(kind, match=said) as caught:
+        check_draft_fits(stdlib_model, write_draft(tmp_path / "other", config), PLACE)
+    assert caught.value.field == PLACE
+
+
+def test_a_tokenizer_beside_the_draft_must_be_the_models(stdlib_model: Path, draft: Path) -> None:
+    check_draft_fits(stdlib_model, draft, PLACE)
+    shutil.copy(stdlib_model / "tokenizer.json", draft)
+    check_draft_fits(stdlib_model, draft, PLACE)
+    tokenizer = json.loads((draft / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    first, second = list(vocabulary)[300:302]
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    (draft / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(VocabularyMismatch, match="2 of 2048 tokens"):
+        check_draft_fits(stdlib_model, draft, PLACE)
+
+
+def test_with_no_steps_the_draft_that_was_named_is_the_draft(draft: Path, stdlib_model: Path, tmp_path: Path) -> None:
+    run = run_of(stdlib_model, stdlib_model, tmp_path / "out")
+    run.models = (draft,)
+    technique = Draft(start=ModelRef(path=str(draft)), steps=0, tokens=3)
+    technique.apply(run)
+    for name in ("config.json", "model.safetensors"):
+        assert (run.out / name).read_bytes() == (draft / name).read_bytes()
+    document = load_draft_document(run.out)
+    assert document
+    assert (document.method, document.tokens, document.steps) == ("eagle3", 3, 0)
