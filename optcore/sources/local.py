@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -42,19 +42,31 @@ def check_checkpoint(folder: Path, field: str) -> tuple[str, ...]:
 
     Raises `UnsafeCheckpoint` and `BadCheckpoint`.
     """
-    names = {path.name for path in folder.iterdir() if path.is_file() or path.is_symlink()}
-    form = weights_form(names, str(folder), field)
+    names = _names(folder)
+    weights_form(names, str(folder), field)
     require_files(names, str(folder), field)
     _require_plain(names, field)
-    found = [name for name in MATTERS if name in names]
+    return check_weights(folder, [name for name in MATTERS if name in names], field)
+
+
+def check_weights(folder: Path, beside: Sequence[str], field: str) -> tuple[str, ...]:
+    """Names of the weights' files, their index and what lies beside them, all there, whole, readable and inside.
+
+    Raises `UnsafeCheckpoint` and `BadCheckpoint`.
+    """
+    form = weights_form(_names(folder), str(folder), field)
     weights = shards_of(folder, field) if form == INDEX else (SINGLE,)
-    for name in (*found, form, *weights):
+    for name in (*beside, form, *weights):
         _require_inside(folder, name, field)
-    for name in found:
+    for name in beside:
         _require_readable(folder / name, field)
     for name in weights:
         _require_whole(folder / name, field)
-    return tuple(sorted({*found, form, *weights}))
+    return tuple(sorted({*beside, form, *weights}))
+
+
+def _names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir() if path.is_file() or path.is_symlink()}
 
 
 def _require_plain(names: Collection[str], field: str) -> None:
