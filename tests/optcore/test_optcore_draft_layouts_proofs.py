@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from fixtures.draft_folders import FACTS, KNOWN, SIZE, TAPS, WIDTH, eagle3
+from fixtures.draft_folders import FACTS, HEADS, KNOWN, SIZE, TAPS, WIDTH, eagle3
 from safetensors.torch import save_file
 
 from optcore.drafts.folder import write_parts
@@ -79,7 +79,9 @@ def test_speculators_loads_what_we_write(known: int, normed: bool, tmp_path: Pat
 def _target(folder: Path) -> Path:
     """What speculators reads of a target: its embeddings, its last norm and its head."""
     folder.mkdir()
-    (folder / "config.json").write_text(json.dumps({**FACTS.config, "hidden_size": WIDTH, "vocab_size": SIZE}))
+    (folder / "config.json").write_text(
+        json.dumps({**FACTS.config, "num_attention_heads": HEADS, "hidden_size": WIDTH, "vocab_size": SIZE})
+    )
     table, norm = torch.randn(SIZE, WIDTH), torch.ones(WIDTH)
     tensors = {"model.embed_tokens.weight": table, "model.norm.weight": norm, "lm_head.weight": table.clone()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
