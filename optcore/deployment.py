@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from optcore.attention import Attention, attention_of
+from optcore.draft_settings import ServedDraft, draft_obstacle, draft_settings
 from optcore.engines import ENGINES, KV, MIXED, Family, Support, conditions, loading, support
 from optcore.export.base import EngineName
 from optcore.quantization import Quantization
@@ -35,11 +36,16 @@ class Served(NamedTuple):
 
 
 def deployment_notes(
-    target: str, formats: Iterable[str], config: dict[str, Any], family: Family | None = None
+    target: str,
+    formats: Iterable[str],
+    config: dict[str, Any],
+    family: Family | None = None,
+    draft: ServedDraft | None = None,
 ) -> tuple[EngineNotes, ...]:
     """Notes for each engine that loads these formats from a target, those that need no more for it first.
 
-    Formats are named as in the matrix of engines. `config` is the result's `config.json`, of a model that generates.
+    Formats are named as in the matrix of engines. `config` is the result's `config.json`, of a model that generates;
+    `draft` is what ships beside it.
     """
     wanted, attention = tuple(formats), attention_of(config)
     was_rounded = any(name.startswith(KV) for name in wanted)
@@ -49,7 +55,11 @@ def deployment_notes(
             given=given,
             documentation=documentation,
             conditions=conditions(target, engine, wanted),
-            settings=tuple(settings(Served(attention, _cache(target, engine, wanted), was_rounded))),
+            settings=(
+                *settings(Served(attention, _cache(target, engine, wanted), was_rounded)),
+                *(draft_settings(engine, draft) if draft else ()),
+            ),
+            without_draft=draft_obstacle(engine, draft) if draft else "",
         )
         for engine in loading(target, wanted, family)
         for given, documentation, settings in (_ENGINES[engine],)

@@ -160,7 +160,8 @@ def _engine_notes(notes: EngineNotes) -> str:
         value = f"`{code(setting.value)}`" if setting.value else ""
         lines.append(_table_line([f"`{code(setting.name)}`", value, escape(setting.why)]))
     conditions = "".join(f" Condition: {escape(condition)}." for condition in notes.conditions)
-    given = f"As {escape(notes.given)} (see {escape(notes.documentation)}).{conditions}"
+    without = f" Without the draft: it {escape(notes.without_draft)}." if notes.without_draft else ""
+    given = f"As {escape(notes.given)} (see {escape(notes.documentation)}).{conditions}{without}"
     return f"### {escape(notes.engine)}\n\n{given}\n\n" + "\n".join(lines)
 
 

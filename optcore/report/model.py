@@ -166,6 +166,8 @@ class EngineNotes(Frozen):
     """The engine's own page about them."""
     conditions: tuple[str, ...] = ()
     """What must hold, so that it loads the result at all."""
+    without_draft: str = ""
+    """Why it cannot use the draft that ships beside the result, as the end of a sentence; empty where it can."""
     settings: tuple[Setting, ...]
 
 

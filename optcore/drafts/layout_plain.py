@@ -1,0 +1,56 @@
+"""Our own layout, for what no engine has a public one for: a draft's tensors as they are, and what it is in words.
+
+That is multi-token prediction today: engines load such layers only from inside the checkpoints of the families that
+were trained with them, each by names of its own.
+"""
+
+from typing import Any
+
+import torch
+
+from optcore.drafts.parts import (
+    DraftParts,
+    TargetFacts,
+    layer_numbers,
+    refused,
+    require_tensors,
+    taken_vocabulary,
+    vocabulary_tensors,
+    whole_number,
+)
+
+KEY, FORMAT = "format", "lathe-draft-1"
+_METHODS = ("mtp",)
+_NOTE = "No engine loads this layout; optcore reads it back. The tensors are those of the draft's state_dict."
+
+
+def config(parts: DraftParts, facts: TargetFacts) -> dict[str, Any]:
+    """What `config.json` says."""
+    return {
+        KEY: FORMAT,
+        "note": _NOTE,
+        "method": parts.method,
+        "target": facts.name,
+        "taps": list(parts.taps),
+        "tokens": parts.tokens,
+        "vocab_size": parts.vocabulary.size,
+        "draft_vocab_size": len(parts.vocabulary.ids_D),
+        "sizes": parts.sizes,
+    }
+
+
+def tensors(parts: DraftParts) -> dict[str, torch.Tensor]:
+    """What is stored."""
+    return {**parts.tensors, **vocabulary_tensors(parts.vocabulary)}
+
+
+def read(config: dict[str, Any], tensors: dict[str, torch.Tensor], layers: int) -> DraftParts:
+    """The parts of a draft. Raises `BadCheckpoint`; whether shapes are right shows when the draft is built."""
+    method, sizes = config.get("method"), config.get("sizes")
+    if method not in _METHODS or not isinstance(sizes, dict):
+        raise refused(f"says the method {method!r}, and {', '.join(_METHODS)} is what this layout holds")
+    size, held = whole_number(config, "vocab_size"), dict(tensors)
+    vocabulary = taken_vocabulary(held, whole_number(config, "draft_vocab_size"), size)
+    require_tensors(held, {name: tuple(tensor.shape) for name, tensor in held.items()})
+    taps = layer_numbers(config["taps"], "taps") if config.get("taps") else ()
+    return DraftParts(method, held, taps, vocabulary, sizes, whole_number(config, "tokens"))
