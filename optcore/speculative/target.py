@@ -67,11 +67,15 @@ class Target:
         return int(self.model.config.get_text_config().vocab_size)
 
     @torch.no_grad()
-    def look(self, inputs: dict[str, torch.Tensor]) -> Features:
-        """One pass over whole windows; `inputs` as `optcore.training.trainee.inputs_of` gives them."""
+    def look(self, inputs: dict[str, Any], cache: Any = None) -> Features:
+        """One pass over whole windows; `inputs` as `optcore.training.trainee.inputs_of` gives them.
+
+        With a KV cache they go on from what that holds, and are added to it.
+        """
+        cached = {} if cache is None else {"past_key_values": cache, "use_cache": True}
         layers = [self.decoder.layers[tap] for tap in self.taps]
         with kept_outputs(layers) as outputs:  # a pass goes through layers in their order, whatever that of the taps
-            hidden_BTH = last_hidden(self.model, **inputs)
+            hidden_BTH = last_hidden(self.model, **inputs, **cached)
         in_order = dict(zip(sorted(set(self.taps)), outputs, strict=True))
         return Features(hidden_BTH, tuple(in_order[tap] for tap in self.taps))
 

@@ -41,8 +41,8 @@ def find_head(model: Any) -> Head | None:
 
 
 def last_hidden(model: Any, **named: Any) -> torch.Tensor:
-    """What the model without its head gives, [B, T, H]."""
-    out: torch.Tensor = model.base_model(**named, use_cache=False)[0]
+    """What the model without its head gives, [B, T, H]; without a KV cache unless one is named."""
+    out: torch.Tensor = model.base_model(**{"use_cache": False, **named})[0]
     return out
 
 
