@@ -31,11 +31,18 @@ class Target:
     """A checkpoint, quantized or not, that answers about whole windows; `optcore.speculative.session` decodes with it.
 
     `taps` are numbers of layers from 0, whose outputs are kept: what engines call auxiliary hidden state n is the input
-    of layer n, and so the output of layer n - 1. Nothing of it requires a gradient.
+    of layer n, and so the output of layer n - 1. Nothing of it requires a gradient. It computes in `Decoder`'s type
+    unless `dtype` says otherwise.
     """
 
-    def __init__(self, folder: Path, taps: Sequence[int] = (), device: torch.device | None = None) -> None:
-        self.decoder = Decoder(folder, device)
+    def __init__(
+        self,
+        folder: Path,
+        taps: Sequence[int] = (),
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        self.decoder = Decoder(folder, device, dtype)
         self.taps = tuple(taps)
         self.model: Any = self.decoder.load_all()
         self.simulation = Simulation(folder) if load_quantization(folder) else None
