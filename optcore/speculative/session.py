@@ -104,6 +104,8 @@ def _refuse(target: Target) -> None:
         why = "an encoder does not decode"
     elif attention_of(config.to_dict()).recurrent:
         why = "a recurrent state cannot be rolled back"
+    elif target.head is None:
+        why = "its logits are not made by one linear layer"
     else:
         kinds_of(config)
         return

@@ -32,12 +32,13 @@ def find_head(model: Any) -> Head | None:
     hidden = last_hidden(model, input_ids=tokens_BT)
     if hidden.shape[-1] != linear.in_features:
         return None
-    plain, heads = linear(hidden), {}
+    plain = linear(hidden)
+    heads: dict[float, Head] = {}
     for transform in (None, *_transforms(model.config.get_text_config())):
         found = (transform(plain) if transform else plain).float()  # rounded where the model itself rounds
         if found.shape == wanted.shape and (error := (found - wanted).norm()) <= _CLOSE * wanted.norm():
-            heads[float(error)] = heads.get(float(error), Head(linear, transform))
-    return heads[min(heads)] if heads else None  # a cap hardly shows on small logits: the closest counts
+            heads.setdefault(float(error), Head(linear, transform))
+    return heads[min(heads)] if heads else None  # small logits hardly show a cap: of those that fit, the closest
 
 
 def last_hidden(model: Any, **named: Any) -> torch.Tensor:
