@@ -25,7 +25,7 @@ class Stop:
     def length(self, tokens: Sequence[int], known: int = 0) -> int | None:
         """Of how many tokens the text consists, or None where it goes on; the first `known` are known not to end it."""
         for length in range(known + 1, len(tokens) + 1):
-            if tokens[length - 1] in self.eos or (self.strings and self._says_one(tokens[:length])):
+            if tokens[length - 1] in self.eos or (self.strings and self._says_one(tokens, length)):
                 return length
         return None
 
@@ -34,10 +34,9 @@ class Stop:
         """Tokens at the end that a string which ends there lies in: each holds a byte or more."""
         return max(len(string.encode()) for string in self.strings) + _ROUND_A_STRING_tokens
 
-    def _says_one(self, tokens: Sequence[int]) -> bool:
-        text = self.tokenizer.decode(
-            list(tokens[-self._reach :]), skip_special_tokens=False, clean_up_tokenization_spaces=False
-        )
+    def _says_one(self, tokens: Sequence[int], length: int) -> bool:
+        last = list(tokens[max(0, length - self._reach) : length])
+        text = self.tokenizer.decode(last, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         return any(string in text for string in self.strings)
 
 
