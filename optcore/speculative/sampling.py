@@ -3,6 +3,7 @@
 Shapes: N rows, V vocabulary.
 """
 
+import torch
 from pydantic import Field
 
 from optcore.frozen import Frozen
@@ -20,3 +21,25 @@ class Sampling(Frozen):
 
 
 GREEDY = Sampling()
+
+
+def probabilities(logits_NV: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+    """What tokens are drawn from, [..., V]: float64 of float64, float32 of all else; one-hot at temperature 0."""
+    logits = logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()
+    if sampling.temperature == 0:
+        return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
+    logits = logits / sampling.temperature
+    if sampling.top_k is not None:
+        least = logits.topk(min(sampling.top_k, logits.shape[-1])).values[..., -1:]
+        logits = logits.masked_fill(logits < least, -torch.inf)
+    if sampling.top_p is not None and sampling.top_p < 1:
+        ascending, order = logits.sort(-1)
+        removed = ascending.softmax(-1).cumsum(-1) <= 1 - sampling.top_p
+        removed[..., -1:] = False  # the likeliest stays
+        logits = logits.masked_fill(removed.scatter(-1, order, removed), -torch.inf)
+    return logits.softmax(-1)
+
+
+def drawn(probabilities_NV: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
+    """One token a row, int64 [N]."""
+    return torch.multinomial(probabilities_NV, 1, generator=generator)[:, 0]

@@ -31,8 +31,8 @@ class TargetEnds:
     Enough for a draft whose features are kept, beside targets that do not fit into memory.
     """
 
-    def __init__(self, folder: Path, device: torch.device | None = None) -> None:
-        self.decoder = Decoder(folder, device)
+    def __init__(self, folder: Path, device: torch.device | None = None, dtype: torch.dtype | None = None) -> None:
+        self.decoder = Decoder(folder, device, dtype)
         self.model: Any = self.decoder.model
         self.head = streamed_head(self.decoder)
 
@@ -68,20 +68,31 @@ class Target(TargetEnds):
     """A checkpoint, quantized or not, that answers about whole windows; `optcore.speculative.session` decodes with it.
 
     `taps` are numbers of layers from 0, whose outputs are kept: what engines call auxiliary hidden state n is the input
-    of layer n, and so the output of layer n - 1. Nothing of it requires a gradient.
+    of layer n, and so the output of layer n - 1. Nothing of it requires a gradient. It computes in `Decoder`'s type
+    unless `dtype` says otherwise.
     """
 
-    def __init__(self, folder: Path, taps: Sequence[int] = (), device: torch.device | None = None) -> None:
-        super().__init__(folder, device)
+    def __init__(
+        self,
+        folder: Path,
+        taps: Sequence[int] = (),
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(folder, device, dtype)
         self.taps = tuple(taps)
         self.decoder.load_all()
         self._held = as_quantized(self.decoder)  # the layers stay rounded for as long as the target is there
 
     @torch.no_grad()
-    def look(self, inputs: dict[str, torch.Tensor]) -> Features:
-        """One pass over whole windows; `inputs` as `optcore.training.trainee.inputs_of` gives them."""
+    def look(self, inputs: dict[str, Any], cache: Any = None) -> Features:
+        """One pass over whole windows; `inputs` as `optcore.training.trainee.inputs_of` gives them.
+
+        With a KV cache they go on from what that holds, and are added to it.
+        """
+        cached = {} if cache is None else {"past_key_values": cache, "use_cache": True}
         layers = [self.decoder.layers[tap] for tap in self.taps]
         with kept_outputs(layers) as outputs:  # a pass goes through layers in their order, whatever that of the taps
-            hidden_BTH = last_hidden(self.model, **inputs)
+            hidden_BTH = last_hidden(self.model, **inputs, **cached)
         in_order = dict(zip(sorted(set(self.taps)), outputs, strict=True))
         return Features(hidden_BTH, tuple(in_order[tap] for tap in self.taps))

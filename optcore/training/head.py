@@ -56,17 +56,17 @@ def _tried(model: Any, look: Callable[[torch.Tensor], _Looked]) -> Head | None:
     hidden_BTH, wanted = looked.hidden_BTH, looked.logits_BTV.float()
     if hidden_BTH.shape[-1] != linear.in_features:
         return None
-    plain = linear(hidden_BTH)
+    plain, heads = linear(hidden_BTH), dict[float, Head]()
     for transform in (None, *_transforms(model.config.get_text_config())):
         found = (transform(plain) if transform else plain).float()  # rounded where the model itself rounds
-        if found.shape == wanted.shape and (found - wanted).norm() <= _CLOSE * wanted.norm():
-            return Head(linear, transform)
-    return None
+        if found.shape == wanted.shape and (error := (found - wanted).norm()) <= _CLOSE * wanted.norm():
+            heads.setdefault(float(error), Head(linear, transform))
+    return heads[min(heads)] if heads else None  # small logits hardly show a cap: of those that fit, the closest
 
 
 def last_hidden(model: Any, **named: Any) -> torch.Tensor:
-    """What the model without its head gives, [B, T, H]."""
-    out: torch.Tensor = model.base_model(**named, use_cache=False)[0]
+    """What the model without its head gives, [B, T, H]; without a KV cache unless one is named."""
+    out: torch.Tensor = model.base_model(**{"use_cache": False, **named})[0]
     return out
 
 
