@@ -21,10 +21,13 @@ class Proposal(NamedTuple):
     """The target's token ids, int64."""
     probabilities_BKV: torch.Tensor | None = None
     """The distribution, over the target's vocabulary, that each token was drawn from; None for what was not drawn
-    (one-hot): n-grams and likeliest tokens."""
+    (one-hot): n-grams and likeliest tokens. Later siblings' may still hold the earlier ones' mass: it is taken out."""
     parents_K: tuple[int, ...] | None = None
     """Of a tree: each token's parent among these, -1 for the chosen token; None for a chain. Siblings stand in the
     order in which they were drawn without replacement."""
+    valid_BK: torch.Tensor | None = None
+    """False where a sequence has no proposal: such tokens are filler, and nothing valid comes behind them on their
+    path. None: all are proposed."""
 
 
 class Drafter(Protocol):

@@ -2,7 +2,8 @@
 
 For a chain x_1..x_k, sum over x of prod_i min(p_i, q_i) = E_{x~p} prod_i min(1, q_i(x_i) / p_i(x_i)): the left side is
 the probability that rejection sampling (Leviathan et al., arXiv:2211.17192) accepts k tokens, the right side a mean
-over the target's own text, without bias. The same holds for drafts that guess in parallel, whose q_i do not depend on x.
+over the target's own text, without bias. The same holds for drafts that guess in parallel, whose q_i do not depend on
+x.
 
 Shapes: S texts, N starts, K drafted tokens.
 """

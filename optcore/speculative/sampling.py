@@ -24,17 +24,22 @@ GREEDY = Sampling()
 
 
 def probabilities(logits_NV: torch.Tensor, sampling: Sampling) -> torch.Tensor:
-    """The distribution [N, V] that a token is drawn from; at temperature 0 all of it on the likeliest, the first among
-    equals."""
+    """What tokens are drawn from, [..., V]: float64 of float64, float32 of all else; one-hot at temperature 0."""
+    logits = logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()
     if sampling.temperature == 0:
-        return torch.zeros_like(logits_NV).scatter_(-1, logits_NV.argmax(-1, keepdim=True), 1.0)
-    kept_NV = logits_NV / sampling.temperature
-    if sampling.top_k is not None and sampling.top_k < kept_NV.shape[-1]:
-        least_N1 = kept_NV.topk(sampling.top_k).values[..., -1:]
-        kept_NV = kept_NV.masked_fill(kept_NV < least_N1, -torch.inf)
-    if sampling.top_p is not None:
-        sorted_NV, order_NV = kept_NV.sort(descending=True, stable=True)
-        share_NV = sorted_NV.softmax(-1)
-        is_behind_NV = share_NV.cumsum(-1) - share_NV >= sampling.top_p
-        kept_NV = kept_NV.masked_fill(is_behind_NV.scatter(-1, order_NV, is_behind_NV), -torch.inf)
-    return kept_NV.softmax(-1)
+        return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
+    logits = logits / sampling.temperature
+    if sampling.top_k is not None:
+        least = logits.topk(min(sampling.top_k, logits.shape[-1])).values[..., -1:]
+        logits = logits.masked_fill(logits < least, -torch.inf)
+    if sampling.top_p is not None and sampling.top_p < 1:
+        ascending, order = logits.sort(-1)
+        removed = ascending.softmax(-1).cumsum(-1) <= 1 - sampling.top_p
+        removed[..., -1:] = False  # the likeliest stays
+        logits = logits.masked_fill(removed.scatter(-1, order, removed), -torch.inf)
+    return logits.softmax(-1)
+
+
+def drawn(probabilities_NV: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
+    """One token a row, int64 [N]."""
+    return torch.multinomial(probabilities_NV, 1, generator=generator)[:, 0]

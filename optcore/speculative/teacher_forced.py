@@ -51,9 +51,13 @@ def followed(drafter: Drafter, text: OwnText, count: int) -> Chains:
     _read(drafter, tokens_ST[:, :begin])
     for start in range(length - begin - 1):
         chosen = begin + start
-        guesses_SK = drafter.propose(tokens_ST[:, chosen], count, GREEDY, None).tokens_BK[:, :count]
-        real_SR = tokens_ST[:, chosen + 1 : chosen + 1 + guesses_SK.shape[1]]
-        odds_SNK[:, start, : real_SR.shape[1]] = (guesses_SK[:, : real_SR.shape[1]] == real_SR).float()
+        proposal = drafter.propose(tokens_ST[:, chosen], count, GREEDY, None)
+        real_SR = tokens_ST[:, chosen + 1 : chosen + 1 + count]
+        drafted = real_SR.shape[1]
+        is_right_SR = proposal.tokens_BK[:, :drafted] == real_SR
+        if proposal.valid_BK is not None:
+            is_right_SR &= proposal.valid_BK[:, :drafted]
+        odds_SNK[:, start, :drafted] = is_right_SR.float()
         _read(drafter, tokens_ST[:, chosen : chosen + 1])
     return Chains(odds_SNK, text.starts_S)
 

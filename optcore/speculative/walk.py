@@ -1,9 +1,9 @@
 """The rounds of a drafting loop, walked through a text that the target wrote, without the loop.
 
 A text's first token comes from the pass over the prompt, so no round gives it. A round that starts at a token has K
-tokens drafted that follow it, and leaves those accepted and one more of the target's own; where the text ends (its
-limit, or an end-of-text token, accepted or not), the last round leaves only what is still of the text. The tokens a
-round (tau) count the target's own token in, the first token out: for tau = 1 the draft was of no use.
+tokens drafted that follow it, and leaves those accepted and one more of the target's own. Nothing is drafted that would
+leave no room for that one before the limit of new tokens; behind an end-of-text token that is accepted nothing counts.
+The tokens a round (tau) count the target's own token in, the first token out: for tau = 1 the draft was of no use.
 
 Shapes: S texts, N starts in each (all its tokens but the last), K drafted tokens.
 """
@@ -40,14 +40,14 @@ class Chains:
 
     odds_SNK: torch.Tensor
     starts_S: torch.Tensor
-    """How many starts each text has; N or less."""
+    """How many starts each text has: N where it goes up to the limit, less where it ended before."""
 
     @cached_property
     def is_text_SNK(self) -> torch.Tensor:
-        """Which drafted tokens lie within their text, bool."""
+        """Which tokens are drafted and lie within their text, bool."""
         _, starts, count = self.odds_SNK.shape
         place_NK = torch.arange(starts)[:, None] + torch.arange(1, count + 1)
-        return place_NK <= self.starts_S[:, None, None]
+        return place_NK <= self.starts_S.clamp(max=starts - 1)[:, None, None]
 
     @cached_property
     def reached_SNK(self) -> torch.Tensor:
