@@ -35,6 +35,8 @@ class Run:
     """The exported checkpoint, for stages after the export."""
     target: str = "compressed-tensors"
     """Its format."""
+    draft: Path | None = None
+    """The draft that guesses for the model, for stages that measure it."""
     task: Task = "text-generation"
     """What the model is for."""
     text_files: tuple[Path, ...] = ()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from fixtures.skipping_draft import LookingUp, Skipping
+from fixtures.skipping_draft import LookingUp, Skipping, drafting_loop
 
 from optcore.drafts.vocabulary import DraftVocabulary
 from optcore.errors import BadCheckpoint, DataError
@@ -44,30 +44,6 @@ def greedy(target: Target, prompts: torch.Tensor) -> OwnText:
     return write_text(target, prompts, NEW, GREEDY, frozenset())
 
 
-def likeliest(target: Target, tokens: list[int]) -> int:
-    return int(target.logits(target.look({"input_ids": torch.tensor([tokens])}).hidden_BTH[0, -1]).argmax())
-
-
-def drafting_loop(target: Target, draft: Skipping, prompt: list[int], limit: int = NEW) -> tuple[list[int], list[int]]:
-    """Greedy speculative decoding with every token computed from nothing: new tokens, and what each round accepted."""
-    written, accepted = [likeliest(target, prompt)], []
-    while len(written) < limit:
-        drafter = draft.drafter(1)
-        context = [*prompt, *written]
-        drafter.read(torch.tensor([context[:-1]]), torch.ones(1, len(context) - 1, dtype=torch.bool), None)  # type: ignore[arg-type]
-        count, guesses = min(COUNT, limit - len(written) - 1), []
-        if count:
-            guesses = drafter.propose(torch.tensor(context[-1:]), count, GREEDY, None).tokens_BK[0].tolist()
-        kept = 0
-        for guess in [*guesses, None]:
-            written.append(likeliest(target, [*prompt, *written]))
-            kept += guess == written[-1]
-            if guess != written[-1]:
-                break
-        accepted.append(kept)
-    return written, accepted
-
-
 def test_the_target_goes_on_as_it_does_elsewhere(target: Target, prompts: torch.Tensor, greedy: OwnText) -> None:
     elsewhere = continued(target.model, prompts, PROMPT + NEW, 0.0, torch.Generator())
     assert torch.equal(greedy.tokens_ST, elsewhere)
@@ -87,7 +63,7 @@ def test_a_greedy_walk_is_the_real_loop(
 ) -> None:
     """D3: text and accept sequences are identical."""
     forced = teacher_forced(target, draft, greedy, COUNT, GREEDY)
-    looped = [drafting_loop(target, draft, prompt) for prompt in prompts.tolist()]
+    looped = [drafting_loop(draft, prompt, NEW, COUNT) for prompt in prompts.tolist()]
     assert greedy.written() == [written for written, _ in looped]
     assert forced.chains.accepted == [accepted for _, accepted in looped]
     assert len({kept for _, accepted in looped for kept in accepted}) > 2  # or it would show little
@@ -215,7 +191,7 @@ def test_walls_are_of_decoding_by_turns(target: Target, draft: Skipping, prompts
         if drafter is None:
             write_text(target, torch.tensor(prompts), new_tokens, sampling, frozenset(), seed)
             return _Loop([], [])
-        found = [drafting_loop(target, draft, prompt, new_tokens) for prompt in prompts]
+        found = [drafting_loop(draft, prompt, new_tokens, count) for prompt in prompts]
         return _Loop([tokens for tokens, _ in found], [accepted for _, accepted in found])
 
     few = 8
