@@ -115,7 +115,7 @@ def _note(facts: "AcceptanceFacts", at: "AcceptedAt", accepted: "Accepted") -> s
 
 
 def _of_loops(at: "AcceptedAt") -> str:
-    said = f"{at.looping:.0%} of the greedy texts go round in circles, which any draft guesses"
+    said = f"{at.looping:.0%} of the greedy texts go round in circles, which are easily guessed"
     if at.own.tau_without_loops is None:
         return f"{said}: look at the sampled ones"
     return f"{said}: without them {at.own.tau_without_loops:.2f} tokens a pass, and not {at.own.tau:.2f}"

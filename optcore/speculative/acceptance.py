@@ -1,5 +1,6 @@
-"""How well a draft guesses its target, without a serving engine: facts of greedy decoding and of sampling, always side
-by side, since text that is always the likeliest goes round in circles and flatters any draft.
+"""How well a draft guesses its target, without a serving engine.
+
+Greedy decoding and sampling stand side by side always, since greedy text may go round in circles and flatter a draft.
 
 Shapes: S prompts of P tokens.
 """

@@ -1,5 +1,6 @@
-"""How sure a ratio of sums over prompts is: the bootstrap, which draws whole prompts, since tokens of one depend on
-each other (Efron and Tibshirani 1993, percentile intervals).
+"""How sure a ratio of sums over prompts is, by the bootstrap.
+
+Whole prompts are drawn, since tokens of one depend on each other (Efron and Tibshirani 1993, percentile intervals).
 
 Shapes: S prompts, R resamples.
 """

@@ -1,5 +1,7 @@
-"""Texts that go round in circles, as small models do when they always take the likeliest token: any draft, and n-grams
-above all, guesses those, so they make an acceptance length look better than it is."""
+"""Texts that go round in circles, as those of small models do which always take the likeliest token.
+
+Any draft may guess those, and n-grams above all, so they make an acceptance length look better than it is.
+"""
 
 from collections.abc import Sequence
 

@@ -17,7 +17,7 @@ from optcore.speculative.target import Target
 from optcore.speculative.teacher_forced import followed, teacher_forced
 from optcore.training.generate import continued
 
-COUNT, NEW, PROMPT, ROWS = 4, 20, 12, 3
+COUNT, NEW, PROMPT, ROWS = 4, 16, 12, 3
 SAMPLED = Sampling(temperature=1.0)
 
 
@@ -194,7 +194,7 @@ def test_walls_are_of_decoding_by_turns(target: Target, draft: Skipping, prompts
         found = [drafting_loop(draft, prompt, new_tokens, count) for prompt in prompts]
         return _Loop([tokens for tokens, _ in found], [accepted for _, accepted in found])
 
-    few = 8
+    few = 6
     wall = measure_wall(
         generate, target, prompts[:1].tolist(), draft.drafter, new_tokens=few, count=COUNT, sampling=GREEDY
     )

@@ -92,7 +92,7 @@ def test_a_reader_is_warned_of_what_flatters_and_of_what_is_useless() -> None:
     facts = FACTS.model_copy(update={"sampled": at(SAMPLED, 1.1, 1.2), "walls": (*FACTS.walls, slow)})
     said = list(warnings_of(facts, None))
     assert [warning.split(":")[0] for warning in said] == [
-        "25% of the greedy texts go round in circles, which any draft guesses",
+        "25% of the greedy texts go round in circles, which are easily guessed",
         "at temperature 1, n-grams guess better than the draft, and cost nothing",
         "the draft slows this machine down",
     ]
