@@ -7,12 +7,15 @@ from typing import Annotated
 
 from pydantic import Field
 
+from optcore.evaluate.acceptance import Acceptance
 from optcore.evaluate.base import Evaluator
 from optcore.evaluate.classification import Classification
 from optcore.evaluate.fidelity import Fidelity
 from optcore.evaluate.long_context import LongContext
 from optcore.evaluate.throughput import Throughput
 
-AnyEvaluator = Annotated[Fidelity | Throughput | Classification | LongContext, Field(discriminator="evaluator")]
+AnyEvaluator = Annotated[
+    Fidelity | Throughput | Classification | LongContext | Acceptance, Field(discriminator="evaluator")
+]
 
-__all__ = ["AnyEvaluator", "Classification", "Evaluator", "Fidelity", "LongContext", "Throughput"]
+__all__ = ["Acceptance", "AnyEvaluator", "Classification", "Evaluator", "Fidelity", "LongContext", "Throughput"]

@@ -1,0 +1,160 @@
+"""A draft measured on the model as it ships, held in memory as a whole.
+
+Shapes: S prompts of P tokens.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from optcore.calibration.text import Texts
+from optcore.conditional import load_conditional
+from optcore.drafts.draft import Draft
+from optcore.errors import RecipeError
+from optcore.evaluate.acceptance_rows import rows_of, series_of, warnings_of
+from optcore.report import Measurement
+from optcore.sizes import parameters
+from optcore.speculative.acceptance import AcceptanceFacts, measure_acceptance, read_made
+from optcore.speculative.cost import Generate, MakeDrafter, measure_cost, measure_wall
+from optcore.speculative.sampling import Sampling
+from optcore.speculative.target import Target
+
+if TYPE_CHECKING:
+    from optcore.evaluate.acceptance import Acceptance
+    from optcore.run import Run
+
+_ROOM = 1.5
+"""Over float32 weights: caches, logits and the draft."""
+
+
+def measure_draft(run: "Run", evaluator: "Acceptance") -> list[Measurement]:
+    """Rows for `run.draft`, or for n-grams alone; none, with a notice, where they cannot be measured."""
+    from optcore.speculative.decode import generate  # type: ignore[import-not-found]
+    from optcore.speculative.ngram import NgramDrafter  # type: ignore[import-not-found]
+
+    if reason := _cannot(run):
+        run.notice(f"acceptance of the draft was not measured: {reason}")
+        return []
+    target = Target(run.checkpoint)
+    return measure_on(run, evaluator, target, _read_draft(run, target), NgramDrafter, generate)
+
+
+def measure_on(
+    run: "Run",
+    evaluator: "Acceptance",
+    target: Target,
+    draft: Draft | None,
+    ngram: MakeDrafter,
+    generate: Generate,
+) -> list[Measurement]:
+    """Rows of a draft of a target that is there; curves, facts and warnings go into the run's results."""
+    prompts_SP = _prompts(run, evaluator, target)
+    sampled = Sampling(temperature=evaluator.temperature, top_k=evaluator.top_k, top_p=evaluator.top_p)
+    facts = measure_acceptance(
+        target,
+        draft,
+        ngram,
+        prompts_SP,
+        count=evaluator.tokens,
+        new_tokens=evaluator.new_tokens,
+        sampled=sampled,
+        ends=end_tokens(run.checkpoint),
+        seed=run.seed,
+    )
+    run.progress("evaluating", 1, 2)
+    if evaluator.timed:
+        facts = _timed(run, evaluator, target, draft.drafter if draft else ngram, generate, prompts_SP, facts)
+    run.progress("evaluating", 2, 2)
+    for warning in warnings_of(facts, read_made(run.draft) if run.draft else None):
+        run.notice(warning)
+    curves: Any = run.results.setdefault("series", [])
+    curves += [curve.model_dump(mode="json") for curve in series_of(facts)]
+    run.results["acceptance"] = facts.model_dump(mode="json")
+    return rows_of(facts)
+
+
+def end_tokens(folder: Path) -> frozenset[int]:
+    """The tokens that end a text, by the checkpoint's own configuration."""
+    found: set[int] = set()
+    for name in ("config.json", "generation_config.json"):
+        if (folder / name).exists():
+            config = json.loads((folder / name).read_text())
+            said = config.get("eos_token_id", (config.get("text_config") or {}).get("eos_token_id"))
+            found.update(said if isinstance(said, list) else () if said is None else (said,))
+    return frozenset(found)
+
+
+def _prompts(run: "Run", evaluator: "Acceptance", target: Target) -> torch.Tensor:
+    """Held-out text [S, P], cut so that there is room behind it."""
+    longest = target.decoder.longest_sequence - evaluator.new_tokens
+    if longest < 1:
+        raise RecipeError(
+            f"the model holds {target.decoder.longest_sequence} tokens, and {evaluator.new_tokens} are to be written",
+            remedy="give `acceptance` fewer `new_tokens`",
+            field="/evaluate",
+        )
+    texts = Texts(run.source, run.calibration, run.data_files)
+    return texts.evaluation_windows(evaluator.prompts, evaluator.prompt_tokens, longest)
+
+
+def _timed(
+    run: "Run",
+    evaluator: "Acceptance",
+    target: Target,
+    drafter: MakeDrafter,
+    generate: Generate,
+    prompts_SP: torch.Tensor,
+    facts: AcceptanceFacts,
+) -> AcceptanceFacts:
+    """The facts with times; without those of whole decoding, and with a notice, of a model that cannot go back."""
+    batches = sorted({min(batch, len(prompts_SP)) for batch in evaluator.batches})
+    read = round(facts.sampled.own.tau)
+    costs = [measure_cost(target, drafter(batch), prompts_SP[:batch], facts.count, read) for batch in batches]
+    walls = []
+    try:
+        for batch in batches:
+            for at in (facts.greedy, facts.sampled):
+                walls.append(
+                    measure_wall(
+                        generate,
+                        target,
+                        prompts_SP[:batch].tolist(),
+                        drafter,
+                        new_tokens=evaluator.new_tokens,
+                        count=facts.count,
+                        sampling=at.sampling,
+                        seed=run.seed,
+                    )
+                )
+    except RecipeError as error:
+        run.notice(f"decoding with the draft was not timed: {error}")
+    return facts.model_copy(update={"costs": tuple(costs), "walls": tuple(walls)})
+
+
+def _read_draft(run: "Run", target: Target) -> Draft | None:
+    """The run's draft, for which the target now keeps what it reads; None where n-grams are the draft."""
+    from optcore.draft_document import load_draft_document  # type: ignore[import-not-found]
+    from optcore.drafts.folder import read_draft, read_parts  # type: ignore[import-not-found]
+    from optcore.drafts.small_model import SmallModel  # type: ignore[import-not-found]
+
+    document = load_draft_document(run.draft) if run.draft else None
+    if document is None or document.method == "ngram":
+        return None
+    if document.method == "model":
+        draft: Draft = SmallModel(run.draft, target.vocabulary, target.device)
+    else:
+        target.taps = read_parts(run.draft, len(target.decoder)).taps
+        draft = read_draft(run.draft, target)
+    return draft.to(target.device).eval()
+
+
+def _cannot(run: "Run") -> str:
+    if load_conditional(run.checkpoint):
+        return "the model computes as conditional.json says, which is not decoded here"
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if not torch.cuda.is_available() and 4 * parameters(run.checkpoint) * _ROOM > free:
+        return "the model does not fit into this machine's free memory as a whole"
+    return ""

@@ -1,0 +1,205 @@
+"""Acceptance measured on the shipped model, with itself less two layers as the draft, against loops that draft."""
+
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+from fixtures.skipping_draft import LookingUp, Skipping, drafting_loop
+
+from optcore.drafts.vocabulary import DraftVocabulary
+from optcore.errors import BadCheckpoint, DataError
+from optcore.speculative.acceptance import MADE, AcceptanceFacts, measure_acceptance, note_made, read_made
+from optcore.speculative.cost import Cost, Decoded, MakeDrafter, Wall, measure_cost, measure_wall, real_tau
+from optcore.speculative.own_text import OwnText, write_text
+from optcore.speculative.sampling import GREEDY, Sampling, probabilities
+from optcore.speculative.target import Target
+from optcore.speculative.teacher_forced import followed, teacher_forced
+from optcore.training.generate import continued
+
+COUNT, NEW, PROMPT, ROWS = 4, 16, 12, 3
+SAMPLED = Sampling(temperature=1.0)
+
+
+@pytest.fixture(scope="module")
+def target(stdlib_model: Path) -> Target:
+    torch.set_num_threads(1)
+    return Target(stdlib_model, (3,), torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def draft(target: Target) -> Skipping:
+    return Skipping(target)
+
+
+@pytest.fixture(scope="module")
+def prompts(target: Target) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(4)
+    begun = torch.randint(3, target.vocabulary, (ROWS, 2), generator=generator)
+    return continued(target.model, begun, PROMPT, 1.0, generator)
+
+
+@pytest.fixture(scope="module")
+def greedy(target: Target, prompts: torch.Tensor) -> OwnText:
+    return write_text(target, prompts, NEW, GREEDY, frozenset())
+
+
+def test_the_target_goes_on_as_it_does_elsewhere(target: Target, prompts: torch.Tensor, greedy: OwnText) -> None:
+    elsewhere = continued(target.model, prompts, PROMPT + NEW, 0.0, torch.Generator())
+    assert torch.equal(greedy.tokens_ST, elsewhere)
+    assert greedy.starts_S.tolist() == [NEW - 1] * ROWS
+
+
+def test_a_text_counts_up_to_its_end(target: Target, prompts: torch.Tensor, greedy: OwnText) -> None:
+    end = greedy.written()[0][6]
+    text = write_text(target, prompts, NEW, GREEDY, frozenset({end}))
+    for row, whole in zip(text.written(), greedy.written(), strict=True):
+        assert row == whole[: whole.index(end) + 1 if end in whole else NEW]
+    assert write_text(target, prompts[:1], NEW, GREEDY, frozenset({end})).tokens_ST.shape[1] == PROMPT + NEW
+
+
+def test_a_greedy_walk_is_the_real_loop(
+    target: Target, draft: Skipping, prompts: torch.Tensor, greedy: OwnText
+) -> None:
+    """D3: text and accept sequences are identical."""
+    forced = teacher_forced(target, draft, greedy, COUNT, GREEDY)
+    looped = [drafting_loop(draft, prompt, NEW, COUNT) for prompt in prompts.tolist()]
+    assert greedy.written() == [written for written, _ in looped]
+    assert forced.chains.accepted == [accepted for _, accepted in looped]
+    assert len({kept for _, accepted in looped for kept in accepted}) > 2  # or it would show little
+
+
+def test_odds_are_those_of_the_text(target: Target, draft: Skipping, prompts: torch.Tensor) -> None:
+    sampling = Sampling(temperature=0.8, top_k=50, top_p=0.9)
+    text = write_text(target, prompts, 6, sampling, frozenset(), seed=1)
+    odds_SNK = teacher_forced(target, draft, text, COUNT, sampling).chains.odds_SNK
+    row = text.tokens_ST[1].tolist()
+    for start, k in itertools.product(range(5), range(COUNT)):
+        place = PROMPT + start + 1 + k
+        if place < len(row):
+            hidden = target.look({"input_ids": torch.tensor([row[:place]])}).hidden_BTH[:, -1]
+            p = probabilities(target.logits(hidden), sampling)[0, row[place]]
+            q = draft.chances(row[:place], sampling)[row[place]]
+            assert float(odds_SNK[1, start, k]) == pytest.approx(min(1.0, float(q / p)), abs=1e-4)
+        else:
+            assert odds_SNK[1, start, k] == 0
+
+
+def test_a_small_draft_vocabulary_accepts_nothing_else(target: Target, prompts: torch.Tensor) -> None:
+    text = write_text(target, prompts, NEW, SAMPLED, frozenset())
+    written = torch.tensor(text.written())
+    known = DraftVocabulary(written[0].unique(), target.vocabulary)
+    forced = teacher_forced(target, Skipping(target, known), text, COUNT, SAMPLED)
+    says_SN = torch.isin(written[:, 1:], known.ids_D)
+    assert bool((forced.chains.odds_SNK[..., 0] > 0).eq(says_SN).all())
+    logits = target.logits(target.look({"input_ids": text.tokens_ST}).hidden_BTH[:, PROMPT - 1 : -1])
+    assert forced.covered == pytest.approx(float(logits.softmax(-1)[..., known.ids_D].sum(-1).mean()), rel=1e-5)
+
+
+def test_n_grams_are_asked_at_every_start(greedy: OwnText) -> None:
+    chains = followed(LookingUp(ROWS), greedy, COUNT)
+    for row, accepted in zip(greedy.tokens_ST.tolist(), chains.accepted, strict=True):
+        at, expected = PROMPT, []
+        while at < len(row) - 1:
+            guesses = LookingUp.guess(row[:at], row[at], COUNT)
+            kept = sum(itertools.accumulate(map(int.__eq__, guesses, row[at + 1 : -1]), int.__mul__))
+            expected.append(kept)
+            at += kept + 1
+        assert accepted == expected
+
+
+def test_the_facts_are_of_both_temperatures(target: Target, draft: Skipping, prompts: torch.Tensor) -> None:
+    facts = measure_acceptance(target, draft, LookingUp, prompts, count=COUNT, new_tokens=NEW, sampled=SAMPLED, seed=3)
+    text = write_text(target, prompts, NEW, SAMPLED, frozenset(), 3)
+    assert facts.sampled.draft is not None
+    assert facts.sampled.draft.tau == teacher_forced(target, draft, text, COUNT, SAMPLED).chains.tau
+    assert facts.sampled.ngram.tau == followed(LookingUp(ROWS), text, COUNT).tau
+    for found in (facts.greedy, facts.sampled):
+        assert found.draft is not None
+        assert found.draft.interval.holds(found.draft.tau)
+        assert len(found.draft.conditional) == COUNT
+        assert (found.prompts, found.tokens) == (ROWS, ROWS * (NEW - 1))
+    assert facts.greedy.sampling == GREEDY
+    assert facts.covered == pytest.approx(1, abs=1e-6)
+    assert AcceptanceFacts.model_validate_json(facts.model_dump_json()) == facts
+
+
+def test_loops_are_counted_and_left_out(target: Target, draft: Skipping) -> None:
+    """A random token makes this small model go round in circles."""
+    prompts = torch.arange(300, 308)[:, None].expand(-1, 4)
+    facts = measure_acceptance(target, draft, LookingUp, prompts, count=COUNT, new_tokens=48, sampled=SAMPLED).greedy
+    assert 0 < facts.looping < 1
+    assert facts.ngram.tau_without_loops is not None
+    assert facts.ngram.tau_without_loops < facts.ngram.tau
+
+
+def test_a_target_without_words_is_refused(target: Target, draft: Skipping, prompts: torch.Tensor) -> None:
+    silent = frozenset(range(target.vocabulary))
+    with pytest.raises(DataError, match="ends every text at once"):
+        measure_acceptance(target, draft, LookingUp, prompts, count=COUNT, new_tokens=NEW, sampled=SAMPLED, ends=silent)
+
+
+def test_what_a_draft_achieved_stays_beside_it(
+    target: Target, draft: Skipping, prompts: torch.Tensor, tmp_path: Path
+) -> None:
+    facts = measure_acceptance(target, draft, LookingUp, prompts, count=2, new_tokens=4, sampled=SAMPLED)
+    assert read_made(tmp_path) is None
+    note_made(tmp_path, facts)
+    made = read_made(tmp_path)
+    assert made
+    assert (made.count, made.greedy, made.sampled) == (2, facts.greedy.own.tau, facts.sampled.own.tau)
+    (tmp_path / MADE).write_text("{}")
+    with pytest.raises(BadCheckpoint, match=MADE):
+        read_made(tmp_path)
+
+
+def test_speed_ups_follow_from_times() -> None:
+    cost = Cost(batch=1, target=2.0, verification=3.0, draft=1.0)
+    assert (cost.ratio, cost.ideal(3.0), cost.predicted(3.0)) == (0.5, 2.0, 1.5)
+    assert Wall(batch=1, sampling=GREEDY, plain=4.0, drafted=5.0, tau=1.0).speedup == 0.8
+
+
+def test_times_are_of_work_that_was_done(target: Target, draft: Skipping, prompts: torch.Tensor) -> None:
+    """Six layers over six times the tokens, or computing all anew for each token, cannot cost less."""
+    cost = measure_cost(target, draft.drafter(1), prompts[:1], count=5, read=2)
+    assert cost.batch == 1
+    assert 0 < cost.target < cost.verification
+    assert cost.draft > cost.target
+
+
+class _Loop:
+    """What decoding leaves."""
+
+    def __init__(self, tokens: list[list[int]], accepted: list[list[int]]) -> None:
+        self.tokens, self.accepted = tokens, accepted
+
+
+def test_walls_are_of_decoding_by_turns(target: Target, draft: Skipping, prompts: torch.Tensor) -> None:
+    asked: list[tuple[bool, int]] = []
+
+    def generate(
+        target: Target,
+        prompts: list[list[int]],
+        *,
+        new_tokens: int,
+        sampling: Sampling,
+        drafter: MakeDrafter | None,
+        count: int,
+        seed: int = 0,
+    ) -> Decoded:
+        asked.append((drafter is not None, new_tokens))
+        if drafter is None:
+            write_text(target, torch.tensor(prompts), new_tokens, sampling, frozenset(), seed)
+            return _Loop([], [])
+        found = [drafting_loop(draft, prompt, new_tokens, count) for prompt in prompts]
+        return _Loop([tokens for tokens, _ in found], [accepted for _, accepted in found])
+
+    few = 6
+    wall = measure_wall(
+        generate, target, prompts[:1].tolist(), draft.drafter, new_tokens=few, count=COUNT, sampling=GREEDY
+    )
+    assert asked == [(False, COUNT + 2), (True, COUNT + 2), *[(False, few), (True, few)] * 3]
+    text = write_text(target, prompts[:1], few, GREEDY, frozenset())
+    assert wall.tau == pytest.approx(teacher_forced(target, draft, text, COUNT, GREEDY).chains.tau)
+    assert wall.speedup < 1  # nothing is cached in this loop
+    assert real_tau(_Loop([[1, 2, 3]], [[1]])) == 2.0
