@@ -267,7 +267,9 @@ def test_sizes_are_the_targets_own(tiny_model: MakeModel, stdlib_model) -> None:
 
 def test_top_p_keeps_the_likeliest_tokens_that_hold_the_mass() -> None:
     logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
-    assert torch.allclose(probabilities(logits, Sampling(temperature=1, top_p=0.7)), torch.tensor([[0.625, 0.375, 0, 0]]))
+    assert torch.allclose(
+        probabilities(logits, Sampling(temperature=1, top_p=0.7)), torch.tensor([[0.625, 0.375, 0, 0]])
+    )
     assert torch.allclose(probabilities(logits, Sampling(temperature=1, top_p=0.01)), torch.tensor([[1.0, 0, 0, 0]]))
     halved = probabilities(logits, Sampling(temperature=0.5, top_k=2))
     assert torch.allclose(halved, torch.tensor([[0.25 / 0.34, 0.09 / 0.34, 0, 0]]))
