@@ -77,7 +77,9 @@ class Eagle3Drafter:
         """See `Drafter`."""
         hidden = torch.cat((self._waiting_BH[:, None], self._draft.fused(features)), 1)
         valid = torch.cat((self._waits_B[:, None], valid_BT), 1)
-        order = (~valid).to(torch.uint8).argsort(dim=1, stable=True)  # whatever side is padded: what is there comes first
+        order = (
+            (~valid).to(torch.uint8).argsort(dim=1, stable=True)
+        )  # whatever side is padded: what is there comes first
         hidden = hidden.gather(1, order[..., None].expand_as(hidden))
         tokens = pad(tokens_BT, (1, 0)).gather(1, order)
         counts_B = valid.sum(1)

@@ -165,7 +165,8 @@ def test_a_greedy_chain_is_what_the_answers_find_likeliest() -> None:
     drafter = read_in_parts(draft, tokens_BT, features, lengths)
     chosen_B = torch.tensor([3, 16, 1])
     found = drafter.propose(chosen_B, count, GREEDY, None)
-    assert found.probabilities_BKV is None and found.parents_K is None
+    assert found.probabilities_BKV is None
+    assert found.parents_K is None
     for row, length in enumerate(lengths):
         guesses = found.tokens_BK[row].tolist()
         tokens = [*tokens_BT[row, :length].tolist(), int(chosen_B[row]), *guesses]
@@ -198,7 +199,8 @@ def test_a_tree_has_the_likeliest_paths() -> None:
     tapped = tuple(one[:, :length] for one in features.tapped)
     drafter.read(tokens_BT[:, :length], torch.ones(1, length, dtype=torch.bool), Features(tapped[-1], tapped))
     found = drafter.propose(torch.tensor([6]), count, GREEDY, None)
-    assert found.parents_K is not None and len(found.parents_K) == count
+    assert found.parents_K is not None
+    assert len(found.parents_K) == count
     with torch.no_grad():
         scores = _scored(draft, [*tokens_BT[0, :length].tolist(), 6], features, length - 1, 3)
     best = sorted(scores, key=lambda path: -scores[path])[:count]

@@ -1,4 +1,4 @@
-"""The stage that trains a draft: what counts, what is refused, what it leaves, and that a killed one goes on exactly."""
+"""The stage that trains a draft: what counts, what is refused, what it leaves, and how a killed one goes on."""
 
 from pathlib import Path
 from typing import Any
