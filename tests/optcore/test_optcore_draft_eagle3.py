@@ -1,6 +1,7 @@
 """The EAGLE-3 draft: its teacher-forced answers, and its drafting, against a rollout written out place by place."""
 
 from itertools import product
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from transformers import AutoConfig
 
 from optcore.drafts.build import eagle3_sizes
 from optcore.drafts.eagle3 import Eagle3
-from optcore.drafts.eagle3_drafter import TreeShape
+from optcore.drafts.eagle3_drafter import Eagle3Drafter, TreeShape
 from optcore.drafts.eagle3_layer import Eagle3Sizes
 from optcore.drafts.taps import default_taps
 from optcore.drafts.vocabulary import DraftVocabulary
@@ -142,7 +143,7 @@ def teacher_forced(draft: Eagle3, tokens: list[int], features: Features, row: in
     return torch.stack([draft.logits(state, k)[0, place] for k, state in enumerate(states)])
 
 
-def read_in_parts(draft: Eagle3, tokens_BT: torch.Tensor, features: Features, lengths: list[int]):  # type: ignore[no-untyped-def]
+def read_in_parts(draft: Eagle3, tokens_BT: torch.Tensor, features: Features, lengths: list[int]) -> Eagle3Drafter:
     """A drafter that has read each row's first tokens: some padded on the left, then the rest padded on the right."""
     drafter, first = draft.drafter(len(lengths)), 4
     valid = torch.tensor([[place >= first - min(first, length - 1) for place in range(first)] for length in lengths])
@@ -154,9 +155,12 @@ def read_in_parts(draft: Eagle3, tokens_BT: torch.Tensor, features: Features, le
     return drafter
 
 
-def _gathered(tokens_BT, valid, features, source):  # type: ignore[no-untyped-def]
-    tapped = tuple(one.gather(1, source[..., None].expand(-1, -1, H)) for one in features.tapped)
-    return tokens_BT.gather(1, source), valid, Features(tapped[-1], tapped)
+def _gathered(
+    tokens_BT: torch.Tensor, valid_BT: torch.Tensor, features: Features, source_BT: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, Features]:
+    """What `read` is given: the tokens of some places, and which of them are there."""
+    tapped = tuple(one.gather(1, source_BT[..., None].expand(-1, -1, H)) for one in features.tapped)
+    return tokens_BT.gather(1, source_BT), valid_BT, Features(tapped[-1], tapped)
 
 
 def test_a_greedy_chain_is_what_the_answers_find_likeliest() -> None:
@@ -259,7 +263,7 @@ def test_default_taps_are_different_layers(layers: int, taps: tuple[int, ...]) -
     assert default_taps(layers) == taps
 
 
-def test_sizes_are_the_targets_own(tiny_model: MakeModel, stdlib_model) -> None:  # type: ignore[no-untyped-def]
+def test_sizes_are_the_targets_own(tiny_model: MakeModel, stdlib_model: Path) -> None:
     sizes = eagle3_sizes(AutoConfig.from_pretrained(stdlib_model))
     assert (sizes.num_attention_heads, sizes.num_key_value_heads, sizes.head_dim) == (4, 2, 64)
     assert (sizes.intermediate_size, sizes.rope_theta, sizes.rms_norm_eps) == (768, 10000.0, 1e-6)

@@ -8,7 +8,7 @@ tokens a round, the target's own among them.
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -94,11 +94,11 @@ def trained(
         run.windows = written
         train_draft(run, technique)
         stored = load_file(run.out / "draft.safetensors")
-        vocabulary = DraftVocabulary(stored.pop("t2d").nonzero().flatten(), len(stored.pop("d2t")))
-        noted = run.results["draft"]
-        target = Target(stdlib_model, noted["taps"])  # type: ignore[index]
-        vocabulary = DraftVocabulary(vocabulary.ids_D, target.vocabulary)
-        draft = build_draft(technique, target, vocabulary)
+        ids_D = (stored.pop("d2t") + torch.arange(len(stored["lm_head.weight"]))).long()
+        size = len(stored.pop("t2d"))
+        noted: Any = run.results["draft"]
+        target = Target(stdlib_model, noted["taps"])
+        draft = build_draft(technique, target, DraftVocabulary(ids_D, size))
         draft.load_state_dict(stored)
         return _measured(draft, target, spoken)
 

@@ -10,6 +10,7 @@ from fixtures.tiny_models import MakeModel
 from fixtures.training import Killed, ending_at, training_run
 from safetensors.torch import load_file
 
+from optcore.drafts.build import build_draft
 from optcore.drafts.vocabulary import DraftVocabulary
 from optcore.errors import DataError, OptError, OutOfMemory, RecipeError
 from optcore.run import Run
@@ -20,7 +21,7 @@ from optcore.training.draft_features import LiveFeatures
 from optcore.training.draft_losses import DraftLoss
 from optcore.training.draft_stage import train_draft
 from optcore.training.draft_trainee import DraftTrainee, all_answered, answered
-from optcore.training.windows import BEGINS, LEARNED, Batch
+from optcore.training.windows import BEGINS, LEARNED, Batch, Windows
 
 torch.set_num_threads(1)
 SETTINGS: dict[str, Any] = {
@@ -102,9 +103,6 @@ def test_a_killed_stage_goes_on_to_the_same_draft(trained: Run, ready: Run, tmp_
 
 
 def test_parts_of_a_step_add_up_to_it(stdlib_model: Path, ready: Run) -> None:
-    from optcore.drafts.build import build_draft
-    from optcore.training.windows import Windows
-
     target = Target(stdlib_model, (1, 2, 4))
     assert target.head
     vocabulary = DraftVocabulary.whole(target.vocabulary)
