@@ -16,6 +16,8 @@ from torch import nn
 from optcore.drafts.vocabulary import DraftVocabulary
 from optcore.speculative.drafter import Drafter
 from optcore.speculative.target import Features
+from optcore.training.divergences import wide
+from optcore.training.head import Head
 
 
 class Draft(nn.Module, ABC):
@@ -37,8 +39,14 @@ class Draft(nn.Module, ABC):
         """
 
     @abstractmethod
+    def head(self, k: int = 0) -> Head:
+        """What makes logits of what `answers` gave as the k-th: a loss asks it about a few rows at a time."""
+
     def logits(self, hidden: torch.Tensor, k: int = 0) -> torch.Tensor:
-        """Float32 logits [..., D] of what `answers` gave as the k-th."""
+        """Logits [..., D] of what `answers` gave as the k-th, in float32 (float64 where the draft is)."""
+        linear, transform = self.head(k)
+        found = wide(linear(hidden))
+        return transform(found) if transform else found
 
     @abstractmethod
     def drafter(self, sequences: int) -> Drafter:

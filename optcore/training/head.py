@@ -22,6 +22,11 @@ class Head(NamedTuple):
     transform: Transform | None = None
     """A soft cap or a factor; None where the linear layer's outputs are the logits."""
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether logits are the product with its weight, and nothing else."""
+        return self.transform is None and self.linear.bias is None
+
 
 class _Looked(NamedTuple):
     """What a model computes of a few tokens."""

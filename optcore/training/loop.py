@@ -17,10 +17,10 @@ from optcore.training.batches import Order, micro_batches, micro_size
 from optcore.training.checkpoints import Checkpoints, Measured, State
 from optcore.training.clipping import clip_gradients
 from optcore.training.constraints import Constraint
+from optcore.training.learner import Learner
 from optcore.training.on_policy import OnPolicy
 from optcore.training.ranks import Ranks
 from optcore.training.schedule import learning_rate
-from optcore.training.trainee import Trainee
 from optcore.training.windows import Batch, Windows
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class Loop:
         self,
         run: "Run",
         settings: "Training",
-        trainee: Trainee,
+        trainee: Learner,
         windows: Windows,
         ranks: Ranks,
         budget: "RankBudget | None" = None,

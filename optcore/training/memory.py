@@ -10,6 +10,9 @@ from optcore.streaming.reader import TensorReader
 from optcore.training.free_memory import gpu_bytes, machine_bytes, process_bytes
 
 _MASTER_bytes, _GRADIENT_bytes, _MOMENTS_bytes = 4, 4, 8
+_REMEDY = (
+    "use `scope: scales`, `lora` or `block`, keep a teacher's answers with `teacher_top_k`, or use a larger machine"
+)
 _ROOM = 1.1  # allocators, buffers and libraries
 _GIB = 2**30
 
@@ -68,12 +71,28 @@ def check_memory(
         _check("training", need.peak(1, need.gathered), process_bytes(), what)
 
 
-def _check(doing: str, needed: float, there: float, what: str) -> None:
+def check_draft_memory(target: Path, draft: int, *, device: torch.device, processes: int = 1) -> None:
+    """Raise `OutOfMemory` where a draft of so many parameters, which all train, does not fit beside its target.
+
+    Each process has both whole; see `check_memory` for what is not counted.
+    """
+    is_gpu = device.type == "cuda"
+    target_bytes = _parameters(target) * (2 if is_gpu else 4)
+    needed = target_bytes + draft * (_MASTER_bytes + _GRADIENT_bytes + _MOMENTS_bytes)
+    what = f"a draft of {draft} parameters, and its target beside it"
+    remedy = "keep what the target computes with `features: kept`, name a smaller `vocabulary`, or use a larger machine"
+    if is_gpu:
+        _check("training", needed, gpu_bytes(device), what, remedy)
+    else:
+        _check("training", processes * needed, machine_bytes(), what, remedy)
+        _check("training", needed, process_bytes(), what, remedy)
+
+
+def _check(doing: str, needed: float, there: float, what: str, remedy: str = _REMEDY) -> None:
     if needed * _ROOM > there:
         raise OutOfMemory(
             f"{doing} takes about {needed * _ROOM / _GIB:.1f} GiB, {there / _GIB:.1f} GiB are free: {what}",
-            remedy="use `scope: scales`, `lora` or `block`, keep a teacher's answers with `teacher_top_k`, "
-            "or use a larger machine",
+            remedy=remedy,
             field="/chain",
         )
 

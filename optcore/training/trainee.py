@@ -8,14 +8,14 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
 
 from optcore.errors import RecipeError
 from optcore.streaming.decoder import Decoder
 from optcore.techniques.losses import AnyLoss, ForwardKl
 from optcore.training.divergences import TopK, cross_entropy, forward_kl, forward_kl_top_k
-from optcore.training.head import Head, find_head, last_hidden
+from optcore.training.head import find_head, last_hidden
 from optcore.training.hidden_loss import HiddenLoss, Stack
+from optcore.training.learner import Learner
 from optcore.training.linear_loss import LossOfRows, chunked_linear_loss, fused_linear_kl
 from optcore.training.objective import RowLoss, hidden_term
 from optcore.training.student import Student
@@ -34,7 +34,7 @@ class Question(NamedTuple):
     said: Rows | None
 
 
-class Trainee(nn.Module):
+class Trainee(Learner):
     """Holds the student's modules; the teacher is beside it, not inside, and never trains.
 
     Raises `RecipeError` for a teacher that numbers labels in another way.
@@ -52,16 +52,6 @@ class Trainee(nn.Module):
         self._hidden = self._hidden_loss(seed)
         self._head = find_head(self.model)
         touch_experts(self.model)
-
-    def forward(
-        self, batch: Batch, windows: list[int], progress: float | None = None
-    ) -> torch.Tensor | dict[str, torch.Tensor]:
-        """One way in for all: what is shared out between processes is gathered only here.
-
-        The loss of a batch, summed over the rows that count, at a share of training that is over: a scalar with a
-        gradient. Without that share a validation's sums, by `measures`.
-        """
-        return self._compared(batch, windows) if progress is None else self._loss(batch, windows, progress)
 
     @contextmanager
     def facing(self, teacher: Teacher) -> Iterator[None]:
@@ -137,7 +127,7 @@ class Trainee(nn.Module):
         head, terms = self._head, self._rows.terms
         if not terms:  # hidden states alone are compared: the head is not needed
             return last_hidden(self.model, **inputs).new_zeros((), dtype=torch.float32)
-        if said and head and _is_plain(head) and said.weight_VH is not None and len(terms) == 1:
+        if said and head and head.is_plain and said.weight_VH is not None and len(terms) == 1:
             term = terms[0]
             if isinstance(term, ForwardKl) and said.hidden_NH is not None:
                 hidden_NH = last_hidden(self.model, **inputs)[counts_BT]
@@ -195,10 +185,6 @@ def inputs_of(batch: Batch) -> dict[str, torch.Tensor]:
 def _labels_of(decoder: Decoder) -> list[str]:
     """A classifier's, by number; none of another model."""
     return [name for _, name in sorted(decoder.model.config.id2label.items())] if decoder.is_classifier else []
-
-
-def _is_plain(head: Head) -> bool:
-    return head.transform is None and head.linear.bias is None
 
 
 def _of_one_row(attended_BT: torch.Tensor) -> torch.Tensor:

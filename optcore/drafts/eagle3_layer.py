@@ -1,0 +1,156 @@
+"""The one decoder layer of an EAGLE-3 draft, Llama's but that it reads a token's embedding beside the features.
+
+Its attention has a past that all places share, and beside it entries that each place has to itself: what the draft
+computed on the way there from its own guesses. So nothing is copied, in training (arXiv:2503.01840, figure 6), along a
+chain and down a tree alike.
+
+Shapes: B rows, T asking places, S places of the past, G key-value heads, R query heads of each, N = G R, E head size, H
+hidden size.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.nn.functional import silu
+
+from optcore.frozen import Frozen
+
+
+class Eagle3Sizes(Frozen):
+    """A draft's layer, in the words of Llama's configuration, in which layouts write it."""
+
+    hidden_size: int
+    """The target's: embeddings are read beside features."""
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    intermediate_size: int
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 10000.0
+    norm_before_residual: bool = False
+    """What the layer adds to: the features as they are (EAGLE, SpecForge), or normed (the default of speculators)."""
+
+
+class KeysValues(NamedTuple):
+    """Entries of attention."""
+
+    keys_BSGE: torch.Tensor
+    values_BSGE: torch.Tensor
+
+    def picked(self, places: torch.Tensor) -> "KeysValues":
+        """Those of some places, [P]."""
+        return KeysValues(self.keys_BSGE[:, places], self.values_BSGE[:, places])
+
+
+class Asking(NamedTuple):
+    """Places before they attend to anything."""
+
+    queries_BTNE: torch.Tensor
+    own: KeysValues
+    residual_BTH: torch.Tensor
+
+
+class Attention(nn.Module):
+    """Grouped-query attention over twice the hidden size."""
+
+    def __init__(self, sizes: Eagle3Sizes) -> None:
+        super().__init__()
+        self.sizes = sizes
+        inside = sizes.num_attention_heads * sizes.head_dim
+        shared = sizes.num_key_value_heads * sizes.head_dim
+        self.q_proj = nn.Linear(2 * sizes.hidden_size, inside, bias=False)
+        self.k_proj = nn.Linear(2 * sizes.hidden_size, shared, bias=False)
+        self.v_proj = nn.Linear(2 * sizes.hidden_size, shared, bias=False)
+        self.o_proj = nn.Linear(inside, sizes.hidden_size, bias=False)
+
+    def ask(self, inputs: torch.Tensor, positions_BT: torch.Tensor) -> tuple[torch.Tensor, KeysValues]:
+        """Queries [B, T, N, E] and keys and values [B, T, G, E] of inputs [B, T, 2 H]."""
+        split, theta = (-1, self.sizes.head_dim), self.sizes.rope_theta
+        queries, keys, values = (
+            linear(inputs).unflatten(-1, split) for linear in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        return rotated(queries, positions_BT, theta), KeysValues(rotated(keys, positions_BT, theta), values)
+
+    def answer(
+        self, queries_BTNE: torch.Tensor, past: KeysValues, seen_BTS: torch.Tensor, own: Sequence[KeysValues]
+    ) -> torch.Tensor:
+        """What is found [B, T, H]: in the past where `seen_BTS`, and in every place's own entries [B, T, G, E]."""
+        groups, size = self.sizes.num_key_value_heads, self.sizes.head_dim
+        queries_BTGRE = queries_BTNE.unflatten(2, (groups, -1)) * size**-0.5
+        scores = torch.einsum("btgre,bsge->btgrs", queries_BTGRE, past.keys_BSGE)
+        scores = scores.masked_fill(~seen_BTS[:, :, None, None], float("-inf"))
+        beside = [(queries_BTGRE * one.keys_BSGE[:, :, :, None]).sum(-1, keepdim=True) for one in own]
+        precise = torch.promote_types(scores.dtype, torch.float32)
+        weights = torch.cat((scores, *beside), -1).softmax(-1, precise).to(queries_BTNE.dtype)
+        there = past.keys_BSGE.shape[1]
+        found = torch.einsum("btgrs,bsge->btgre", weights[..., :there], past.values_BSGE)
+        for number, one in enumerate(own):
+            found = found + weights[..., there + number, None] * one.values_BSGE[:, :, :, None]
+        answer: torch.Tensor = self.o_proj(found.flatten(2))
+        return answer
+
+
+class SwiGlu(nn.Module):
+    """Llama's feed-forward network."""
+
+    def __init__(self, sizes: Eagle3Sizes) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(sizes.hidden_size, sizes.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(sizes.hidden_size, sizes.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(sizes.intermediate_size, sizes.hidden_size, bias=False)
+
+    def forward(self, hidden_BTH: torch.Tensor) -> torch.Tensor:
+        """As many of the same size."""
+        out: torch.Tensor = self.down_proj(silu(self.gate_proj(hidden_BTH)) * self.up_proj(hidden_BTH))
+        return out
+
+
+class MidLayer(nn.Module):
+    """The layer, called in two parts, between which its keys find their place."""
+
+    def __init__(self, sizes: Eagle3Sizes) -> None:
+        super().__init__()
+        width, eps = sizes.hidden_size, sizes.rms_norm_eps
+        self.self_attn = Attention(sizes)
+        self.mlp = SwiGlu(sizes)
+        self.hidden_norm = nn.RMSNorm(width, eps)
+        self.input_layernorm = nn.RMSNorm(width, eps)
+        self.post_attention_layernorm = nn.RMSNorm(width, eps)
+
+    def ask(self, embedded_BTH: torch.Tensor, hidden_BTH: torch.Tensor, positions_BT: torch.Tensor) -> Asking:
+        """What places ask for, and what they are found by."""
+        normed_BTH = self.hidden_norm(hidden_BTH)
+        inputs = torch.cat((self.input_layernorm(embedded_BTH), normed_BTH), -1)
+        queries_BTNE, own = self.self_attn.ask(inputs, positions_BT)
+        is_normed = self.self_attn.sizes.norm_before_residual
+        return Asking(queries_BTNE, own, normed_BTH if is_normed else hidden_BTH)
+
+    def answer(
+        self, asking: Asking, past: KeysValues, seen_BTS: torch.Tensor, own: Sequence[KeysValues]
+    ) -> torch.Tensor:
+        """The layer's output [B, T, H], before the final norm."""
+        attended = self.self_attn.answer(asking.queries_BTNE, past, seen_BTS, own)
+        hidden_BTH = asking.residual_BTH + attended
+        out: torch.Tensor = hidden_BTH + self.mlp(self.post_attention_layernorm(hidden_BTH))
+        return out
+
+
+def rotated(values_BTNE: torch.Tensor, positions_BT: torch.Tensor, theta: float) -> torch.Tensor:
+    """Turned by their positions (RoPE, arXiv:2104.09864), halves of a head as pairs, as Llama's are."""
+    size, dtype = values_BTNE.shape[-1], torch.promote_types(values_BTNE.dtype, torch.float32)
+    exponents = torch.arange(0, size, 2, device=positions_BT.device, dtype=dtype) / size
+    angles = positions_BT[:, :, None, None] * theta**-exponents
+    cos, sin = angles.cos(), angles.sin()
+    first, second = values_BTNE.to(dtype).chunk(2, -1)
+    turned = torch.cat((first * cos - second * sin, second * cos + first * sin), -1)
+    return turned.to(values_BTNE.dtype)
+
+
+def seen_before(positions_BT: torch.Tensor) -> torch.Tensor:
+    """Which places each place sees, bool [B, T, T]: itself and those before it in its document."""
+    documents_BT = (positions_BT == 0).cumsum(1)
+    places_T = torch.arange(positions_BT.shape[1], device=positions_BT.device)
+    is_same_BTT = documents_BT[:, :, None] == documents_BT[:, None]
+    return is_same_BTT & (places_T[:, None] >= places_T)
