@@ -3,7 +3,9 @@
 Shapes: N rows, V vocabulary.
 """
 
+import torch
 from pydantic import Field
+from torch.nn.functional import one_hot
 
 from optcore.frozen import Frozen
 
@@ -20,3 +22,19 @@ class Sampling(Frozen):
 
 
 GREEDY = Sampling()
+
+
+def probabilities(logits_NV: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+    """The distribution [N, V] that tokens are drawn from; one-hot without a temperature."""
+    if sampling.temperature == 0:
+        return one_hot(logits_NV.argmax(-1), logits_NV.shape[-1]).to(logits_NV.dtype)
+    logits_NV = logits_NV / sampling.temperature
+    if sampling.top_k is not None and sampling.top_k < logits_NV.shape[-1]:
+        least_N1 = logits_NV.topk(sampling.top_k, -1).values[:, -1:]
+        logits_NV = logits_NV.masked_fill(logits_NV < least_N1, -torch.inf)
+    if sampling.top_p is not None and sampling.top_p < 1:
+        ordered_NV, order_NV = logits_NV.softmax(-1).sort(-1, descending=True)
+        before_NV = ordered_NV.cumsum(-1) - ordered_NV
+        surplus_NV = torch.zeros_like(before_NV, dtype=torch.bool).scatter(-1, order_NV, before_NV >= sampling.top_p)
+        logits_NV = logits_NV.masked_fill(surplus_NV, -torch.inf)
+    return logits_NV.softmax(-1)
