@@ -27,7 +27,7 @@ def _turns(positions: torch.Tensor, sizes: Sizes) -> tuple[torch.Tensor, torch.T
 
 
 def _theirs(layer: DecoderLayer, head_norms: bool) -> torch.nn.Module:
-    """Transformers' layer with the same parameters, by their names."""
+    """Transformers' layer with the same parameters, by their names; its norms, which round to float32, are torch's."""
     sizes = layer.self_attn.sizes
     config = (Qwen3Config if head_norms else LlamaConfig)(
         hidden_size=sizes.width,
@@ -38,9 +38,12 @@ def _theirs(layer: DecoderLayer, head_norms: bool) -> torch.nn.Module:
         rms_norm_eps=sizes.epsilon,
         num_hidden_layers=1,
     )
-    config._attn_implementation = "eager"
+    config._attn_implementation = "sdpa"  # the eager one takes its softmax in float32
     theirs = (Qwen3DecoderLayer if head_norms else LlamaDecoderLayer)(config, 0).double()
     theirs.load_state_dict(layer.state_dict())
+    for name, module in layer.named_modules():
+        if isinstance(module, torch.nn.RMSNorm):
+            theirs.set_submodule(name, module)
     return theirs.eval()
 
 
@@ -79,7 +82,7 @@ def test_mtp_answers_as_its_steps_written_behind_the_text(tiny_model: MakeModel)
     target = Target(tiny_model("Llama"), taps=())
     draft = stirred(made("mtp", target))
     assert isinstance(draft, Mtp)
-    text, theirs = random_text(target, 1, T + COUNT), _theirs(draft.layer, head_norms=False)
+    text, theirs = random_text(target, 1, T + COUNT + 1), _theirs(draft.layer, head_norms=False)
     answers = text.answers(draft)
     for t in range(T):
         rows = [
