@@ -7,8 +7,8 @@ Layers are Qwen3's, with a norm on each query's and key's head, and are named as
 
 In training blocks begin at places drawn at random in each window (section 4.2), each of which sees the features before
 it, as in decoding. Their loss weighs the k-th token by exp(-k/gamma), gamma 4 for blocks of 8 and 7 for blocks of 16:
-decays of 0.78 and 0.87. The authors' mask is a token of the target's vocabulary that never occurs; as not every target
-has one, here it is a learned embedding.
+decays of 0.78 and 0.87. The authors' mask is a token of the target's vocabulary that never occurs, which
+is all that engines know to read; for a target without one it is a learned embedding.
 
 Shapes: B rows of T tokens, A places that answer, Q tokens of a block, H hidden size, S slots.
 """
@@ -46,6 +46,7 @@ class Block(Draft):
         count: int,
         *,
         layers: int = 5,
+        mask_token: int | None = None,
         sizes: Sizes | None = None,
         seed: int = 0,
     ) -> None:
@@ -58,11 +59,10 @@ class Block(Draft):
         self.hidden_norm = nn.RMSNorm(width, eps=epsilon)
         self.layers = nn.ModuleList(DecoderLayer(self.sizes, head_norms=True) for _ in range(layers))
         self.norm = nn.RMSNorm(width, eps=epsilon)
-        self.mask_H = nn.Parameter(torch.empty(width))
         initialise(self, seed)
         self.to(target.device)
-        with torch.no_grad():  # among the embeddings, and none of them
-            self.mask_H.copy_(target.embeddings.weight.float().mean(0))
+        self.mask_token = mask_token
+        self.mask_H: torch.Tensor = _mask(target, mask_token)
 
     def answers(
         self, tokens_BT: torch.Tensor, positions_BT: torch.Tensor, features: Features, count: int
@@ -128,6 +128,12 @@ class Block(Draft):
         chosen_BA, positions_BA = (values[rows_B1, anchors_BA] for values in (tokens_BT.roll(-1, 1), positions_BT))
         texts = [Text(of_layer, visible_BAT) for of_layer in shown]
         return self.blocks(chosen_BA, positions_BA + 1, texts)[:, :, 1 : count + 1]
+
+
+def _mask(target: Target, token: int | None) -> torch.Tensor:
+    """The token's embedding as it is, or a parameter that begins in the middle of all embeddings."""
+    table_VH = target.embeddings.weight.detach().float()
+    return nn.Parameter(table_VH.mean(0)) if token is None else nn.Buffer(table_VH[token].clone(), persistent=False)
 
 
 class BlockDrafter:

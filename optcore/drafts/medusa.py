@@ -7,7 +7,6 @@ tokens stand in between, no head knows.
 Shapes: B rows of T tokens, H hidden size, D tokens of the draft vocabulary.
 """
 
-import copy
 from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
@@ -60,7 +59,7 @@ class Medusa(Draft):
         self._borrowed = Borrowed.of(target, vocabulary)
         self.blocks = nn.ModuleList(ResidualBlock(target.width, depth) for _ in range(heads))
         self.to(target.device)
-        self.lm_heads = nn.ModuleList(copy.deepcopy(self._head()) for _ in range(heads if own_heads else 0))
+        self.lm_heads = nn.ModuleList(self._head() for _ in range(heads if own_heads else 0))
 
     def answers(
         self, tokens_BT: torch.Tensor, positions_BT: torch.Tensor, features: Features, count: int

@@ -5,6 +5,8 @@ from typing import Any
 from optcore.frozen import Frozen
 
 _THETA = 10000.0
+_HEAD = 64
+"""Size of heads where the target has none, as state-space models."""
 
 
 class Sizes(Frozen):
@@ -28,8 +30,8 @@ class Sizes(Frozen):
 
         A draft learns its own positions, and engines are known to fail on drafts with a scaled kind.
         """
-        heads = int(config.num_attention_heads)
         width = int(config.hidden_size)
+        heads = _whole(config, "num_attention_heads") or max(1, width // _HEAD)
         return cls(
             width=width,
             intermediate=_whole(config, "intermediate_size", "ffn_dim") or 4 * width,

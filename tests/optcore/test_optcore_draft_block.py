@@ -5,7 +5,8 @@ import torch
 from fixtures.drafting import COUNT, made, random_text, stirred
 from fixtures.tiny_models import MakeModel
 
-from optcore.drafts.block import drawn_anchors, spread_taps
+from optcore.drafts.block import Block, drawn_anchors, spread_taps
+from optcore.drafts.vocabulary import DraftVocabulary
 from optcore.speculative.sampling import GREEDY
 from optcore.speculative.target import Target
 
@@ -43,6 +44,14 @@ def test_windows_longer_than_what_is_answered_at_once(tiny_model: MakeModel) -> 
     target = Target(tiny_model("Llama"), taps=(1,))
     draft, text = made("block", target).double(), random_text(target, 1, 150)
     assert [answer.shape for answer in text.answers(draft)] == [(1, 150, target.width)] * COUNT
+
+
+def test_a_mask_is_learned_unless_the_target_has_a_token_for_it(tiny_model: MakeModel) -> None:
+    target = Target(tiny_model("Llama"), taps=(1,))
+    learned, given = (Block(target, DraftVocabulary.whole(2048), COUNT, mask_token=token) for token in (None, 7))
+    assert "mask_H" in dict(learned.named_parameters())
+    assert "mask_H" not in given.state_dict()
+    assert torch.equal(given.mask_H, target.embeddings.weight[7])
 
 
 def test_anchors_are_drawn_where_they_may_be() -> None:
