@@ -1,7 +1,6 @@
-"""A Llama-style decoder layer whose queries see two kinds of keys: those of the text, which many queries share, and
-those of a guess, which belong to one group of queries only.
+"""A Llama-style decoder layer whose queries see two kinds of keys: a text's, and those of their own guess.
 
-A guess is what a draft goes on from beyond the text: its own last steps (MTP, EAGLE), or a block of masks (DFlash). In
+Many queries share the text's keys; a guess belongs to one group of queries only. A guess is what a draft goes on from beyond the text: its own last steps (MTP, EAGLE), or a block of masks (DFlash). In
 training every position of a window begins a guess of its own, and no guess may see another. With the guess's keys kept
 apart, that takes T x (S + J) scores instead of the T x (S + T J) of one long masked sequence, and decoding, which has
 one group and its cache as text, walks the very same path.

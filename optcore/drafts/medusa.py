@@ -1,6 +1,6 @@
 """Medusa (arXiv:2401.10774): a head for each token ahead, all on the target's last hidden state.
 
-Head k is a residual block and a linear layer over the vocabulary (section 2.1.1): x + SiLU(W x + b), with W and b zero
+Head k is a residual block and a linear layer over the vocabulary: x + SiLU(W x + b), with W and b zero
 and the linear layer the target's own at first, so that every head begins by saying what the target says next. Which
 tokens stand in between, no head knows.
 

@@ -1,9 +1,8 @@
-"""Trees of candidates for heads that do not know each other's tokens (Medusa, arXiv:2401.10774, section 2.1.2 and
-appendix C).
+"""Trees of candidates for heads that do not know each other's tokens.
 
-A node is a path: of each head on the way to it, the rank of its token among that head's likeliest. (0, 2) is the third
-choice of the second head behind the first choice of the first. A tree is its nodes, each behind its parent and its
-better siblings.
+They are those of Medusa (arXiv:2401.10774), which chooses them by measured accuracies. A node is a path: of each head
+on the way to it, the rank of its token among that head's likeliest. (0, 2) is the third choice of the second head
+behind the first choice of the first. A tree is its nodes, each behind its parent and its better siblings.
 
 Shapes: N rows, D tokens of the draft vocabulary.
 """
@@ -43,7 +42,7 @@ def likeliest_tree(accuracies: Sequence[Sequence[float]], nodes: int) -> tuple[P
 
 
 def product_tree(ranks: Sequence[int]) -> tuple[Path, ...]:
-    """Every combination of the first `ranks[k]` choices of each head k (the Cartesian product of section 2.1.2)."""
+    """Every combination of the first `ranks[k]` choices of each head k (the Cartesian product)."""
     found: list[Path] = []
     level: list[Path] = [()]
     for width in ranks:

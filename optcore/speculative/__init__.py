@@ -1,2 +1,1 @@
-"""Speculative decoding: a target that is asked about several drafted tokens at once, the exact rules by which they are
-accepted, and how well a draft does by them."""
+"""Speculative decoding: a target asked about several tokens at once, how they are accepted, how well a draft does."""
