@@ -2,13 +2,13 @@
 
 A block is the chosen token followed by masks, each at the position of the token it stands for; row j > 0 says which
 token that is, and row 0 says nothing. Within the block everybody sees everybody, and the features of the target's
-tapped layers, fused by `fc` and `hidden_norm`, stand in front of it as keys and values in every layer.
-Layers are Qwen3's, with a norm on each query's and key's head, and are named as in the checkpoints of the authors.
+tapped layers, fused by `fc` and `hidden_norm`, stand in front of it as keys and values in every layer. Layers are
+Qwen3's, with a norm on each query's and key's head, and are named as in the checkpoints of the authors.
 
-In training blocks begin at places drawn at random in each window, each of which sees the features before
-it, as in decoding. Their loss weighs the k-th token by exp(-k/gamma), gamma 4 for blocks of 8 and 7 for blocks of 16:
-decays of 0.78 and 0.87. The authors' mask is a token of the target's vocabulary that never occurs, which
-is all that engines know to read; for a target without one it is a learned embedding.
+In training blocks begin at places drawn at random in each window, each of which sees the features before it, as in
+decoding. Their loss weighs the k-th token by exp(-k/gamma), gamma 4 for blocks of 8 and 7 for blocks of 16: decays of
+0.78 and 0.87. The authors' mask is a token of the target's vocabulary that never occurs, which is all that engines know
+to read; for a target without one it is a learned embedding.
 
 Shapes: B rows of T tokens, A places that answer, Q tokens of a block, H hidden size, S slots.
 """

@@ -1,9 +1,10 @@
 """A Llama-style decoder layer whose queries see two kinds of keys: a text's, and those of their own guess.
 
-Many queries share the text's keys; a guess belongs to one group of queries only. A guess is what a draft goes on from beyond the text: its own last steps (MTP, EAGLE), or a block of masks (DFlash). In
-training every position of a window begins a guess of its own, and no guess may see another. With the guess's keys kept
-apart, that takes T x (S + J) scores instead of the T x (S + T J) of one long masked sequence, and decoding, which has
-one group and its cache as text, walks the very same path.
+Many queries share the text's keys; a guess belongs to one group of queries only. A guess is what a draft goes on from
+beyond the text: its own last steps (MTP, EAGLE), or a block of masks (DFlash). In training every position of a window
+begins a guess of its own, and no guess may see another. With the guess's keys kept apart, that takes T x (S + J) scores
+instead of the T x (S + T J) of one long masked sequence, and decoding, which has one group and its cache as text, walks
+the very same path.
 
 Shapes: B rows, A groups, Q queries of a group, S keys of the text, J keys of a group's guess, N heads, G key-value
 heads, r = N / G, h head size, H hidden size.
