@@ -3,7 +3,7 @@
 At position t a draft knows the target's features of tokens 0..t and the token t+1; its k-th answer there, from 0, is
 about token t+2+k. An autoregressive draft is given the tokens up to t+1+k as the text has them; a parallel one is not.
 
-Shapes: B windows of T tokens, H hidden size of the draft, D tokens of the draft vocabulary.
+Shapes: B windows of T tokens, A places of a window, H hidden size of the draft, D tokens of the draft vocabulary.
 """
 
 from abc import ABC, abstractmethod
@@ -27,6 +27,9 @@ class Draft(nn.Module, ABC):
     taps: tuple[int, ...]
     """Layers of the target whose outputs it reads."""
     vocabulary: DraftVocabulary
+    anchors: int | None = None
+    """In how many places of a window training asks at most; None for all. Not None where each place that answers is a
+    sequence of its own, so that a step asks `answers_at` in places drawn anew."""
 
     @abstractmethod
     def answers(
@@ -37,6 +40,19 @@ class Draft(nn.Module, ABC):
         `positions_BT` begin at 0 again where a document begins: nothing attends over that border. Answers about tokens
         behind a window's end, or of another document, mean nothing.
         """
+
+    def answers_at(
+        self,
+        anchors_BA: torch.Tensor,
+        tokens_BT: torch.Tensor,
+        positions_BT: torch.Tensor,
+        features: Features,
+        count: int,
+    ) -> Iterator[torch.Tensor]:
+        """The same [B, A, H] in A places of each window only, numbered from its beginning."""
+        rows_B1 = torch.arange(len(anchors_BA), device=anchors_BA.device)[:, None]
+        for hidden_BTH in self.answers(tokens_BT, positions_BT, features, count):
+            yield hidden_BTH[rows_B1, anchors_BA]
 
     @abstractmethod
     def head(self, k: int = 0) -> Head:
