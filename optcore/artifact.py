@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from optcore.coverage import coverage
 from optcore.deployment import deployment_notes, formats_of
 from optcore.draft_document import DRAFT, load_draft_document
+from optcore.draft_settings import ServedDraft
 from optcore.frozen import Frozen, digest_of
 from optcore.links import link
 from optcore.paths import with_paths
@@ -217,6 +218,13 @@ def _draft(outcome: Outcome) -> DraftFacts | None:
     )
 
 
+def _served(outcome: Outcome) -> ServedDraft | None:
+    found = load_draft_document(Path(outcome.inputs.draft)) if outcome.inputs.draft else None
+    if found is None:
+        return None
+    return ServedDraft(found.method, found.layout, found.tokens, found.taps, found.has_mask_token)
+
+
 def _schemes(outcome: Outcome) -> tuple[str, ...]:
     description = load_quantization(Path(outcome.inputs.checkpoint))
     return tuple(scheme.name for scheme in description.schemes) if description else ()
@@ -228,7 +236,8 @@ def _deployment(outcome: Outcome) -> tuple[EngineNotes, ...]:
         return ()
     config = json.loads((Path(inputs.exported) / "config.json").read_text())
     formats, source = formats_of(load_quantization(Path(inputs.checkpoint))), Path(inputs.source)
-    return deployment_notes(outcome.result.export.format, formats, config, family_of(config, shapes(source)))
+    family = family_of(config, shapes(source))
+    return deployment_notes(outcome.result.export.format, formats, config, family, _served(outcome))
 
 
 def _public(recipe: Recipe) -> Recipe:

@@ -21,6 +21,12 @@ class DraftDocument(Frozen):
     """Drafted a round."""
     steps: int
     """It was trained for so many."""
+    layout: str = ""
+    """In which it is written, as `optcore.drafts.folder` names it; empty for a plain checkpoint and for none."""
+    taps: tuple[int, ...] = ()
+    """Layers of the target, from 0, whose outputs it reads."""
+    has_mask_token: bool = False
+    """Of `block`: its guesses stand for a token of the target, rather than for an embedding of their own."""
 
     def save(self, folder: Path) -> None:
         """Write it beside the draft's files."""

@@ -17,7 +17,7 @@ from optcore.events import RecipeResolved, RunFinished, RunPlanned
 from optcore.fetching import fetch_work, learns_labels, pinned
 from optcore.frozen import digest_of
 from optcore.held_out import check_held_out
-from optcore.measures import check_measures, evaluators, gate_evaluator
+from optcore.measures import check_measures, evaluators, gate_evaluator, step_evaluators
 from optcore.places import attempts
 from optcore.plan import (
     Result,
@@ -188,7 +188,7 @@ class _Walk(Conductor):
         with self.aside():
             self.enter(left)
             self.move(exported=left.path, exported_digest=left.digest, target="dense")
-            record = self.stage(step_stage(attempt.stage), EvaluateWork(evaluators=evaluators(recipe)))
+            record = self.stage(step_stage(attempt.stage), EvaluateWork(evaluators=step_evaluators(recipe)))
         folder, rows = Path(left.path), record.results["measurements"]
         return measured_step(attempt.stage, attempt.technique.summary, folder, folder, rows)
 

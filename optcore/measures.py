@@ -3,12 +3,13 @@
 from os.path import normpath
 
 from optcore.errors import RecipeError
-from optcore.evaluate import AnyEvaluator, Classification, Fidelity, LongContext
+from optcore.evaluate import Acceptance, AnyEvaluator, Classification, Fidelity, LongContext
 from optcore.evaluate.long_context import LENGTH_tokens, LONGEST_tokens
 from optcore.recipe import Recipe
 from optcore.references import BUILT_IN, TextSource
 from optcore.report import GateMetric, Task
 from optcore.techniques import AttentionWindow, Technique
+from optcore.techniques.draft import Draft
 from optcore.techniques.training import Training
 
 
@@ -27,12 +28,27 @@ def check_measures(recipe: Recipe, task: Task | None = None) -> None:
 
 
 def evaluators(recipe: Recipe) -> tuple[AnyEvaluator, ...]:
-    """What is measured: what the recipe names, and of a model that gets a window what lies beyond it."""
+    """What the recipe names; of a model that gets a window what lies beyond it; and how a draft does."""
+    return (*recipe.evaluate, *_beyond_windows(recipe), *_of_drafts(recipe))
+
+
+def step_evaluators(recipe: Recipe) -> tuple[AnyEvaluator, ...]:
+    """What is measured of the model on its way to the result, beside which no draft stands yet."""
+    return tuple(evaluator for evaluator in evaluators(recipe) if not isinstance(evaluator, Acceptance))
+
+
+def _beyond_windows(recipe: Recipe) -> tuple[AnyEvaluator, ...]:
     windows = [technique.window for technique in recipe.chain if isinstance(technique, AttentionWindow)]
     if not windows or any(isinstance(evaluator, LongContext) for evaluator in recipe.evaluate):
-        return recipe.evaluate
+        return ()
     length = max(LENGTH_tokens, 4 * windows[-1])
-    return (*recipe.evaluate, LongContext(window=windows[-1], sequence_length=min(length, LONGEST_tokens)))
+    return (LongContext(window=windows[-1], sequence_length=min(length, LONGEST_tokens)),)
+
+
+def _of_drafts(recipe: Recipe) -> tuple[AnyEvaluator, ...]:
+    if any(isinstance(evaluator, Acceptance) for evaluator in recipe.evaluate):
+        return ()
+    return tuple(Acceptance(tokens=technique.tokens) for technique in recipe.chain if isinstance(technique, Draft))
 
 
 def gate_evaluator(recipe: Recipe, metric: GateMetric, task: Task | None = None, field: str = "/chain") -> AnyEvaluator:

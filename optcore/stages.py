@@ -208,9 +208,11 @@ def _ask(run: Run, work: TeacherWork) -> None:
 
 def _keep_features(run: Run, work: FeaturesWork) -> None:
     from optcore.drafts.taps import taps_of
+    from optcore.speculative.outline import TargetOutline
     from optcore.training.kept_features import keep_features
 
-    keep_features(run, taps_of(work.technique, run.checkpoint), work.technique.feature_dtype)
+    taps = taps_of(work.technique, TargetOutline(run.checkpoint).layers)
+    keep_features(run, taps, work.technique.feature_dtype)
 
 
 def _measure_gate(run: Run, evaluator: AnyEvaluator) -> None:

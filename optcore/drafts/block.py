@@ -27,8 +27,10 @@ from optcore.drafts.sizes import Sizes
 from optcore.drafts.slots import Slots, left_aligned
 from optcore.drafts.vocabulary import DraftVocabulary
 from optcore.speculative.drafter import Proposal
+from optcore.speculative.outline import AnyTarget
 from optcore.speculative.sampling import Sampling
-from optcore.speculative.target import Features, Target
+from optcore.speculative.target import Features
+from optcore.training.head import Head
 
 _AT_ONCE = 64
 
@@ -41,7 +43,7 @@ class Block(Draft):
 
     def __init__(
         self,
-        target: Target,
+        target: AnyTarget,
         vocabulary: DraftVocabulary,
         count: int,
         *,
@@ -88,9 +90,9 @@ class Block(Draft):
         shown = self.context(features, positions_BT)
         yield from self._answered(anchors_BA, tokens_BT, positions_BT, shown, count).unbind(2)
 
-    def logits(self, hidden: torch.Tensor, k: int = 0) -> torch.Tensor:
-        """Through the target's head: `answers` are behind the last norm already."""
-        return self._borrowed.logits(hidden)
+    def head(self, k: int = 0) -> Head:
+        """The target's: `answers` are behind the last norm already."""
+        return self._borrowed.head
 
     def drafter(self, sequences: int) -> "BlockDrafter":
         """Begin to draft for so many sequences."""
@@ -130,7 +132,7 @@ class Block(Draft):
         return self.blocks(chosen_BA, positions_BA + 1, texts)[:, :, 1 : count + 1]
 
 
-def _mask(target: Target, token: int | None) -> torch.Tensor:
+def _mask(target: AnyTarget, token: int | None) -> torch.Tensor:
     """The token's embedding as it is, or a parameter that begins in the middle of all embeddings."""
     table_VH = target.embeddings.weight.detach().float()
     return nn.Parameter(table_VH.mean(0)) if token is None else nn.Buffer(table_VH[token].clone(), persistent=False)
@@ -168,20 +170,3 @@ class BlockDrafter:
         for hidden_BH in hidden_B1QH[:, 0, 1 : count + 1].unbind(1):
             drawn.draw(self._draft.logits(hidden_BH))
         return drawn.proposal
-
-
-def spread_taps(layers: int, count: int) -> tuple[int, ...]:
-    """At most so many layers of a target, evenly from the second to the third-last: what the authors tap."""
-    if count == 1:
-        return (layers // 2,)
-    first, last = min(1, layers - 1), max(layers - 3, min(1, layers - 1))
-    return tuple(dict.fromkeys(round(first + place * (last - first) / (count - 1)) for place in range(count)))
-
-
-def drawn_anchors(may_BT: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
-    """Of each window `count` places, or all it has, drawn among those that may answer, int64 [B, A], ascending.
-
-    A window with too few gets others in addition, whose answers are not to be counted.
-    """
-    chances_BT = torch.rand(may_BT.shape, generator=generator).to(may_BT.device) + may_BT
-    return chances_BT.topk(min(count, may_BT.shape[1]), 1).indices.sort(1).values

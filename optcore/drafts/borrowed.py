@@ -7,12 +7,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.nn.functional import linear
 
 from optcore.drafts.vocabulary import DraftVocabulary
 from optcore.errors import UnknownArchitecture
-from optcore.speculative.target import Target
-from optcore.training.linear_loss import Transform
+from optcore.speculative.outline import AnyTarget
+from optcore.training.head import Head
 
 
 @dataclass(frozen=True)
@@ -20,14 +19,11 @@ class Borrowed:
     """No module, so that none of it is counted, trained or saved as the draft's."""
 
     embeddings: nn.Embedding
-    weight_DH: torch.Tensor
-    """The head's rows of the draft vocabulary."""
-    bias_D: torch.Tensor | None
-    transform: Transform | None
-    """What the target does to its logits: a soft cap or a factor."""
+    head: Head
+    """The target's rows of the draft vocabulary, and what it does to its logits: a soft cap or a factor."""
 
     @classmethod
-    def of(cls, target: Target, vocabulary: DraftVocabulary) -> "Borrowed":
+    def of(cls, target: AnyTarget, vocabulary: DraftVocabulary) -> "Borrowed":
         """Raises `UnknownArchitecture` where the target's logits are not made by a linear head, or its table is not as
         wide as its layers."""
         if target.head is None or target.embeddings.embedding_dim != target.width:
@@ -39,24 +35,20 @@ class Borrowed:
         head = target.head.linear
         rows = slice(None) if vocabulary.is_whole else vocabulary.ids_D.to(target.device)
         weight, bias = head.get_parameter("weight").detach(), head.bias
-        return cls(
-            embeddings=target.embeddings,
-            weight_DH=weight[rows],
-            bias_D=None if bias is None else bias.detach()[rows],
-            transform=target.head.transform,
-        )
+        linear = nn.Linear(target.width, len(vocabulary.ids_D), bias=bias is not None, device="meta")
+        linear.weight = nn.Parameter(weight[rows], requires_grad=False)
+        if bias is not None:
+            linear.bias = nn.Parameter(bias.detach()[rows], requires_grad=False)
+        return cls(target.embeddings, Head(linear, target.head.transform))
+
+    @property
+    def weight_DH(self) -> torch.Tensor:
+        """The head's rows."""
+        found: torch.Tensor = self.head.linear.weight
+        return found
 
     @torch.no_grad()
     def embed(self, tokens: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         """The table's rows [..., H] of tokens [...], in the type of a draft's parameter."""
         found: torch.Tensor = self.embeddings(tokens)
         return found.to(like.dtype)
-
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Float32 logits [..., D] of hidden states [..., H] as the target's head makes them."""
-        return self.shaped(linear(hidden.to(self.weight_DH.dtype), self.weight_DH, self.bias_D))
-
-    def shaped(self, products: torch.Tensor) -> torch.Tensor:
-        """What the target does behind its head, to the products [..., D] of any head; float32."""
-        wide = products.float()
-        return self.transform(wide) if self.transform else wide

@@ -61,7 +61,7 @@ class Draft(nn.Module, ABC):
     def logits(self, hidden: torch.Tensor, k: int = 0) -> torch.Tensor:
         """Logits [..., D] of what `answers` gave as the k-th, in float32 (float64 where the draft is)."""
         linear, transform = self.head(k)
-        found = wide(linear(hidden))
+        found = wide(linear(hidden.to(linear.weight.dtype)))
         return transform(found) if transform else found
 
     @abstractmethod

@@ -18,13 +18,14 @@ from optcore.drafts import (
 )
 from optcore.drafts.draft import Draft
 from optcore.drafts.parts import DraftParts, TargetFacts, refused
+from optcore.drafts.vocabulary import DraftVocabulary
 from optcore.errors import RecipeError
 from optcore.sources.checkpoint_files import CONFIG, INDEX
 from optcore.sources.local import check_weights, read_object
 from optcore.streaming.writer import TensorWriter
 
 if TYPE_CHECKING:
-    from optcore.speculative.target import Target
+    from optcore.speculative.target import TargetEnds
 
 
 class Layout(NamedTuple):
@@ -94,18 +95,19 @@ def write_parts(
     writer.close()
 
 
-def read_draft(folder: Path, target: "Target") -> Draft:
+def read_draft(folder: Path, target: "TargetEnds") -> Draft:
     """The draft in a folder, on a target that taps what it does (`read_parts` says what). Raises `BadCheckpoint`."""
-    from optcore.drafts.build import build_draft  # type: ignore[import-not-found]
+    from optcore.drafts.build import build_draft
     from optcore.techniques.draft import Draft as Technique
 
     parts = read_parts(folder, len(target.decoder.layers))
     _require_target(parts, target)
-    is_normed = parts.sizes.get("norm_before_residual")
-    technique = Technique.model_validate(
-        {"method": parts.method, "tokens": parts.tokens, "layout": "speculators" if is_normed else "eagle"}
-    )
-    draft: Draft = build_draft(technique, target, parts.vocabulary)
+    settings: dict[str, Any] = {"method": parts.method, "tokens": parts.tokens}
+    if parts.sizes.get("norm_before_residual"):
+        settings["layout"] = "speculators"
+    if parts.method == "block":
+        settings |= {"layers": _layers(parts.tensors), "mask_token": parts.mask_token}
+    draft: Draft = build_draft(Technique.model_validate(settings), target, _on(target, parts.vocabulary))
     if differing := [name for name, value in _sizes(draft).items() if parts.sizes.get(name, value) != value]:
         name = differing[0]
         raise refused(f"says {name}: {parts.sizes[name]}, and for this target it is {_sizes(draft)[name]}")
@@ -133,7 +135,21 @@ def read_parts(folder: Path, layers: int) -> DraftParts:
 
 def parts_of(draft: Draft, tokens: int) -> DraftParts:
     """A draft taken apart."""
-    return DraftParts(draft.method, draft.state_dict(), tuple(draft.taps), draft.vocabulary, _sizes(draft), tokens)
+    tensors, taps, mask = draft.state_dict(), tuple(draft.taps), getattr(draft, "mask_token", None)
+    return DraftParts(draft.method, tensors, taps, draft.vocabulary, _sizes(draft), tokens, mask)
+
+
+def layout_found(folder: Path) -> str:
+    """The layout of a folder that `read_parts` has read."""
+    return _layout_found(read_object(folder / CONFIG, "/chain"))
+
+
+def _layers(tensors: dict[str, torch.Tensor]) -> int:
+    return len({name.split(".")[1] for name in tensors if name.startswith("layers.")})
+
+
+def _on(target: "TargetEnds", vocabulary: DraftVocabulary) -> DraftVocabulary:
+    return DraftVocabulary(vocabulary.ids_D.to(target.device), vocabulary.size)
 
 
 def _sizes(draft: Draft) -> dict[str, Any]:
@@ -157,7 +173,7 @@ def _layout_found(config: dict[str, Any]) -> str:
     raise refused(f"is of the architectures {architectures}, and of no layout that is known")
 
 
-def _require_target(parts: DraftParts, target: "Target") -> None:
+def _require_target(parts: DraftParts, target: "TargetEnds") -> None:
     if parts.taps != target.taps:
         raise ValueError(f"the draft reads the layers {parts.taps}, and its target was made for {target.taps}")
     if parts.vocabulary.size != target.vocabulary:

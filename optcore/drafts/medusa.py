@@ -12,7 +12,7 @@ from typing import ClassVar
 
 import torch
 from torch import nn
-from torch.nn.functional import linear, silu
+from torch.nn.functional import silu
 
 from optcore.drafts.borrowed import Borrowed
 from optcore.drafts.draft import Draft
@@ -21,8 +21,10 @@ from optcore.drafts.slots import last_of, left_aligned
 from optcore.drafts.tree import Path, nodes_of, parents_of
 from optcore.drafts.vocabulary import DraftVocabulary
 from optcore.speculative.drafter import Proposal
+from optcore.speculative.outline import AnyTarget
 from optcore.speculative.sampling import Sampling
-from optcore.speculative.target import Features, Target
+from optcore.speculative.target import Features
+from optcore.training.head import Head
 
 
 class ResidualBlock(nn.Module):
@@ -51,7 +53,7 @@ class Medusa(Draft):
     taps: tuple[int, ...] = ()
 
     def __init__(
-        self, target: Target, vocabulary: DraftVocabulary, heads: int, *, depth: int = 1, own_heads: bool = True
+        self, target: AnyTarget, vocabulary: DraftVocabulary, heads: int, *, depth: int = 1, own_heads: bool = True
     ) -> None:
         super().__init__()
         self.vocabulary = vocabulary
@@ -71,12 +73,10 @@ class Medusa(Draft):
         for block in self.blocks[:count]:
             yield block(hidden_BTH)
 
-    def logits(self, hidden: torch.Tensor, k: int = 0) -> torch.Tensor:
-        """Of head k; with the soft cap or factor of the target."""
-        if not self.lm_heads:
-            return self._borrowed.logits(hidden)
-        head = self.lm_heads[k]
-        return self._borrowed.shaped(linear(hidden, head.weight, head.bias))
+    def head(self, k: int = 0) -> Head:
+        """Its own for each answer, with the soft cap or factor of the target."""
+        borrowed = self._borrowed.head
+        return Head(self.lm_heads[k], borrowed.transform) if self.lm_heads else borrowed
 
     def drafter(self, sequences: int) -> "MedusaDrafter":
         """Begin to draft for so many sequences."""
@@ -88,7 +88,7 @@ class Medusa(Draft):
 
     def _head(self) -> nn.Linear:
         """A copy of the target's, over the draft vocabulary."""
-        weight_DH, bias_D = self._borrowed.weight_DH, self._borrowed.bias_D
+        weight_DH, bias_D = self._borrowed.weight_DH, self._borrowed.head.linear.bias
         head = nn.Linear(*reversed(weight_DH.shape), bias=bias_D is not None, device=weight_DH.device)
         with torch.no_grad():
             head.weight.copy_(weight_DH)

@@ -27,8 +27,10 @@ from optcore.drafts.sizes import Sizes
 from optcore.drafts.slots import Slots, last_of, left_aligned
 from optcore.drafts.vocabulary import DraftVocabulary
 from optcore.speculative.drafter import Proposal
+from optcore.speculative.outline import AnyTarget
 from optcore.speculative.sampling import Sampling
-from optcore.speculative.target import Features, Target
+from optcore.speculative.target import Features
+from optcore.training.head import Head
 
 
 class Mtp(Draft):
@@ -38,7 +40,7 @@ class Mtp(Draft):
     taps: tuple[int, ...] = ()
 
     def __init__(
-        self, target: Target, vocabulary: DraftVocabulary, *, sizes: Sizes | None = None, seed: int = 0
+        self, target: AnyTarget, vocabulary: DraftVocabulary, *, sizes: Sizes | None = None, seed: int = 0
     ) -> None:
         super().__init__()
         self.vocabulary = vocabulary
@@ -64,11 +66,11 @@ class Mtp(Draft):
         for k in range(count):
             step = tokens_BT.roll(-1 - k, 1)
             hidden_BTH, guess = self.step(step, hidden_BTH, positions_BT + k, text, guess)
-            yield hidden_BTH
+            yield self.norm(hidden_BTH)
 
-    def logits(self, hidden: torch.Tensor, k: int = 0) -> torch.Tensor:
-        """Through the layer's own norm and the target's head, whatever the step."""
-        return self._borrowed.logits(self.norm(hidden))
+    def head(self, k: int = 0) -> Head:
+        """The target's, whatever the step: `answers` are behind the layer's own norm already."""
+        return self._borrowed.head
 
     def drafter(self, sequences: int) -> "MtpDrafter":
         """Begin to draft for so many sequences."""
@@ -136,7 +138,7 @@ class MtpDrafter:
         tokens_B, hidden_B1H, positions_B1 = chosen_B, self._waiting_BH[:, None], self._lengths_B[:, None] - 1
         for k in range(count):
             hidden_B1H, guess = self._draft.step(tokens_B[:, None], hidden_B1H, positions_B1 + k, text, guess)
-            tokens_B = drawn.draw(self._draft.logits(hidden_B1H)[:, 0])
+            tokens_B = drawn.draw(self._draft.logits(self._draft.norm(hidden_B1H))[:, 0])
         return drawn.proposal
 
     @property

@@ -17,6 +17,7 @@ from optcore.speculative.drafter import Proposal
 from optcore.speculative.sampling import Sampling, drawn, probabilities
 from optcore.speculative.session import Session
 from optcore.speculative.target import Features, Target
+from optcore.training.head import Head
 
 
 class SmallModel(Draft):
@@ -50,10 +51,10 @@ class SmallModel(Draft):
         for ahead in range(1, count + 1):
             yield pad(hidden_BTH[:, ahead:], (0, 0, 0, min(ahead, tokens_BT.shape[1])))
 
-    @torch.no_grad()
-    def logits(self, hidden: torch.Tensor, k: int = 0) -> torch.Tensor:
-        """See `Draft`."""
-        return self.model.logits(hidden)
+    def head(self, k: int = 0) -> Head:
+        """See `Draft`: its own, for every answer."""
+        assert self.model.head is not None
+        return self.model.head
 
     def drafter(self, sequences: int) -> "SmallModelDrafter":
         """See `Draft`."""

@@ -5,6 +5,7 @@ Shapes: S prompts of P tokens.
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from optcore.errors import RecipeError
 from optcore.evaluate.acceptance_rows import rows_of, series_of, warnings_of
 from optcore.report import Measurement
 from optcore.sizes import parameters
-from optcore.speculative.acceptance import AcceptanceFacts, measure_acceptance, read_made
+from optcore.speculative.acceptance import AcceptanceFacts, measure_acceptance, note_made, read_made
 from optcore.speculative.cost import Generate, MakeDrafter, measure_cost, measure_wall
 from optcore.speculative.sampling import Sampling
 from optcore.speculative.target import Target
@@ -32,14 +33,26 @@ _ROOM = 1.5
 
 def measure_draft(run: "Run", evaluator: "Acceptance") -> list[Measurement]:
     """Rows for `run.draft`, or for n-grams alone; none, with a notice, where they cannot be measured."""
-    from optcore.speculative.decode import generate  # type: ignore[import-not-found]
-    from optcore.speculative.ngram import NgramDrafter  # type: ignore[import-not-found]
+    from optcore.speculative.decode import generate
+    from optcore.speculative.ngram import NgramDrafter
 
     if reason := _cannot(run):
         run.notice(f"acceptance of the draft was not measured: {reason}")
         return []
     target = Target(run.checkpoint)
     return measure_on(run, evaluator, target, _read_draft(run, target), NgramDrafter, generate)
+
+
+def note_acceptance(run: "Run", tokens: int) -> None:
+    """Leave beside the draft in `run.out` how it does on the model that it was made for; nothing, with a notice, where
+    that cannot be measured."""
+    from optcore.evaluate.acceptance import Acceptance
+
+    made = replace(run, draft=run.out, results={}, emit=lambda event: None)
+    if measure_draft(made, Acceptance(tokens=tokens, timed=False)):
+        note_made(run.out, AcceptanceFacts.model_validate(made.results["acceptance"]))
+    else:
+        run.notice("how the draft does was not measured when it was made: later changes cannot be compared with it")
 
 
 def measure_on(
@@ -136,12 +149,12 @@ def _timed(
 
 def _read_draft(run: "Run", target: Target) -> Draft | None:
     """The run's draft, for which the target now keeps what it reads; None where n-grams are the draft."""
-    from optcore.draft_document import load_draft_document  # type: ignore[import-not-found]
-    from optcore.drafts.folder import read_draft, read_parts  # type: ignore[import-not-found]
-    from optcore.drafts.small_model import SmallModel  # type: ignore[import-not-found]
+    from optcore.draft_document import load_draft_document
+    from optcore.drafts.folder import read_draft, read_parts
+    from optcore.drafts.small_model import SmallModel
 
     document = load_draft_document(run.draft) if run.draft else None
-    if document is None or document.method == "ngram":
+    if run.draft is None or document is None or document.method == "ngram":
         return None
     if document.method == "model":
         draft: Draft = SmallModel(run.draft, target.vocabulary, target.device)

@@ -31,7 +31,15 @@ class TargetEnds:
     Enough for a draft whose features are kept, beside targets that do not fit into memory.
     """
 
-    def __init__(self, folder: Path, device: torch.device | None = None, dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        taps: Sequence[int] = (),
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """`taps` are numbers of layers from 0 whose outputs a draft reads."""
+        self.taps = tuple(taps)
         self.decoder = Decoder(folder, device, dtype)
         self.model: Any = self.decoder.model
         self.head = streamed_head(self.decoder)
@@ -79,8 +87,7 @@ class Target(TargetEnds):
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(folder, device, dtype)
-        self.taps = tuple(taps)
+        super().__init__(folder, taps, device, dtype)
         self.decoder.load_all()
         self._held = as_quantized(self.decoder)  # the layers stay rounded for as long as the target is there
 

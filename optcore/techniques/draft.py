@@ -9,6 +9,7 @@ from optcore.techniques.data import TrainingData
 from optcore.techniques.training import Training
 
 if TYPE_CHECKING:
+    from optcore.draft_document import DraftDocument
     from optcore.run import Run
 
 Method = Literal["eagle3", "medusa", "mtp", "block", "model", "ngram"]
@@ -22,7 +23,8 @@ _OF: dict[str, tuple[Method, ...]] = {
     "loss": _READERS,
     "taps": ("eagle3", "block"),
     "layers": ("block", "model"),
-    "vocabulary": _READERS,
+    "vocabulary": ("eagle3", "medusa"),
+    "mask_token": ("block",),
     "features": _READERS,
     "feature_dtype": _READERS,
     "start": (*_READERS, "model"),
@@ -73,7 +75,11 @@ class Draft(Training):
     layers: int | None = Field(default=None, ge=1, le=64)
     """Layers of the draft: of `block` (None: 5) and of `model` (None: a quarter of the target's)."""
     vocabulary: int | None = Field(default=None, ge=1)
-    """Tokens that the draft can say, the most frequent ones. None: 32000, or all where there are fewer."""
+    """Tokens that the draft can say, the most frequent ones. None: 32000, or all where there are fewer; `mtp` and
+    `block` share the model's head and so can say all."""
+    mask_token: int | None = Field(default=None, ge=0)
+    """Of `block`: a token of the model that never occurs in text, which stands where a guess is wanted. None: the draft
+    learns an embedding for it, which no engine loads from safetensors."""
     features: Literal["online", "kept"] = "online"
     """`kept`: the target is asked once, and what the draft reads is kept on disk, for targets that do not fit beside
     it in memory. How much that takes is said before it is written."""
@@ -90,6 +96,11 @@ class Draft(Training):
         """What was done, in one line for people."""
         trained = f"trained for {self.steps} steps" if self.steps else "not trained"
         return f"speculative draft ({self.method}), {'no training needed' if self.method == 'ngram' else trained}"
+
+    @property
+    def trained_answers(self) -> int:
+        """How many answers of each place training looks at: with heads or a block of their own, all that it gives."""
+        return self.tokens if self.method in ("medusa", "block") else self.unroll
 
     @property
     def alone(self) -> str:
@@ -140,13 +151,15 @@ class Draft(Training):
             raise ValueError("a draft guesses tokens, and labelled texts have one label each: use another kind of data")
         if self.method == "model" and self.start and self.layers:
             raise ValueError("`layers` is how many of the target's stay, and `start` takes their place: give one")
+        if self.start and self.features == "kept":
+            raise ValueError("a draft to begin with may read other layers than are kept: leave `features` out")
         if self.method in _READERS and not (self.steps or self.start):
             raise ValueError("nothing would be trained: give `steps`, or name the draft to measure in `start`")
         return self
 
     def apply(self, run: "Run") -> None:
-        """Write the draft, and what it is."""
-        from optcore.draft_document import DraftDocument
+        """Write the draft, what it is, and how it did when it was made."""
+        from optcore.evaluate.acceptance_stream import note_acceptance
         from optcore.links import link_draft
 
         if self.method == "model":
@@ -159,4 +172,18 @@ class Draft(Training):
             from optcore.training.draft_stage import train_draft
 
             train_draft(run, self)
-        DraftDocument(method=self.method, tokens=self.tokens, steps=self.steps).save(run.out)
+        self._described(run).save(run.out)
+        note_acceptance(run, self.tokens)
+
+    def _described(self, run: "Run") -> "DraftDocument":
+        from optcore.draft_document import DraftDocument
+
+        said = DraftDocument(method=self.method, tokens=self.tokens, steps=self.steps)
+        if self.method not in _READERS:
+            return said
+        from optcore.drafts.folder import layout_found, read_parts
+        from optcore.speculative.outline import TargetOutline
+
+        parts = read_parts(run.out, TargetOutline(run.checkpoint).layers)
+        facts = {"taps": parts.taps, "layout": layout_found(run.out), "has_mask_token": parts.mask_token is not None}
+        return said.model_copy(update=facts)

@@ -1,22 +1,24 @@
 """Training of a draft beside the very model that ships: that stays what it is, and a small one learns to guess it."""
 
 import json
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from safetensors.torch import save_file
 
 from optcore.architecture import task_of
 from optcore.drafts.build import build_draft, draft_parameters
 from optcore.drafts.draft import Draft as AnyDraft
-from optcore.drafts.taps import default_taps
+from optcore.drafts.folder import layout_of, read_draft, read_parts, write_draft
+from optcore.drafts.parts import DraftParts, TargetFacts
+from optcore.drafts.taps import taps_of
 from optcore.drafts.vocabulary import DraftVocabulary
 from optcore.errors import DataError, RecipeError
-from optcore.speculative.target import Target
-from optcore.streaming.skeleton import layers_of, skeleton
-from optcore.training.draft_features import LiveFeatures
+from optcore.speculative.outline import TargetOutline
+from optcore.speculative.target import Target, TargetEnds
+from optcore.training.draft_features import FeatureSource, LiveFeatures
 from optcore.training.draft_losses import DraftLoss
 from optcore.training.draft_trainee import DraftTrainee, all_answered
+from optcore.training.kept_features import KeptFeatures
 from optcore.training.loop import Loop
 from optcore.training.memory import check_draft_memory
 from optcore.training.ranks import Ranks
@@ -32,13 +34,14 @@ _READ_windows = 256
 
 
 class _Plan(NamedTuple):
-    """What is known before anything is loaded."""
+    """What is known before the target is loaded."""
 
+    outline: TargetOutline
     taps: tuple[int, ...]
     size: int
     """Of the draft vocabulary."""
-    config: Any
-    """The target's."""
+    begun: DraftParts | None
+    """The draft to go on from."""
 
 
 def train_draft(run: "Run", technique: "Draft") -> None:
@@ -51,19 +54,17 @@ def train_draft(run: "Run", technique: "Draft") -> None:
     plan = _planned(run, technique)
     _check_answers(technique, windows)
     ranks = Ranks(technique.batch)
-    parameters = draft_parameters(technique, plan.config, plan.taps, plan.size)
-    check_draft_memory(run.checkpoint, parameters, device=ranks.device, processes=ranks.count)
-    target = Target(run.checkpoint, plan.taps, ranks.device)
-    if target.head is None:
-        raise _refused(run, f"{type(target.model).__name__} makes logits in a way that a draft cannot be compared with")
-    vocabulary = _counted(run, windows, plan.size, target)
-    draft = build_draft(technique, target, vocabulary, run.seed)
-    draft.recomputes = technique.gradient_checkpointing
+    parameters = draft_parameters(technique, plan.outline.tapping(plan.taps), plan.size)
+    read = plan.outline.ends_parameters if run.features else plan.outline.parameters
+    check_draft_memory(read, parameters, device=ranks.device, processes=ranks.count)
+    target, source = _source(run, technique, plan, ranks)
+    draft = _begun(run, technique, plan, target, windows)
+    assert target.head is not None  # by the plan
     trainee = DraftTrainee(
         draft,
-        LiveFeatures(target, getattr(torch, technique.feature_dtype)),
-        DraftLoss(target.head, vocabulary, technique.loss),
-        depth=technique.unroll,
+        source,
+        DraftLoss(target.head, draft.vocabulary, technique.loss),
+        depth=technique.trained_answers,
         decay=technique.decay,
         drafted=technique.tokens,
     )
@@ -73,39 +74,68 @@ def train_draft(run: "Run", technique: "Draft") -> None:
     state = loop.train()
     with ranks.gathered(trainee):
         if ranks.is_first:
-            _write(run, draft)
+            _write(run, technique, draft)
     ranks.wait()
     note_training(run, technique, state, windows.facts)
-    run.results["draft"] = run.results.get("draft", {}) | {  # type: ignore[operator]
-        "method": draft.method,
-        "parameters": parameters,
-        "taps": list(draft.taps),
-    }
+    facts = {"method": draft.method, "parameters": parameters, "taps": list(draft.taps)}
+    run.results["draft"] = run.results.get("draft", {}) | facts  # type: ignore[operator]
     ranks.leave()
 
 
 def _planned(run: "Run", technique: "Draft") -> _Plan:
     if task_of(run.checkpoint) != "text-generation":
         raise _refused(run, "a draft guesses what a causal language model says next, and this model is an encoder")
-    model = skeleton(run.checkpoint, torch.float32)
-    config = model.config.get_text_config()
-    taps, layers = technique.taps, len(layers_of(model)[1])
-    if taps is None:
-        taps = default_taps(layers)
-    if max(taps) >= layers or len(set(taps)) < len(taps):
+    outline = TargetOutline(run.checkpoint)
+    if outline.head is None:
+        raise _refused(
+            run, f"{type(outline.model).__name__} makes logits in a way that a draft cannot be compared with"
+        )
+    layers, known = outline.layers, outline.vocabulary
+    begun = read_parts(run.models[0], layers) if technique.start else None
+    taps = begun.taps if begun and technique.taps is None else taps_of(technique, layers)
+    if begun and begun.taps != taps:
+        raise _refused(run, f"the draft to begin with reads the layers {begun.taps}, and `taps` are {taps}")
+    if taps and (max(taps) >= layers or len(set(taps)) < len(taps)):
         raise RecipeError(
             f"`taps` are different layers from 0 to {layers - 1} of this model, not {', '.join(map(str, taps))}",
             remedy="name other layers, or leave `taps` out",
             field=run.place,
         )
-    known = int(config.vocab_size)
     if technique.vocabulary is not None and technique.vocabulary > known:
         raise RecipeError(
             f"a draft cannot say {technique.vocabulary} tokens where the model knows {known}",
             remedy=f"lower `vocabulary` to at most {known}, or leave it out",
             field=run.place,
         )
-    return _Plan(taps, technique.vocabulary or min(_USUAL_vocabulary, known), config)
+    if technique.mask_token is not None and technique.mask_token >= known:
+        raise RecipeError(
+            f"`mask_token` is {technique.mask_token}, and the model knows tokens 0 to {known - 1}",
+            remedy="name a token of the model that never occurs in text, or leave it out",
+            field=run.place,
+        )
+    own = technique.method in ("eagle3", "medusa")  # whose head is their own
+    size = technique.vocabulary or min(_USUAL_vocabulary, known) if own else known
+    return _Plan(outline, taps, len(begun.vocabulary.ids_D) if begun else size, begun)
+
+
+def _source(run: "Run", technique: "Draft", plan: _Plan, ranks: Ranks) -> tuple[TargetEnds, FeatureSource]:
+    """The target, as much of it as is needed, and what it computes of windows."""
+    if run.features:
+        ends = TargetEnds(run.checkpoint, plan.taps, ranks.device)
+        return ends, KeptFeatures(run.features, ranks.device, ends.decoder.dtype)
+    target = Target(run.checkpoint, plan.taps, ranks.device)
+    return target, LiveFeatures(target, getattr(torch, technique.feature_dtype))
+
+
+def _begun(run: "Run", technique: "Draft", plan: _Plan, target: TargetEnds, windows: Windows) -> AnyDraft:
+    if plan.begun:
+        draft = read_draft(run.models[0], target)
+        if draft.method != technique.method:
+            raise _refused(run, f"the draft to begin with is of the method {draft.method}, and not {technique.method}")
+    else:
+        draft = build_draft(technique, target, _counted(run, windows, plan.size, target), run.seed)
+    draft.recomputes = technique.gradient_checkpointing
+    return draft
 
 
 def _check_answers(technique: "Draft", windows: Windows) -> None:
@@ -123,7 +153,7 @@ def _check_answers(technique: "Draft", windows: Windows) -> None:
     )
 
 
-def _counted(run: "Run", windows: Windows, size: int, target: Target) -> DraftVocabulary:
+def _counted(run: "Run", windows: Windows, size: int, target: TargetEnds) -> DraftVocabulary:
     """The tokens that are learned most often, and a word on how much of what is learned they are."""
     counts_V = torch.zeros(target.vocabulary, dtype=torch.long)
     for start in range(0, windows.facts.training, _READ_windows):
@@ -141,13 +171,10 @@ def _counted(run: "Run", windows: Windows, size: int, target: Target) -> DraftVo
     return DraftVocabulary(found.ids_D.to(target.device), found.size)
 
 
-def _write(run: "Run", draft: AnyDraft) -> None:
-    """The draft's tensors, and what is to be known of them."""
-    tensors = {name: value.detach().contiguous().cpu() for name, value in draft.state_dict().items()}
-    tensors |= {"d2t": draft.vocabulary.d2t_D.cpu(), "t2d": draft.vocabulary.t2d_V.cpu()}
-    save_file(tensors, run.out / "draft.safetensors", metadata={"format": "pt"})
-    facts = {"method": draft.method, "taps": draft.taps, "sizes": draft.sizes.model_dump()}
-    (run.out / "draft.json").write_text(json.dumps(facts, indent=2) + "\n")
+def _write(run: "Run", technique: "Draft", draft: AnyDraft) -> None:
+    config = json.loads((run.checkpoint / "config.json").read_text())
+    layout = layout_of(draft.method, technique.layout)
+    write_draft(draft, run.out, layout, TargetFacts(config, run.source.name), tokens=technique.tokens)
 
 
 def _refused(run: "Run", why: str) -> RecipeError:

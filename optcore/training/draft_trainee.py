@@ -1,14 +1,17 @@
 """A draft and its loss as one module: how far each of its answers is from what the target says there.
 
-Shapes: B windows of T tokens, N rows that count, H hidden size.
+Shapes: B windows of T tokens, A places that are asked in each, N rows that count, H hidden size.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch.nn.functional import pad
 
+from optcore.drafts.anchors import drawn_anchors
 from optcore.drafts.draft import Draft
+from optcore.speculative.target import Features
 from optcore.training.draft_features import FeatureSource
 from optcore.training.draft_losses import DraftLoss
 from optcore.training.learner import Learner
@@ -51,15 +54,24 @@ class DraftTrainee(Learner):
         return answered(batch, 0)
 
     def _loss(self, batch: Batch, windows: list[int], progress: float) -> torch.Tensor:
-        features = self._source.features(batch, windows)
-        answers = self.draft.answers(batch.tokens_BT, batch.positions_BT, features, len(self._weights))
+        asked = self._asked(batch, self._source.features(batch, windows))
         parts = []
-        for k, (weight, hidden_BTH) in enumerate(zip(self._weights, answers, strict=True)):
-            counts_BT = answered(batch, k)
-            said_NH = _about(features.hidden_BTH, k)[counts_BT]
-            loss = self._answers_loss.summed(hidden_BTH[counts_BT], self.draft.head(k), said_NH)
+        for k, (weight, hidden_BAH) in enumerate(zip(self._weights, asked.answers, strict=True)):
+            counts_BA = asked.at(answered(batch, k))
+            said_NH = asked.at(_about(asked.features.hidden_BTH, k))[counts_BA]
+            loss = self._answers_loss.summed(hidden_BAH[counts_BA], self.draft.head(k), said_NH)
             parts.append(weight * loss)
-        return torch.stack(parts).sum()
+        may_BT = self.counts(batch)
+        return torch.stack(parts).sum() * (may_BT.sum() / asked.at(may_BT).sum().clamp(min=1))
+
+    def _asked(self, batch: Batch, features: Features) -> "_Asked":
+        """Everywhere; or in a few places of each window, drawn by the step's own random numbers, that stand for all."""
+        tokens_BT, positions_BT, count = batch.tokens_BT, batch.positions_BT, len(self._weights)
+        if self.draft.anchors is None:
+            return _Asked(features, self.draft.answers(tokens_BT, positions_BT, features, count), None)
+        places_BA = drawn_anchors(self.counts(batch), self.draft.anchors, torch.default_generator)
+        answers = self.draft.answers_at(places_BA, tokens_BT, positions_BT, features, count)
+        return _Asked(features, answers, places_BA)
 
     @torch.no_grad()
     def _compared(self, batch: Batch, windows: list[int]) -> dict[str, torch.Tensor]:
@@ -79,6 +91,21 @@ class DraftTrainee(Learner):
         sums["length"], sums["greedy_length"] = (_lengths(shares).sum() for shares in (acceptances, agreements))
         sums["refused"] = (1 + self._drafted) * sums["tokens"] - sums["length"]
         return sums
+
+
+class _Asked(NamedTuple):
+    """A batch, and what a draft answers about it."""
+
+    features: Features
+    answers: Iterator[torch.Tensor]
+    places_BA: torch.Tensor | None
+    """None: all."""
+
+    def at(self, values_BT: torch.Tensor) -> torch.Tensor:
+        """Values [B, T, ...] where it was asked, [B, A, ...]."""
+        if self.places_BA is None:
+            return values_BT
+        return values_BT[torch.arange(len(values_BT), device=values_BT.device)[:, None], self.places_BA]
 
 
 def answered(batch: Batch, k: int) -> torch.Tensor:

@@ -71,14 +71,14 @@ def check_memory(
         _check("training", need.peak(1, need.gathered), process_bytes(), what)
 
 
-def check_draft_memory(target: Path, draft: int, *, device: torch.device, processes: int = 1) -> None:
-    """Raise `OutOfMemory` where a draft of so many parameters, which all train, does not fit beside its target.
+def check_draft_memory(target: int, draft: int, *, device: torch.device, processes: int = 1) -> None:
+    """Raise `OutOfMemory` where a draft of so many parameters, which all train, does not fit beside so many of its
+    target.
 
     Each process has both whole; see `check_memory` for what is not counted.
     """
     is_gpu = device.type == "cuda"
-    target_bytes = _parameters(target) * (2 if is_gpu else 4)
-    needed = target_bytes + draft * (_MASTER_bytes + _GRADIENT_bytes + _MOMENTS_bytes)
+    needed = target * (2 if is_gpu else 4) + draft * (_MASTER_bytes + _GRADIENT_bytes + _MOMENTS_bytes)
     what = f"a draft of {draft} parameters, and its target beside it"
     remedy = "keep what the target computes with `features: kept`, name a smaller `vocabulary`, or use a larger machine"
     if is_gpu:

@@ -5,7 +5,9 @@ import torch
 from fixtures.drafting import COUNT, made, random_text, stirred
 from fixtures.tiny_models import MakeModel
 
-from optcore.drafts.block import Block, drawn_anchors, spread_taps
+from optcore.drafts.anchors import drawn_anchors
+from optcore.drafts.block import Block
+from optcore.drafts.taps import spread_taps
 from optcore.drafts.vocabulary import DraftVocabulary
 from optcore.speculative.sampling import GREEDY
 from optcore.speculative.target import Target

@@ -9,7 +9,7 @@ from fixtures.drafting import COUNT, METHODS, Lesson, Text, made, python_windows
 from fixtures.tiny_models import MakeModel
 from torch.nn.functional import pad
 
-from optcore.drafts.block import spread_taps
+from optcore.drafts.taps import spread_taps
 from optcore.drafts.vocabulary import DraftVocabulary
 from optcore.speculative.sampling import GREEDY, Sampling
 from optcore.speculative.target import Features, Target

@@ -11,8 +11,8 @@ import pytest
 import torch
 from fixtures.drafting import METHODS, Lesson, made, python_windows
 
-from optcore.drafts.block import spread_taps
 from optcore.drafts.draft import Draft
+from optcore.drafts.taps import spread_taps
 from optcore.speculative.target import Target
 
 pytestmark = [pytest.mark.proof, pytest.mark.slow, pytest.mark.timeout(3600)]

@@ -1,0 +1,65 @@
+"""A target's shapes alone, on the meta device: what a draft will take is known before anything is read."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from optcore.speculative.target import TargetEnds
+from optcore.streaming.skeleton import layers_of, skeleton
+from optcore.training.head import Head
+
+
+class TargetOutline:
+    """As much of `TargetEnds` as a draft is built on. `head` is None where no one linear layer makes the logits."""
+
+    def __init__(self, folder: Path) -> None:
+        self.model: Any = skeleton(folder, torch.float32)
+        self.layers = len(layers_of(self.model)[1])
+        self.taps: tuple[int, ...] = ()
+        linear = self.model.get_output_embeddings()
+        self.head = Head(linear) if isinstance(linear, nn.Linear) else None
+
+    @property
+    def device(self) -> torch.device:
+        """Where nothing is stored."""
+        return torch.device("meta")
+
+    @property
+    def embeddings(self) -> nn.Embedding:
+        """The table of its tokens."""
+        found: nn.Embedding = self.model.get_input_embeddings()
+        return found
+
+    @property
+    def width(self) -> int:
+        """Its hidden size."""
+        return int(self.model.config.get_text_config().hidden_size)
+
+    @property
+    def vocabulary(self) -> int:
+        """Tokens that its head knows."""
+        return int(self.model.config.get_text_config().vocab_size)
+
+    @property
+    def parameters(self) -> int:
+        """How many it has."""
+        return sum(value.numel() for value in self.model.parameters())
+
+    @property
+    def ends_parameters(self) -> int:
+        """How many it has outside its layers."""
+        prefix = f"{layers_of(self.model)[0]}."
+        named = self.model.named_parameters()
+        return sum(value.numel() for name, value in named if not name.startswith(prefix))
+
+    def tapping(self, taps: Sequence[int]) -> "TargetOutline":
+        """Itself, with taps on some layers."""
+        self.taps = tuple(taps)
+        return self
+
+
+AnyTarget = TargetEnds | TargetOutline
+"""What a draft can be built on."""
