@@ -89,7 +89,7 @@ def bench(arguments: list[str]) -> int:
 
 def proofs_ptq(arguments: list[str]) -> int:
     """The engine's proofs alone: formats, algorithms, memory and exports of post-training quantization."""
-    others = ("--ignore-glob=*_training_*", "--ignore-glob=*_restructure_*")
+    others = (f"--ignore-glob=*_{part}_*" for part in ("training", "restructure", "draft"))
     return proofs(arguments, "-m", "proof", "tests/optcore", *others)
 
 
@@ -101,6 +101,11 @@ def proofs_training(arguments: list[str]) -> int:
 def proofs_restructure(arguments: list[str]) -> int:
     """All tests of restructuring, the long ones too: what each method costs beside its trivial rival."""
     return proofs(arguments, *sorted(ROOT.glob("tests/optcore/test_optcore_restructure_*.py")))
+
+
+def proofs_drafts(arguments: list[str]) -> int:
+    """All tests of speculative drafts, the long ones too: what they guess, and that they change no text."""
+    return proofs(arguments, *sorted(ROOT.glob("tests/optcore/test_optcore_draft_*.py")))
 
 
 def bench_ptq(arguments: list[str]) -> int:
@@ -119,9 +124,8 @@ def audit(arguments: list[str]) -> int:
     prepare("full")
     packages = WORK / "installed.txt"
     packages.parent.mkdir(parents=True, exist_ok=True)
-    packages.write_text(
-        without_builds(output_of([PYTHON, "-m", "pip", "list", "--format=freeze", "--exclude-editable"]))
-    )
+    listed = output_of([PYTHON, "-m", "pip", "list", "--format=freeze", "--exclude-editable"])
+    packages.write_text(without_builds(listed))
     service = ["--vulnerability-service", "osv", "--format", "json", "--progress-spinner", "off"]
     command = [VENV / "bin" / "pip-audit", *service, "--no-deps", "--disable-pip", "-r", packages, *arguments]
     asked = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
@@ -155,7 +159,7 @@ def tell_audit(answers: list[dict[str, Any]]) -> int:
 TARGETS = {
     target.__name__.replace("_", "-"): target
     for target in (
-        *(demo, test, check, up, proofs, proofs_ptq, proofs_training, proofs_restructure),
+        *(demo, test, check, up, proofs, proofs_ptq, proofs_training, proofs_restructure, proofs_drafts),
         *(chaos, bench, bench_ptq, docs, audit),
     )
 }
@@ -170,9 +174,7 @@ def checks() -> list[tuple[str, list[str]]]:
         ("types", [f"{tools}/mypy"]),
         ("import contracts", [f"{tools}/lint-imports", "--no-cache"]),
     ]
-    pages = [
-        str(page) for name in ("house", "imports", "docs") if (page := ROOT / "tests" / f"test_{name}.py").exists()
-    ]
+    pages = [f"tests/test_{name}.py" for name in ("house", "imports", "docs")]
     found.append(("house and docs", [str(PYTHON), "-m", "pytest", "-q", *pages]))
     dockerfiles = sorted(map(str, ROOT.glob("docker/*Dockerfile*")))
     if dockerfiles:
