@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from optcore.errors import RecipeError
-from optcore.frozen import digest_of
 from optcore.links import link_companions
 from optcore.restructure.families import Family, family_for
 from optcore.restructure.probe import check_same, probe_logits
 from optcore.restructure.routing import forbidding
+from optcore.seeds import seed_of
 from optcore.sources.checkpoint_files import CONFIG
 from optcore.streaming.decoder import Decoder
 from optcore.streaming.reader import TensorReader
@@ -115,7 +115,7 @@ class _Copies:
 
     def _generator(self, *what: object) -> torch.Generator:
         """By name: the same in whatever order and files tensors lie."""
-        return torch.Generator().manual_seed(int(digest_of([self._run.seed, *map(str, what)])[:15], 16))
+        return torch.Generator().manual_seed(seed_of(self._run.seed, *map(str, what)))
 
     def _add(self, name: str, tensor: torch.Tensor) -> None:
         self._parameters += tensor.numel()

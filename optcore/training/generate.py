@@ -14,6 +14,7 @@ from torch import nn
 from optcore.architecture import task_of
 from optcore.durable import write_settled
 from optcore.errors import DataError
+from optcore.seeds import seed_of
 from optcore.training.windows import BEGINS, LEARNED, Batch
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def generated(
         begun = [before + prompt for prompt in islice(prompts, min(_BATCH_windows, wanted - number))]
         if not begun:
             return
-        write = partial(_continued, target, begun, length, data.temperature, (run.seed << 32) + number)
+        write = partial(_continued, target, begun, length, data.temperature, seed_of(run.seed, number))
         tokens_BT = torch.tensor(kept_once(run.records / f"generated-{number:08d}.json", write))
         yield Batch(tokens_BT, _flags(tokens_BT, len(before)))
 

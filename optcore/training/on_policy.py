@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from optcore.errors import RecipeError
+from optcore.seeds import seed_of
 from optcore.training.generate import continued
 from optcore.training.windows import BEGINS, LEARNED, Batch
 
@@ -50,7 +51,7 @@ class OnPolicy:
         if not is_own_B.any():
             return batch
         tokens_BT, was_training = batch.tokens_BT.clone(), self._model.training
-        generator = torch.Generator(tokens_BT.device).manual_seed((self._seed << 32) + (step << 12) + windows[0] % 4096)
+        generator = torch.Generator(tokens_BT.device).manual_seed(seed_of(self._seed, step, windows[0]))
         prompts_BT = tokens_BT[is_own_B, : self._begun(batch)]
         self._model.eval()
         tokens_BT[is_own_B] = continued(self._model, prompts_BT, tokens_BT.shape[1], self._temperature, generator)

@@ -1,6 +1,5 @@
 """Prompts that a target answers anew, for a draft that learns to guess its words: others' answers do not count."""
 
-import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain, count, islice, starmap
@@ -10,6 +9,7 @@ import torch
 
 from optcore.calibration.chat import ChatFormat
 from optcore.errors import DataError
+from optcore.seeds import seed_of
 from optcore.sources.conversations import holds_conversations, read_conversations
 from optcore.training.answering import answered, ends_of
 from optcore.training.generate import kept_once, writer_folder, writer_of
@@ -84,9 +84,8 @@ def _pieces(documents: Iterable[Document], size: int, room: int) -> Iterator[lis
 
 
 def _generator(seed: int, number: int) -> torch.Generator:
-    """Of one conversation. The CPU's generators look at the low 32 bits of a seed alone, so both go into these."""
-    digest = hashlib.sha256(f"{seed} {number}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:4]))
+    """Of one conversation."""
+    return torch.Generator().manual_seed(seed_of(seed, number))
 
 
 def _is_greedy(number: int, share: float) -> bool:
