@@ -167,6 +167,9 @@ class Draft(Training):
 
             make_small_model(run, self)
         elif self.start and not self.steps:
+            from optcore.training.draft_plan import planned_draft
+
+            planned_draft(run, self)
             link_draft(run.models[0], run.out)
         elif self.method != "ngram":
             from optcore.training.draft_stage import train_draft
