@@ -1,17 +1,23 @@
 """A whole run with a draft that is trained: quantized, drafted for, exported, measured."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from fixtures.exporting import run_of
 from fixtures.tiny_models import MakeModel
+from fixtures.training import training_run
+from safetensors.torch import load_file, save_file
 
 from optcore.draft_document import load_draft_document
 from optcore.engine import optimize
-from optcore.events import AnyEvent, Notice
+from optcore.evaluate import Acceptance
+from optcore.events import AnyEvent
 from optcore.frozen import digest_of
 from optcore.recipe import recipe_from
+from optcore.techniques import Draft
 
 PTQ = {"technique": "ptq", "scheme": "int4", "rounding": "nearest", "scale_search": "max", "smoothing": "none"}
 TEXT = {"batch": 4, "sequence_length": 32, "data": {"kind": "text"}, "validation": {"samples": 4, "every": 4}}
@@ -82,15 +88,39 @@ def test_the_report_says_how_the_draft_does(drafted: Ran) -> None:
             assert rows[f"predicted_speedup_{how}_{batch}"] > 0
             assert rows[f"draft_speedup_{how}_{batch}"] > 0
     assert 0 < rows["draft_coverage"] < 1
+    assert not [notice for notice in report["notices"] if "made for" in notice], "the model is what it was"
     series = {one["name"] for one in report["series"]}
     assert {"2-draft-loss", "2-draft-refused", "draft-survival-greedy", "n-grams-survival-sampled"} <= series
 
 
 def test_engines_are_told_of_the_draft(drafted: Ran) -> None:
-    said = {notes["engine"]: notes for notes in drafted.document("report.json")["deployment"]}
+    said = {notes["engine"].split()[0].lower(): notes for notes in drafted.document("report.json")["deployment"]}
     flags = {setting["name"]: setting["value"] for setting in said["vllm"]["settings"]}
     assert json.loads(flags["--speculative-config"]) == {
         "method": "eagle3",
         "model": "draft",
         "num_speculative_tokens": 3,
     }
+
+
+def test_a_draft_of_a_model_that_changed_is_said_to_have_lost_touch(tiny_model: MakeModel, tmp_path: Path) -> None:
+    """Of a model that hardly prefers any token, nearly every guess will do; with sharper logits that is over."""
+    model = tiny_model("Llama")
+    settings = {name: value for name, value in DRAFT.items() if name not in ("features", "vocabulary")}
+    technique = Draft.model_validate(settings)
+    made = training_run(technique, model, model, tmp_path)
+    technique.apply(made)
+    sharper = shutil.copytree(model, tmp_path / "sharper")
+    weights = load_file(sharper / "model.safetensors")
+    save_file(
+        weights | {"lm_head.weight": weights["lm_head.weight"] * 30}, sharper / "model.safetensors", {"format": "pt"}
+    )
+    said = {}
+    for checkpoint in (model, sharper):
+        run = run_of(model, checkpoint, tmp_path / "measured")
+        run.draft = made.out
+        Acceptance(tokens=3, timed=False).measure(run)
+        said[checkpoint] = [notice for notice in run.results.get("notices", []) if "made for" in notice]
+    assert not said[model]
+    assert said[sharper][-1].startswith("at temperature 1, the draft leaves 1.")
+    assert said[sharper][-1].endswith("made for: train it again on this one")
