@@ -72,7 +72,7 @@ def test_its_stages_are_its_windows_what_is_kept_and_itself() -> None:
     )
     kept = stage_names(recipe(PTQ, {**DRAFT, "features": "kept"}))
     assert kept[2:5] == ("2-draft-data", "2-draft-features", "2-draft")
-    for nothing in ({"method": "ngram"}, {"start": START, "steps": 0, "features": "kept"}):
+    for nothing in ({"method": "ngram"}, {"start": START, "steps": 0}):
         assert stage_names(recipe(PTQ, {**DRAFT, **nothing}))[1:3] == ("1-ptq", "2-draft")
 
 
