@@ -177,7 +177,7 @@ def check(recipe: Recipe) -> None:
         properties = (properties | technique.makes) - technique.removes
     if "quantized" not in properties:
         _check_unquantized(recipe)
-    _check_one_draft(recipe)
+    _check_draft(recipe)
     _check_also(recipe)
     _check_places(recipe)
     check_labelled(recipe)
@@ -200,14 +200,21 @@ def _check_unquantized(recipe: Recipe) -> None:
             )
 
 
-def _check_one_draft(recipe: Recipe) -> None:
-    numbers = [number for number, technique in enumerate(recipe.chain) if isinstance(technique, Draft)]
-    if len(numbers) > 1:
+def _check_draft(recipe: Recipe) -> None:
+    drafts = {number: technique for number, technique in enumerate(recipe.chain) if isinstance(technique, Draft)}
+    if len(drafts) > 1:
         raise RecipeError(
             "the chain makes two drafts, and a result has one",
             remedy="leave one of them out, or compare them in two jobs: what they share is done once",
-            field=f"/chain/{numbers[1]}",
+            field=f"/chain/{max(drafts)}",
         )
+    for number, technique in enumerate(recipe.chain):
+        if any(draft.reads_states and place < number for place, draft in drafts.items()) and not technique.keeps_states:
+            raise RecipeError(
+                f"{technique.title} changes the hidden states that the draft before it reads",
+                remedy="move `draft` behind it",
+                field=f"/chain/{number}",
+            )
 
 
 def _check_also(recipe: Recipe) -> None:

@@ -55,7 +55,7 @@ class Block(Draft):
         super().__init__()
         self.vocabulary, self.count, self.taps = vocabulary, count, target.taps
         self.sizes = sizes or Sizes.of(target.model.config.get_text_config())
-        width, epsilon = self.sizes.width, self.sizes.epsilon
+        width, epsilon = self.sizes.hidden_size, self.sizes.rms_norm_eps
         self._borrowed = Borrowed.of(target, vocabulary)
         self.fc = nn.Linear(len(self.taps) * target.width, width, bias=False)
         self.hidden_norm = nn.RMSNorm(width, eps=epsilon)
@@ -65,6 +65,11 @@ class Block(Draft):
         self.to(target.device)
         self.mask_token = mask_token
         self.mask_H: torch.Tensor = _mask(target, mask_token)
+
+    @property
+    def most(self) -> int:
+        """A block."""
+        return self.count
 
     def answers(
         self, tokens_BT: torch.Tensor, positions_BT: torch.Tensor, features: Features, count: int

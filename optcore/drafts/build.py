@@ -1,14 +1,15 @@
 """A new draft for a target, with weights to begin with."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from optcore.drafts.block import Block
 from optcore.drafts.eagle3 import Eagle3
-from optcore.drafts.eagle3_layer import Eagle3Sizes
 from optcore.drafts.medusa import Medusa
 from optcore.drafts.mtp import Mtp
+from optcore.drafts.parts import DraftParts, refused
+from optcore.drafts.sizes import Sizes
 from optcore.drafts.vocabulary import DraftVocabulary
 from optcore.speculative.outline import AnyTarget, TargetOutline
 
@@ -24,6 +25,23 @@ def build_draft(technique: "Draft", target: AnyTarget, vocabulary: DraftVocabula
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return _built(technique, target, vocabulary, seed).to(target.device)
+
+
+def rebuilt_draft(parts: DraftParts, target: AnyTarget) -> "AnyDraft":
+    """The draft that was taken apart, as large as it was, in float32 on the target's device.
+
+    Raises `BadCheckpoint` for one that does not fit the target.
+    """
+    vocabulary = DraftVocabulary(parts.vocabulary.ids_D.to(target.device), parts.vocabulary.size)
+    if (width := parts.sizes["hidden_size"]) != target.width:
+        raise refused(f"says hidden_size: {width}, and its target has {target.width}")
+    with torch.random.fork_rng(devices=[]):  # what is drawn for the new parameters is written over
+        draft = _shaped(parts, target, vocabulary).to(target.device)
+    try:
+        draft.load_state_dict(parts.tensors)
+    except RuntimeError as error:
+        raise refused(f"does not fit its target: {error}") from error
+    return draft
 
 
 def draft_parameters(technique: "Draft", outline: TargetOutline, size: int) -> int:
@@ -47,36 +65,26 @@ def _built(technique: "Draft", target: AnyTarget, vocabulary: DraftVocabulary, s
     raise ValueError(f"a draft of the method {technique.method} is not built, but taken as it is")
 
 
+def _shaped(parts: DraftParts, target: AnyTarget, vocabulary: DraftVocabulary) -> "AnyDraft":
+    if parts.method == "medusa":
+        return Medusa(target, vocabulary, parts.tokens, depth=parts.count("blocks.0.layers."))
+    sizes = Sizes.model_validate(parts.sizes)
+    match parts.method:
+        case "eagle3":
+            return Eagle3(sizes, parts.taps, vocabulary, target.embeddings.weight)
+        case "mtp":
+            return Mtp(target, vocabulary, sizes=sizes)
+    layers, mask = parts.count("layers."), parts.mask_token
+    return Block(target, vocabulary, parts.tokens, layers=layers, mask_token=mask, sizes=sizes)
+
+
 def _eagle3(technique: "Draft", target: AnyTarget, vocabulary: DraftVocabulary) -> Eagle3:
     """Its head begins as the target's rows of the draft vocabulary, as speculators' does, which reads what the final
     norm gives; SpecForge and EAGLE begin at random."""
-    sizes = eagle3_sizes(target.model.config.get_text_config(), normed=technique.layout == "speculators")
+    sizes = Sizes.of(target.model.config.get_text_config(), normed=technique.layout == "speculators")
     with target.device:
         draft = Eagle3(sizes, target.taps, vocabulary, target.embeddings.weight)
     assert target.head is not None  # the stage looks after that
     with torch.no_grad():
         draft.lm_head.weight.copy_(target.head.linear.weight[vocabulary.ids_D])
     return draft
-
-
-def eagle3_sizes(config: Any, *, normed: bool = False) -> Eagle3Sizes:
-    """The target's own, by its text configuration; Llama's usual ones where it has none."""
-    heads = int(config.num_attention_heads)
-    width = int(config.hidden_size)
-    return Eagle3Sizes(
-        hidden_size=width,
-        num_attention_heads=heads,
-        num_key_value_heads=int(getattr(config, "num_key_value_heads", None) or heads),
-        head_dim=int(getattr(config, "head_dim", None) or width // heads),
-        intermediate_size=int(getattr(config, "intermediate_size", None) or 4 * width),
-        rms_norm_eps=float(getattr(config, "rms_norm_eps", None) or 1e-6),
-        rope_theta=_theta(config),
-        norm_before_residual=normed,
-    )
-
-
-def _theta(config: Any) -> float:
-    """The base of the target's rotary positions, without what stretches them: engines would not stretch a draft's."""
-    said = getattr(config, "rope_parameters", None) or {}
-    said = said.get("full_attention", said)  # of models whose layers differ
-    return float(said.get("rope_theta") or 10000.0)

@@ -31,6 +31,11 @@ class Draft(nn.Module, ABC):
     """In how many places of a window training asks at most; None for all. Not None where each place that answers is a
     sequence of its own, so that a step asks `answers_at` in places drawn anew."""
 
+    @property
+    def most(self) -> int | None:
+        """How many answers it has; None where it goes on from its own, for as long as it is asked."""
+        return None
+
     @abstractmethod
     def answers(
         self, tokens_BT: torch.Tensor, positions_BT: torch.Tensor, features: Features, count: int

@@ -17,7 +17,9 @@ from torch.utils.checkpoint import checkpoint
 
 from optcore.drafts.draft import Draft
 from optcore.drafts.eagle3_drafter import Eagle3Drafter, TreeShape
-from optcore.drafts.eagle3_layer import Eagle3Sizes, KeysValues, MidLayer, seen_before
+from optcore.drafts.eagle3_layer import KeysValues, MidLayer
+from optcore.drafts.layers import same_document
+from optcore.drafts.sizes import Sizes
 from optcore.drafts.vocabulary import DraftVocabulary
 from optcore.speculative.target import Features
 from optcore.training.head import Head
@@ -29,7 +31,7 @@ class Eagle3(Draft):
     method: ClassVar[str] = "eagle3"
 
     def __init__(
-        self, sizes: Eagle3Sizes, taps: Sequence[int], vocabulary: DraftVocabulary, embeddings_VH: torch.Tensor
+        self, sizes: Sizes, taps: Sequence[int], vocabulary: DraftVocabulary, embeddings_VH: torch.Tensor
     ) -> None:
         super().__init__()
         self.sizes, self.taps, self.vocabulary = sizes, tuple(taps), vocabulary
@@ -54,7 +56,7 @@ class Eagle3(Draft):
         self, tokens_BT: torch.Tensor, positions_BT: torch.Tensor, features: Features, count: int
     ) -> Iterator[torch.Tensor]:
         """See `Draft`: the attention of step k sees step 0 up to its position, and steps 1..k of that position."""
-        seen_BTT, hidden_BTH = seen_before(positions_BT), self.fused(features)
+        seen_BTT, hidden_BTH = same_document(positions_BT).tril(), self.fused(features)
         past, own = None, list[KeysValues]()
         for k in range(count):
             embedded_BTH = self.embedded(tokens_BT.roll(-1 - k, 1))

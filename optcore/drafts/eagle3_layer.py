@@ -13,24 +13,9 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
-from torch.nn.functional import silu
 
-from optcore.frozen import Frozen
-
-
-class Eagle3Sizes(Frozen):
-    """A draft's layer, in the words of Llama's configuration, in which layouts write it."""
-
-    hidden_size: int
-    """The target's: embeddings are read beside features."""
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
-    intermediate_size: int
-    rms_norm_eps: float = 1e-6
-    rope_theta: float = 10000.0
-    norm_before_residual: bool = False
-    """What the layer adds to: the features as they are (EAGLE, SpecForge), or normed (the default of speculators)."""
+from optcore.drafts.layers import SwiGLU, rotated
+from optcore.drafts.sizes import Sizes
 
 
 class KeysValues(NamedTuple):
@@ -55,7 +40,7 @@ class Asking(NamedTuple):
 class Attention(nn.Module):
     """Grouped-query attention over twice the hidden size."""
 
-    def __init__(self, sizes: Eagle3Sizes) -> None:
+    def __init__(self, sizes: Sizes) -> None:
         super().__init__()
         self.sizes = sizes
         inside = sizes.num_attention_heads * sizes.head_dim
@@ -92,29 +77,14 @@ class Attention(nn.Module):
         return answer
 
 
-class SwiGlu(nn.Module):
-    """Llama's feed-forward network."""
-
-    def __init__(self, sizes: Eagle3Sizes) -> None:
-        super().__init__()
-        self.gate_proj = nn.Linear(sizes.hidden_size, sizes.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(sizes.hidden_size, sizes.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(sizes.intermediate_size, sizes.hidden_size, bias=False)
-
-    def forward(self, hidden_BTH: torch.Tensor) -> torch.Tensor:
-        """As many of the same size."""
-        out: torch.Tensor = self.down_proj(silu(self.gate_proj(hidden_BTH)) * self.up_proj(hidden_BTH))
-        return out
-
-
 class MidLayer(nn.Module):
     """The layer, called in two parts, between which its keys find their place."""
 
-    def __init__(self, sizes: Eagle3Sizes) -> None:
+    def __init__(self, sizes: Sizes) -> None:
         super().__init__()
         width, eps = sizes.hidden_size, sizes.rms_norm_eps
         self.self_attn = Attention(sizes)
-        self.mlp = SwiGlu(sizes)
+        self.mlp = SwiGLU(sizes)
         self.hidden_norm = nn.RMSNorm(width, eps)
         self.input_layernorm = nn.RMSNorm(width, eps)
         self.post_attention_layernorm = nn.RMSNorm(width, eps)
@@ -135,22 +105,3 @@ class MidLayer(nn.Module):
         hidden_BTH = asking.residual_BTH + attended
         out: torch.Tensor = hidden_BTH + self.mlp(self.post_attention_layernorm(hidden_BTH))
         return out
-
-
-def rotated(values_BTNE: torch.Tensor, positions_BT: torch.Tensor, theta: float) -> torch.Tensor:
-    """Turned by their positions (RoPE, arXiv:2104.09864), halves of a head as pairs, as Llama's are."""
-    size, dtype = values_BTNE.shape[-1], torch.promote_types(values_BTNE.dtype, torch.float32)
-    exponents = torch.arange(0, size, 2, device=positions_BT.device, dtype=dtype) / size
-    angles = positions_BT[:, :, None, None] * theta**-exponents
-    cos, sin = angles.cos(), angles.sin()
-    first, second = values_BTNE.to(dtype).chunk(2, -1)
-    turned = torch.cat((first * cos - second * sin, second * cos + first * sin), -1)
-    return turned.to(values_BTNE.dtype)
-
-
-def seen_before(positions_BT: torch.Tensor) -> torch.Tensor:
-    """Which places each place sees, bool [B, T, T]: itself and those before it in its document."""
-    documents_BT = (positions_BT == 0).cumsum(1)
-    places_T = torch.arange(positions_BT.shape[1], device=positions_BT.device)
-    is_same_BTT = documents_BT[:, :, None] == documents_BT[:, None]
-    return is_same_BTT & (places_T[:, None] >= places_T)

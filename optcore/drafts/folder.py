@@ -16,9 +16,9 @@ from optcore.drafts import (
     layout_plain,
     layout_speculators,
 )
+from optcore.drafts.build import rebuilt_draft
 from optcore.drafts.draft import Draft
-from optcore.drafts.parts import DraftParts, TargetFacts, refused
-from optcore.drafts.vocabulary import DraftVocabulary
+from optcore.drafts.parts import DraftParts, TargetFacts, refused, section
 from optcore.errors import RecipeError
 from optcore.sources.checkpoint_files import CONFIG, INDEX
 from optcore.sources.local import check_weights, read_object
@@ -49,14 +49,6 @@ _OF_METHOD = {
     "medusa": ("medusa",),
     "block": ("dflash",),
     "mtp": ("plain",),
-}
-_LLAMA_WORDS = {
-    "width": "hidden_size",
-    "intermediate": "intermediate_size",
-    "heads": "num_attention_heads",
-    "kv_heads": "num_key_value_heads",
-    "theta": "rope_theta",
-    "epsilon": "rms_norm_eps",
 }
 
 
@@ -97,25 +89,9 @@ def write_parts(
 
 def read_draft(folder: Path, target: "TargetEnds") -> Draft:
     """The draft in a folder, on a target that taps what it does (`read_parts` says what). Raises `BadCheckpoint`."""
-    from optcore.drafts.build import build_draft
-    from optcore.techniques.draft import Draft as Technique
-
     parts = read_parts(folder, len(target.decoder.layers))
     _require_target(parts, target)
-    settings: dict[str, Any] = {"method": parts.method, "tokens": parts.tokens}
-    if parts.sizes.get("norm_before_residual"):
-        settings["layout"] = "speculators"
-    if parts.method == "block":
-        settings |= {"layers": _layers(parts.tensors), "mask_token": parts.mask_token}
-    draft: Draft = build_draft(Technique.model_validate(settings), target, _on(target, parts.vocabulary))
-    if differing := [name for name, value in _sizes(draft).items() if parts.sizes.get(name, value) != value]:
-        name = differing[0]
-        raise refused(f"says {name}: {parts.sizes[name]}, and for this target it is {_sizes(draft)[name]}")
-    try:
-        draft.load_state_dict(parts.tensors)
-    except RuntimeError as error:
-        raise refused(f"does not fit its target: {error}") from error
-    return draft
+    return rebuilt_draft(parts, target)
 
 
 def read_parts(folder: Path, layers: int) -> DraftParts:
@@ -136,25 +112,13 @@ def read_parts(folder: Path, layers: int) -> DraftParts:
 def parts_of(draft: Draft, tokens: int) -> DraftParts:
     """A draft taken apart."""
     tensors, taps, mask = draft.state_dict(), tuple(draft.taps), getattr(draft, "mask_token", None)
-    return DraftParts(draft.method, tensors, taps, draft.vocabulary, _sizes(draft), tokens, mask)
+    sizes = draft.sizes.model_dump() if hasattr(draft, "sizes") else {}  # Medusa has no layer
+    return DraftParts(draft.method, tensors, taps, draft.vocabulary, sizes, tokens, mask)
 
 
 def layout_found(folder: Path) -> str:
     """The layout of a folder that `read_parts` has read."""
     return _layout_found(read_object(folder / CONFIG, "/chain"))
-
-
-def _layers(tensors: dict[str, torch.Tensor]) -> int:
-    return len({name.split(".")[1] for name in tensors if name.startswith("layers.")})
-
-
-def _on(target: "TargetEnds", vocabulary: DraftVocabulary) -> DraftVocabulary:
-    return DraftVocabulary(vocabulary.ids_D.to(target.device), vocabulary.size)
-
-
-def _sizes(draft: Draft) -> dict[str, Any]:
-    sizes = getattr(draft, "sizes", None)  # of Medusa, which has no layer, there are none
-    return {_LLAMA_WORDS.get(name, name): value for name, value in sizes.model_dump().items()} if sizes else {}
 
 
 def _layout_found(config: dict[str, Any]) -> str:
@@ -169,13 +133,13 @@ def _layout_found(config: dict[str, Any]) -> str:
     if layout_dflash.ARCHITECTURE in architectures:
         return "dflash"
     if any(name in architectures for name in layout_eagle.ARCHITECTURES):
-        return "eagle"
+        return "modelopt" if layout_modelopt.MARK in section(config, "eagle_config") else "eagle"
     raise refused(f"is of the architectures {architectures}, and of no layout that is known")
 
 
 def _require_target(parts: DraftParts, target: "TargetEnds") -> None:
     if parts.taps != target.taps:
-        raise ValueError(f"the draft reads the layers {parts.taps}, and its target was made for {target.taps}")
+        raise refused(f"reads the layers {parts.taps}, and its target was made for {target.taps}")
     if parts.vocabulary.size != target.vocabulary:
         raise refused(f"is for {parts.vocabulary.size} tokens, and its target has {target.vocabulary}")
     own = parts.tensors.pop("embed_tokens.weight", None)

@@ -44,24 +44,24 @@ class Attention(nn.Module):
     def __init__(self, sizes: Sizes, head_norms: bool = False) -> None:
         super().__init__()
         self.sizes = sizes
-        queries, keys = sizes.heads * sizes.head_dim, sizes.kv_heads * sizes.head_dim
-        self.q_proj = nn.Linear(sizes.width, queries, bias=False)
-        self.k_proj = nn.Linear(sizes.width, keys, bias=False)
-        self.v_proj = nn.Linear(sizes.width, keys, bias=False)
-        self.o_proj = nn.Linear(queries, sizes.width, bias=False)
-        self.q_norm = nn.RMSNorm(sizes.head_dim, eps=sizes.epsilon) if head_norms else nn.Identity()
-        self.k_norm = nn.RMSNorm(sizes.head_dim, eps=sizes.epsilon) if head_norms else nn.Identity()
+        queries, keys = sizes.num_attention_heads * sizes.head_dim, sizes.num_key_value_heads * sizes.head_dim
+        self.q_proj = nn.Linear(sizes.hidden_size, queries, bias=False)
+        self.k_proj = nn.Linear(sizes.hidden_size, keys, bias=False)
+        self.v_proj = nn.Linear(sizes.hidden_size, keys, bias=False)
+        self.o_proj = nn.Linear(queries, sizes.hidden_size, bias=False)
+        self.q_norm = nn.RMSNorm(sizes.head_dim, eps=sizes.rms_norm_eps) if head_norms else nn.Identity()
+        self.k_norm = nn.RMSNorm(sizes.head_dim, eps=sizes.rms_norm_eps) if head_norms else nn.Identity()
 
     def keys_values(self, inputs: torch.Tensor, positions: torch.Tensor) -> KeysValues:
         """Of inputs [..., H] at positions [...]."""
         keys = self.k_norm(self._heads(self.k_proj(inputs)))
-        return KeysValues(rotated(keys, positions, self.sizes.theta), self._heads(self.v_proj(inputs)))
+        return KeysValues(rotated(keys, positions, self.sizes.rope_theta), self._heads(self.v_proj(inputs)))
 
     def forward(
         self, inputs_BAQH: torch.Tensor, positions_BAQ: torch.Tensor, text: Text, guess: KeysValues
     ) -> torch.Tensor:
         """What the queries gather, [B, A, Q, H]: each from all of its group's guess, and the text its group may see."""
-        queries = rotated(self.q_norm(self._heads(self.q_proj(inputs_BAQH))), positions_BAQ, self.sizes.theta)
+        queries = rotated(self.q_norm(self._heads(self.q_proj(inputs_BAQH))), positions_BAQ, self.sizes.rope_theta)
         gathered_BAQNh = attend(queries, text, guess)
         out: torch.Tensor = self.o_proj(gathered_BAQNh.flatten(-2))
         return out
@@ -75,9 +75,9 @@ class SwiGLU(nn.Module):
 
     def __init__(self, sizes: Sizes) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(sizes.width, sizes.intermediate, bias=False)
-        self.up_proj = nn.Linear(sizes.width, sizes.intermediate, bias=False)
-        self.down_proj = nn.Linear(sizes.intermediate, sizes.width, bias=False)
+        self.gate_proj = nn.Linear(sizes.hidden_size, sizes.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(sizes.hidden_size, sizes.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(sizes.intermediate_size, sizes.hidden_size, bias=False)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """[..., H] of [..., H]."""
@@ -90,9 +90,9 @@ class DecoderLayer(nn.Module):
 
     def __init__(self, sizes: Sizes, head_norms: bool = False) -> None:
         super().__init__()
-        self.input_layernorm = nn.RMSNorm(sizes.width, eps=sizes.epsilon)
+        self.input_layernorm = nn.RMSNorm(sizes.hidden_size, eps=sizes.rms_norm_eps)
         self.self_attn = Attention(sizes, head_norms)
-        self.post_attention_layernorm = nn.RMSNorm(sizes.width, eps=sizes.epsilon)
+        self.post_attention_layernorm = nn.RMSNorm(sizes.hidden_size, eps=sizes.rms_norm_eps)
         self.mlp = SwiGLU(sizes)
 
     def keys_values(self, inputs: torch.Tensor, positions: torch.Tensor) -> KeysValues:
@@ -130,9 +130,9 @@ def rotated(heads: torch.Tensor, positions: torch.Tensor, theta: float) -> torch
     precise = torch.promote_types(heads.dtype, torch.float32)
     exponents = torch.arange(half, device=heads.device, dtype=precise) / half
     angles = positions[..., None, None] * theta**-exponents
-    cosines, sines = angles.cos().to(heads.dtype), angles.sin().to(heads.dtype)
-    first, second = heads[..., :half], heads[..., half:]
-    return torch.cat((first * cosines - second * sines, second * cosines + first * sines), -1)
+    cosines, sines = angles.cos(), angles.sin()
+    first, second = heads.to(precise).chunk(2, -1)
+    return torch.cat((first * cosines - second * sines, second * cosines + first * sines), -1).to(heads.dtype)
 
 
 def same_document(positions_BT: torch.Tensor) -> torch.Tensor:

@@ -30,7 +30,7 @@ _OUR_MASK, _THEIR_MASK = "mask_H", "mask_embedding"
 
 def config(parts: DraftParts, facts: TargetFacts) -> dict[str, Any]:
     """What `config.json` says."""
-    layers = len({name.split(".")[1] for name in parts.tensors if name.startswith("layers.")})
+    layers = parts.count("layers.")
     mask = {} if parts.mask_token is None else {"mask_token_id": parts.mask_token}
     return {
         "architectures": [ARCHITECTURE],

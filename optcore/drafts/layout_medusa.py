@@ -19,7 +19,7 @@ KIND = "medusa"
 def config(parts: DraftParts, facts: TargetFacts) -> dict[str, Any]:
     """What `config.json` says; vLLM takes any key with `num` and `heads` or `layers` in it for one of these two."""
     names = parts.tensors.keys()
-    heads = len({name.split(".")[1] for name in names if name.startswith("blocks.")})
+    heads = parts.count("blocks.")
     if any(f"lm_heads.{head}.weight" not in names or f"lm_heads.{head}.bias" in names for head in range(heads)):
         raise RecipeError(
             "vLLM loads Medusa heads that each have a matrix over the vocabulary, without a bias, and these do not",
@@ -34,7 +34,7 @@ def config(parts: DraftParts, facts: TargetFacts) -> dict[str, Any]:
         "vocab_size": parts.vocabulary.size,
         "truncated_vocab_size": len(parts.vocabulary.ids_D),
         "num_heads": heads,
-        "num_hidden_layers": len({name.split(".")[3] for name in names if name.startswith("blocks.0.")}),
+        "num_hidden_layers": parts.count("blocks.0.layers."),
         "medusa_fc_bias": "blocks.0.layers.0.bias" in names,
         "original_lm_head": False,
         "torch_dtype": "bfloat16",

@@ -8,12 +8,14 @@ from typing import Any
 
 import torch
 
+from optcore.drafts.llama_config import layer_shapes, layer_sizes
 from optcore.drafts.parts import (
     DraftParts,
     TargetFacts,
     layer_numbers,
     refused,
     require_tensors,
+    section,
     taken_vocabulary,
     vocabulary_tensors,
     whole_number,
@@ -45,12 +47,18 @@ def tensors(parts: DraftParts) -> dict[str, torch.Tensor]:
 
 
 def read(config: dict[str, Any], tensors: dict[str, torch.Tensor], layers: int) -> DraftParts:
-    """The parts of a draft. Raises `BadCheckpoint`; whether shapes are right shows when the draft is built."""
-    method, sizes = config.get("method"), config.get("sizes")
-    if method not in _METHODS or not isinstance(sizes, dict):
+    """The parts of a draft. Raises `BadCheckpoint`."""
+    method, sizes = config.get("method"), layer_sizes(section(config, "sizes"))
+    if method not in _METHODS:
         raise refused(f"says the method {method!r}, and {', '.join(_METHODS)} is what this layout holds")
     size, held = whole_number(config, "vocab_size"), dict(tensors)
     vocabulary = taken_vocabulary(held, whole_number(config, "draft_vocab_size"), size)
-    require_tensors(held, {name: tuple(tensor.shape) for name, tensor in held.items()})
+    require_tensors(held, _shapes(sizes))
     taps = layer_numbers(config["taps"], "taps") if config.get("taps") else ()
     return DraftParts(method, held, taps, vocabulary, sizes, whole_number(config, "tokens"))
+
+
+def _shapes(sizes: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    width = sizes["hidden_size"]
+    norms = {f"{name}.weight": (width,) for name in ("enorm", "hnorm", "norm")}
+    return {**norms, "eh_proj.weight": (width, 2 * width), **layer_shapes(sizes, "layer.")}

@@ -63,6 +63,11 @@ class Medusa(Draft):
         self.to(target.device)
         self.lm_heads = nn.ModuleList(self._head() for _ in range(heads if own_heads else 0))
 
+    @property
+    def most(self) -> int:
+        """As many as heads."""
+        return len(self.blocks)
+
     def answers(
         self, tokens_BT: torch.Tensor, positions_BT: torch.Tensor, features: Features, count: int
     ) -> Iterator[torch.Tensor]:

@@ -45,7 +45,7 @@ class Mtp(Draft):
         super().__init__()
         self.vocabulary = vocabulary
         self.sizes = sizes or Sizes.of(target.model.config.get_text_config())
-        width, epsilon = self.sizes.width, self.sizes.epsilon
+        width, epsilon = self.sizes.hidden_size, self.sizes.rms_norm_eps
         self._borrowed = Borrowed.of(target, vocabulary)
         self.enorm = nn.RMSNorm(width, eps=epsilon)
         self.hnorm = nn.RMSNorm(width, eps=epsilon)
@@ -112,7 +112,7 @@ class MtpDrafter:
     def __init__(self, draft: Mtp, sequences: int) -> None:
         self._draft = draft
         weight = draft.eh_proj.weight
-        self._waiting_BH = weight.new_zeros(sequences, draft.sizes.width)
+        self._waiting_BH = weight.new_zeros(sequences, draft.sizes.hidden_size)
         self._lengths_B = torch.zeros(sequences, dtype=torch.int64, device=weight.device)
         self._slots = Slots()
 

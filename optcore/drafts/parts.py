@@ -34,6 +34,10 @@ class DraftParts(NamedTuple):
     mask_token: int | None = None
     """Of `block`: the target's token that stands where a guess is wanted."""
 
+    def count(self, prefix: str) -> int:
+        """How many different things are named by this and a number."""
+        return len({name.removeprefix(prefix).split(".")[0] for name in self.tensors if name.startswith(prefix)})
+
 
 @dataclass(frozen=True)
 class TargetFacts:

@@ -10,22 +10,21 @@ _HEAD = 64
 
 
 class Sizes(Frozen):
-    """Of Llama-style decoder layers."""
+    """Of Llama-style decoder layers, in the words of Llama's configuration, in which layouts write it."""
 
-    width: int
-    """Hidden size."""
-    intermediate: int
-    """Hidden size of the feed-forward network."""
-    heads: int
-    kv_heads: int
+    hidden_size: int
+    num_attention_heads: int
+    num_key_value_heads: int
     head_dim: int
-    theta: float = _THETA
-    """The base of rotary frequencies."""
-    epsilon: float = 1e-6
-    """Of RMS norms."""
+    intermediate_size: int
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = _THETA
+    norm_before_residual: bool = False
+    """Of EAGLE-3, what its layer adds to: the features as they are (EAGLE, SpecForge), or normed (the default of
+    speculators)."""
 
     @classmethod
-    def of(cls, config: Any) -> "Sizes":
+    def of(cls, config: Any, *, normed: bool = False) -> "Sizes":
         """A target's, by its text configuration, with plain rotary positions whatever the target stretches them by.
 
         A draft learns its own positions, and engines are known to fail on drafts with a scaled kind.
@@ -33,13 +32,14 @@ class Sizes(Frozen):
         width = int(config.hidden_size)
         heads = _whole(config, "num_attention_heads") or max(1, width // _HEAD)
         return cls(
-            width=width,
-            intermediate=_whole(config, "intermediate_size", "ffn_dim") or 4 * width,
-            heads=heads,
-            kv_heads=_whole(config, "num_key_value_heads") or heads,
+            hidden_size=width,
+            num_attention_heads=heads,
+            num_key_value_heads=_whole(config, "num_key_value_heads") or heads,
             head_dim=_whole(config, "head_dim") or width // heads,
-            theta=_theta(getattr(config, "rope_parameters", None) or {}),
-            epsilon=getattr(config, "rms_norm_eps", None) or 1e-6,
+            intermediate_size=_whole(config, "intermediate_size", "ffn_dim") or 4 * width,
+            rms_norm_eps=getattr(config, "rms_norm_eps", None) or 1e-6,
+            rope_theta=_theta(getattr(config, "rope_parameters", None) or {}),
+            norm_before_residual=normed,
         )
 
 

@@ -31,7 +31,8 @@ def series_of(facts: "AcceptanceFacts") -> list[Series]:
 
 
 def warnings_of(facts: "AcceptanceFacts", made: "Made | None") -> Iterator[str]:
-    """What a reader should know, for people. `made` is what the draft achieved when it was made."""
+    """What a reader should know, for people. `made` is what the draft achieved when it was made,
+    which compares where the same was asked."""
     if facts.greedy.looping:
         yield _of_loops(facts.greedy)
     for _, at in _both(facts):
@@ -46,7 +47,7 @@ def warnings_of(facts: "AcceptanceFacts", made: "Made | None") -> Iterator[str]:
             f"the draft slows this machine down: {_together(wall.batch)} decoded at {wall.speedup:.2f} times the speed "
             "of decoding without"
         )
-    if made and made.count == facts.count:
+    if made and made.asked == facts.asked:
         yield from (
             _moved(at, before)
             for at, before in ((facts.greedy, made.greedy), (facts.sampled, made.sampled))

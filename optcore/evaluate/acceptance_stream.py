@@ -14,7 +14,7 @@ import torch
 from optcore.calibration.text import Texts
 from optcore.conditional import load_conditional
 from optcore.drafts.draft import Draft
-from optcore.errors import RecipeError
+from optcore.errors import DataError, RecipeError
 from optcore.evaluate.acceptance_rows import rows_of, series_of, warnings_of
 from optcore.report import Measurement
 from optcore.sizes import parameters
@@ -49,7 +49,11 @@ def note_acceptance(run: "Run", tokens: int) -> None:
     from optcore.evaluate.acceptance import Acceptance
 
     made = replace(run, draft=run.out, results={}, emit=lambda event: None)
-    if measure_draft(made, Acceptance(tokens=tokens, timed=False)):
+    try:
+        rows = measure_draft(made, Acceptance(tokens=tokens, timed=False))
+    except (DataError, RecipeError):  # of what is asked of the model here, which is no reason to lose its draft
+        rows = []
+    if rows:
         note_made(run.out, AcceptanceFacts.model_validate(made.results["acceptance"]))
     else:
         run.notice("how the draft does was not measured when it was made: later changes cannot be compared with it")
@@ -65,13 +69,16 @@ def measure_on(
 ) -> list[Measurement]:
     """Rows of a draft of a target that is there; curves, facts and warnings go into the run's results."""
     prompts_SP = _prompts(run, evaluator, target)
+    count = min(evaluator.tokens, (draft.most if draft else None) or evaluator.tokens)
+    if count < evaluator.tokens:
+        run.notice(f"the draft guesses {count} tokens a round at most: so many are drafted, not {evaluator.tokens}")
     sampled = Sampling(temperature=evaluator.temperature, top_k=evaluator.top_k, top_p=evaluator.top_p)
     facts = measure_acceptance(
         target,
         draft,
         ngram,
         prompts_SP,
-        count=evaluator.tokens,
+        count=count,
         new_tokens=evaluator.new_tokens,
         sampled=sampled,
         ends=end_tokens(run.checkpoint),

@@ -63,11 +63,21 @@ class AcceptedAt(Frozen):
         return self.draft or self.ngram
 
 
-class AcceptanceFacts(Frozen):
-    """How well a draft does."""
+class Asked(Frozen):
+    """What is measured: only what was asked alike can be compared."""
 
     count: int
     """Tokens drafted a round (K), in a chain."""
+    prompts: int
+    prompt_tokens: int
+    new_tokens: int
+    sampled: Sampling
+
+
+class AcceptanceFacts(Frozen):
+    """How well a draft does."""
+
+    asked: Asked
     greedy: AcceptedAt
     sampled: AcceptedAt
     covered: float = 1.0
@@ -76,11 +86,16 @@ class AcceptanceFacts(Frozen):
     """A batch size each."""
     walls: tuple[Wall, ...] = ()
 
+    @property
+    def count(self) -> int:
+        """Tokens drafted a round (K), in a chain."""
+        return self.asked.count
+
 
 class Made(Frozen):
     """What a draft achieved on the model that it was made for."""
 
-    count: int
+    asked: Asked
     greedy: float
     sampled: float
 
@@ -106,12 +121,14 @@ def measure_acceptance(
         guessed = teacher_forced(target, draft, text, count, sampling) if draft else None
         covered = guessed.covered if guessed else 1.0  # of the sampled text, which comes last
         found[sampling] = _accepted_at(sampling, text, guessed.chains if guessed else None, ngram, count, seed)
-    return AcceptanceFacts(count=count, greedy=found[GREEDY], sampled=found[sampled], covered=covered)
+    texts, begin = prompts_SP.shape
+    asked = Asked(count=count, prompts=texts, prompt_tokens=begin, new_tokens=new_tokens, sampled=sampled)
+    return AcceptanceFacts(asked=asked, greedy=found[GREEDY], sampled=found[sampled], covered=covered)
 
 
 def note_made(folder: Path, facts: AcceptanceFacts) -> None:
     """Leave beside a draft how it did when it was made, for whoever changes the target afterwards."""
-    made = Made(count=facts.count, greedy=facts.greedy.own.tau, sampled=facts.sampled.own.tau)
+    made = Made(asked=facts.asked, greedy=facts.greedy.own.tau, sampled=facts.sampled.own.tau)
     (folder / MADE).write_text(made.model_dump_json(indent=2) + "\n")
 
 

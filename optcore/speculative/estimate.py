@@ -39,11 +39,6 @@ def conditional(chains: Chains, *, by_round: bool = True) -> torch.Tensor:
     return (weights_SNK * reached_SNK).sum((0, 1)) / (weights_SNK * before_SNK).sum((0, 1))
 
 
-def tau_of(survival_K: torch.Tensor) -> float:
-    """Tokens a round of endless text: the target's own, and each drafted one that comes through."""
-    return 1.0 + float(survival_K.sum())
-
-
 def _weights(chains: Chains, by_round: bool) -> torch.Tensor:
     """How much each drafted token counts, [S, N, K]: not at all behind the text."""
     return chains.is_text_SNK * chains.visits_SN[..., None] if by_round else chains.is_text_SNK.double()

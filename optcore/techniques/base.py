@@ -92,6 +92,11 @@ class Technique(Frozen):
         """Whether each linear layer has as many inputs as before, and its name."""
         return False
 
+    @property
+    def keeps_states(self) -> bool:
+        """Whether hidden states stay as wide and in their basis, and layers keep their numbers: drafts read them."""
+        return True
+
     gate: Gate | None = None
     """A bound on quality, measured right after the stage."""
 

@@ -103,6 +103,11 @@ class Draft(Training):
         return self.tokens if self.method in ("medusa", "block") else self.unroll
 
     @property
+    def reads_states(self) -> bool:
+        """Whether it guesses from what the target computed, rather than from text."""
+        return self.method in _READERS
+
+    @property
     def alone(self) -> str:
         """Drafts are trained in one process."""
         return "draft"
@@ -153,7 +158,7 @@ class Draft(Training):
             raise ValueError("`layers` is how many of the target's stay, and `start` takes their place: give one")
         if self.start and self.features == "kept":
             raise ValueError("a draft to begin with may read other layers than are kept: leave `features` out")
-        if self.method in _READERS and not (self.steps or self.start):
+        if self.reads_states and not (self.steps or self.start):
             raise ValueError("nothing would be trained: give `steps`, or name the draft to measure in `start`")
         return self
 
@@ -167,6 +172,9 @@ class Draft(Training):
 
             make_small_model(run, self)
         elif self.start and not self.steps:
+            from optcore.training.draft_plan import planned_draft
+
+            planned_draft(run, self)
             link_draft(run.models[0], run.out)
         elif self.method != "ngram":
             from optcore.training.draft_stage import train_draft
@@ -179,7 +187,7 @@ class Draft(Training):
         from optcore.draft_document import DraftDocument
 
         said = DraftDocument(method=self.method, tokens=self.tokens, steps=self.steps)
-        if self.method not in _READERS:
+        if not self.reads_states:
             return said
         from optcore.drafts.folder import layout_found, read_parts
         from optcore.speculative.outline import TargetOutline

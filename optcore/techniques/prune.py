@@ -115,6 +115,11 @@ class Prune(Restructuring):
         return {axis: cut for axis, cut in self.cuts.items() if not (self.masked and axis == "heads")}
 
     @property
+    def keeps_states(self) -> bool:
+        """Whether all layers stay, and no channel of the hidden state goes."""
+        return not (self.depth or self.target or "hidden" in self.cuts)
+
+    @property
     def makes(self) -> frozenset[str]:
         """Zeros are a form that weights have, and not all techniques keep it."""
         return frozenset({"sparse"} if self.cuts.keys() - self.sliced.keys() else ())

@@ -45,6 +45,11 @@ class Rotate(Technique):
         """Orthogonal matrices are square."""
         return True
 
+    @property
+    def keeps_states(self) -> bool:
+        """The residual stream's get another basis."""
+        return not self.residual
+
     def apply(self, run: "Run") -> None:
         """Write the rotated checkpoint."""
         from optcore.streaming.rotated import rotate_checkpoint

@@ -89,6 +89,11 @@ class Training(Technique):
         return getattr(self, "student", None) is None and self.data.kind != "labelled"
 
     @property
+    def keeps_states(self) -> bool:
+        """A student has its own."""
+        return getattr(self, "student", None) is None
+
+    @property
     def has_adapters(self) -> bool:
         """Whether what moves are low-rank adapters."""
         return getattr(self, "scope", "") == "lora"

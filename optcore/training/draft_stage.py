@@ -1,22 +1,20 @@
 """Training of a draft beside the very model that ships: that stays what it is, and a small one learns to guess it."""
 
 import json
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 
-from optcore.architecture import task_of
-from optcore.drafts.build import build_draft, draft_parameters
+from optcore.drafts.build import build_draft
 from optcore.drafts.draft import Draft as AnyDraft
-from optcore.drafts.folder import layout_of, read_draft, read_parts, write_draft
-from optcore.drafts.parts import DraftParts, TargetFacts
-from optcore.drafts.taps import taps_of
+from optcore.drafts.folder import layout_of, read_draft, write_draft
+from optcore.drafts.parts import TargetFacts
 from optcore.drafts.vocabulary import DraftVocabulary
-from optcore.errors import DataError, RecipeError
-from optcore.speculative.outline import TargetOutline
+from optcore.errors import DataError
 from optcore.speculative.target import Target, TargetEnds
 from optcore.training.draft_features import FeatureSource, LiveFeatures
 from optcore.training.draft_losses import DraftLoss
+from optcore.training.draft_plan import DraftPlan, planned_draft
 from optcore.training.draft_trainee import DraftTrainee, all_answered
 from optcore.training.kept_features import KeptFeatures
 from optcore.training.loop import Loop
@@ -29,19 +27,7 @@ if TYPE_CHECKING:
     from optcore.run import Run
     from optcore.techniques.draft import Draft
 
-_USUAL_vocabulary = 32_000
 _READ_windows = 256
-
-
-class _Plan(NamedTuple):
-    """What is known before the target is loaded."""
-
-    outline: TargetOutline
-    taps: tuple[int, ...]
-    size: int
-    """Of the draft vocabulary."""
-    begun: DraftParts | None
-    """The draft to go on from."""
 
 
 def train_draft(run: "Run", technique: "Draft") -> None:
@@ -51,10 +37,10 @@ def train_draft(run: "Run", technique: "Draft") -> None:
     trained for.
     """
     windows = Windows(run.windows)
-    plan = _planned(run, technique)
+    plan = planned_draft(run, technique)
     _check_answers(technique, windows)
     ranks = Ranks(technique.batch)
-    parameters = draft_parameters(technique, plan.outline.tapping(plan.taps), plan.size)
+    parameters = plan.parameters(technique)
     read = plan.outline.ends_parameters if run.features else plan.outline.parameters
     check_draft_memory(read, parameters, device=ranks.device, processes=ranks.count)
     target, source = _source(run, technique, plan, ranks)
@@ -82,43 +68,7 @@ def train_draft(run: "Run", technique: "Draft") -> None:
     ranks.leave()
 
 
-def _planned(run: "Run", technique: "Draft") -> _Plan:
-    if task_of(run.checkpoint) != "text-generation":
-        raise _refused(run, "a draft guesses what a causal language model says next, and this model is an encoder")
-    outline = TargetOutline(run.checkpoint)
-    if outline.head is None:
-        raise _refused(
-            run, f"{type(outline.model).__name__} makes logits in a way that a draft cannot be compared with"
-        )
-    layers, known = outline.layers, outline.vocabulary
-    begun = read_parts(run.models[0], layers) if technique.start else None
-    taps = begun.taps if begun and technique.taps is None else taps_of(technique, layers)
-    if begun and begun.taps != taps:
-        raise _refused(run, f"the draft to begin with reads the layers {begun.taps}, and `taps` are {taps}")
-    if taps and (max(taps) >= layers or len(set(taps)) < len(taps)):
-        raise RecipeError(
-            f"`taps` are different layers from 0 to {layers - 1} of this model, not {', '.join(map(str, taps))}",
-            remedy="name other layers, or leave `taps` out",
-            field=run.place,
-        )
-    if technique.vocabulary is not None and technique.vocabulary > known:
-        raise RecipeError(
-            f"a draft cannot say {technique.vocabulary} tokens where the model knows {known}",
-            remedy=f"lower `vocabulary` to at most {known}, or leave it out",
-            field=run.place,
-        )
-    if technique.mask_token is not None and technique.mask_token >= known:
-        raise RecipeError(
-            f"`mask_token` is {technique.mask_token}, and the model knows tokens 0 to {known - 1}",
-            remedy="name a token of the model that never occurs in text, or leave it out",
-            field=run.place,
-        )
-    own = technique.method in ("eagle3", "medusa")  # whose head is their own
-    size = technique.vocabulary or min(_USUAL_vocabulary, known) if own else known
-    return _Plan(outline, taps, len(begun.vocabulary.ids_D) if begun else size, begun)
-
-
-def _source(run: "Run", technique: "Draft", plan: _Plan, ranks: Ranks) -> tuple[TargetEnds, FeatureSource]:
+def _source(run: "Run", technique: "Draft", plan: DraftPlan, ranks: Ranks) -> tuple[TargetEnds, FeatureSource]:
     """The target, as much of it as is needed, and what it computes of windows."""
     if run.features:
         ends = TargetEnds(run.checkpoint, plan.taps, ranks.device)
@@ -127,11 +77,9 @@ def _source(run: "Run", technique: "Draft", plan: _Plan, ranks: Ranks) -> tuple[
     return target, LiveFeatures(target, getattr(torch, technique.feature_dtype))
 
 
-def _begun(run: "Run", technique: "Draft", plan: _Plan, target: TargetEnds, windows: Windows) -> AnyDraft:
+def _begun(run: "Run", technique: "Draft", plan: DraftPlan, target: TargetEnds, windows: Windows) -> AnyDraft:
     if plan.begun:
         draft = read_draft(run.models[0], target)
-        if draft.method != technique.method:
-            raise _refused(run, f"the draft to begin with is of the method {draft.method}, and not {technique.method}")
     else:
         draft = build_draft(technique, target, _counted(run, windows, plan.size, target), run.seed)
     draft.recomputes = technique.gradient_checkpointing
@@ -174,8 +122,5 @@ def _counted(run: "Run", windows: Windows, size: int, target: TargetEnds) -> Dra
 def _write(run: "Run", technique: "Draft", draft: AnyDraft) -> None:
     config = json.loads((run.checkpoint / "config.json").read_text())
     layout = layout_of(draft.method, technique.layout)
-    write_draft(draft, run.out, layout, TargetFacts(config, run.source.name), tokens=technique.tokens)
-
-
-def _refused(run: "Run", why: str) -> RecipeError:
-    return RecipeError(why, remedy="leave `draft` out, or choose another `method`", field=run.place)
+    tokens = draft.most or technique.tokens
+    write_draft(draft, run.out, layout, TargetFacts(config, run.source.name), tokens=tokens)

@@ -147,7 +147,8 @@ def test_what_a_draft_achieved_stays_beside_it(
     note_made(tmp_path, facts)
     made = read_made(tmp_path)
     assert made
-    assert (made.count, made.greedy, made.sampled) == (2, facts.greedy.own.tau, facts.sampled.own.tau)
+    assert (made.asked.count, made.asked.new_tokens) == (2, 4)
+    assert (made.greedy, made.sampled) == (facts.greedy.own.tau, facts.sampled.own.tau)
     (tmp_path / MADE).write_text("{}")
     with pytest.raises(BadCheckpoint, match=MADE):
         read_made(tmp_path)

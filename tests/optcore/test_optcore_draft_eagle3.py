@@ -8,10 +8,9 @@ import torch
 from fixtures.tiny_models import MakeModel
 from transformers import AutoConfig
 
-from optcore.drafts.build import eagle3_sizes
 from optcore.drafts.eagle3 import Eagle3
 from optcore.drafts.eagle3_drafter import Eagle3Drafter, TreeShape
-from optcore.drafts.eagle3_layer import Eagle3Sizes
+from optcore.drafts.sizes import Sizes
 from optcore.drafts.taps import default_taps
 from optcore.drafts.vocabulary import DraftVocabulary
 from optcore.speculative.sampling import GREEDY, Sampling, probabilities
@@ -19,7 +18,7 @@ from optcore.speculative.target import Features
 
 torch.set_num_threads(1)
 H, V = 24, 17
-SIZES = Eagle3Sizes(
+SIZES = Sizes(
     hidden_size=H, num_attention_heads=4, num_key_value_heads=2, head_dim=6, intermediate_size=20, rope_theta=100.0
 )
 IDS = torch.tensor([0, 2, 3, 5, 7, 8, 11, 12, 16])
@@ -264,11 +263,11 @@ def test_default_taps_are_different_layers(layers: int, taps: tuple[int, ...]) -
 
 
 def test_sizes_are_the_targets_own(tiny_model: MakeModel, stdlib_model: Path) -> None:
-    sizes = eagle3_sizes(AutoConfig.from_pretrained(stdlib_model))
+    sizes = Sizes.of(AutoConfig.from_pretrained(stdlib_model))
     assert (sizes.num_attention_heads, sizes.num_key_value_heads, sizes.head_dim) == (4, 2, 64)
     assert (sizes.intermediate_size, sizes.rope_theta, sizes.rms_norm_eps) == (768, 10000.0, 1e-6)
     gemma = AutoConfig.from_pretrained(tiny_model("Gemma3Text"))  # a base for each kind of layer
-    assert eagle3_sizes(gemma).rope_theta == gemma.rope_parameters["full_attention"]["rope_theta"]
+    assert Sizes.of(gemma).rope_theta == gemma.rope_parameters["full_attention"]["rope_theta"]
 
 
 def test_top_p_keeps_the_likeliest_tokens_that_hold_the_mass() -> None:

@@ -12,7 +12,7 @@ from optcore.evaluate import Acceptance
 from optcore.evaluate.acceptance_rows import rows_of, series_of, warnings_of
 from optcore.evaluate.acceptance_stream import end_tokens, measure_on
 from optcore.report import Measurement
-from optcore.speculative.acceptance import AcceptanceFacts, Accepted, AcceptedAt, Made
+from optcore.speculative.acceptance import AcceptanceFacts, Accepted, AcceptedAt, Asked, Made
 from optcore.speculative.cost import Cost, Decoded, MakeDrafter, Wall
 from optcore.speculative.interval import Interval
 from optcore.speculative.own_text import write_text
@@ -44,8 +44,9 @@ def at(sampling: Sampling, draft: float | None, ngram: float, looping: float = 0
 
 
 COST = Cost(batch=1, target=2.0, verification=3.0, draft=1.0)
+ASKED = Asked(count=2, prompts=32, prompt_tokens=64, new_tokens=128, sampled=SAMPLED)
 FACTS = AcceptanceFacts(
-    count=2,
+    asked=ASKED,
     greedy=at(GREEDY, 3.0, 1.9, looping=0.25),
     sampled=at(SAMPLED, 2.4, 1.2),
     covered=0.97,
@@ -103,10 +104,11 @@ def test_a_reader_is_warned_of_what_flatters_and_of_what_is_useless() -> None:
 @pytest.mark.parametrize(
     ("made", "said"),
     [
-        (Made(count=2, greedy=3.05, sampled=2.45), []),  # within the interval
-        (Made(count=5, greedy=9.0, sampled=9.0), []),  # another chain does not compare
-        (Made(count=2, greedy=3.2, sampled=2.4), ["made for"]),
-        (Made(count=2, greedy=3.0, sampled=3.0), ["made for: train it again on this one"]),
+        (Made(asked=ASKED, greedy=3.05, sampled=2.45), []),  # within the interval
+        (Made(asked=ASKED.model_copy(update={"count": 5}), greedy=9.0, sampled=9.0), []),
+        (Made(asked=ASKED.model_copy(update={"prompts": 2}), greedy=9.0, sampled=9.0), []),  # other texts
+        (Made(asked=ASKED, greedy=3.2, sampled=2.4), ["made for"]),
+        (Made(asked=ASKED, greedy=3.0, sampled=3.0), ["made for: train it again on this one"]),
     ],
 )
 def test_a_draft_that_lost_touch_is_to_be_trained_again(made: Made, said: list[str]) -> None:

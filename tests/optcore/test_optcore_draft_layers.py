@@ -15,13 +15,15 @@ from optcore.drafts.sizes import Sizes
 from optcore.speculative.target import Target
 
 T = 7
-SIZES = Sizes(width=24, intermediate=40, heads=4, kv_heads=2, head_dim=10, theta=500.0)
+SIZES = Sizes(
+    hidden_size=24, intermediate_size=40, num_attention_heads=4, num_key_value_heads=2, head_dim=10, rope_theta=500.0
+)
 
 
 def _turns(positions: torch.Tensor, sizes: Sizes) -> tuple[torch.Tensor, torch.Tensor]:
     """Cosines and sines [1, T, h] in float64, as transformers hands them to layers."""
     exponents = torch.arange(0, sizes.head_dim, 2, dtype=torch.float64) / sizes.head_dim
-    angles = positions.double()[:, None] / sizes.theta**exponents
+    angles = positions.double()[:, None] / sizes.rope_theta**exponents
     angles = torch.cat((angles, angles), -1)[None]
     return angles.cos(), angles.sin()
 
@@ -30,12 +32,12 @@ def _theirs(layer: DecoderLayer, head_norms: bool) -> torch.nn.Module:
     """Transformers' layer with the same parameters, by their names; its norms, which round to float32, are torch's."""
     sizes = layer.self_attn.sizes
     config = (Qwen3Config if head_norms else LlamaConfig)(
-        hidden_size=sizes.width,
-        intermediate_size=sizes.intermediate,
-        num_attention_heads=sizes.heads,
-        num_key_value_heads=sizes.kv_heads,
+        hidden_size=sizes.hidden_size,
+        intermediate_size=sizes.intermediate_size,
+        num_attention_heads=sizes.num_attention_heads,
+        num_key_value_heads=sizes.num_key_value_heads,
         head_dim=sizes.head_dim,
-        rms_norm_eps=sizes.epsilon,
+        rms_norm_eps=sizes.rms_norm_eps,
         num_hidden_layers=1,
     )
     config._attn_implementation = "sdpa"  # the eager one takes its softmax in float32
@@ -57,7 +59,8 @@ def test_a_layer_is_what_transformers_computes() -> None:
     for head_norms in (False, True):
         layer = DecoderLayer(SIZES, head_norms).double()
         initialise(layer, seed=1, deviation=0.3)
-        inputs_BTH = torch.randn(2, T, SIZES.width, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+        generator = torch.Generator().manual_seed(2)
+        inputs_BTH = torch.randn(2, T, SIZES.hidden_size, dtype=torch.float64, generator=generator)
         positions_BT = torch.arange(3, 3 + T).expand(2, -1)
         before = torch.ones(T, T, dtype=torch.bool).tril(-1).expand(2, -1, -1)
         seen = layer.keys_values(inputs_BTH, positions_BT)
@@ -158,8 +161,9 @@ def test_sizes_are_the_targets(tiny_model: MakeModel) -> None:
         family: Sizes.of(Target(tiny_model(family)).model.config.get_text_config())
         for family in ("Qwen3", "OPT", "Gemma3Text", "Bloom")
     }
-    common = {"width": 128, "intermediate": 256, "heads": 4, "kv_heads": 2, "head_dim": 32}
+    sizes = {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 4, "num_key_value_heads": 2}
+    common = {**sizes, "head_dim": 32}
     assert found["Qwen3"] == Sizes(**common)
-    assert found["OPT"] == Sizes(**common, epsilon=1e-6)
-    assert found["Gemma3Text"].theta == 1e6
-    assert found["Bloom"].theta == 1e4
+    assert found["OPT"] == Sizes(**common, rms_norm_eps=1e-6)
+    assert found["Gemma3Text"].rope_theta == 1e6
+    assert found["Bloom"].rope_theta == 1e4

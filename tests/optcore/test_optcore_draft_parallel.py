@@ -132,7 +132,7 @@ def test_drawn_tokens_come_with_what_they_were_drawn_from(method: str, target_of
     p = drawn.probabilities_BKV
     assert p is not None
     assert p.shape == (4, COUNT, target.vocabulary)
-    torch.testing.assert_close(p.sum(-1), torch.ones(4, COUNT))
+    torch.testing.assert_close(p.sum(-1), torch.ones(4, COUNT, dtype=p.dtype))
     assert not p[..., ~known.t2d_V].any()
     assert (p.gather(-1, drawn.tokens_BK[..., None]) > 0).all()
     answer = _going_on(text, chosen_B).answers(draft)[0][:, T - 1]

@@ -95,6 +95,25 @@ def test_two_drafts_are_refused_and_a_quantized_one_of_several_formats_too() -> 
     assert caught.value.field == "/chain/0/also"
 
 
+@pytest.mark.parametrize(
+    "changing",
+    [
+        {"technique": "prune", "depth": 1},
+        {"technique": "prune", "width": 0.2},
+        {"technique": "rotate"},
+        {"technique": "distill", "student": {"id": "org/small"}},
+    ],
+)
+def test_what_a_draft_reads_stays_behind_it(changing: dict[str, Any]) -> None:
+    dense = {"target": {"format": "dense"}}
+    with pytest.raises(RecipeError, match="hidden states that the draft before it reads") as caught:
+        check(recipe(DRAFT, changing, **dense))
+    assert caught.value.field == "/chain/1"
+    check(recipe(changing, DRAFT, **dense))
+    check(recipe({"technique": "draft", "method": "ngram"}, changing, **dense))
+    check(recipe(DRAFT, {"technique": "prune", "ffn": {"ratio": 0.2}}, **dense))
+
+
 def test_a_draft_stands_anywhere_and_takes_no_form_from_the_model() -> None:
     dense = {"target": {"format": "dense"}}
     check(recipe(DRAFT, PTQ))

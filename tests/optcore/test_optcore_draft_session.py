@@ -95,8 +95,10 @@ def test_quantized_targets(quantized: Quantize, scheme: str, more: dict[str, str
     wanted_BTV = streamed_logits(streamed, tokens_BT, Simulation(checkpoint)).float()
     target = Target(checkpoint, dtype=torch.float64)
     if more:
-        plain_BTV = target.logits(target.look({"input_ids": tokens_BT}).hidden_BTH)
+        plain = Target(quantized(scheme), dtype=torch.float64)
+        plain_BTV = plain.logits(plain.look({"input_ids": tokens_BT}).hidden_BTH)
         assert (plain_BTV - wanted_BTV).norm() > 1e-3 * wanted_BTV.norm()  # the cache's rounding is seen
+    _same(target.logits(target.look({"input_ids": tokens_BT}).hidden_BTH), wanted_BTV)
     session, found = Session(target, 2), []
     for begin in range(0, LENGTH, 8):
         logits_BTV, _ = session.extend(torch.cat((tokens_BT[:, begin : begin + 8], tokens_BT[:, :3]), 1))

@@ -9,15 +9,33 @@ import pytest
 import torch
 from fixtures.exporting import run_of
 from fixtures.hub import HubPeer
+from fixtures.tiny_models import MakeModel
+from fixtures.training import training_run
 from safetensors.torch import save_file
 
 import optcore.sources.client
 from optcore.draft_document import load_draft_document
-from optcore.errors import BadCheckpoint, OptError, SourceNotFound, UnsafeCheckpoint, VocabularyMismatch
+from optcore.drafts.folder import read_draft
+from optcore.errors import (
+    BadCheckpoint,
+    OptError,
+    RecipeError,
+    SourceNotFound,
+    UnsafeCheckpoint,
+    VocabularyMismatch,
+)
 from optcore.references import ModelRef
+from optcore.run import Run
 from optcore.sources.drafts import check_draft_fits, fetch_draft
 from optcore.sources.models import FetchedModel
+from optcore.speculative.target import Target
 from optcore.techniques import Draft
+from optcore.training.draft_features import LiveFeatures
+from optcore.training.draft_losses import DraftLoss
+from optcore.training.draft_plan import planned_draft
+from optcore.training.draft_stage import train_draft
+from optcore.training.draft_trainee import DraftTrainee
+from optcore.training.windows import Windows
 
 PLACE = "/chain/0/start"
 
@@ -114,13 +132,92 @@ def test_a_tokenizer_beside_the_draft_must_be_the_models(stdlib_model: Path, dra
         check_draft_fits(stdlib_model, draft, PLACE)
 
 
-def test_with_no_steps_the_draft_that_was_named_is_the_draft(draft: Path, stdlib_model: Path, tmp_path: Path) -> None:
-    run = run_of(stdlib_model, stdlib_model, tmp_path / "out")
-    run.models = (draft,)
-    technique = Draft(start=ModelRef(path=str(draft)), steps=0, tokens=3)
-    technique.apply(run)
+@pytest.fixture(scope="module")
+def target(tiny_model: MakeModel) -> Path:
+    return tiny_model("Llama")
+
+
+@pytest.fixture(scope="module")
+def made(target: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An EAGLE-3 draft that trained for a step."""
+    return trained(target, tmp_path_factory.mktemp("made"), vocabulary=100).out
+
+
+def trained(model: Path, folder: Path, begun: Path | None = None, **changed: object) -> Run:
+    technique = technique_of(begun, **changed)
+    run = training_run(technique, model, model, folder)
+    run.models = (begun,) if begun else ()
+    train_draft(run, technique)
+    return run
+
+
+def technique_of(begun: Path | None = None, **changed: object) -> Draft:
+    settings = {"steps": 1, "batch": 4, "sequence_length": 32, "tokens": 3, "data": {"kind": "text"}}
+    start = {"start": {"path": str(begun)}} if begun else {}
+    measured = {"validation": {"samples": 4, "every": 3}}
+    return Draft.model_validate({**settings, **measured, **start, **changed})
+
+
+def test_training_goes_on_from_the_draft_that_was_named(made: Path, target: Path, tmp_path: Path) -> None:
+    run = trained(target, tmp_path, made, steps=2)
+    model = Target(target, (0, 1))
+    begun, head = read_draft(made, model), model.head
+    assert head
+    source, loss = LiveFeatures(model, torch.bfloat16), DraftLoss(head, begun.vocabulary, "kl")
+    trainee = DraftTrainee(begun, source, loss, depth=4, decay=0.8, drafted=3)
+    windows = Windows(run.windows)
+    held = list(range(windows.facts.training, windows.facts.windows))
+    sums = trainee(windows.read(held), held, None)
+    results: Any = run.results
+    for name in ("loss_1", "loss_3", "refused"):
+        wanted = float(sums[name] / sums["tokens"])
+        assert results["training"]["start"][name] == pytest.approx(wanted, rel=1e-5)
+    assert results["training"]["steps"] == 2
+    assert results["draft"]["parameters"] == sum(value.numel() for value in begun.parameters())
+    assert torch.equal(read_draft(run.out, model).vocabulary.ids_D, begun.vocabulary.ids_D)
+
+
+def test_with_no_steps_the_draft_that_was_named_is_the_draft(made: Path, target: Path, tmp_path: Path) -> None:
+    run = run_of(target, target, tmp_path / "out")
+    run.models = (made,)
+    technique_of(made, steps=0).apply(run)
     for name in ("config.json", "model.safetensors"):
-        assert (run.out / name).read_bytes() == (draft / name).read_bytes()
+        assert (run.out / name).read_bytes() == (made / name).read_bytes()
     document = load_draft_document(run.out)
     assert document
-    assert (document.method, document.tokens, document.steps) == ("eagle3", 3, 0)
+    assert (document.method, document.tokens, document.steps, document.taps) == ("eagle3", 3, 0, (0, 1))
+    assert (run.out / "acceptance.json").is_file()
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"method": "medusa"}, "is of the method eagle3, and not medusa"),
+        ({"taps": (1,)}, r"reads the layers \[0, 1\], and `taps` are \[1\]"),
+        ({"vocabulary": 90}, "says 100 tokens, and `vocabulary` is 90"),
+    ],
+)
+def test_a_draft_that_is_another_is_refused(
+    made: Path, target: Path, tmp_path: Path, changed: dict[str, Any], said: str, steps: int
+) -> None:
+    technique = technique_of(made, steps=steps, **changed)
+    run = run_of(target, target, tmp_path / "out")
+    run.models, run.stage = (made,), "1-draft"
+    with pytest.raises(RecipeError, match=said) as caught:
+        planned_draft(run, technique)
+    assert caught.value.remedy
+    assert caught.value.field.endswith("/start")
+
+
+def test_a_draft_of_more_tokens_than_it_has_heads_or_for_another_model(
+    target: Path, stdlib_model: Path, tmp_path: Path
+) -> None:
+    heads = trained(target, tmp_path, method="medusa").out
+    run = run_of(target, target, tmp_path / "other")
+    run.models, run.stage = (heads,), "1-draft"
+    with pytest.raises(RecipeError, match="guesses 3 tokens at once, and `tokens` are 4"):
+        planned_draft(run, technique_of(heads, method="medusa", tokens=4))
+    assert planned_draft(run, technique_of(heads, method="medusa", tokens=2)).begun
+    with pytest.raises(BadCheckpoint, match="says hidden_size: 128, and its target has 256"):
+        read_draft(heads, Target(stdlib_model))

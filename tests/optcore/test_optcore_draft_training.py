@@ -10,17 +10,24 @@ from fixtures.tiny_models import MakeModel
 from fixtures.training import Killed, ending_at, training_run
 from safetensors.torch import load_file
 
+from optcore.draft_document import DraftDocument, load_draft_document
+from optcore.drafts.block import Block
 from optcore.drafts.build import build_draft
+from optcore.drafts.draft import Draft as AnyDraft
+from optcore.drafts.folder import layout_found, layout_of, read_draft, read_parts, write_draft
+from optcore.drafts.taps import taps_of
 from optcore.drafts.vocabulary import DraftVocabulary
 from optcore.errors import DataError, OptError, OutOfMemory, RecipeError
 from optcore.run import Run
+from optcore.speculative.acceptance import read_made
 from optcore.speculative.target import Target
 from optcore.techniques.draft import Draft
-from optcore.training import memory
+from optcore.training import draft_stage, memory
 from optcore.training.draft_features import LiveFeatures
 from optcore.training.draft_losses import DraftLoss
 from optcore.training.draft_stage import train_draft
 from optcore.training.draft_trainee import DraftTrainee, all_answered, answered
+from optcore.training.kept_features import estimate_bytes, keep_features
 from optcore.training.windows import BEGINS, LEARNED, Batch, Windows
 
 torch.set_num_threads(1)
@@ -37,7 +44,14 @@ SETTINGS: dict[str, Any] = {
 
 
 def draft(**changed: object) -> Draft:
-    return Draft.model_validate({**SETTINGS, **changed})
+    settings = {**SETTINGS, **changed}
+    if settings.get("method") in ("medusa", "block"):
+        del settings["unroll"]
+    return Draft.model_validate(settings)
+
+
+def short(**changed: object) -> Draft:
+    return draft(steps=2, learning_rate=1e-4, validation={"samples": 2, "every": 2}, **changed)
 
 
 def test_an_answer_counts_where_its_token_is_learned_in_the_same_document() -> None:
@@ -85,7 +99,7 @@ def test_a_stage_leaves_a_draft_and_what_is_known_of_it(trained: Run) -> None:
     assert results["draft"]["taps"] == [1, 2, 4]
     assert 0.5 < results["draft"]["covered"] < 1
     assert "can say 100 of 2048 tokens" in results["notices"][0]
-    tensors = load_file(trained.out / "draft.safetensors")
+    tensors = load_file(trained.out / "model.safetensors")
     assert tensors["lm_head.weight"].shape == (100, 256)
     assert tensors["t2d"].nonzero().flatten().tolist() == (tensors["d2t"] + torch.arange(100)).tolist()
     numbers = [tensor.numel() for name, tensor in tensors.items() if name.endswith("weight")]
@@ -97,7 +111,7 @@ def test_a_killed_stage_goes_on_to_the_same_draft(trained: Run, ready: Run, tmp_
     with pytest.raises(Killed), ending_at(run, 5):
         train_draft(run, draft(vocabulary=100))
     train_draft(run, draft(vocabulary=100))
-    wanted, found = (load_file(one.out / "draft.safetensors") for one in (trained, run))
+    wanted, found = (load_file(one.out / "model.safetensors") for one in (trained, run))
     assert wanted.keys() == found.keys()
     assert all(torch.equal(wanted[name], found[name]) for name in wanted)
 
@@ -155,3 +169,100 @@ def test_a_machine_too_small_is_told_before_anything_is_loaded(
     run = again(ready, tmp_path)
     with pytest.raises(OutOfMemory, match="its target beside it"):
         train_draft(run, draft())
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_model: MakeModel, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    model = tiny_model("Llama")
+    return training_run(draft(), model, model, tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"vocabulary": 100},
+        {"layout": "modelopt"},
+        {"layout": "speculators", "vocabulary": 100},
+        {"method": "medusa", "vocabulary": 100},
+        {"method": "mtp"},
+        {"method": "block", "layers": 1},
+        {"method": "block", "layers": 2, "mask_token": 1, "taps": (0,)},
+    ],
+)
+def test_what_is_written_reads_back_as_what_was_trained(
+    changed: dict[str, Any], tiny: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, technique, trained = again(tiny, tmp_path), short(**changed), list[AnyDraft]()
+
+    def written(model: AnyDraft, *args: Any, **more: Any) -> None:
+        with torch.no_grad():
+            for value in model.parameters():  # norms and heads too have moved so far that each matters
+                value += 0.1 * torch.randn(value.shape, generator=torch.Generator().manual_seed(0))
+        trained.append(model)
+        write_draft(model, *args, **more)
+
+    monkeypatch.setattr(draft_stage, "write_draft", written)
+    train_draft(run, technique)
+    target = Target(run.checkpoint, trained[0].taps)
+    found, tokens_BT = read_draft(run.out, target), torch.arange(2, 42).view(2, 20)
+    rounded = {name: value.bfloat16().float() for name, value in trained[0].state_dict().items()}
+    assert any(not torch.equal(value, rounded[name]) for name, value in trained[0].state_dict().items())
+    trained[0].load_state_dict(rounded)
+    asked: Any = (tokens_BT, torch.arange(20).expand(2, -1), target.look({"input_ids": tokens_BT}), 3)
+    with torch.no_grad():
+        for k, (one, other) in enumerate(zip(trained[0].answers(*asked), found.answers(*asked), strict=True)):
+            assert torch.equal(trained[0].logits(one, k), found.logits(other, k))
+    assert torch.equal(found.vocabulary.ids_D, trained[0].vocabulary.ids_D)
+    parts = read_parts(run.out, 2)
+    assert (parts.method, parts.taps, parts.mask_token) == (technique.method, trained[0].taps, technique.mask_token)
+    assert layout_found(run.out) == layout_of(technique.method, technique.layout)
+
+
+def test_a_draft_says_what_it_is(tiny: Run, tmp_path: Path) -> None:
+    run = again(tiny, tmp_path)
+    short(method="block", layers=1, mask_token=1).apply(run)
+    document = load_draft_document(run.out)
+    assert document == DraftDocument(method="block", tokens=3, steps=2, layout="dflash", taps=(1,), has_mask_token=True)
+    made = read_made(run.out)
+    assert made
+    assert made.asked.count == 3
+    assert 1 <= made.sampled <= 4
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize("changed", [{}, {"method": "medusa"}, {"feature_dtype": "float32"}])
+def test_kept_features_train_as_the_target_beside_does(changed: dict[str, Any], tiny: Run, tmp_path: Path) -> None:
+    """The same loss at every step and the same measurements, on as many bytes as were said."""
+    curves = {}
+    for features in ("online", "kept"):
+        run, technique = again(tiny, tmp_path / features), draft(features=features, **changed)
+        if features == "kept":
+            keeping, taps = again(tiny, tmp_path / "looked"), taps_of(technique, 2)
+            keep_features(keeping, taps, technique.feature_dtype)
+            run.features = keeping.out
+            facts = Windows(run.windows).facts
+            said = estimate_bytes(facts.windows, facts.length, 128, len(taps), technique.feature_dtype)
+            measured = sum(path.stat().st_size for path in keeping.out.iterdir())
+            assert abs(measured / said - 1) < 0.02
+        train_draft(run, technique)
+        series: Any = run.results["series"]
+        curves[features] = torch.tensor([point[1] for one in series for point in one["points"]])
+    assert len(curves["online"]) > 6
+    apart = float((curves["online"] - curves["kept"]).abs().max())
+    print(f"{changed}: {apart:.2e} at most apart, {measured} bytes where {said} were said")
+    assert apart < 1e-4
+
+
+@pytest.mark.parametrize("changed", [{"method": "block", "layers": 1, "steps": 4}, {"method": "mtp", "steps": 4}])
+def test_places_that_are_drawn_are_drawn_again_alike(
+    changed: dict[str, Any], tiny: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Block, "anchors", 5)  # fewer than there are, so that another draw would show
+    technique = draft(**changed, validation={"samples": 4, "every": 2})
+    whole, killed = again(tiny, tmp_path / "whole"), again(tiny, tmp_path / "killed")
+    train_draft(whole, technique)
+    with pytest.raises(Killed), ending_at(killed, 3):
+        train_draft(killed, technique)
+    train_draft(killed, technique)
+    assert (whole.out / "model.safetensors").read_bytes() == (killed.out / "model.safetensors").read_bytes()
+    assert whole.results["series"] == killed.results["series"]

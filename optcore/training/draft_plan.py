@@ -1,0 +1,108 @@
+"""What a draft will be, known before its target is loaded: which layers it reads, and what it begins with."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+from optcore.architecture import task_of
+from optcore.drafts.build import draft_parameters
+from optcore.drafts.folder import read_parts
+from optcore.drafts.parts import DraftParts
+from optcore.drafts.taps import taps_of
+from optcore.errors import RecipeError
+from optcore.speculative.outline import TargetOutline
+
+if TYPE_CHECKING:
+    from optcore.run import Run
+    from optcore.techniques.draft import Draft
+
+_USUAL_vocabulary = 32_000
+
+
+class DraftPlan(NamedTuple):
+    """A draft for a target."""
+
+    outline: TargetOutline
+    taps: tuple[int, ...]
+    size: int
+    """Of the draft vocabulary."""
+    begun: DraftParts | None
+    """The draft to go on from."""
+
+    def parameters(self, technique: "Draft") -> int:
+        """How many would train."""
+        if self.begun:
+            return sum(tensor.numel() for tensor in self.begun.tensors.values())
+        return draft_parameters(technique, self.outline.tapping(self.taps), self.size)
+
+
+def planned_draft(run: "Run", technique: "Draft") -> DraftPlan:
+    """Raises `RecipeError` for a target that has no draft, and for settings that do not fit it or the draft to begin
+    with, `BadCheckpoint` and `UnsafeCheckpoint` where that is none."""
+    outline = _outline(run)
+    layers, known = outline.layers, outline.vocabulary
+    begun = read_parts(run.models[0], layers) if technique.start else None
+    taps = begun.taps if begun and technique.taps is None else taps_of(technique, layers)
+    _check_settings(run, technique, taps, layers, known)
+    if begun:
+        for why in _contradictions(technique, begun, known):
+            raise RecipeError(
+                f"the draft to begin with {why}",
+                remedy="name a draft that was made like this for this model, or let the settings be those of the draft",
+                field=f"{run.place}/start",
+            )
+    own = technique.method in ("eagle3", "medusa")  # whose head is their own
+    size = technique.vocabulary or min(_USUAL_vocabulary, known) if own else known
+    return DraftPlan(outline, taps, len(begun.vocabulary.ids_D) if begun else size, begun)
+
+
+def _outline(run: "Run") -> TargetOutline:
+    remedy = "leave `draft` out, or choose another `method`"
+    if task_of(run.checkpoint) != "text-generation":
+        why = "a draft guesses what a causal language model says next, and this model is an encoder"
+        raise RecipeError(why, remedy=remedy, field=run.place)
+    outline = TargetOutline(run.checkpoint)
+    if outline.head is None:
+        why = f"{type(outline.model).__name__} makes logits in a way that a draft cannot be compared with"
+        raise RecipeError(why, remedy=remedy, field=run.place)
+    return outline
+
+
+def _check_settings(run: "Run", technique: "Draft", taps: tuple[int, ...], layers: int, known: int) -> None:
+    if taps and (max(taps) >= layers or len(set(taps)) < len(taps)):
+        raise RecipeError(
+            f"`taps` are different layers from 0 to {layers - 1} of this model, not {', '.join(map(str, taps))}",
+            remedy="name other layers, or leave `taps` out",
+            field=run.place,
+        )
+    if technique.vocabulary is not None and technique.vocabulary > known:
+        raise RecipeError(
+            f"a draft cannot say {technique.vocabulary} tokens where the model knows {known}",
+            remedy=f"lower `vocabulary` to at most {known}, or leave it out",
+            field=run.place,
+        )
+    if technique.mask_token is not None and technique.mask_token >= known:
+        raise RecipeError(
+            f"`mask_token` is {technique.mask_token}, and the model knows tokens 0 to {known - 1}",
+            remedy="name a token of the model that never occurs in text, or leave it out",
+            field=run.place,
+        )
+
+
+def _contradictions(technique: "Draft", begun: DraftParts, known: int) -> Iterator[str]:
+    """What the recipe says of the draft and its folder says otherwise, as the ends of sentences."""
+    if begun.method != technique.method:
+        yield f"is of the method {begun.method}, and not {technique.method}"
+    if technique.taps not in (None, begun.taps):
+        yield f"reads the layers {list(begun.taps)}, and `taps` are {list(technique.taps or ())}"
+    if begun.vocabulary.size != known:
+        yield f"is for a model of {begun.vocabulary.size} tokens, and this one has {known}"
+    if technique.vocabulary not in (None, len(begun.vocabulary.ids_D)):
+        yield f"says {len(begun.vocabulary.ids_D)} tokens, and `vocabulary` is {technique.vocabulary}"
+    if technique.method in ("medusa", "block") and technique.tokens > begun.tokens:
+        yield f"guesses {begun.tokens} tokens at once, and `tokens` are {technique.tokens}"
+    if technique.layers not in (None, begun.count("layers.")):
+        yield f"has {begun.count('layers.')} layers, and `layers` are {technique.layers}"
+    if technique.mask_token not in (None, begun.mask_token):
+        yield f"takes token {begun.mask_token} for a mask, and `mask_token` is {technique.mask_token}"
+    if technique.steps and begun.sizes.get("norm_before_residual") and technique.layout != "speculators":
+        yield f"adds its layer to normed features, which the layout {technique.layout} cannot say"
