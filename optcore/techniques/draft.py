@@ -181,7 +181,8 @@ class Draft(Training):
 
             train_draft(run, self)
         self._described(run).save(run.out)
-        note_acceptance(run, self.tokens)
+        if self.method != "ngram":  # which no change of the model makes worse by itself
+            note_acceptance(run, self.tokens)
 
     def _described(self, run: "Run") -> "DraftDocument":
         from optcore.draft_document import DraftDocument

@@ -18,6 +18,7 @@ from worker.artifact import collect
 
 NGRAM = {"technique": "draft", "method": "ngram", "tokens": 7}
 PTQ = {"technique": "ptq", "scheme": "int8", "rounding": "nearest", "scale_search": "max", "smoothing": "none"}
+ACCEPTANCE = {"evaluator": "acceptance", "prompts": 2, "prompt_tokens": 8, "new_tokens": 8, "timed": False}
 
 
 class Ran(NamedTuple):
@@ -41,7 +42,7 @@ def run(model: Path, folder: Path, name: str, *chain: dict[str, Any]) -> Ran:
             "model": {"path": str(model.absolute())},
             "calibration": {"dataset": "python-stdlib", "samples": 2, "sequence_length": 48},
             "chain": list(chain),
-            "evaluate": [{"evaluator": "fidelity", "samples": 1, "sequence_length": 32}],
+            "evaluate": [{"evaluator": "fidelity", "samples": 1, "sequence_length": 32}, ACCEPTANCE],
         }
     )
     events: list[AnyEvent] = []
