@@ -27,14 +27,14 @@ from optcore.training.draft_stage import train_draft
 pytestmark = [pytest.mark.proof, pytest.mark.slow, pytest.mark.timeout(3600)]
 DRAFTED, PROMPTS = 5, 64
 DRAFT = Draft(
-    steps=1500,
+    steps=1000,
     batch=8,
     sequence_length=128,
     learning_rate=2e-3,
     tokens=DRAFTED,
     gradient_checkpointing=False,
-    validation=Validation(samples=64, every=250),
-    data=TrainingData(kind="generated", prompt_tokens=32, windows=6000),
+    validation=Validation(samples=64, every=200),
+    data=TrainingData(kind="generated", prompt_tokens=32, windows=4000),
 )
 
 
