@@ -19,7 +19,7 @@ from optcore.evaluate.acceptance_rows import rows_of, series_of, warnings_of
 from optcore.report import Measurement
 from optcore.sizes import parameters
 from optcore.speculative.acceptance import AcceptanceFacts, measure_acceptance, note_made, read_made
-from optcore.speculative.cost import Generate, MakeDrafter, measure_cost, measure_wall
+from optcore.speculative.cost import MakeDrafter, measure_cost, measure_wall
 from optcore.speculative.sampling import Sampling
 from optcore.speculative.target import Target
 
@@ -33,14 +33,13 @@ _ROOM = 1.5
 
 def measure_draft(run: "Run", evaluator: "Acceptance") -> list[Measurement]:
     """Rows for `run.draft`, or for n-grams alone; none, with a notice, where they cannot be measured."""
-    from optcore.speculative.decode import generate
     from optcore.speculative.ngram import NgramDrafter
 
     if reason := _cannot(run):
         run.notice(f"acceptance of the draft was not measured: {reason}")
         return []
     target = Target(run.checkpoint)
-    return measure_on(run, evaluator, target, _read_draft(run, target), NgramDrafter, generate)
+    return measure_on(run, evaluator, target, _read_draft(run, target), NgramDrafter)
 
 
 def note_acceptance(run: "Run", tokens: int) -> None:
@@ -65,7 +64,6 @@ def measure_on(
     target: Target,
     draft: Draft | None,
     ngram: MakeDrafter,
-    generate: Generate,
 ) -> list[Measurement]:
     """Rows of a draft of a target that is there; curves, facts and warnings go into the run's results."""
     prompts_SP = _prompts(run, evaluator, target)
@@ -86,7 +84,7 @@ def measure_on(
     )
     run.progress("evaluating", 1, 2)
     if evaluator.timed:
-        facts = _timed(run, evaluator, target, draft.drafter if draft else ngram, generate, prompts_SP, facts)
+        facts = _timed(run, evaluator, target, draft.drafter if draft else ngram, prompts_SP, facts)
     run.progress("evaluating", 2, 2)
     for warning in warnings_of(facts, read_made(run.draft) if run.draft else None):
         run.notice(warning)
@@ -125,7 +123,6 @@ def _timed(
     evaluator: "Acceptance",
     target: Target,
     drafter: MakeDrafter,
-    generate: Generate,
     prompts_SP: torch.Tensor,
     facts: AcceptanceFacts,
 ) -> AcceptanceFacts:
@@ -139,7 +136,6 @@ def _timed(
             for at in (facts.greedy, facts.sampled):
                 walls.append(
                     measure_wall(
-                        generate,
                         target,
                         prompts_SP[:batch].tolist(),
                         drafter,

@@ -6,12 +6,13 @@ Shapes: B sequences, P tokens of a prompt.
 import time
 from collections.abc import Callable, Sequence
 from statistics import median
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from transformers import DynamicCache
 
 from optcore.frozen import Frozen
+from optcore.speculative.decode import Decoded, generate
 from optcore.speculative.drafter import Drafter
 from optcore.speculative.sampling import GREEDY, Sampling
 from optcore.speculative.target import Features, Target
@@ -20,38 +21,6 @@ MakeDrafter = Callable[[int], Drafter]
 """Begins to draft for so many sequences."""
 _REPEATS = 9
 _WALL_repeats = 3
-
-
-class Decoded(Protocol):
-    """What decoding leaves."""
-
-    @property
-    def tokens(self) -> Sequence[Sequence[int]]:
-        """New ones, a row."""
-        ...
-
-    @property
-    def accepted(self) -> Sequence[Sequence[int]]:
-        """Accepted drafted tokens of each round, a row."""
-        ...
-
-
-class Generate(Protocol):
-    """Decoding, plain where there is no drafter: `optcore.speculative.decode.generate`."""
-
-    def __call__(
-        self,
-        target: Target,
-        prompts: Sequence[Sequence[int]],
-        *,
-        new_tokens: int,
-        sampling: Sampling,
-        drafter: MakeDrafter | None,
-        count: int,
-        seed: int = 0,
-    ) -> Decoded:
-        """Go on from prompts."""
-        ...
 
 
 class Cost(Frozen):
@@ -126,7 +95,6 @@ def measure_cost(target: Target, drafter: Drafter, prompts_BP: torch.Tensor, cou
 
 
 def measure_wall(
-    generate: Generate,
     target: Target,
     prompts: Sequence[Sequence[int]],
     drafter: MakeDrafter,

@@ -2,21 +2,20 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
-from optcore.speculative.target import TargetEnds
+from optcore.speculative.target import TargetEnds, TargetShape
 from optcore.streaming.skeleton import layers_of, skeleton
 from optcore.training.head import Head
 
 
-class TargetOutline:
+class TargetOutline(TargetShape):
     """As much of `TargetEnds` as a draft is built on. `head` is None where no one linear layer makes the logits."""
 
     def __init__(self, folder: Path) -> None:
-        self.model: Any = skeleton(folder, torch.float32)
+        self.model = skeleton(folder, torch.float32)
         self.layers = len(layers_of(self.model)[1])
         self.taps: tuple[int, ...] = ()
         linear = self.model.get_output_embeddings()
@@ -26,22 +25,6 @@ class TargetOutline:
     def device(self) -> torch.device:
         """Where nothing is stored."""
         return torch.device("meta")
-
-    @property
-    def embeddings(self) -> nn.Embedding:
-        """The table of its tokens."""
-        found: nn.Embedding = self.model.get_input_embeddings()
-        return found
-
-    @property
-    def width(self) -> int:
-        """Its hidden size."""
-        return int(self.model.config.get_text_config().hidden_size)
-
-    @property
-    def vocabulary(self) -> int:
-        """Tokens that its head knows."""
-        return int(self.model.config.get_text_config().vocab_size)
 
     @property
     def parameters(self) -> int:

@@ -25,29 +25,10 @@ class Features(NamedTuple):
     """The outputs [B, T, H] of the tapped layers, in the order of the taps."""
 
 
-class TargetEnds:
-    """What lies around a target's layers, without them: the embeddings before and the head behind.
+class TargetShape:
+    """What the configuration of a model and its tables say, whether their values are there or not."""
 
-    Enough for a draft whose features are kept, beside targets that do not fit into memory.
-    """
-
-    def __init__(
-        self,
-        folder: Path,
-        taps: Sequence[int] = (),
-        device: torch.device | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        """`taps` are numbers of layers from 0 whose outputs a draft reads."""
-        self.taps = tuple(taps)
-        self.decoder = Decoder(folder, device, dtype)
-        self.model: Any = self.decoder.model
-        self.head = streamed_head(self.decoder)
-
-    @property
-    def device(self) -> torch.device:
-        """Where it computes."""
-        return self.decoder.device
+    model: Any
 
     @property
     def embeddings(self) -> nn.Embedding:
@@ -64,6 +45,31 @@ class TargetEnds:
     def vocabulary(self) -> int:
         """Tokens that its head knows."""
         return int(self.model.config.get_text_config().vocab_size)
+
+
+class TargetEnds(TargetShape):
+    """What lies around a target's layers, without them: the embeddings before and the head behind.
+
+    Enough for a draft whose features are kept, beside targets that do not fit into memory.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        taps: Sequence[int] = (),
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """`taps` are numbers of layers from 0 whose outputs a draft reads."""
+        self.taps = tuple(taps)
+        self.decoder = Decoder(folder, device, dtype)
+        self.model = self.decoder.model
+        self.head = streamed_head(self.decoder)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.decoder.device
 
     def logits(self, hidden_BTH: torch.Tensor) -> torch.Tensor:
         """Logits [..., V] in float32 of what `Target.look` gives as `hidden_BTH`, or of any part of it."""

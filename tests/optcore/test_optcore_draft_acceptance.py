@@ -10,7 +10,7 @@ from fixtures.skipping_draft import LookingUp, Skipping, drafting_loop
 from optcore.drafts.vocabulary import DraftVocabulary
 from optcore.errors import BadCheckpoint, DataError
 from optcore.speculative.acceptance import MADE, AcceptanceFacts, measure_acceptance, note_made, read_made
-from optcore.speculative.cost import Cost, Decoded, MakeDrafter, Wall, measure_cost, measure_wall, real_tau
+from optcore.speculative.cost import Cost, Decoded, Wall, measure_cost, measure_wall, real_tau
 from optcore.speculative.own_text import OwnText, write_text
 from optcore.speculative.sampling import GREEDY, Sampling, probabilities
 from optcore.speculative.target import Target
@@ -168,39 +168,11 @@ def test_times_are_of_work_that_was_done(target: Target, draft: Skipping, prompt
     assert cost.draft > cost.target
 
 
-class _Loop:
-    """What decoding leaves."""
-
-    def __init__(self, tokens: list[list[int]], accepted: list[list[int]]) -> None:
-        self.tokens, self.accepted = tokens, accepted
-
-
 def test_walls_are_of_decoding_by_turns(target: Target, draft: Skipping, prompts: torch.Tensor) -> None:
-    asked: list[tuple[bool, int]] = []
-
-    def generate(
-        target: Target,
-        prompts: list[list[int]],
-        *,
-        new_tokens: int,
-        sampling: Sampling,
-        drafter: MakeDrafter | None,
-        count: int,
-        seed: int = 0,
-    ) -> Decoded:
-        asked.append((drafter is not None, new_tokens))
-        if drafter is None:
-            write_text(target, torch.tensor(prompts), new_tokens, sampling, frozenset(), seed)
-            return _Loop([], [])
-        found = [drafting_loop(draft, prompt, new_tokens, count) for prompt in prompts]
-        return _Loop([tokens for tokens, _ in found], [accepted for _, accepted in found])
-
     few = 6
-    wall = measure_wall(
-        generate, target, prompts[:1].tolist(), draft.drafter, new_tokens=few, count=COUNT, sampling=GREEDY
-    )
-    assert asked == [(False, COUNT + 2), (True, COUNT + 2), *[(False, few), (True, few)] * 3]
+    wall = measure_wall(target, prompts[:1].tolist(), draft.drafter, new_tokens=few, count=COUNT, sampling=GREEDY)
     text = write_text(target, prompts[:1], few, GREEDY, frozenset())
     assert wall.tau == pytest.approx(teacher_forced(target, draft, text, COUNT, GREEDY).chains.tau)
-    assert wall.speedup < 1  # nothing is cached in this loop
-    assert real_tau(_Loop([[1, 2, 3]], [[1]])) == 2.0
+    assert wall.plain > 0
+    assert wall.speedup == wall.plain / wall.drafted
+    assert real_tau(Decoded([[1, 2, 3]], [[1]], 2)) == 2.0
