@@ -182,6 +182,16 @@ def test_a_draft_whose_model_changes_in_the_chain_lost_touch(
     assert len(curves) == len(set(curves)), "of the result alone"
 
 
+def test_what_quantizes_behind_a_draft_comes_after_its_measurement(
+    drafted: Ran, tiny_model: MakeModel, tmp_path: Path
+) -> None:
+    served = {"format": "compressed-tensors"}
+    ran = run(tiny_model("Llama"), tmp_path, served, measured_only(drafted.out / "draft"), PTQ, timed=False, prompts=2)
+    assert ran.stages == stage_names(ran.recipe)
+    assert ran.stages == ("0-fetch", "1-draft", "1-draft-measure", "2-ptq", "3-export", "4-evaluate")
+    assert ran.measured_in == ["1-draft-measure", "4-evaluate"]
+
+
 def test_a_later_job_is_compared_with_the_one_that_made_the_draft(drafted: Ran, sharper: Path, tmp_path: Path) -> None:
     draft = drafted.out / "draft"
     ran = run(sharper, tmp_path / "same", DENSE, measured_only(draft), timed=False)
