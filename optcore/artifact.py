@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from optcore.coverage import coverage
 from optcore.deployment import deployment_notes, formats_of
 from optcore.draft_document import DRAFT, load_draft_document
+from optcore.draft_made import MADE, Made
 from optcore.draft_settings import ServedDraft
 from optcore.frozen import Frozen, digest_of
 from optcore.links import link
@@ -116,6 +117,7 @@ def _assemble_one(outcome: Outcome, folder: Path) -> Artifact:
     _link_files(Path(outcome.inputs.exported), folder)
     if outcome.inputs.draft:
         _link_files(Path(outcome.inputs.draft), folder / DRAFT)
+        _note_made(outcome.evaluated.get("made"), folder / DRAFT)
     exported = [file for file in _hashed(folder) if Path(file.path).name not in (MANIFEST, *_DOCUMENTS)]
     digest = digest_of([(file.path, file.sha256) for file in exported])
     _write_documents(folder, _report(outcome, digest))
@@ -135,6 +137,13 @@ def _link_files(source: Path, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for path in sorted(source.iterdir()):
         link(path, folder / path.name)
+
+
+def _note_made(found: dict[str, Any] | None, draft: Path) -> None:
+    """Leave beside a draft how it does on the model that it ships with; what it did on another one goes."""
+    (draft / MADE).unlink(missing_ok=True)
+    if found:
+        Made.model_validate(found).save(draft)
 
 
 def _hashed(folder: Path) -> tuple[ArtifactFile, ...]:

@@ -11,8 +11,9 @@ from optcore.frozen import Frozen
 Document = TypeVar("Document", bound=Frozen)
 
 
-def read_document(path: Path, kind: type[Document]) -> Document | None:
-    """None where there is none. Raises `BadCheckpoint` for a file that is no such document."""
+def read_document(path: Path, kind: type[Document], field: str = "/model") -> Document | None:
+    """None where there is none. Raises `BadCheckpoint`, about that `field` of the recipe, for a file that is no such
+    document."""
     try:
         return kind.model_validate_json(path.read_bytes()) if path.exists() else None
     except ValidationError as error:
@@ -21,5 +22,5 @@ def read_document(path: Path, kind: type[Document]) -> Document | None:
         raise BadCheckpoint(
             f"{path.name} is not what this program writes beside weights: {place}: {first['msg']}",
             remedy="remove the file, or download the folder again",
-            field="/model",
+            field=field,
         ) from error

@@ -12,12 +12,13 @@ from typing import NamedTuple
 from optcore.artifact import Artifact, Outcome, TrainedOn, assemble
 from optcore.conductor import Conductor, Emit, Folder
 from optcore.draft_fit import check_draft, check_drafts
+from optcore.draft_made import Made, read_made
 from optcore.errors import GateFailed, OptError, RecipeError, folder_error
 from optcore.events import RecipeResolved, RunFinished, RunPlanned
 from optcore.fetching import fetch_work, learns_labels, pinned
 from optcore.frozen import digest_of
 from optcore.held_out import check_held_out
-from optcore.measures import check_measures, evaluators, gate_evaluator, step_evaluators
+from optcore.measures import check_measures, draft_evaluators, evaluators, gate_evaluator, step_evaluators
 from optcore.places import attempts
 from optcore.plan import (
     Result,
@@ -26,6 +27,7 @@ from optcore.plan import (
     export_stage,
     gate_stage,
     measured_between,
+    measured_drafts,
     results,
     rival_stage,
     stage_names,
@@ -96,6 +98,8 @@ class _Walk(Conductor):
     """The checkpoint whose weights are the model's in high precision: quantizing stages leave them as they are."""
     draft: Folder = field(default_factory=Folder)
     """What guesses for the model; it lies beside the checkpoint, which goes on without it."""
+    made: Made | None = None
+    """How that did on the model that it was made for: in this run, or in the one that made it."""
     trials: list[Trial] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
     """The model after each measured entry of the chain."""
@@ -152,13 +156,15 @@ class _Walk(Conductor):
                 self._measure_rival(attempt, start, recipe)
                 if number in measured_between(recipe):
                     self.steps.append(self._step(attempt, recipe))
+                if number in measured_drafts(recipe):
+                    self._measure_draft(attempt, recipe)
                 return
             failed = self.left_by(attempt.stage)
 
     def _go_on(self, attempt: _Attempt) -> None:
         left = self.left_by(attempt.stage)
         if attempt.technique.stands_beside:
-            self.draft = left
+            self.draft, self.made = left, read_made(Path(left.path))
             return
         self.enter(left)
         if not attempt.technique.leaves_weights:
@@ -192,6 +198,22 @@ class _Walk(Conductor):
         folder, rows = Path(left.path), record.results["measurements"]
         return measured_step(attempt.stage, attempt.technique.summary, folder, folder, rows)
 
+    def _measure_draft(self, attempt: _Attempt, recipe: Recipe) -> None:
+        """Measure the draft before the model changes, as that of the result will be; a job does not fail because it
+        cannot be measured yet."""
+        found, why = None, ""
+        try:
+            with self.aside(), self.unheard():
+                self.move(draft=self.draft.path, draft_digest=self.draft.digest)
+                record = self.stage(step_stage(attempt.stage), EvaluateWork(evaluators=draft_evaluators(recipe)))
+            found = record.results.get("made")
+        except OptError as error:
+            why = f": {error}"
+        if found:
+            self.made = Made.model_validate(found)
+        else:
+            self.notice(step_stage(attempt.stage), f"the draft was not measured before the model changes{why}")
+
     def _measure_rival(self, attempt: _Attempt, start: Folder, recipe: Recipe) -> None:
         """Make and measure what a restructuring must beat; a job does not fail because its rival cannot be made."""
         rival = attempt.technique.rival if isinstance(attempt.technique, Restructuring) else None
@@ -217,7 +239,7 @@ class _Walk(Conductor):
             )
         record = self.stage(export_stage(recipe, result), ExportWork(export=result.export))
         self.move(exported=str(self.work.files(record.key)), exported_digest=record.key, target=result.export.format)
-        self.move(draft=self.draft.path, draft_digest=self.draft.digest)
+        self.move(draft=self.draft.path, draft_digest=self.draft.digest, made=self.made)
         evaluated = self.stage(evaluate_stage(recipe, result), EvaluateWork(evaluators=evaluators(recipe)))
         inputs, self.inputs = self.inputs, checkpoint
         return Outcome(

@@ -5,6 +5,7 @@ import os
 import shutil
 from pathlib import Path
 
+from optcore.draft_made import MADE
 from optcore.forms import CONDITIONAL, FORMS, PUZZLE, SPARSITY
 from optcore.sizes import weight_files
 from optcore.sources.checkpoint_files import CONFIG, INDEX, MATTERS
@@ -22,10 +23,10 @@ def link_checkpoint(source: Path, target: Path) -> None:
 
 
 def link_draft(source: Path, target: Path) -> None:
-    """Put a draft, as it is, into another folder: its weights and what says what they are."""
+    """Put a draft, as it is, into another folder: its weights, and what says what they are and how they did."""
     for path in weight_files(source):
         link(path, target / path.name)
-    for name in (CONFIG, INDEX):
+    for name in (CONFIG, INDEX, MADE):
         if (source / name).is_file():
             link(source / name, target / name)
 

@@ -37,6 +37,12 @@ def step_evaluators(recipe: Recipe) -> tuple[AnyEvaluator, ...]:
     return tuple(evaluator for evaluator in evaluators(recipe) if not isinstance(evaluator, Acceptance))
 
 
+def draft_evaluators(recipe: Recipe) -> tuple[AnyEvaluator, ...]:
+    """What is measured of a draft right when it is made: what will be of the result, without times."""
+    asked = (evaluator for evaluator in evaluators(recipe) if isinstance(evaluator, Acceptance))
+    return tuple(evaluator.model_copy(update={"timed": False}) for evaluator in asked)
+
+
 def _beyond_windows(recipe: Recipe) -> tuple[AnyEvaluator, ...]:
     windows = [technique.window for technique in recipe.chain if isinstance(technique, AttentionWindow)]
     if not windows or any(isinstance(evaluator, LongContext) for evaluator in recipe.evaluate):

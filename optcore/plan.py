@@ -84,7 +84,7 @@ def stage_names(recipe: Recipe) -> tuple[str, ...]:
         names += [*preparing_stages(name, technique), name]
         if technique.gate:
             names.append(gate_stage(name))
-        if number in measured_between(recipe):
+        if number in measured_between(recipe) | measured_drafts(recipe):
             names.append(step_stage(name))
         if isinstance(technique, Restructuring) and technique.rival:
             names += [rival_stage(name), step_stage(rival_stage(name))]
@@ -148,6 +148,17 @@ def measured_between(recipe: Recipe) -> frozenset[int]:
         if "quantized" not in properties:
             found.add(number)
     return frozenset(found)
+
+
+def measured_drafts(recipe: Recipe) -> frozenset[int]:
+    """Numbers of the entries, from 1, whose draft is measured right when it is made, since a later entry changes the
+    model that it guesses for. N-grams guess from the text alone, and cannot lose touch."""
+    last = max((number for number, one in enumerate(recipe.chain, start=1) if not one.stands_beside), default=0)
+    return frozenset(
+        number
+        for number, one in enumerate(recipe.chain[:last], start=1)
+        if isinstance(one, Draft) and one.method != "ngram"
+    )
 
 
 def gate_stage(technique_stage: str) -> str:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import mkdtemp
 
+from optcore.draft_made import Made
 from optcore.events import AnyEvent, Metric, Notice, Phase, Progress
 from optcore.references import Calibration
 from optcore.report import Task
@@ -37,6 +38,8 @@ class Run:
     """Its format."""
     draft: Path | None = None
     """The draft that guesses for the model, for stages that measure it."""
+    made: Made | None = None
+    """How that did on the model that it was made for, where this may be another one."""
     task: Task = "text-generation"
     """What the model is for."""
     text_files: tuple[Path, ...] = ()

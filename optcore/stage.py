@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from optcore.draft_made import Made
 from optcore.evaluate import AnyEvaluator, Classification
 from optcore.export import AnyExport
 from optcore.frozen import Frozen, digest_of
@@ -153,6 +154,8 @@ class Inputs(Frozen):
     draft: str = ""
     """The draft that guesses for the model; only what measures it is given it."""
     draft_digest: str = ""
+    made: Made | None = None
+    """How that did on the model that it was made for."""
     models: tuple[str, ...] = ()
     """Further models that a technique reads, in the order in which it names them."""
     models_digest: str = ""
@@ -163,6 +166,7 @@ class Inputs(Frozen):
         """Digests of what only some techniques read."""
         named = ("teacher", "text", "windows", "answers", "features", "draft", "models")
         found = {name: getattr(self, f"{name}_digest") for name in named}
+        found["made"] = digest_of(self.made) if self.made else ""
         return {name: digest for name, digest in found.items() if digest}
 
 

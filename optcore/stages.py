@@ -75,6 +75,7 @@ def perform(task: StageTask, emit: Callable[[AnyEvent], None]) -> dict[str, Any]
         answers=Path(task.inputs.answers) if task.inputs.answers else None,
         features=Path(task.inputs.features) if task.inputs.features else None,
         draft=Path(task.inputs.draft) if task.inputs.draft else None,
+        made=task.inputs.made,
         export=Path(task.inputs.exported),
         target=task.inputs.target,
         task=task.inputs.task,

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Literal
 from optcore.report import Measurement, Series
 
 if TYPE_CHECKING:
-    from optcore.speculative.acceptance import AcceptanceFacts, Accepted, AcceptedAt, Made
+    from optcore.draft_made import Made
+    from optcore.speculative.acceptance import AcceptanceFacts, Accepted, AcceptedAt
     from optcore.speculative.cost import Cost, Wall
 
 _RETRAIN = 0.9

@@ -5,7 +5,6 @@ Shapes: S prompts of P tokens.
 
 import json
 import os
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +13,11 @@ import torch
 from optcore.calibration.text import Texts
 from optcore.conditional import load_conditional
 from optcore.drafts.draft import Draft
-from optcore.errors import DataError, RecipeError
+from optcore.errors import RecipeError
 from optcore.evaluate.acceptance_rows import rows_of, series_of, warnings_of
 from optcore.report import Measurement
 from optcore.sizes import parameters
-from optcore.speculative.acceptance import AcceptanceFacts, measure_acceptance, note_made, read_made
+from optcore.speculative.acceptance import AcceptanceFacts, measure_acceptance
 from optcore.speculative.cost import MakeDrafter, measure_cost, measure_wall
 from optcore.speculative.sampling import Sampling
 from optcore.speculative.target import Target
@@ -40,22 +39,6 @@ def measure_draft(run: "Run", evaluator: "Acceptance") -> list[Measurement]:
         return []
     target = Target(run.checkpoint)
     return measure_on(run, evaluator, target, _read_draft(run, target), NgramDrafter)
-
-
-def note_acceptance(run: "Run", tokens: int) -> None:
-    """Leave beside the draft in `run.out` how it does on the model that it was made for; nothing, with a notice, where
-    that cannot be measured."""
-    from optcore.evaluate.acceptance import Acceptance
-
-    made = replace(run, draft=run.out, results={}, emit=lambda event: None)
-    try:
-        rows = measure_draft(made, Acceptance(tokens=tokens, timed=False))
-    except (DataError, RecipeError):  # of what is asked of the model here, which is no reason to lose its draft
-        rows = []
-    if rows:
-        note_made(run.out, AcceptanceFacts.model_validate(made.results["acceptance"]))
-    else:
-        run.notice("how the draft does was not measured when it was made: later changes cannot be compared with it")
 
 
 def measure_on(
@@ -86,11 +69,12 @@ def measure_on(
     if evaluator.timed:
         facts = _timed(run, evaluator, target, draft.drafter if draft else ngram, prompts_SP, facts)
     run.progress("evaluating", 2, 2)
-    for warning in warnings_of(facts, read_made(run.draft) if run.draft else None):
+    for warning in warnings_of(facts, run.made):
         run.notice(warning)
     curves: Any = run.results.setdefault("series", [])
     curves += [curve.model_dump(mode="json") for curve in series_of(facts)]
     run.results["acceptance"] = facts.model_dump(mode="json")
+    run.results["made"] = facts.made.model_dump(mode="json") if facts.made else None
     return rows_of(facts)
 
 

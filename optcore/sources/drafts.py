@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from optcore.draft_document import DESCRIPTION
+from optcore.draft_made import MADE, read_made
 from optcore.errors import BadCheckpoint, VocabularyMismatch
 from optcore.references import ModelRef
 from optcore.sources.checkpoint_files import CONFIG, INDEX, SINGLE, content_digest, hash_files, weights_form
@@ -36,7 +37,8 @@ def fetch_draft(draft: ModelRef, cache: Path, report: Report, place: str) -> Fet
 
 def check_draft_fits(model: Path, draft: Path, place: str) -> None:
     """Raise `VocabularyMismatch` for a draft that speaks of other tokens than the model, `BadCheckpoint` for one that
-    says more tokens than the model knows."""
+    says more tokens than the model knows, or beside which lies another document than how it did."""
+    read_made(draft, place)
     own, config = _vocabulary(read_object(model / CONFIG, "/model")), read_object(draft / CONFIG, place)
     theirs, said = _vocabulary(config), config.get("draft_vocab_size")
     if own and theirs and own != theirs:
@@ -73,7 +75,7 @@ def _documents(names: Collection[str], where: str, field: str) -> list[str]:
     """What lies beside a draft's weights. Raises `BadCheckpoint` where nothing says what they are."""
     if CONFIG not in names:
         raise BadCheckpoint(f"{where} has no {CONFIG}", remedy="name the folder of a draft", field=field)
-    return [name for name in (CONFIG, _TOKENIZER, DESCRIPTION) if name in names]
+    return [name for name in (CONFIG, _TOKENIZER, DESCRIPTION, MADE) if name in names]
 
 
 def _vocabulary(config: dict[str, Any]) -> int:

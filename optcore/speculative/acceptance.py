@@ -7,11 +7,10 @@ Shapes: S prompts of P tokens.
 
 import math
 from collections.abc import Iterable
-from pathlib import Path
 
 import torch
 
-from optcore.documents import read_document
+from optcore.draft_made import Asked, Made
 from optcore.drafts.draft import Draft
 from optcore.errors import DataError
 from optcore.frozen import Frozen
@@ -24,9 +23,6 @@ from optcore.speculative.sampling import GREEDY, Sampling
 from optcore.speculative.target import Target
 from optcore.speculative.teacher_forced import followed, teacher_forced
 from optcore.speculative.walk import Chains
-
-MADE = "acceptance.json"
-"""Beside a draft's weights: how it did when it was made."""
 
 
 class Accepted(Frozen):
@@ -63,17 +59,6 @@ class AcceptedAt(Frozen):
         return self.draft or self.ngram
 
 
-class Asked(Frozen):
-    """What is measured: only what was asked alike can be compared."""
-
-    count: int
-    """Tokens drafted a round (K), in a chain."""
-    prompts: int
-    prompt_tokens: int
-    new_tokens: int
-    sampled: Sampling
-
-
 class AcceptanceFacts(Frozen):
     """How well a draft does."""
 
@@ -91,13 +76,11 @@ class AcceptanceFacts(Frozen):
         """Tokens drafted a round (K), in a chain."""
         return self.asked.count
 
-
-class Made(Frozen):
-    """What a draft achieved on the model that it was made for."""
-
-    asked: Asked
-    greedy: float
-    sampled: float
+    @property
+    def made(self) -> Made | None:
+        """To compare other models with; None of n-grams alone, which no change of the model makes worse by itself."""
+        greedy, sampled = self.greedy.draft, self.sampled.draft
+        return Made(asked=self.asked, greedy=greedy.tau, sampled=sampled.tau) if greedy and sampled else None
 
 
 def measure_acceptance(
@@ -122,19 +105,9 @@ def measure_acceptance(
         covered = guessed.covered if guessed else 1.0  # of the sampled text, which comes last
         found[sampling] = _accepted_at(sampling, text, guessed.chains if guessed else None, ngram, count, seed)
     texts, begin = prompts_SP.shape
-    asked = Asked(count=count, prompts=texts, prompt_tokens=begin, new_tokens=new_tokens, sampled=sampled)
+    drawn = sampled.model_dump()
+    asked = Asked(count=count, prompts=texts, prompt_tokens=begin, new_tokens=new_tokens, **drawn)
     return AcceptanceFacts(asked=asked, greedy=found[GREEDY], sampled=found[sampled], covered=covered)
-
-
-def note_made(folder: Path, facts: AcceptanceFacts) -> None:
-    """Leave beside a draft how it did when it was made, for whoever changes the target afterwards."""
-    made = Made(asked=facts.asked, greedy=facts.greedy.own.tau, sampled=facts.sampled.own.tau)
-    (folder / MADE).write_text(made.model_dump_json(indent=2) + "\n")
-
-
-def read_made(folder: Path) -> Made | None:
-    """What `note_made` left. Raises `BadCheckpoint` for a file that is something else."""
-    return read_document(folder / MADE, Made)
 
 
 def _telling(text: OwnText) -> OwnText:

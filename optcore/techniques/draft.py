@@ -163,8 +163,7 @@ class Draft(Training):
         return self
 
     def apply(self, run: "Run") -> None:
-        """Write the draft, what it is, and how it did when it was made."""
-        from optcore.evaluate.acceptance_stream import note_acceptance
+        """Write the draft, and what it is."""
         from optcore.links import link_draft
 
         if self.method == "model":
@@ -181,8 +180,6 @@ class Draft(Training):
 
             train_draft(run, self)
         self._described(run).save(run.out)
-        if self.method != "ngram":  # which no change of the model makes worse by itself
-            note_acceptance(run, self.tokens)
 
     def _described(self, run: "Run") -> "DraftDocument":
         from optcore.draft_document import DraftDocument

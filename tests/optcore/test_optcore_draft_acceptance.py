@@ -7,9 +7,10 @@ import pytest
 import torch
 from fixtures.skipping_draft import LookingUp, Skipping, drafting_loop
 
+from optcore.draft_made import MADE, read_made
 from optcore.drafts.vocabulary import DraftVocabulary
 from optcore.errors import BadCheckpoint, DataError
-from optcore.speculative.acceptance import MADE, AcceptanceFacts, measure_acceptance, note_made, read_made
+from optcore.speculative.acceptance import AcceptanceFacts, measure_acceptance
 from optcore.speculative.cost import Cost, Decoded, Wall, measure_cost, measure_wall, real_tau
 from optcore.speculative.own_text import OwnText, write_text
 from optcore.speculative.sampling import GREEDY, Sampling, probabilities
@@ -143,15 +144,17 @@ def test_what_a_draft_achieved_stays_beside_it(
     target: Target, draft: Skipping, prompts: torch.Tensor, tmp_path: Path
 ) -> None:
     facts = measure_acceptance(target, draft, LookingUp, prompts, count=2, new_tokens=4, sampled=SAMPLED)
-    assert read_made(tmp_path) is None
-    note_made(tmp_path, facts)
-    made = read_made(tmp_path)
+    made = facts.made
     assert made
-    assert (made.asked.count, made.asked.new_tokens) == (2, 4)
+    assert (made.asked.count, made.asked.new_tokens, made.asked.temperature) == (2, 4, 1)
     assert (made.greedy, made.sampled) == (facts.greedy.own.tau, facts.sampled.own.tau)
+    assert read_made(tmp_path) is None
+    made.save(tmp_path)
+    assert read_made(tmp_path) == made
     (tmp_path / MADE).write_text("{}")
-    with pytest.raises(BadCheckpoint, match=MADE):
-        read_made(tmp_path)
+    with pytest.raises(BadCheckpoint, match=MADE) as caught:
+        read_made(tmp_path, "/chain/1/start")
+    assert caught.value.field == "/chain/1/start"
 
 
 def test_speed_ups_follow_from_times() -> None:

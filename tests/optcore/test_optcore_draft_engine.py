@@ -1,16 +1,19 @@
 """A draft inside a run: it lies beside the model in the artifact, and the chain goes on without it."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from fixtures.whole_runs import stages_in_this_process
 
 from optcore.draft_document import load_draft_document
 from optcore.engine import optimize
 from optcore.events import AnyEvent, Notice, StageFinished
 from optcore.frozen import digest_of
-from optcore.recipe import recipe_from
+from optcore.plan import stage_names
+from optcore.recipe import Recipe, recipe_from
 from optcore.report import Report
 from optcore.report.card import render_card
 from optcore.report.page import render_page
@@ -22,8 +25,9 @@ ACCEPTANCE = {"evaluator": "acceptance", "prompts": 2, "prompt_tokens": 8, "new_
 
 
 class Ran(NamedTuple):
-    """What a run said, and what it left."""
+    """What was asked of a run, what it said, and what it left."""
 
+    recipe: Recipe
     events: list[AnyEvent]
     out: Path
 
@@ -47,7 +51,13 @@ def run(model: Path, folder: Path, name: str, *chain: dict[str, Any]) -> Ran:
     )
     events: list[AnyEvent] = []
     optimize(recipe, folder / name, folder / "work", events.append)
-    return Ran(events, folder / name)
+    return Ran(recipe, events, folder / name)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def stages_here() -> Iterator[None]:
+    with stages_in_this_process():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +98,12 @@ def test_a_draft_with_weights_is_said_with_its_size(drafted: Ran) -> None:
     report = Report.model_validate(document)
     assert "It has 1234 parameters in 2.468 kB." in render_card(report)
     assert "It has 1234 parameters in 2.468 kB." in render_page(report)
+
+
+def test_n_grams_are_measured_once_and_leave_nothing_to_compare_with(drafted: Ran) -> None:
+    assert tuple(drafted.stages) == stage_names(drafted.recipe)
+    assert tuple(drafted.stages) == ("0-fetch", "1-draft", "2-ptq", "3-export", "4-evaluate")
+    assert [path.name for path in (drafted.out / "draft").iterdir()] == ["draft.json"]
 
 
 def test_a_model_that_changes_after_its_draft_is_said(drafted: Ran) -> None:

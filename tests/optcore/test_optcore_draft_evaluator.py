@@ -7,12 +7,13 @@ import torch
 from fixtures.exporting import run_of
 from fixtures.skipping_draft import Skipping
 
+from optcore.draft_made import Asked, Made
 from optcore.errors import RecipeError
 from optcore.evaluate import Acceptance
 from optcore.evaluate.acceptance_rows import rows_of, series_of, warnings_of
 from optcore.evaluate.acceptance_stream import end_tokens, measure_on
 from optcore.report import Measurement
-from optcore.speculative.acceptance import AcceptanceFacts, Accepted, AcceptedAt, Asked, Made
+from optcore.speculative.acceptance import AcceptanceFacts, Accepted, AcceptedAt
 from optcore.speculative.cost import Cost, Wall
 from optcore.speculative.interval import Interval
 from optcore.speculative.ngram import NgramDrafter
@@ -44,7 +45,7 @@ def at(sampling: Sampling, draft: float | None, ngram: float, looping: float = 0
 
 
 COST = Cost(batch=1, target=2.0, verification=3.0, draft=1.0)
-ASKED = Asked(count=2, prompts=32, prompt_tokens=64, new_tokens=128, sampled=SAMPLED)
+ASKED = Asked(count=2, prompts=32, prompt_tokens=64, new_tokens=128, **SAMPLED.model_dump())
 FACTS = AcceptanceFacts(
     asked=ASKED,
     greedy=at(GREEDY, 3.0, 1.9, looping=0.25),
@@ -86,6 +87,7 @@ def test_n_grams_alone_are_a_draft_too() -> None:
     assert "draft_coverage" not in names
     assert len(series_of(alone)) == 2
     assert list(warnings_of(alone, None)) == []
+    assert alone.made is None, "no change of the model makes them worse by itself"
 
 
 def test_a_reader_is_warned_of_what_flatters_and_of_what_is_useless() -> None:

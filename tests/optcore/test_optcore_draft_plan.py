@@ -8,9 +8,12 @@ import pytest
 from pydantic import ValidationError
 
 from optcore.draft_fit import check_drafts
+from optcore.draft_made import Asked, Made
 from optcore.errors import RecipeError
+from optcore.evaluate import Acceptance
 from optcore.fetching import fetch_work, pinned
-from optcore.plan import check, measured_between, stage_names
+from optcore.measures import draft_evaluators, evaluators
+from optcore.plan import check, measured_between, measured_drafts, stage_names
 from optcore.recipe import Recipe, recipe_from
 from optcore.stage import EvaluateWork, ExportWork, FeaturesWork, Inputs, StageTask, TechniqueWork
 from optcore.techniques import Draft
@@ -76,6 +79,31 @@ def test_its_stages_are_its_windows_what_is_kept_and_itself() -> None:
         assert stage_names(recipe(PTQ, {**DRAFT, **nothing}))[1:3] == ("1-ptq", "2-draft")
 
 
+def test_a_draft_is_measured_at_once_where_the_model_changes_behind_it() -> None:
+    assert stage_names(recipe(DRAFT, PTQ)) == (
+        "0-fetch",
+        "1-draft-data",
+        "1-draft",
+        "1-draft-measure",
+        "2-ptq",
+        "3-export",
+        "4-evaluate",
+    )
+    ngram = {**DRAFT, "method": "ngram"}
+    assert stage_names(recipe(ngram, PTQ)) == ("0-fetch", "1-draft", "2-ptq", "3-export", "4-evaluate")
+    assert measured_drafts(recipe({"technique": "sparsify"}, DRAFT, PTQ)) == {2}
+    assert not measured_drafts(recipe(PTQ, DRAFT))
+
+
+@pytest.mark.parametrize("named", [[], [{"evaluator": "acceptance", "prompts": 3, "temperature": 0.5}]])
+def test_it_is_asked_there_what_is_asked_of_the_result(named: list[dict[str, Any]]) -> None:
+    asked = recipe(DRAFT, PTQ, evaluate=[{"evaluator": "fidelity"}, *named])
+    (at_once,), at_last = draft_evaluators(asked), evaluators(asked)[-1]
+    assert isinstance(at_last, Acceptance)
+    assert at_last.timed
+    assert at_once == at_last.model_copy(update={"timed": False})
+
+
 def test_kept_features_are_shared_by_drafts_that_are_trained_otherwise() -> None:
     one, other = (
         Draft.model_validate({**DRAFT, "features": "kept", "taps": [0, 1, 2], **more})
@@ -137,6 +165,9 @@ def test_only_what_is_given_the_draft_has_another_key() -> None:
         assert len(keys) == 2
         here, there = (given.model_copy(update={"draft": place}) for place in ("/a", "/b"))
         assert StageTask(name="n", work=work, inputs=here).key == StageTask(name="m", work=work, inputs=there).key
+    asked = Asked(count=3, prompts=2, prompt_tokens=8, new_tokens=8, temperature=1, top_k=None, top_p=None)
+    compared = (given.model_copy(update={"made": made}) for made in (None, Made(asked=asked, greedy=2, sampled=2)))
+    assert len({StageTask(name="n", work=EvaluateWork(evaluators=()), inputs=inputs).key for inputs in compared}) == 2
     assert "draft" not in without.beside
     assert "features" not in without.beside
 

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 import optcore.sources.client
 from optcore.draft_document import load_draft_document
+from optcore.draft_made import MADE, Asked, Made, read_made
 from optcore.drafts.folder import read_draft
 from optcore.errors import (
     BadCheckpoint,
@@ -177,6 +178,13 @@ def test_training_goes_on_from_the_draft_that_was_named(made: Path, target: Path
     assert torch.equal(read_draft(run.out, model).vocabulary.ids_D, begun.vocabulary.ids_D)
 
 
+ACHIEVED = Made(
+    asked=Asked(count=3, prompts=2, prompt_tokens=8, new_tokens=8, temperature=1, top_k=None, top_p=None),
+    greedy=2.5,
+    sampled=1.5,
+)
+
+
 def test_with_no_steps_the_draft_that_was_named_is_the_draft(made: Path, target: Path, tmp_path: Path) -> None:
     run = run_of(target, target, tmp_path / "out")
     run.models = (made,)
@@ -186,7 +194,23 @@ def test_with_no_steps_the_draft_that_was_named_is_the_draft(made: Path, target:
     document = load_draft_document(run.out)
     assert document
     assert (document.method, document.tokens, document.steps, document.taps) == ("eagle3", 3, 0, (0, 1))
-    assert (run.out / "acceptance.json").is_file()
+    assert read_made(run.out) is None, "nothing is measured here"
+    ACHIEVED.save(made)
+    technique_of(made, steps=0).apply(run)
+    assert read_made(run.out) == ACHIEVED
+    (made / MADE).unlink()
+
+
+def test_how_a_draft_did_belongs_to_it(stdlib_model: Path, draft: Path, tmp_path: Path) -> None:
+    digests = {fetched(ModelRef(path=str(draft)), tmp_path).digest}
+    ACHIEVED.save(draft)
+    digests.add(fetched(ModelRef(path=str(draft)), tmp_path).digest)
+    assert len(digests) == 2
+    check_draft_fits(stdlib_model, draft, PLACE)
+    (draft / MADE).write_text('{"rate": 1}')
+    with pytest.raises(BadCheckpoint, match=MADE) as caught:
+        check_draft_fits(stdlib_model, draft, PLACE)
+    assert caught.value.field == PLACE
 
 
 @pytest.mark.parametrize("steps", [0, 2])

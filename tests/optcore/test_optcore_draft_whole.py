@@ -1,39 +1,60 @@
-"""A whole run with a draft that is trained: quantized, drafted for, exported, measured."""
+"""A whole run with a draft that is trained: quantized, drafted for, exported, measured, and compared with later."""
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from fixtures.exporting import run_of
+import torch
 from fixtures.tiny_models import MakeModel
-from fixtures.training import training_run
+from fixtures.whole_runs import stages_in_this_process
 from safetensors.torch import load_file, save_file
 
 from optcore.draft_document import load_draft_document
+from optcore.draft_made import Asked, Made, read_made
 from optcore.engine import optimize
-from optcore.evaluate import Acceptance
-from optcore.events import AnyEvent
+from optcore.events import AnyEvent, Metric, StageFinished
 from optcore.frozen import digest_of
-from optcore.recipe import recipe_from
-from optcore.techniques import Draft
+from optcore.plan import stage_names
+from optcore.recipe import Recipe, recipe_from
 
+torch.set_num_threads(1)
 PTQ = {"technique": "ptq", "scheme": "int4", "rounding": "nearest", "scale_search": "max", "smoothing": "none"}
 TEXT = {"batch": 4, "sequence_length": 32, "data": {"kind": "text"}, "validation": {"samples": 4, "every": 4}}
 DRAFT = {"technique": "draft", "steps": 4, "tokens": 3, "unroll": 2, "features": "kept", "vocabulary": 500, **TEXT}
-ACCEPTANCE = {"evaluator": "acceptance", "prompts": 2, "prompt_tokens": 16, "new_tokens": 16, "tokens": 3}
+ACCEPTANCE = {"evaluator": "acceptance", "prompts": 4, "prompt_tokens": 16, "new_tokens": 16, "tokens": 3}
+DENSE = {"format": "dense"}
 
 
 class Ran(NamedTuple):
-    """What a run said, and what it left."""
+    """What was asked of a run, what it said, and what it left."""
 
+    recipe: Recipe
     events: list[AnyEvent]
     out: Path
 
     def document(self, name: str) -> dict[str, Any]:
         found: dict[str, Any] = json.loads((self.out / name).read_text())
         return found
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        return tuple(event.stage for event in self.events if isinstance(event, StageFinished))
+
+    @property
+    def rows(self) -> dict[str, float]:
+        return {row["name"]: row["result"] for row in self.document("report.json")["measurements"]}
+
+    @property
+    def measured_in(self) -> list[str]:
+        """Stages that measured the draft."""
+        metrics = (event for event in self.events if isinstance(event, Metric))
+        return [metric.stage for metric in metrics if metric.name == "acceptance_length_greedy"]
+
+    def noticed(self, part: str) -> list[str]:
+        return [notice for notice in self.document("report.json")["notices"] if part in notice]
 
 
 def run(model: Path, folder: Path, target: dict[str, Any], *chain: dict[str, Any], **acceptance: Any) -> Ran:
@@ -48,7 +69,31 @@ def run(model: Path, folder: Path, target: dict[str, Any], *chain: dict[str, Any
     )
     events: list[AnyEvent] = []
     optimize(recipe, folder / "out", folder / "work", events.append)
-    return Ran(events, folder / "out")
+    return Ran(recipe, events, folder / "out")
+
+
+def spoken(model: Path, folder: Path, loud: float) -> Path:
+    """The model with its logits that many times as large."""
+    shutil.copytree(model, folder)
+    weights = load_file(folder / "model.safetensors")
+    weights["lm_head.weight"] *= loud
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+def becoming(model: Path) -> dict[str, Any]:
+    """An entry after which the chain's model is that one."""
+    return {"technique": "merge", "weight": 0, "compare": False, "others": [{"model": {"path": str(model)}}]}
+
+
+def measured_only(draft: Path) -> dict[str, Any]:
+    return {"technique": "draft", "steps": 0, "tokens": 3, "start": {"path": str(draft)}}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def stages_here() -> Iterator[None]:
+    with stages_in_this_process():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +123,7 @@ def test_the_report_says_how_the_draft_does(drafted: Ran) -> None:
     report = drafted.document("report.json")
     assert report["draft"]["method"] == "eagle3"
     assert report["draft"]["parameters"] > 0
-    rows = {row["name"]: row["result"] for row in report["measurements"]}
+    rows = drafted.rows
     for name in ("acceptance_length", "ngram_length"):
         for how in ("greedy", "sampled"):
             assert 1 <= rows[f"{name}_{how}"] <= 4
@@ -88,9 +133,18 @@ def test_the_report_says_how_the_draft_does(drafted: Ran) -> None:
             assert rows[f"predicted_speedup_{how}_{batch}"] > 0
             assert rows[f"draft_speedup_{how}_{batch}"] > 0
     assert 0 < rows["draft_coverage"] < 1
-    assert not [notice for notice in report["notices"] if "made for" in notice], "the model is what it was"
+    assert not drafted.noticed("made for"), "the model is what it was"
     series = {one["name"] for one in report["series"]}
     assert {"2-draft-loss", "2-draft-refused", "draft-survival-greedy", "n-grams-survival-sampled"} <= series
+
+
+def test_a_draft_that_is_last_is_measured_once(drafted: Ran) -> None:
+    assert drafted.stages == stage_names(drafted.recipe)
+    assert drafted.measured_in == ["4-evaluate"]
+    asked = Asked(count=3, prompts=4, prompt_tokens=16, new_tokens=16, temperature=1, top_k=None, top_p=None)
+    rows = drafted.rows
+    tau = {how: rows[f"acceptance_length_{how}"] for how in ("greedy", "sampled")}
+    assert read_made(drafted.out / "draft") == Made(asked=asked, **tau)
 
 
 def test_engines_are_told_of_the_draft(drafted: Ran) -> None:
@@ -103,24 +157,61 @@ def test_engines_are_told_of_the_draft(drafted: Ran) -> None:
     }
 
 
-def test_a_draft_of_a_model_that_changed_is_said_to_have_lost_touch(tiny_model: MakeModel, tmp_path: Path) -> None:
-    """Of a model that hardly prefers any token, nearly every guess will do; with sharper logits that is over."""
-    model = tiny_model("Llama")
-    settings = {name: value for name, value in DRAFT.items() if name not in ("features", "vocabulary")}
-    technique = Draft.model_validate(settings)
-    made = training_run(technique, model, model, tmp_path)
-    technique.apply(made)
-    sharper = shutil.copytree(model, tmp_path / "sharper")
-    weights = load_file(sharper / "model.safetensors")
-    save_file(
-        weights | {"lm_head.weight": weights["lm_head.weight"] * 30}, sharper / "model.safetensors", {"format": "pt"}
-    )
-    said = {}
-    for checkpoint in (model, sharper):
-        run = run_of(model, checkpoint, tmp_path / "measured")
-        run.draft = made.out
-        Acceptance(tokens=3, timed=False).measure(run)
-        said[checkpoint] = [notice for notice in run.results.get("notices", []) if "made for" in notice]
-    assert not said[model]
-    assert said[sharper][-1].startswith("at temperature 1, the draft leaves 1.")
-    assert said[sharper][-1].endswith("made for: train it again on this one")
+@pytest.fixture(scope="module")
+def sharper(tiny_model: MakeModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a model that hardly prefers any token nearly every guess will do; of this one that is over."""
+    return spoken(tiny_model("Llama"), tmp_path_factory.mktemp("sharper") / "model", 30)
+
+
+def test_a_draft_whose_model_changes_in_the_chain_lost_touch(
+    drafted: Ran, tiny_model: MakeModel, sharper: Path, tmp_path: Path
+) -> None:
+    chain = measured_only(drafted.out / "draft"), becoming(sharper)
+    ran = run(tiny_model("Llama"), tmp_path, DENSE, *chain, timed=False, tokens=2, temperature=0.9)
+    assert ran.stages == stage_names(ran.recipe)
+    assert ran.stages == ("0-fetch", "1-draft", "1-draft-measure", "2-merge", "3-export", "4-evaluate")
+    assert ran.measured_in == ["1-draft-measure", "4-evaluate"]
+    (said,) = ran.noticed("at temperature 0.9, the draft leaves")
+    assert said.endswith("made for: train it again on this one")
+    before = float(said.split("left ")[1].split()[0])
+    assert ran.rows["acceptance_length_sampled"] < 0.9 * before
+    made = read_made(ran.out / "draft")
+    assert made
+    assert made.sampled == ran.rows["acceptance_length_sampled"], "how it does on the model that it ships with"
+    curves = [curve["name"] for curve in ran.document("report.json")["series"]]
+    assert len(curves) == len(set(curves)), "of the result alone"
+
+
+def test_what_quantizes_behind_a_draft_comes_after_its_measurement(
+    drafted: Ran, tiny_model: MakeModel, tmp_path: Path
+) -> None:
+    served = {"format": "compressed-tensors"}
+    ran = run(tiny_model("Llama"), tmp_path, served, measured_only(drafted.out / "draft"), PTQ, timed=False, prompts=2)
+    assert ran.stages == stage_names(ran.recipe)
+    assert ran.stages == ("0-fetch", "1-draft", "1-draft-measure", "2-ptq", "3-export", "4-evaluate")
+    assert ran.measured_in == ["1-draft-measure", "4-evaluate"]
+
+
+def test_a_later_job_is_compared_with_the_one_that_made_the_draft(drafted: Ran, sharper: Path, tmp_path: Path) -> None:
+    draft = drafted.out / "draft"
+    ran = run(sharper, tmp_path / "same", DENSE, measured_only(draft), timed=False)
+    assert ran.measured_in == ["3-evaluate"]
+    before = read_made(draft)
+    assert before
+    (said,) = ran.noticed("at temperature 1, the draft leaves")
+    assert f"left {before.sampled:.2f} on the model" in said
+    assert said.endswith("train it again on this one")
+    made = read_made(ran.out / "draft")
+    assert made
+    assert (made.asked, made.sampled) == (before.asked, ran.rows["acceptance_length_sampled"])
+    other = run(sharper, tmp_path / "other", DENSE, measured_only(draft), timed=False, tokens=2)
+    assert not other.noticed("made for"), "something else was asked"
+
+
+def test_a_draft_that_cannot_be_measured_yet_fails_no_job(drafted: Ran, tiny_model: MakeModel, tmp_path: Path) -> None:
+    """Where all tokens are alike the first one is the likeliest, and ends the text."""
+    silent = spoken(tiny_model("Llama"), tmp_path / "silent", 0)
+    chain = measured_only(drafted.out / "draft"), becoming(tiny_model("Llama"))
+    ran = run(silent, tmp_path, DENSE, *chain, timed=False)
+    assert ran.noticed("the draft was not measured before the model changes: the model ends every text at once")
+    assert ran.measured_in == ["4-evaluate"]
