@@ -1,21 +1,15 @@
 """Training inside a run: a chain that is killed goes on to the same bytes, stages are shared, fallbacks train."""
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
-import yaml
-from fixtures.whole_runs import stages_in_this_process
+from fixtures.engine_runs import Ran, is_loss, run_here, run_program
 
-from optcore.engine import optimize
 from optcore.errors import RecipeError
-from optcore.events import AnyEvent, Metric, RunFailed, RunFinished, StageFinished, parse_event
+from optcore.events import RunFailed, RunFinished
 from optcore.plan import stage_names
 from optcore.recipe import Recipe, recipe_from
 
@@ -32,33 +26,6 @@ QAD: dict[str, Any] = {
 }
 
 
-class Ran(NamedTuple):
-    """What a run said, and what it left."""
-
-    events: list[AnyEvent]
-    out: Path
-
-    @property
-    def losses(self) -> dict[int, float]:
-        found = (event for event in self.events if isinstance(event, Metric) and event.name == "loss")
-        return {int(event.step or 0): event.value for event in found}
-
-    @property
-    def digest(self) -> str:
-        last = self.events[-1]
-        assert isinstance(last, RunFinished), last
-        return last.digest
-
-    @property
-    def cached(self) -> dict[str, bool]:
-        return {event.stage: event.cached for event in self.events if isinstance(event, StageFinished)}
-
-    def report(self) -> dict[str, Any]:
-        assert isinstance(self.events[-1], RunFinished), self.events[-1]
-        found: dict[str, Any] = json.loads((self.out / "report.json").read_text())
-        return found
-
-
 def _document(model: Path, *chain: dict[str, Any], **more: Any) -> dict[str, Any]:
     return {
         "model": {"path": str(model.absolute())},
@@ -69,31 +36,6 @@ def _document(model: Path, *chain: dict[str, Any], **more: Any) -> dict[str, Any
     }
 
 
-def _run(document: dict[str, Any], folder: Path, name: str, kill_at: int = 0) -> Ran:
-    """Run the engine's program; `kill_at` kills the whole of it when the loss of that step is said."""
-    (folder / f"{name}.yaml").write_text(yaml.safe_dump(document))
-    folders = ["--work", str(folder / "work"), "--out", str(folder / name)]
-    command = [sys.executable, "-m", "optcore", "run", str(folder / f"{name}.yaml"), *folders]
-    events: list[AnyEvent] = []
-    with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True) as process:
-        assert process.stdout
-        for line in process.stdout:
-            events.append(parse_event(line))
-            last = events[-1]
-            if kill_at and isinstance(last, Metric) and last.name == "loss" and last.step == kill_at:
-                os.killpg(process.pid, signal.SIGKILL)
-                break
-    return Ran(events, folder / name)
-
-
-def _walk(document: dict[str, Any], folder: Path, name: str) -> Ran:
-    """The same run in this process."""
-    events: list[AnyEvent] = []
-    with stages_in_this_process():
-        optimize(recipe_from(document), folder / name, folder / "work", events.append)
-    return Ran(events, folder / name)
-
-
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("training")
@@ -102,16 +44,16 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def undisturbed(shared: Path, stdlib_model: Path) -> Ran:
     ptq = {"technique": "ptq", "scheme": "nvfp4", **PLAIN}
-    return _walk(_document(stdlib_model, ptq, QAD), shared, "whole")
+    return run_here(_document(stdlib_model, ptq, QAD), shared, "whole")
 
 
 def test_a_chain_killed_in_the_middle_of_training_goes_on_to_the_same_bytes(
     undisturbed: Ran, stdlib_model: Path, tmp_path: Path
 ) -> None:
     document = _document(stdlib_model, {"technique": "ptq", "scheme": "nvfp4", **PLAIN}, QAD)
-    killed = _run(document, tmp_path, "first", kill_at=5)
+    killed = run_program(document, tmp_path, "first", kill_when=lambda event: is_loss(event, 5))
     assert not isinstance(killed.events[-1], RunFinished)
-    again = _run(document, tmp_path, "second")
+    again = run_program(document, tmp_path, "second")
     assert again.cached["1-ptq"]
     assert again.cached["2-qad-data"]
     assert not again.cached["2-qad"]
@@ -141,7 +83,7 @@ def test_a_gate_that_fails_takes_training_as_its_fallback_and_the_report_shows_b
     gate = {"metric": "kl", "max": 3.0, "on_fail": "fallback"}
     ptq = {"technique": "ptq", "scheme": "int2", **PLAIN, "gate": gate}
     evaluate = [{"evaluator": "fidelity", "samples": 4, "sequence_length": 48}]
-    plain = _walk(
+    plain = run_here(
         _document(stdlib_model, ptq | {"gate": gate | {"max": 100.0}, "fallback": [QAD]}, evaluate=evaluate),
         tmp_path,
         "passes",
@@ -149,7 +91,7 @@ def test_a_gate_that_fails_takes_training_as_its_fallback_and_the_report_shows_b
     (only,) = plain.report()["trials"]
     assert (only["stage"], only["passed"], only["then"]) == ("1-ptq", True, "kept")
     bound = 0.9 * only["value"]
-    ran = _walk(
+    ran = run_here(
         _document(
             stdlib_model,
             ptq | {"gate": gate | {"max": bound}, "fallback": [QAD, {"scheme": "fp8_dynamic"}]},
@@ -179,7 +121,7 @@ def test_another_vocabulary_is_refused_before_any_work(shared: Path, stdlib_mode
     vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
     (other / "tokenizer.json").write_text(json.dumps(tokenizer))
     qad = QAD | {"teacher": {"path": str(other)}}
-    ran = _run(_document(stdlib_model, {"technique": "ptq", "scheme": "nvfp4"}, qad), shared, "mismatch")
+    ran = run_program(_document(stdlib_model, {"technique": "ptq", "scheme": "nvfp4"}, qad), shared, "mismatch")
     last = ran.events[-1]
     assert isinstance(last, RunFailed)
     failure = last.failure
