@@ -22,6 +22,7 @@ from torch import nn
 from optcore.drafts.borrowed import Borrowed
 from optcore.drafts.draft import Draft
 from optcore.drafts.drawing import Drawn
+from optcore.drafts.fusion import Fusion
 from optcore.drafts.layers import DecoderLayer, KeysValues, Text, initialise, same_document
 from optcore.drafts.sizes import Sizes
 from optcore.drafts.slots import Slots, left_aligned
@@ -57,7 +58,7 @@ class Block(Draft):
         self.sizes = sizes or Sizes.of(target.model.config.get_text_config())
         width, epsilon = self.sizes.hidden_size, self.sizes.rms_norm_eps
         self._borrowed = Borrowed.of(target, vocabulary)
-        self.fc = nn.Linear(len(self.taps) * target.width, width, bias=False)
+        self.fc = Fusion(len(self.taps) * target.width, width)
         self.hidden_norm = nn.RMSNorm(width, eps=epsilon)
         self.layers = nn.ModuleList(DecoderLayer(self.sizes, head_norms=True) for _ in range(layers))
         self.norm = nn.RMSNorm(width, eps=epsilon)
@@ -105,7 +106,7 @@ class Block(Draft):
 
     def context(self, features: Features, positions_BT: torch.Tensor) -> list[KeysValues]:
         """What each layer is shown of the text: keys and values of the fused features."""
-        fused_BTH = self.hidden_norm(self.fc(torch.cat(features.tapped, -1).to(self.fc.weight.dtype)))
+        fused_BTH = self.hidden_norm(self.fc(torch.cat(features.tapped, -1)))
         return [layer.self_attn.keys_values(fused_BTH, positions_BT) for layer in self.layers]
 
     def blocks(self, chosen_BA: torch.Tensor, positions_BA: torch.Tensor, texts: list[Text]) -> torch.Tensor:

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from optcore.drafts.draft import Draft
 from optcore.drafts.eagle3_drafter import Eagle3Drafter, TreeShape
 from optcore.drafts.eagle3_layer import KeysValues, MidLayer
+from optcore.drafts.fusion import Fusion
 from optcore.drafts.layers import same_document
 from optcore.drafts.sizes import Sizes
 from optcore.drafts.vocabulary import DraftVocabulary
@@ -38,14 +39,14 @@ class Eagle3(Draft):
         self.recomputes = False
         """Whether a backward pass computes attention again instead of keeping its weights."""
         self.register_buffer("embeddings_VH", embeddings_VH.detach(), persistent=False)
-        self.fc = nn.Linear(len(self.taps) * sizes.hidden_size, sizes.hidden_size, bias=False)
+        self.fc = Fusion(len(self.taps) * sizes.hidden_size, sizes.hidden_size)
         self.midlayer = MidLayer(sizes)
         self.norm = nn.RMSNorm(sizes.hidden_size, sizes.rms_norm_eps)
         self.lm_head = nn.Linear(sizes.hidden_size, len(vocabulary.ids_D), bias=False)
 
     def fused(self, features: Features) -> torch.Tensor:
         """g [B, T, H] of the tapped layers' outputs."""
-        fused_BTH: torch.Tensor = self.fc(torch.cat(features.tapped, -1).to(self.fc.weight.dtype))
+        fused_BTH: torch.Tensor = self.fc(torch.cat(features.tapped, -1))
         return fused_BTH
 
     def embedded(self, tokens_BT: torch.Tensor) -> torch.Tensor:

@@ -8,6 +8,7 @@ import torch
 from optcore.drafts.build import build_draft
 from optcore.drafts.draft import Draft as AnyDraft
 from optcore.drafts.folder import layout_of, read_draft, write_draft
+from optcore.drafts.fusion import Fusion
 from optcore.drafts.parts import TargetFacts
 from optcore.drafts.vocabulary import DraftVocabulary
 from optcore.errors import DataError
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from optcore.techniques.draft import Draft
 
 _READ_windows = 256
+_SETTLED_windows = 8
 
 
 def train_draft(run: "Run", technique: "Draft") -> None:
@@ -45,6 +47,7 @@ def train_draft(run: "Run", technique: "Draft") -> None:
     check_draft_memory(read, parameters, device=ranks.device, processes=ranks.count)
     target, source = _source(run, technique, plan, ranks)
     draft = _begun(run, technique, plan, target, windows)
+    _settle(draft, source, windows, ranks.device, keeps=plan.begun is not None)
     assert target.head is not None  # by the plan
     trainee = DraftTrainee(
         draft,
@@ -84,6 +87,18 @@ def _begun(run: "Run", technique: "Draft", plan: DraftPlan, target: TargetEnds, 
         draft = build_draft(technique, target, _counted(run, windows, plan.size, target), run.seed)
     draft.recomputes = technique.gradient_checkpointing
     return draft
+
+
+def _settle(draft: AnyDraft, source: FeatureSource, windows: Windows, device: torch.device, *, keeps: bool) -> None:
+    """Let a draft that fuses features know how large they are, by the first windows that are trained on."""
+    fusions = [module for module in draft.modules() if isinstance(module, Fusion)]
+    if not fusions:
+        return
+    numbers = list(range(min(_SETTLED_windows, windows.facts.training)))
+    batch = windows.read(numbers).to(device)
+    features_NF = torch.cat(source.features(batch, numbers).tapped, -1)[(batch.flags_BT & LEARNED) != 0]
+    for fusion in fusions:
+        fusion.settle(features_NF, keeps=keeps)
 
 
 def _check_answers(technique: "Draft", windows: Windows) -> None:

@@ -1,6 +1,6 @@
-"""What training-time test buys an EAGLE-3 draft of the shipped model, printing its figures (training.md, row D1).
+"""What training buys drafts of the shipped model, each test printing its figures (training.md, rows D1 and D2).
 
-The draft learns on text that the target wrote itself at temperature 1, and is measured as a job's report measures it:
+Drafts learn on text that the target wrote itself at temperature 1, and are measured as a job's report measures them:
 behind held-out prompts, as a chain of five tokens a round; tau is tokens a pass, the target's own among them.
 """
 
@@ -14,7 +14,9 @@ from fixtures.exporting import CALIBRATION, run_of
 from fixtures.training import prepared
 
 from optcore.calibration.text import Texts
+from optcore.drafts.draft import Draft as AnyDraft
 from optcore.drafts.folder import read_draft, read_parts
+from optcore.drafts.small_model import SmallModel
 from optcore.speculative.acceptance import AcceptanceFacts, measure_acceptance
 from optcore.speculative.ngram import NgramDrafter
 from optcore.speculative.sampling import Sampling
@@ -23,6 +25,7 @@ from optcore.techniques.data import TrainingData
 from optcore.techniques.draft import Draft
 from optcore.techniques.training import Validation
 from optcore.training.draft_stage import train_draft
+from optcore.training.small_model import make_small_model
 
 pytestmark = [pytest.mark.proof, pytest.mark.slow, pytest.mark.timeout(3600)]
 DRAFTED, PROMPTS = 5, 64
@@ -56,19 +59,22 @@ def trained(
         torch.set_num_threads(1)
         run = run_of(stdlib_model, stdlib_model, tmp_path_factory.mktemp("draft") / "out")
         run.windows = written
-        train_draft(run, DRAFT.model_copy(update=changed))
+        technique = DRAFT.model_copy(update=changed)
+        if technique.method == "model":
+            make_small_model(run, technique)
+            target = Target(stdlib_model)
+            return measured(stdlib_model, target, SmallModel(run.out, target.vocabulary))
+        train_draft(run, technique)
         target = Target(stdlib_model, read_parts(run.out, 6).taps)
-        return measure_acceptance(
-            target,
-            read_draft(run.out, target),
-            NgramDrafter,
-            Texts(stdlib_model, CALIBRATION, ()).evaluation_windows(PROMPTS, 32, 1024),
-            count=DRAFTED,
-            new_tokens=128,
-            sampled=Sampling(temperature=1.0),
-        )
+        return measured(stdlib_model, target, read_draft(run.out, target))
 
     return _of
+
+
+def measured(model: Path, target: Target, draft: AnyDraft) -> AcceptanceFacts:
+    prompts_SP = Texts(model, CALIBRATION, ()).evaluation_windows(PROMPTS, 32, 1024)
+    sampled = Sampling(temperature=1.0)
+    return measure_acceptance(target, draft, NgramDrafter, prompts_SP, count=DRAFTED, new_tokens=128, sampled=sampled)
 
 
 def line(name: str, facts: AcceptanceFacts) -> str:
@@ -92,3 +98,12 @@ def test_d1_training_on_its_own_guesses_makes_rounds_longer(trained: Callable[..
     assert four.sampled.own.tau >= 1.5 * four.sampled.ngram.tau
     fades = [found.survival[-1] / found.survival[0] for found in (once.sampled.own, four.sampled.own)]
     assert fades[1] > fades[0]
+
+
+def test_d2_what_its_target_says_makes_a_small_model_a_better_draft(trained: Callable[..., AcceptanceFacts]) -> None:
+    """Of three of the target's six layers, as they are and taught."""
+    small = {"method": "model", "layers": 3}
+    before, after = trained(**small, steps=0), trained(**small, steps=300, learning_rate=1e-3)
+    print("\n" + "\n".join((line("3 of 6 layers", before), line("taught for 300 steps", after))))
+    for untaught, taught in ((before.greedy, after.greedy), (before.sampled, after.sampled)):
+        assert taught.own.tau >= untaught.own.tau + 0.4
