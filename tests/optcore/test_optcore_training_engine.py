@@ -111,7 +111,7 @@ def test_a_chain_killed_in_the_middle_of_training_goes_on_to_the_same_bytes(
     document = _document(stdlib_model, {"technique": "ptq", "scheme": "nvfp4", **PLAIN}, QAD)
     killed = _run(document, tmp_path, "first", kill_at=5)
     assert not isinstance(killed.events[-1], RunFinished)
-    again = _run(document, tmp_path, "second")
+    again = _walk(document, tmp_path, "second")
     assert again.cached["1-ptq"]
     assert again.cached["2-qad-data"]
     assert not again.cached["2-qad"]
