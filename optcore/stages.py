@@ -105,7 +105,8 @@ def _fetch(run: Run, work: FetchWork, cache: Path) -> None:
     from optcore.calibration.text import Texts
     from optcore.evaluate.examples import labels_of
     from optcore.restructure.alike import check_alike
-    from optcore.sources import fetch_data, fetch_model
+    from optcore.sources.datasets import fetch_data
+    from optcore.sources.models import fetch_model
     from optcore.streaming.reader import TensorReader
 
     model = fetch_model(work.model, cache, run.progress)
@@ -151,7 +152,7 @@ def _fetch_beside(run: Run, model: Path, place: str, ref: ModelRef, cache: Path)
     """A teacher, a student or a model to merge: it must speak the model's language."""
     from optcore.architecture import check_architecture, longest_sequence, task_of
     from optcore.evaluate.examples import labels_of
-    from optcore.sources import fetch_model
+    from optcore.sources.models import fetch_model
     from optcore.sources.vocabulary import check_same_vocabulary
 
     found = fetch_model(ref, cache, run.progress, place)
@@ -177,7 +178,7 @@ def _fetch_draft(run: Run, model: Path, place: str, ref: ModelRef, cache: Path) 
 
 
 def _fetch_text(run: Run, place: str, needed: NeededText, cache: Path) -> dict[str, Any]:
-    from optcore.sources import fetch_data
+    from optcore.sources.datasets import fetch_data
 
     found = fetch_data(needed, cache, run.progress, place)
     return {"files": [str(file) for file in found.files], "digest": found.digest, "revision": found.revision}
@@ -186,7 +187,7 @@ def _fetch_text(run: Run, place: str, needed: NeededText, cache: Path) -> dict[s
 def _fetch_labelled(run: Run, work: FetchWork, model: Path, files: tuple[Path, ...]) -> str:
     """Digest of the evaluators' own files, after a look into them; `model` is the one whose labels are measured."""
     from optcore.evaluate.examples import check_examples
-    from optcore.sources import fetch_file
+    from optcore.sources.datasets import fetch_file
 
     own = [evaluator.path for evaluator in work.classifications if evaluator.path]
     digests = [fetch_file(Path(path), "/evaluate", run.progress).digest for path in own]

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import tempfile
 from pathlib import Path
 
@@ -13,7 +14,10 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"  # nobody listens: a test that needs a Hub starts its own
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = os.environ["DO_NOT_TRACK"] = "1"
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="lathe-hf-")
+# Hundreds of short processes are started, and each would compile the same modules again.
+sys.dont_write_bytecode = False
 for _name in (
+    "PYTHONDONTWRITEBYTECODE",
     "HF_TOKEN",
     "HUGGING_FACE_HUB_TOKEN",
     "HF_HUB_OFFLINE",

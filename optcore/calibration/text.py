@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from optcore.calibration import stdlib
 from optcore.errors import BadCheckpoint, DataError, is_out_of_memory
 from optcore.references import Calibration
-from optcore.sources import read_texts
+from optcore.sources.texts import read_texts
 
 BLOCK_tokens = 2048
 _LOOKED_AT_windows = 8

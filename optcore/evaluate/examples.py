@@ -14,7 +14,7 @@ from optcore.architecture import is_classifier
 from optcore.calibration.text import Texts
 from optcore.errors import DataError, RecipeError
 from optcore.references import Calibration
-from optcore.sources import Labelled, read_labelled
+from optcore.sources.texts import Labelled, read_labelled
 
 if TYPE_CHECKING:
     from optcore.evaluate.classification import Classification

@@ -3,9 +3,12 @@
 import hashlib
 from collections.abc import Collection, Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from optcore.errors import BadCheckpoint, UnsafeCheckpoint
-from optcore.sources.hub import Report
+
+if TYPE_CHECKING:
+    from optcore.sources.hub import Report  # whoever only asks for a file's name needs no client of the Hub
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -52,7 +55,7 @@ def require_files(names: Collection[str], where: str, field: str) -> None:
         raise BadCheckpoint(f"{where} has no tokenizer (one of {', '.join(TOKENIZERS)})", remedy=remedy, field=field)
 
 
-def hash_files(folder: Path, names: Iterable[str], report: Report) -> dict[str, str]:
+def hash_files(folder: Path, names: Iterable[str], report: "Report") -> dict[str, str]:
     """SHA-256 by name, in the order of names."""
     ordered = sorted(names)
     done, total = 0, sum((folder / name).stat().st_size for name in ordered)

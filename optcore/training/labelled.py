@@ -10,7 +10,7 @@ from transformers import AutoConfig
 from optcore.calibration.text import filler_of
 from optcore.errors import DataError
 from optcore.evaluate.examples import draw, label_names, label_number, labels_of
-from optcore.sources import Labelled, read_labelled
+from optcore.sources.texts import Labelled, read_labelled
 from optcore.training.windows import BEGINS, PADDING, Batch
 
 if TYPE_CHECKING:

@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -14,11 +12,13 @@ import yaml
 from fixtures.hub import OWNER_TOKEN
 from fixtures.receiver import Receiver
 from fixtures.service import Lathe
+from fixtures.whole_runs import walk
 from huggingface_hub import snapshot_download
 from standardwebhooks import Webhook
 from transformers import AutoModelForCausalLM
 
 from lathe.models import Job, JobEvent
+from optcore.events import RunFinished
 
 pytestmark = [pytest.mark.e2e, pytest.mark.proof, pytest.mark.integration, pytest.mark.timeout(900)]
 
@@ -146,7 +146,7 @@ def _command_line(entry: Path) -> list[str]:
 
 def _digest_without_a_service(recipe: dict[str, Any], folder: Path) -> str:
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    command = [sys.executable, "-m", "optcore", "run", str(folder / "recipe.yaml")]
-    subprocess.run([*command, "--work", str(folder / "work"), "--out", str(folder / "out")], check=True, stdout=-3)
+    last = walk(folder / "recipe.yaml", folder / "out", folder / "work")[-1]
+    assert isinstance(last, RunFinished), last
     digest: str = json.loads((folder / "out" / "manifest.json").read_text())["digest"]
     return digest

@@ -24,7 +24,7 @@ from optcore.evaluate.examples import check_examples, draw, label_number
 from optcore.plan import check
 from optcore.recipe import recipe_from
 from optcore.references import Calibration
-from optcore.sources import Labelled, read_labelled
+from optcore.sources.texts import Labelled, read_labelled
 from optcore.streaming.decoder import Decoder
 
 COUNT = 60

@@ -1,4 +1,7 @@
-"""Whole runs of the engine as its users start them: `python -m optcore` on real models."""
+"""Whole runs of the engine as its users start them: `python -m optcore` on real models.
+
+Where it is no matter in which process a stage is done, the same walk is done in the test's own.
+"""
 
 import json
 import os
@@ -15,6 +18,7 @@ import pytest
 import yaml
 from fixtures.classifiers import MakeClassifier, write_sentences
 from fixtures.tiny_models import MakeModel
+from fixtures.whole_runs import walk
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from optcore.events import AnyEvent, Notice, RunFailed, RunFinished, StageFinished, StageStarted, parse_event
@@ -46,15 +50,24 @@ class Engine:
         self._runs = 0
 
     def start(self, document: Document) -> "subprocess.Popen[bytes]":
+        path = self._write(document)
+        command = [sys.executable, "-m", "optcore", "run", str(path), "--work", str(self.work), "--out", str(self.out)]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True)
+
+    def _write(self, document: Document) -> Path:
         self._runs += 1
         path = self.folder / f"recipe{self._runs}.yaml"
         path.write_text(yaml.safe_dump(document))
-        command = [sys.executable, "-m", "optcore", "run", str(path), "--work", str(self.work), "--out", str(self.out)]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True)
+        return path
 
     @property
     def out(self) -> Path:
         return self.folder / f"out{self._runs}"
+
+    def walk(self, document: Document) -> list[AnyEvent]:
+        """The same run, its stages in this process."""
+        path = self._write(document)
+        return walk(path, self.out, self.work)
 
     def run(self, document: Document) -> list[AnyEvent]:
         process = self.start(document)
@@ -178,7 +191,7 @@ def _gated(engine: Engine, model: Path, bound: float, *fallback: str) -> tuple[l
     gate = {"metric": "kl", "max": bound, "on_fail": "fallback"}
     quick = {"technique": "ptq", "rounding": "nearest", "smoothing": "none"}
     chain = [{**quick, "scheme": "int4", "gate": gate, "fallback": [{"scheme": scheme} for scheme in fallback]}]
-    events = engine.run(recipe(model, chain=chain))
+    events = engine.walk(recipe(model, chain=chain))
     for said in (event.message for event in events if isinstance(event, Notice)):
         print(said)
     names = [event.stage for event in events if isinstance(event, StageStarted)]
@@ -190,7 +203,7 @@ def test_families_run_from_shards(family: str, scheme: str, engine: Engine, tiny
     """Checkpoints in several files; transformers loads what comes out with every key in its place."""
     model = tiny_model(family, max_shard_size="300KB")
     assert len(list(model.glob("*.safetensors"))) > 1
-    events = engine.run(recipe(model, chain=[{"technique": "ptq", "scheme": scheme}]))
+    events = engine.walk(recipe(model, chain=[{"technique": "ptq", "scheme": scheme}]))
     assert isinstance(events[-1], RunFinished), events[-1]
     _, info = AutoModelForCausalLM.from_pretrained(engine.out, output_loading_info=True)
     assert not info["missing_keys"]
@@ -201,7 +214,7 @@ def test_a_chain_that_does_not_quantize_ends_in_a_dense_checkpoint(engine: Engin
     """A head that is tied to the embeddings is a matrix of its own after a rotation."""
     gate = {"metric": "agreement", "min": 0.9}
     chain = [{"technique": "rotate", "gate": gate}]
-    events = engine.run(recipe(stdlib_model, chain=chain, target={"format": "dense"}))
+    events = engine.walk(recipe(stdlib_model, chain=chain, target={"format": "dense"}))
     assert isinstance(events[-1], RunFinished), events[-1]
     report = Report.model_validate_json((engine.out / "report.json").read_text())
     rows = {row.name: row for row in report.measurements}
@@ -225,7 +238,7 @@ def test_a_classifier_is_measured_on_labelled_texts(engine: Engine, tiny_classif
         "chain": [{"technique": "ptq", "scheme": "int8", "gate": {"metric": "accuracy", "min": 1, "on_fail": "warn"}}],
         "evaluate": [{"evaluator": "fidelity"}, {"evaluator": "classification", "path": str(text)}],
     }
-    events = engine.run(document)
+    events = engine.walk(document)
     assert isinstance(events[-1], RunFinished), events[-1]
     report = Report.model_validate_json((engine.out / "report.json").read_text())
     rows = {row.name: row for row in report.measurements}
@@ -246,7 +259,7 @@ def test_a_classifier_is_measured_on_labelled_texts(engine: Engine, tiny_classif
 
 def test_labels_are_not_measured_on_a_language_model(engine: Engine, tiny_model: MakeModel) -> None:
     text = write_sentences(engine.folder / "labelled.jsonl")
-    last = engine.run(recipe(tiny_model("Llama"), evaluate=[{"evaluator": "classification", "path": str(text)}]))[-1]
+    last = engine.walk(recipe(tiny_model("Llama"), evaluate=[{"evaluator": "classification", "path": str(text)}]))[-1]
     assert isinstance(last, RunFailed)
     assert (last.failure.code, last.failure.field) == ("recipe_invalid", "/evaluate/0")
     assert "this one is for text-generation" in last.failure.message
@@ -297,7 +310,7 @@ def _gone(folder: Path) -> None:
 def test_bad_models_end_in_a_typed_error(damage: Damage, code: str, engine: Engine, tiny_model: MakeModel) -> None:
     folder = shutil.copytree(tiny_model("Llama"), engine.folder / "model")
     damage(folder)
-    last = engine.run(recipe(folder))[-1]
+    last = engine.walk(recipe(folder))[-1]
     assert isinstance(last, RunFailed)
     failure = last.failure
     assert failure.code == code, failure
@@ -312,7 +325,7 @@ def test_too_little_text_names_the_calibration(engine: Engine, tiny_model: MakeM
     text = engine.folder / "few.txt"
     text.write_text("a few words")
     document = recipe(tiny_model("Llama"), calibration={"path": str(text), "samples": 4, "sequence_length": 64})
-    last = engine.run(document)[-1]
+    last = engine.walk(document)[-1]
     assert isinstance(last, RunFailed)
     assert (last.failure.code, last.failure.field) == ("data_unusable", "/calibration")
 
@@ -320,7 +333,7 @@ def test_too_little_text_names_the_calibration(engine: Engine, tiny_model: MakeM
 def test_a_group_that_does_not_divide_names_the_layer(engine: Engine, tiny_model: MakeModel) -> None:
     folder = shutil.copytree(tiny_model("Llama"), engine.folder / "model")
     _with_intermediate_size(folder, 192)
-    last = engine.run(recipe(folder, chain=[{"technique": "ptq", "scheme": "int4"}]))[-1]
+    last = engine.walk(recipe(folder, chain=[{"technique": "ptq", "scheme": "int4"}]))[-1]
     assert isinstance(last, RunFailed)
     assert last.failure.code == "recipe_invalid"
     assert "mlp.down_proj has 192 inputs, which groups of 128 do not divide" in last.failure.message
@@ -338,7 +351,7 @@ def test_an_existing_output_is_never_overwritten(engine: Engine, stdlib_model: P
 
 def test_a_work_folder_that_is_a_file_is_a_typed_error(engine: Engine, stdlib_model: Path) -> None:
     engine.work.write_text("")
-    last = engine.run(recipe(stdlib_model))[-1]
+    last = engine.walk(recipe(stdlib_model))[-1]
     assert isinstance(last, RunFailed)
     assert (last.failure.code, last.failure.kind) == ("folder_unusable", "infrastructure")
 

@@ -10,6 +10,7 @@ import pytest
 import yaml
 from fixtures.disk import fill, small_disk
 from fixtures.tiny_models import MakeModel
+from fixtures.whole_runs import walk
 
 from optcore.events import AnyEvent, RunFailed, RunFinished, StageFinished, parse_event
 
@@ -20,7 +21,7 @@ SIZE_mebibytes = 64
 def _run(
     folder: Path, document: dict[str, Any], limit: str = "", hear: Callable[[AnyEvent], object] = lambda _: None
 ) -> list[AnyEvent]:
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(document))
+    _write(folder, document)
     folders = ["--work", str(folder / "work"), "--out", str(folder / "out")]
     words = [sys.executable, "-m", "optcore", "run", str(folder / "recipe.yaml"), *folders]
     events = []
@@ -30,6 +31,16 @@ def _run(
             events.append(parse_event(line))
             hear(events[-1])
     return events
+
+
+def _walk(folder: Path, document: dict[str, Any]) -> list[AnyEvent]:
+    """The same run in this process."""
+    _write(folder, document)
+    return walk(folder / "recipe.yaml", folder / "out", folder / "work")
+
+
+def _write(folder: Path, document: dict[str, Any]) -> None:
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(document))
 
 
 @pytest.fixture
@@ -43,7 +54,7 @@ def document(tiny_model: MakeModel) -> dict[str, Any]:
 
 
 def test_a_full_disk_ends_the_run_and_room_lets_it_go_on(tmp_path: Path, document: dict[str, Any]) -> None:
-    expected = _run(tmp_path, document)[-1]
+    expected = _walk(tmp_path, document)[-1]
     assert isinstance(expected, RunFinished)
     with small_disk(small := tmp_path / "small", SIZE_mebibytes):
 
@@ -58,7 +69,7 @@ def test_a_full_disk_ends_the_run_and_room_lets_it_go_on(tmp_path: Path, documen
         assert not (small / "out").exists()
         print(failed.failure.message)
         (small / "ballast").unlink()
-        again = _run(small, document)
+        again = _walk(small, document)
         assert again[-1] == expected
         assert [event.stage for event in again if isinstance(event, StageFinished) and event.cached] == ["1-ptq"]
 

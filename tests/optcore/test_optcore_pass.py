@@ -15,6 +15,7 @@ import torch
 import yaml
 from fixtures.exporting import described, export, run_of
 from fixtures.tiny_models import EXTRAS, SIZES, MakeModel
+from fixtures.whole_runs import walk
 from safetensors.torch import load_file, save_file
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
@@ -185,7 +186,7 @@ def digest(stdlib_model: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """What the recipe of a run that will be killed ends in when nobody disturbs it."""
     folder = tmp_path_factory.mktemp("undisturbed")
     _write_recipe(folder, stdlib_model)
-    return _run(folder, "undisturbed")
+    return _walk(folder, "undisturbed")
 
 
 def _write_recipe(folder: Path, model: Path) -> None:
@@ -213,7 +214,7 @@ def test_kill_9_at_a_layer_then_run_again(layers: int, digest: str, stdlib_model
     (part,) = (tmp_path / "killed-work" / "stages").glob("*.part")
     kept = {path.name: path.stat().st_mtime_ns for path in (part / "files").glob("quantized-*.safetensors")}
     assert len(kept) >= layers
-    assert _run(tmp_path, "killed") == digest
+    assert _walk(tmp_path, "killed") == digest
     (stage,) = (
         folder
         for folder in (tmp_path / "killed-work" / "stages").glob("*/files")
@@ -236,10 +237,9 @@ def _start(folder: Path, name: str) -> "subprocess.Popen[bytes]":
     return subprocess.Popen([*command, "--out", str(folder / name)], stdout=subprocess.PIPE, start_new_session=True)
 
 
-def _run(folder: Path, name: str) -> str:
-    with _start(folder, name) as process:
-        assert process.stdout
-        last = parse_event(process.stdout.read().splitlines()[-1])
+def _walk(folder: Path, name: str) -> str:
+    """The same run in this process."""
+    last = walk(folder / "recipe.yaml", folder / name, folder / f"{name}-work")[-1]
     assert isinstance(last, RunFinished), last
     return last.digest
 

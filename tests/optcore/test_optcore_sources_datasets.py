@@ -12,8 +12,9 @@ from fixtures.hub import HubPeer
 import optcore.sources.client
 from optcore.errors import DataError, SourceGated, SourceNotFound
 from optcore.references import Calibration
-from optcore.sources import FetchedData, fetch_data, read_texts
+from optcore.sources.datasets import FetchedData, fetch_data
 from optcore.sources.splits import train_files
+from optcore.sources.texts import read_texts
 
 
 def fetch(cache: Path, **calibration: object) -> FetchedData:

@@ -13,7 +13,7 @@ from fixtures.hub import OTHER_TOKEN, OWNER_TOKEN, HubPeer
 import optcore.sources.client
 from optcore.errors import BadCheckpoint, HubUnavailable, OptError, SourceGated, SourceNotFound, UnsafeCheckpoint
 from optcore.references import ModelRef
-from optcore.sources import FetchedModel, fetch_model
+from optcore.sources.models import FetchedModel, fetch_model
 
 Reports = list[tuple[str, int, int]]
 

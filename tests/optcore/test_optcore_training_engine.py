@@ -53,7 +53,7 @@ def test_a_chain_killed_in_the_middle_of_training_goes_on_to_the_same_bytes(
     document = _document(stdlib_model, {"technique": "ptq", "scheme": "nvfp4", **PLAIN}, QAD)
     killed = run_program(document, tmp_path, "first", kill_when=lambda event: is_loss(event, 5))
     assert not isinstance(killed.events[-1], RunFinished)
-    again = run_program(document, tmp_path, "second")
+    again = run_here(document, tmp_path, "second")
     assert again.cached["1-ptq"]
     assert again.cached["2-qad-data"]
     assert not again.cached["2-qad"]

@@ -1,8 +1,6 @@
 """Whose numbers labels have in training, and heads that are made for them."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +9,12 @@ import torch
 from fixtures.classifiers import NAMES, MakeClassifier
 from fixtures.exporting import run_of
 from fixtures.training import STDLIB, prepared
+from fixtures.whole_runs import walk
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, BertForSequenceClassification
 
 from optcore.errors import DataError, RecipeError
+from optcore.events import RunFinished
 from optcore.techniques import Distill, Finetune, Heal
 from optcore.training.windows import Windows
 
@@ -202,10 +202,8 @@ def test_a_chain_counts_as_its_student_does(tiny_classifier: MakeClassifier, tmp
         "evaluate": [{"evaluator": "classification", "path": str(tmp_path / "measured.jsonl")}],
     }
     (tmp_path / "recipe.yaml").write_text(json.dumps(document))
-    folders = ["--work", str(tmp_path / "work"), "--out", str(tmp_path / "result")]
-    command = [sys.executable, "-m", "optcore", "run", str(tmp_path / "recipe.yaml"), *folders]
-    ran = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert ran.returncode == 0, ran.stdout[-2000:]
+    last = walk(tmp_path / "recipe.yaml", tmp_path / "result", tmp_path / "work")[-1]
+    assert isinstance(last, RunFinished), last
     tokenizer = AutoTokenizer.from_pretrained(source)
     made = [numbers(path.parent, tokenizer) for path in (tmp_path / "work").rglob("windows.json")]
     expected = {TEXTS[0]: 2, TEXTS[1]: 1, TEXTS[2]: 0}  # a, b and c
