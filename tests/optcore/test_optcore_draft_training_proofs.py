@@ -1,7 +1,8 @@
 """What training buys drafts of the shipped model, each test printing its figures (training.md, rows D1 and D2).
 
-Drafts learn on text that the target wrote itself at temperature 1, and are measured as a job's report measures them:
-behind held-out prompts, as a chain of five tokens a round; tau is tokens a pass, the target's own among them.
+Drafts learn on text that the target wrote itself, half of it greedily and half at temperature 1, and are measured as a
+job's report measures them: behind held-out prompts, as a chain of five tokens a round; tau is tokens a pass, the
+target's own among them.
 """
 
 from collections.abc import Callable
@@ -33,11 +34,11 @@ DRAFT = Draft(
     steps=1000,
     batch=8,
     sequence_length=128,
-    learning_rate=2e-3,
+    learning_rate=4e-3,
     tokens=DRAFTED,
     gradient_checkpointing=False,
     validation=Validation(samples=64, every=200),
-    data=TrainingData(kind="generated", prompt_tokens=32, windows=4000),
+    data=TrainingData(kind="answers", prompt_tokens=32, windows=4000),
 )
 
 
