@@ -104,7 +104,7 @@ def test_d1_training_on_its_own_guesses_makes_rounds_longer(trained: Callable[..
 def test_d2_what_its_target_says_makes_a_small_model_a_better_draft(trained: Callable[..., AcceptanceFacts]) -> None:
     """Of three of the target's six layers, as they are and taught."""
     small = {"method": "model", "layers": 3}
-    before, after = trained(**small, steps=0), trained(**small, steps=300, learning_rate=1e-3)
-    print("\n" + "\n".join((line("3 of 6 layers", before), line("taught for 300 steps", after))))
+    before, after = trained(**small, steps=0), trained(**small, steps=400, learning_rate=1e-3)
+    print("\n" + "\n".join((line("3 of 6 layers", before), line("taught for 400 steps", after))))
     for untaught, taught in ((before.greedy, after.greedy), (before.sampled, after.sampled)):
         assert taught.own.tau >= untaught.own.tau + 0.4
