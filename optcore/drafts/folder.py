@@ -17,8 +17,9 @@ from optcore.drafts import (
     layout_speculators,
 )
 from optcore.drafts.build import rebuilt_draft
+from optcore.drafts.checks import refused, section
 from optcore.drafts.draft import Draft
-from optcore.drafts.parts import DraftParts, TargetFacts, refused, section
+from optcore.drafts.parts import DraftParts, TargetFacts
 from optcore.errors import RecipeError
 from optcore.sources.checkpoint_files import CONFIG, INDEX
 from optcore.sources.local import check_weights, read_object
