@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from optcore.drafts.block import Block
+from optcore.drafts.checks import refused
 from optcore.drafts.eagle3 import Eagle3
 from optcore.drafts.medusa import Medusa
 from optcore.drafts.mtp import Mtp
-from optcore.drafts.parts import DraftParts, refused
+from optcore.drafts.parts import DraftParts
 from optcore.drafts.sizes import Sizes
 from optcore.drafts.vocabulary import DraftVocabulary
 from optcore.speculative.outline import AnyTarget, TargetOutline

@@ -7,7 +7,7 @@ import torch
 
 from optcore.drafts.vocabulary import DraftVocabulary
 from optcore.speculative.drafter import Proposal
-from optcore.speculative.sampling import Sampling, probabilities
+from optcore.speculative.sampling import Sampling, drawn, probabilities
 
 
 class Drawn:
@@ -24,7 +24,7 @@ class Drawn:
             chosen_B = self._vocabulary.ids_D.to(logits_BD.device)[logits_BD.argmax(-1)]
         else:
             p_BV = probabilities(self._vocabulary.spread(logits_BD, -torch.inf), self._sampling)
-            chosen_B = torch.multinomial(p_BV, 1, generator=self._generator)[:, 0]
+            chosen_B = drawn(p_BV, self._generator)
             self._from.append(p_BV)
         self._tokens.append(chosen_B)
         return chosen_B

@@ -10,10 +10,12 @@ import torch
 from pydantic import Field
 from torch.nn.functional import pad
 
+from optcore.drafts.drawing import Drawn
 from optcore.drafts.eagle3_layer import KeysValues
+from optcore.drafts.slots import last_of, left_aligned
 from optcore.frozen import Frozen
 from optcore.speculative.drafter import Proposal
-from optcore.speculative.sampling import Sampling, probabilities
+from optcore.speculative.sampling import Sampling
 from optcore.speculative.target import Features
 
 if TYPE_CHECKING:
@@ -77,18 +79,12 @@ class Eagle3Drafter:
         """See `Drafter`."""
         hidden = torch.cat((self._waiting_BH[:, None], self._draft.fused(features)), 1)
         valid = torch.cat((self._waits_B[:, None], valid_BT), 1)
-        order = (
-            (~valid).to(torch.uint8).argsort(dim=1, stable=True)
-        )  # whatever side is padded: what is there comes first
-        hidden = hidden.gather(1, order[..., None].expand_as(hidden))
-        tokens = pad(tokens_BT, (1, 0)).gather(1, order)
-        counts_B = valid.sum(1)
+        counts_B, hidden, tokens = left_aligned(valid, hidden, pad(tokens_BT, (1, 0)))
         settled_BT = torch.arange(tokens_BT.shape[1], device=counts_B.device) < counts_B[:, None] - 1
         positions_BT = self._length_B[:, None] + torch.arange(tokens_BT.shape[1], device=counts_B.device)
         asking = self._draft.midlayer.ask(self._draft.embedded(tokens[:, 1:]), hidden[:, :-1], positions_BT)
         self._keep(asking.own, settled_BT)
-        rows_B = torch.arange(len(counts_B), device=counts_B.device)
-        self._waiting_BH, self._waits_B = hidden[rows_B, (counts_B - 1).clamp(min=0)], counts_B > 0
+        self._waiting_BH, self._waits_B = last_of(hidden, counts_B), counts_B > 0
 
     @torch.no_grad()
     def propose(
@@ -98,16 +94,10 @@ class Eagle3Drafter:
         guesses = Guesses(self._draft, self._past, self._length_B, self._waiting_BH)
         if self._tree:
             return self._grown(guesses, chosen_B, count, self._tree)
-        tokens, drawn_from = [chosen_B], list[torch.Tensor]()
+        drawn, tokens_B = Drawn(self._draft.vocabulary, sampling, generator), chosen_B
         for _ in range(count):
-            logits_BD = guesses.step(tokens[-1][:, None])[:, 0]
-            if sampling.temperature == 0:
-                tokens.append(self._ids[logits_BD.argmax(-1)])
-            else:
-                spread_BV = self._draft.vocabulary.spread(logits_BD, float("-inf"))
-                drawn_from.append(probabilities(spread_BV, sampling))
-                tokens.append(torch.multinomial(drawn_from[-1], 1, generator=generator)[:, 0])
-        return Proposal(torch.stack(tokens[1:], 1), torch.stack(drawn_from, 1) if drawn_from else None)
+            tokens_B = drawn.draw(guesses.step(tokens_B[:, None])[:, 0])
+        return drawn.proposal
 
     def _grown(self, guesses: Guesses, chosen_B: torch.Tensor, count: int, shape: TreeShape) -> Proposal:
         """The `count` tokens whose paths the draft finds likeliest: a path is never likelier than what it begins with,
@@ -119,7 +109,8 @@ class Eagle3Drafter:
             shares_PD = guesses.step(tokens_P[None])[0].double().log_softmax(-1)
             best = shares_PD.topk(min(shape.branches, shares_PD.shape[-1]), -1)
             width = best.indices.shape[-1]
-            tokens, scores = self._ids[best.indices].flatten(), (scores_P[:, None] + best.values).flatten()
+            tokens = self._draft.vocabulary.ids_D[best.indices].flatten()
+            scores = (scores_P[:, None] + best.values).flatten()
             found.append((tokens, scores, numbers_P.repeat_interleave(width)))
             chosen = scores.argsort(descending=True, stable=True)[: shape.branches]
             tokens_P, scores_P, numbers_P = tokens[chosen], scores[chosen], chosen + made
@@ -139,7 +130,3 @@ class Eagle3Drafter:
         keys, values = (pad(one, (0, 0, 0, 0, 0, grown)) for one in self._past)
         keys[rows, places], values[rows, places] = new.keys_BSGE[rows, columns], new.values_BSGE[rows, columns]
         self._past = KeysValues(keys, values)
-
-    @property
-    def _ids(self) -> torch.Tensor:
-        return self._draft.vocabulary.ids_D

@@ -17,8 +17,9 @@ from optcore.drafts import (
     layout_speculators,
 )
 from optcore.drafts.build import rebuilt_draft
+from optcore.drafts.checks import refused, section
 from optcore.drafts.draft import Draft
-from optcore.drafts.parts import DraftParts, TargetFacts, refused, section
+from optcore.drafts.parts import DraftParts, TargetFacts
 from optcore.errors import RecipeError
 from optcore.sources.checkpoint_files import CONFIG, INDEX
 from optcore.sources.local import check_weights, read_object
@@ -57,11 +58,10 @@ def layout_of(method: str, asked: str) -> str:
     return asked if asked in _OF_METHOD[method] else _OF_METHOD[method][0]
 
 
-def write_draft(
-    draft: Draft, folder: Path, layout: str, facts: TargetFacts, *, tokens: int, dtype: torch.dtype = torch.bfloat16
-) -> None:
-    """Write `config.json` and safetensors; `tokens` is how many are drafted a round. Raises `RecipeError`."""
-    write_parts(parts_of(draft, tokens), folder, layout, facts, dtype)
+def write_draft(draft: Draft, folder: Path, layout: str, facts: TargetFacts, *, tokens: int) -> None:
+    """Write `config.json` and safetensors in bfloat16; `tokens` is how many are drafted a round. Raises
+    `RecipeError`."""
+    write_parts(parts_of(draft, tokens), folder, layout, facts)
 
 
 def write_parts(

@@ -12,16 +12,9 @@ from typing import Any
 
 import torch
 
+from optcore.drafts.checks import layer_numbers, refused, require_tensors, section, whole_number
 from optcore.drafts.llama_config import layer_config, layer_shapes, layer_sizes
-from optcore.drafts.parts import (
-    DraftParts,
-    TargetFacts,
-    layer_numbers,
-    refused,
-    require_tensors,
-    section,
-    whole_number,
-)
+from optcore.drafts.parts import DraftParts, TargetFacts
 from optcore.drafts.vocabulary import DraftVocabulary
 
 ARCHITECTURE = "DFlashDraftModel"

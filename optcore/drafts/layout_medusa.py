@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from optcore.drafts.parts import DraftParts, TargetFacts, refused, require_tensors, whole_number
+from optcore.drafts.checks import refused, require_tensors, whole_number
+from optcore.drafts.parts import DraftParts, TargetFacts
 from optcore.drafts.vocabulary import DraftVocabulary
 from optcore.errors import RecipeError
 

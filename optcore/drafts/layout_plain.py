@@ -8,18 +8,10 @@ from typing import Any
 
 import torch
 
+from optcore.drafts.checks import layer_numbers, refused, require_tensors, section, whole_number
+from optcore.drafts.d2t import taken_vocabulary, vocabulary_tensors
 from optcore.drafts.llama_config import layer_shapes, layer_sizes
-from optcore.drafts.parts import (
-    DraftParts,
-    TargetFacts,
-    layer_numbers,
-    refused,
-    require_tensors,
-    section,
-    taken_vocabulary,
-    vocabulary_tensors,
-    whole_number,
-)
+from optcore.drafts.parts import DraftParts, TargetFacts
 
 KEY, FORMAT = "format", "lathe-draft-1"
 _METHODS = ("mtp",)

@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 
+from optcore.drafts.checks import layer_numbers, refused, whole_number
+from optcore.drafts.d2t import vocabulary_tensors
 from optcore.drafts.layout_eagle import IDS, OUR_LAYER, THEIR_LAYER, parts_of, require_known_norms
 from optcore.drafts.llama_config import layer_config
-from optcore.drafts.parts import DraftParts, TargetFacts, layer_numbers, refused, vocabulary_tensors, whole_number
+from optcore.drafts.parts import DraftParts, TargetFacts
 
 KIND = "speculators_model_type"
 _VERSION = "0.9.0"

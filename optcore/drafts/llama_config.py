@@ -6,7 +6,8 @@ transformers 5 makes its `rope_parameters` of them.
 
 from typing import Any
 
-from optcore.drafts.parts import DraftParts, TargetFacts, real_number, refused, section, whole_number
+from optcore.drafts.checks import real_number, refused, section, whole_number
+from optcore.drafts.parts import DraftParts, TargetFacts
 
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _SIZES = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim")

@@ -1,7 +1,9 @@
 """A target's shapes alone, on the meta device: what a draft will take is known before anything is read."""
 
 from collections.abc import Sequence
+from copy import copy
 from pathlib import Path
+from typing import Self
 
 import torch
 from torch import nn
@@ -38,10 +40,11 @@ class TargetOutline(TargetShape):
         named = self.model.named_parameters()
         return sum(value.numel() for name, value in named if not name.startswith(prefix))
 
-    def tapping(self, taps: Sequence[int]) -> "TargetOutline":
-        """Itself, with taps on some layers."""
-        self.taps = tuple(taps)
-        return self
+    def tapping(self, taps: Sequence[int]) -> Self:
+        """The same model's, with taps on these layers: which ones often depends on how many this outline counts."""
+        tapped = copy(self)
+        tapped.taps = tuple(taps)
+        return tapped
 
 
 AnyTarget = TargetEnds | TargetOutline

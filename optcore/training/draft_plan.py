@@ -22,17 +22,22 @@ class DraftPlan(NamedTuple):
     """A draft for a target."""
 
     outline: TargetOutline
-    taps: tuple[int, ...]
+    """Of the target, tapped where the draft reads it."""
     size: int
     """Of the draft vocabulary."""
     begun: DraftParts | None
     """The draft to go on from."""
 
+    @property
+    def taps(self) -> tuple[int, ...]:
+        """The layers that it reads."""
+        return self.outline.taps
+
     def parameters(self, technique: "Draft") -> int:
         """How many would train."""
         if self.begun:
             return sum(tensor.numel() for tensor in self.begun.tensors.values())
-        return draft_parameters(technique, self.outline.tapping(self.taps), self.size)
+        return draft_parameters(technique, self.outline, self.size)
 
 
 def planned_draft(run: "Run", technique: "Draft") -> DraftPlan:
@@ -52,7 +57,7 @@ def planned_draft(run: "Run", technique: "Draft") -> DraftPlan:
             )
     own = technique.method in ("eagle3", "medusa")  # whose head is their own
     size = technique.vocabulary or min(_USUAL_vocabulary, known) if own else known
-    return DraftPlan(outline, taps, len(begun.vocabulary.ids_D) if begun else size, begun)
+    return DraftPlan(outline.tapping(taps), len(begun.vocabulary.ids_D) if begun else size, begun)
 
 
 def _outline(run: "Run") -> TargetOutline:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from fixtures.skipping_draft import LookingUp, Skipping, drafting_loop
+from fixtures.skipping_draft import SAMPLED, LookingUp, Skipping, drafting_loop, skipping
 
 from optcore.draft_made import MADE, read_made
 from optcore.drafts.vocabulary import DraftVocabulary
@@ -19,18 +19,16 @@ from optcore.speculative.teacher_forced import followed, teacher_forced
 from optcore.training.generate import continued
 
 COUNT, NEW, PROMPT, ROWS = 4, 16, 12, 3
-SAMPLED = Sampling(temperature=1.0)
 
 
 @pytest.fixture(scope="module")
-def target(stdlib_model: Path) -> Target:
-    torch.set_num_threads(1)
-    return Target(stdlib_model, (3,), torch.device("cpu"))
+def draft(stdlib_model: Path) -> Skipping:
+    return skipping(stdlib_model)
 
 
 @pytest.fixture(scope="module")
-def draft(target: Target) -> Skipping:
-    return Skipping(target)
+def target(draft: Skipping) -> Target:
+    return draft.target
 
 
 @pytest.fixture(scope="module")

@@ -6,26 +6,23 @@ from pathlib import Path
 import pytest
 import torch
 from fixtures.exporting import CALIBRATION
-from fixtures.skipping_draft import LookingUp, Skipping, drafting_loop, sampling_loop
+from fixtures.skipping_draft import SAMPLED, LookingUp, Skipping, drafting_loop, sampling_loop, skipping
 
 from optcore.calibration.text import Texts
 from optcore.speculative.acceptance import measure_acceptance
 from optcore.speculative.estimate import survival
 from optcore.speculative.interval import ratio_interval
 from optcore.speculative.own_text import write_text
-from optcore.speculative.sampling import GREEDY, Sampling
-from optcore.speculative.target import Target
+from optcore.speculative.sampling import GREEDY
 from optcore.speculative.teacher_forced import teacher_forced
 
 pytestmark = [pytest.mark.proof, pytest.mark.slow, pytest.mark.timeout(1800)]
 COUNT = 5
-SAMPLED = Sampling(temperature=1.0)
 
 
 @pytest.fixture(scope="module")
 def draft(stdlib_model: Path) -> Skipping:
-    torch.set_num_threads(1)
-    return Skipping(Target(stdlib_model, (3,), torch.device("cpu")))
+    return skipping(stdlib_model)
 
 
 @pytest.fixture(scope="module")

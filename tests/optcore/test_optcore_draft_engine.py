@@ -1,19 +1,15 @@
 """A draft inside a run: it lies beside the model in the artifact, and the chain goes on without it."""
 
-import json
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
-from fixtures.whole_runs import stages_in_this_process
+from fixtures.engine_runs import Ran, recipe_for, run_here
 
 from optcore.draft_document import load_draft_document
-from optcore.engine import optimize
-from optcore.events import AnyEvent, Notice, StageFinished
+from optcore.events import Notice
 from optcore.frozen import digest_of
 from optcore.plan import stage_names
-from optcore.recipe import Recipe, recipe_from
 from optcore.report import Report
 from optcore.report.card import render_card
 from optcore.report.page import render_page
@@ -24,40 +20,9 @@ PTQ = {"technique": "ptq", "scheme": "int8", "rounding": "nearest", "scale_searc
 ACCEPTANCE = {"evaluator": "acceptance", "prompts": 2, "prompt_tokens": 8, "new_tokens": 8, "timed": False}
 
 
-class Ran(NamedTuple):
-    """What was asked of a run, what it said, and what it left."""
-
-    recipe: Recipe
-    events: list[AnyEvent]
-    out: Path
-
-    def document(self, name: str) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads((self.out / name).read_text())
-        return found
-
-    @property
-    def stages(self) -> dict[str, StageFinished]:
-        return {event.stage: event for event in self.events if isinstance(event, StageFinished)}
-
-
 def run(model: Path, folder: Path, name: str, *chain: dict[str, Any]) -> Ran:
-    recipe = recipe_from(
-        {
-            "model": {"path": str(model.absolute())},
-            "calibration": {"dataset": "python-stdlib", "samples": 2, "sequence_length": 48},
-            "chain": list(chain),
-            "evaluate": [{"evaluator": "fidelity", "samples": 1, "sequence_length": 32}, ACCEPTANCE],
-        }
-    )
-    events: list[AnyEvent] = []
-    optimize(recipe, folder / name, folder / "work", events.append)
-    return Ran(recipe, events, folder / name)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def stages_here() -> Iterator[None]:
-    with stages_in_this_process():
-        yield
+    fidelity = {"evaluator": "fidelity", "samples": 1, "sequence_length": 32}
+    return run_here(recipe_for(model, *chain, evaluate=[fidelity, ACCEPTANCE]), folder, name)
 
 
 @pytest.fixture(scope="module")

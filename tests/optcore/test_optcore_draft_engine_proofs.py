@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fixtures.engine_runs import is_loss, run_here, run_program
+from fixtures.engine_runs import is_loss, recipe_for, run_here, run_program
 
 from optcore.events import AnyEvent, Progress, RunFinished
 
@@ -75,12 +75,7 @@ def _is_writing(event: AnyEvent) -> bool:
 def test_a_run_killed_in_the_data_stage_and_in_training_ends_in_the_same_bytes(
     settings: dict[str, Any], stdlib_model: Path, tmp_path: Path
 ) -> None:
-    document = {
-        "model": {"path": str(stdlib_model.absolute())},
-        "calibration": {"dataset": "python-stdlib", "samples": 2, "sequence_length": 48},
-        "chain": [PTQ, {**DRAFT, **settings}],
-        "evaluate": [ACCEPTANCE],
-    }
+    document = recipe_for(stdlib_model, PTQ, {**DRAFT, **settings}, evaluate=[ACCEPTANCE])
     (tmp_path / "undisturbed").mkdir()
     whole = run_here(document, tmp_path / "undisturbed", "whole")
 

@@ -3,9 +3,8 @@
 from pathlib import Path
 
 import pytest
-import torch
 from fixtures.exporting import run_of
-from fixtures.skipping_draft import Skipping
+from fixtures.skipping_draft import SAMPLED, skipping
 
 from optcore.draft_made import Asked, Made
 from optcore.errors import RecipeError
@@ -18,9 +17,6 @@ from optcore.speculative.cost import Cost, Wall
 from optcore.speculative.interval import Interval
 from optcore.speculative.ngram import NgramDrafter
 from optcore.speculative.sampling import GREEDY, Sampling
-from optcore.speculative.target import Target
-
-SAMPLED = Sampling(temperature=1.0)
 
 
 def accepted(tau: float, without: float | None = None) -> Accepted:
@@ -121,10 +117,8 @@ def test_a_draft_that_lost_touch_is_to_be_trained_again(made: Made, said: list[s
 
 
 def measured(model: Path, folder: Path, evaluator: Acceptance) -> tuple[list[Measurement], dict[str, object]]:
-    torch.set_num_threads(1)
-    run = run_of(model, model, folder)
-    target = Target(model, (3,), torch.device("cpu"))
-    rows = measure_on(run, evaluator, target, Skipping(target), NgramDrafter)
+    run, draft = run_of(model, model, folder), skipping(model)
+    rows = measure_on(run, evaluator, draft.target, draft, NgramDrafter)
     return rows, run.results
 
 

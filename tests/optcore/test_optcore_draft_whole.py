@@ -2,23 +2,20 @@
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
+from fixtures.engine_runs import Ran, recipe_for, run_here
 from fixtures.tiny_models import MakeModel
-from fixtures.whole_runs import stages_in_this_process
 from safetensors.torch import load_file, save_file
 
 from optcore.draft_document import load_draft_document
 from optcore.draft_made import Asked, Made, read_made
-from optcore.engine import optimize
-from optcore.events import AnyEvent, Metric, StageFinished
+from optcore.events import Metric
 from optcore.frozen import digest_of
 from optcore.plan import stage_names
-from optcore.recipe import Recipe, recipe_from
 
 torch.set_num_threads(1)
 PTQ = {"technique": "ptq", "scheme": "int4", "rounding": "nearest", "scale_search": "max", "smoothing": "none"}
@@ -28,48 +25,22 @@ ACCEPTANCE = {"evaluator": "acceptance", "prompts": 4, "prompt_tokens": 16, "new
 DENSE = {"format": "dense"}
 
 
-class Ran(NamedTuple):
-    """What was asked of a run, what it said, and what it left."""
-
-    recipe: Recipe
-    events: list[AnyEvent]
-    out: Path
-
-    def document(self, name: str) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads((self.out / name).read_text())
-        return found
-
-    @property
-    def stages(self) -> tuple[str, ...]:
-        return tuple(event.stage for event in self.events if isinstance(event, StageFinished))
-
-    @property
-    def rows(self) -> dict[str, float]:
-        return {row["name"]: row["result"] for row in self.document("report.json")["measurements"]}
-
-    @property
-    def measured_in(self) -> list[str]:
-        """Stages that measured the draft."""
-        metrics = (event for event in self.events if isinstance(event, Metric))
-        return [metric.stage for metric in metrics if metric.name == "acceptance_length_greedy"]
-
-    def noticed(self, part: str) -> list[str]:
-        return [notice for notice in self.document("report.json")["notices"] if part in notice]
-
-
 def run(model: Path, folder: Path, target: dict[str, Any], *chain: dict[str, Any], **acceptance: Any) -> Ran:
-    recipe = recipe_from(
-        {
-            "model": {"path": str(model.absolute())},
-            "calibration": {"dataset": "python-stdlib", "samples": 2, "sequence_length": 48},
-            "chain": list(chain),
-            "target": target,
-            "evaluate": [{**ACCEPTANCE, **acceptance}],
-        }
-    )
-    events: list[AnyEvent] = []
-    optimize(recipe, folder / "out", folder / "work", events.append)
-    return Ran(recipe, events, folder / "out")
+    return run_here(recipe_for(model, *chain, target=target, evaluate=[{**ACCEPTANCE, **acceptance}]), folder, "out")
+
+
+def rows_of(ran: Ran) -> dict[str, float]:
+    return {row["name"]: row["result"] for row in ran.report()["measurements"]}
+
+
+def measured_in(ran: Ran) -> list[str]:
+    """Stages that measured the draft."""
+    metrics = (event for event in ran.events if isinstance(event, Metric))
+    return [metric.stage for metric in metrics if metric.name == "acceptance_length_greedy"]
+
+
+def noticed(ran: Ran, part: str) -> list[str]:
+    return [notice for notice in ran.report()["notices"] if part in notice]
 
 
 def spoken(model: Path, folder: Path, loud: float) -> Path:
@@ -88,12 +59,6 @@ def becoming(model: Path) -> dict[str, Any]:
 
 def measured_only(draft: Path) -> dict[str, Any]:
     return {"technique": "draft", "steps": 0, "tokens": 3, "start": {"path": str(draft)}}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def stages_here() -> Iterator[None]:
-    with stages_in_this_process():
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +88,7 @@ def test_the_report_says_how_the_draft_does(drafted: Ran) -> None:
     report = drafted.document("report.json")
     assert report["draft"]["method"] == "eagle3"
     assert report["draft"]["parameters"] > 0
-    rows = drafted.rows
+    rows = rows_of(drafted)
     for name in ("acceptance_length", "ngram_length"):
         for how in ("greedy", "sampled"):
             assert 1 <= rows[f"{name}_{how}"] <= 4
@@ -133,16 +98,16 @@ def test_the_report_says_how_the_draft_does(drafted: Ran) -> None:
             assert rows[f"predicted_speedup_{how}_{batch}"] > 0
             assert rows[f"draft_speedup_{how}_{batch}"] > 0
     assert 0 < rows["draft_coverage"] < 1
-    assert not drafted.noticed("made for"), "the model is what it was"
+    assert not noticed(drafted, "made for"), "the model is what it was"
     series = {one["name"] for one in report["series"]}
     assert {"2-draft-loss", "2-draft-refused", "draft-survival-greedy", "n-grams-survival-sampled"} <= series
 
 
 def test_a_draft_that_is_last_is_measured_once(drafted: Ran) -> None:
-    assert drafted.stages == stage_names(drafted.recipe)
-    assert drafted.measured_in == ["4-evaluate"]
+    assert tuple(drafted.stages) == stage_names(drafted.recipe)
+    assert measured_in(drafted) == ["4-evaluate"]
     asked = Asked(count=3, prompts=4, prompt_tokens=16, new_tokens=16, temperature=1, top_k=None, top_p=None)
-    rows = drafted.rows
+    rows = rows_of(drafted)
     tau = {how: rows[f"acceptance_length_{how}"] for how in ("greedy", "sampled")}
     assert read_made(drafted.out / "draft") == Made(asked=asked, **tau)
 
@@ -168,16 +133,16 @@ def test_a_draft_whose_model_changes_in_the_chain_lost_touch(
 ) -> None:
     chain = measured_only(drafted.out / "draft"), becoming(sharper)
     ran = run(tiny_model("Llama"), tmp_path, DENSE, *chain, timed=False, tokens=2, temperature=0.9)
-    assert ran.stages == stage_names(ran.recipe)
-    assert ran.stages == ("0-fetch", "1-draft", "1-draft-measure", "2-merge", "3-export", "4-evaluate")
-    assert ran.measured_in == ["1-draft-measure", "4-evaluate"]
-    (said,) = ran.noticed("at temperature 0.9, the draft leaves")
+    assert tuple(ran.stages) == stage_names(ran.recipe)
+    assert tuple(ran.stages) == ("0-fetch", "1-draft", "1-draft-measure", "2-merge", "3-export", "4-evaluate")
+    assert measured_in(ran) == ["1-draft-measure", "4-evaluate"]
+    (said,) = noticed(ran, "at temperature 0.9, the draft leaves")
     assert said.endswith("made for: train it again on this one")
     before = float(said.split("left ")[1].split()[0])
-    assert ran.rows["acceptance_length_sampled"] < 0.9 * before
+    assert rows_of(ran)["acceptance_length_sampled"] < 0.9 * before
     made = read_made(ran.out / "draft")
     assert made
-    assert made.sampled == ran.rows["acceptance_length_sampled"], "how it does on the model that it ships with"
+    assert made.sampled == rows_of(ran)["acceptance_length_sampled"], "how it does on the model that it ships with"
     curves = [curve["name"] for curve in ran.document("report.json")["series"]]
     assert len(curves) == len(set(curves)), "of the result alone"
 
@@ -187,25 +152,25 @@ def test_what_quantizes_behind_a_draft_comes_after_its_measurement(
 ) -> None:
     served = {"format": "compressed-tensors"}
     ran = run(tiny_model("Llama"), tmp_path, served, measured_only(drafted.out / "draft"), PTQ, timed=False, prompts=2)
-    assert ran.stages == stage_names(ran.recipe)
-    assert ran.stages == ("0-fetch", "1-draft", "1-draft-measure", "2-ptq", "3-export", "4-evaluate")
-    assert ran.measured_in == ["1-draft-measure", "4-evaluate"]
+    assert tuple(ran.stages) == stage_names(ran.recipe)
+    assert tuple(ran.stages) == ("0-fetch", "1-draft", "1-draft-measure", "2-ptq", "3-export", "4-evaluate")
+    assert measured_in(ran) == ["1-draft-measure", "4-evaluate"]
 
 
 def test_a_later_job_is_compared_with_the_one_that_made_the_draft(drafted: Ran, sharper: Path, tmp_path: Path) -> None:
     draft = drafted.out / "draft"
     ran = run(sharper, tmp_path / "same", DENSE, measured_only(draft), timed=False)
-    assert ran.measured_in == ["3-evaluate"]
+    assert measured_in(ran) == ["3-evaluate"]
     before = read_made(draft)
     assert before
-    (said,) = ran.noticed("at temperature 1, the draft leaves")
+    (said,) = noticed(ran, "at temperature 1, the draft leaves")
     assert f"left {before.sampled:.2f} on the model" in said
     assert said.endswith("train it again on this one")
     made = read_made(ran.out / "draft")
     assert made
-    assert (made.asked, made.sampled) == (before.asked, ran.rows["acceptance_length_sampled"])
+    assert (made.asked, made.sampled) == (before.asked, rows_of(ran)["acceptance_length_sampled"])
     other = run(sharper, tmp_path / "other", DENSE, measured_only(draft), timed=False, tokens=2)
-    assert not other.noticed("made for"), "something else was asked"
+    assert not noticed(other, "made for"), "something else was asked"
 
 
 def test_a_draft_that_cannot_be_measured_yet_fails_no_job(drafted: Ran, tiny_model: MakeModel, tmp_path: Path) -> None:
@@ -213,5 +178,5 @@ def test_a_draft_that_cannot_be_measured_yet_fails_no_job(drafted: Ran, tiny_mod
     silent = spoken(tiny_model("Llama"), tmp_path / "silent", 0)
     chain = measured_only(drafted.out / "draft"), becoming(tiny_model("Llama"))
     ran = run(silent, tmp_path, DENSE, *chain, timed=False)
-    assert ran.noticed("the draft was not measured before the model changes: the model ends every text at once")
-    assert ran.measured_in == ["4-evaluate"]
+    assert noticed(ran, "the draft was not measured before the model changes: the model ends every text at once")
+    assert measured_in(ran) == ["4-evaluate"]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fixtures.engine_runs import Ran, is_loss, run_here, run_program
+from fixtures.engine_runs import Ran, is_loss, recipe_for, run_here, run_program
 
 from optcore.errors import RecipeError
 from optcore.events import RunFailed, RunFinished
@@ -26,16 +26,6 @@ QAD: dict[str, Any] = {
 }
 
 
-def _document(model: Path, *chain: dict[str, Any], **more: Any) -> dict[str, Any]:
-    return {
-        "model": {"path": str(model.absolute())},
-        "calibration": {"dataset": "python-stdlib", "samples": 2, "sequence_length": 48},
-        "chain": list(chain),
-        "evaluate": [],
-        **more,
-    }
-
-
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("training")
@@ -44,13 +34,13 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def undisturbed(shared: Path, stdlib_model: Path) -> Ran:
     ptq = {"technique": "ptq", "scheme": "nvfp4", **PLAIN}
-    return run_here(_document(stdlib_model, ptq, QAD), shared, "whole")
+    return run_here(recipe_for(stdlib_model, ptq, QAD), shared, "whole")
 
 
 def test_a_chain_killed_in_the_middle_of_training_goes_on_to_the_same_bytes(
     undisturbed: Ran, stdlib_model: Path, tmp_path: Path
 ) -> None:
-    document = _document(stdlib_model, {"technique": "ptq", "scheme": "nvfp4", **PLAIN}, QAD)
+    document = recipe_for(stdlib_model, {"technique": "ptq", "scheme": "nvfp4", **PLAIN}, QAD)
     killed = run_program(document, tmp_path, "first", kill_when=lambda event: is_loss(event, 5))
     assert not isinstance(killed.events[-1], RunFinished)
     again = run_here(document, tmp_path, "second")
@@ -84,7 +74,7 @@ def test_a_gate_that_fails_takes_training_as_its_fallback_and_the_report_shows_b
     ptq = {"technique": "ptq", "scheme": "int2", **PLAIN, "gate": gate}
     evaluate = [{"evaluator": "fidelity", "samples": 4, "sequence_length": 48}]
     plain = run_here(
-        _document(stdlib_model, ptq | {"gate": gate | {"max": 100.0}, "fallback": [QAD]}, evaluate=evaluate),
+        recipe_for(stdlib_model, ptq | {"gate": gate | {"max": 100.0}, "fallback": [QAD]}, evaluate=evaluate),
         tmp_path,
         "passes",
     )
@@ -92,7 +82,7 @@ def test_a_gate_that_fails_takes_training_as_its_fallback_and_the_report_shows_b
     assert (only["stage"], only["passed"], only["then"]) == ("1-ptq", True, "kept")
     bound = 0.9 * only["value"]
     ran = run_here(
-        _document(
+        recipe_for(
             stdlib_model,
             ptq | {"gate": gate | {"max": bound}, "fallback": [QAD, {"scheme": "fp8_dynamic"}]},
             evaluate=evaluate,
@@ -121,7 +111,7 @@ def test_another_vocabulary_is_refused_before_any_work(shared: Path, stdlib_mode
     vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
     (other / "tokenizer.json").write_text(json.dumps(tokenizer))
     qad = QAD | {"teacher": {"path": str(other)}}
-    ran = run_program(_document(stdlib_model, {"technique": "ptq", "scheme": "nvfp4"}, qad), shared, "mismatch")
+    ran = run_program(recipe_for(stdlib_model, {"technique": "ptq", "scheme": "nvfp4"}, qad), shared, "mismatch")
     last = ran.events[-1]
     assert isinstance(last, RunFailed)
     failure = last.failure
@@ -132,7 +122,7 @@ def test_another_vocabulary_is_refused_before_any_work(shared: Path, stdlib_mode
 
 class TestPlan:
     def _recipe(self, *chain: dict[str, Any], **more: Any) -> Recipe:
-        return recipe_from(_document(Path("model"), *chain, **more))
+        return recipe_from(recipe_for(Path("model"), *chain, **more))
 
     def test_stages_that_prepare_come_first(self) -> None:
         recipe = self._recipe({"technique": "ptq", "scheme": "nvfp4"}, QAD | {"teacher_top_k": 8})
