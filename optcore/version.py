@@ -2,7 +2,7 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-ENGINE_VERSION = "4"
+ENGINE_VERSION = "5"
 """Raised when the same recipe would give other bytes or other numbers; part of every stage's key."""
 
 

@@ -13,6 +13,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
+from optcore.drafts.fusion import Fusion
 from optcore.drafts.vocabulary import DraftVocabulary
 from optcore.speculative.drafter import Drafter
 from optcore.speculative.target import Features
@@ -68,6 +69,11 @@ class Draft(nn.Module, ABC):
         linear, transform = self.head(k)
         found = wide(linear(hidden.to(linear.weight.dtype)))
         return transform(found) if transform else found
+
+    def plain_tensors(self) -> dict[str, torch.Tensor]:
+        """What is written, by the names of `state_dict`: nothing in it is relative to what was seen in training."""
+        fusions = {name: module for name, module in self.named_modules() if isinstance(module, Fusion)}
+        return self.state_dict() | {f"{name}.weight": module.plain_weight for name, module in fusions.items()}
 
     @abstractmethod
     def drafter(self, sequences: int) -> Drafter:

@@ -111,7 +111,7 @@ def read_parts(folder: Path, layers: int) -> DraftParts:
 
 def parts_of(draft: Draft, tokens: int) -> DraftParts:
     """A draft taken apart."""
-    tensors, taps, mask = draft.state_dict(), tuple(draft.taps), getattr(draft, "mask_token", None)
+    tensors, taps, mask = draft.plain_tensors(), tuple(draft.taps), getattr(draft, "mask_token", None)
     sizes = draft.sizes.model_dump() if hasattr(draft, "sizes") else {}  # Medusa has no layer
     return DraftParts(draft.method, tensors, taps, draft.vocabulary, sizes, tokens, mask)
 

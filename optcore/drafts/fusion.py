@@ -3,8 +3,6 @@
 Shapes: F features of all tapped layers together, H hidden size of the draft.
 """
 
-from typing import Any
-
 import torch
 from torch import nn
 from torch.nn.functional import linear
@@ -33,15 +31,15 @@ class Fusion(nn.Linear):
         return linear(features.to(self.weight.dtype) / self.scale_F, self.weight)
 
     @torch.no_grad()
-    def settle(self, features_NF: torch.Tensor, *, keeps: bool) -> None:
-        """Take the scales from these; the map stays the same if it `keeps`, as one that has learned must, and otherwise
-        its weight does."""
-        scale_F = features_NF.double().square().mean(0).sqrt()
-        scale_F = scale_F.clamp(min=_FLOOR * float(scale_F.mean()) or 1.0).to(self.scale_F)
+    def settle(self, rms_F: torch.Tensor, *, keeps: bool) -> None:
+        """Divide by these root mean squares from now on; the map stays the same if it `keeps`, as one that has learned
+        must, and otherwise its weight does."""
+        scale_F = rms_F.clamp(min=_FLOOR * float(rms_F.mean()) or 1.0).to(self.scale_F)
         if keeps:
             self.weight.mul_(scale_F / self.scale_F)
         self.scale_F.copy_(scale_F)
 
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination[f"{prefix}weight"] = destination[f"{prefix}weight"] / self.scale_F
+    @property
+    def plain_weight(self) -> torch.Tensor:
+        """Of the same map [H, F] for features as they are: what is written."""
+        return self.weight.detach() / self.scale_F

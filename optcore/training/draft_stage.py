@@ -1,6 +1,7 @@
 """Training of a draft beside the very model that ships: that stays what it is, and a small one learns to guess it."""
 
 import json
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -8,28 +9,28 @@ import torch
 from optcore.drafts.build import build_draft
 from optcore.drafts.draft import Draft as AnyDraft
 from optcore.drafts.folder import layout_of, read_draft, write_draft
-from optcore.drafts.fusion import Fusion
 from optcore.drafts.parts import TargetFacts
 from optcore.drafts.vocabulary import DraftVocabulary
 from optcore.errors import DataError
 from optcore.speculative.target import Target, TargetEnds
+from optcore.training.batches import micro_size
 from optcore.training.draft_features import FeatureSource, LiveFeatures
 from optcore.training.draft_losses import DraftLoss
 from optcore.training.draft_plan import DraftPlan, planned_draft
-from optcore.training.draft_trainee import DraftTrainee, all_answered
+from optcore.training.draft_trainee import DraftTrainee, all_answered, answered
+from optcore.training.feature_sizes import settle_fusions
 from optcore.training.kept_features import KeptFeatures
 from optcore.training.loop import Loop
 from optcore.training.memory import check_draft_memory
 from optcore.training.ranks import Ranks
 from optcore.training.report import note_training
-from optcore.training.windows import BEGINS, LEARNED, Windows
+from optcore.training.windows import BEGINS, LEARNED, Batch, Windows
 
 if TYPE_CHECKING:
     from optcore.run import Run
     from optcore.techniques.draft import Draft
 
 _READ_windows = 256
-_SETTLED_windows = 8
 
 
 def train_draft(run: "Run", technique: "Draft") -> None:
@@ -47,7 +48,8 @@ def train_draft(run: "Run", technique: "Draft") -> None:
     check_draft_memory(read, parameters, device=ranks.device, processes=ranks.count)
     target, source = _source(run, technique, plan, ranks)
     draft = _begun(run, technique, plan, target, windows)
-    _settle(draft, source, windows, ranks.device, keeps=plan.begun is not None)
+    micro = micro_size(technique.micro_batch, windows.facts.length)
+    settle_fusions(draft, source, windows, ranks.device, micro, keeps=plan.begun is not None)
     assert target.head is not None  # by the plan
     trainee = DraftTrainee(
         draft,
@@ -57,18 +59,13 @@ def train_draft(run: "Run", technique: "Draft") -> None:
         decay=technique.decay,
         drafted=technique.tokens,
     )
-    ranks.shard(trainee, ())
     loop = Loop(run, technique, trainee, windows, ranks)
     loop.start()
     state = loop.train()
-    with ranks.gathered(trainee):
-        if ranks.is_first:
-            _write(run, technique, draft)
-    ranks.wait()
+    _write(run, technique, draft)
     note_training(run, technique, state, windows.facts)
     facts = {"method": draft.method, "parameters": parameters, "taps": list(draft.taps)}
     run.results["draft"] = run.results.get("draft", {}) | facts  # type: ignore[operator]
-    ranks.leave()
 
 
 def _source(run: "Run", technique: "Draft", plan: DraftPlan, ranks: Ranks) -> tuple[TargetEnds, FeatureSource]:
@@ -89,38 +86,35 @@ def _begun(run: "Run", technique: "Draft", plan: DraftPlan, target: TargetEnds, 
     return draft
 
 
-def _settle(draft: AnyDraft, source: FeatureSource, windows: Windows, device: torch.device, *, keeps: bool) -> None:
-    """Let a draft that fuses features know how large they are, by the first windows that are trained on."""
-    fusions = [module for module in draft.modules() if isinstance(module, Fusion)]
-    if not fusions:
-        return
-    numbers = list(range(min(_SETTLED_windows, windows.facts.training)))
-    batch = windows.read(numbers).to(device)
-    features_NF = torch.cat(source.features(batch, numbers).tapped, -1)[(batch.flags_BT & LEARNED) != 0]
-    for fusion in fusions:
-        fusion.settle(features_NF, keeps=keeps)
-
-
 def _check_answers(technique: "Draft", windows: Windows) -> None:
-    """Raise `DataError` where no window to measure on has a position whose every drafted token is learned."""
+    """Raise `DataError` where no window to train on has an answer to learn, or none to measure on has a position whose
+    every drafted token is learned."""
     facts = windows.facts
-    for start in range(facts.training, facts.windows, _READ_windows):
-        batch = windows.read(range(start, min(start + _READ_windows, facts.windows)))
-        if all_answered(batch, technique.tokens).any():
-            return
-    raise DataError(
-        f"nowhere in the windows to measure on are {technique.tokens + 2} tokens of a document in a row, whose last "
-        f"{technique.tokens} are learned",
-        remedy="lengthen `sequence_length`, raise `validation.samples`, or draft fewer `tokens`",
-        field="/chain",
-    )
+    trained, measured = range(facts.training), range(facts.training, facts.windows)
+    if not any(answered(batch, 0).any() for batch in _batches(windows, trained)):
+        raise DataError(
+            "nothing is to be learned in the windows to train on",
+            remedy="lengthen `sequence_length` beyond the prompts, or give more data",
+            field="/chain",
+        )
+    if not any(all_answered(batch, technique.tokens).any() for batch in _batches(windows, measured)):
+        raise DataError(
+            f"nowhere in the windows to measure on are {technique.tokens + 2} tokens of a document in a row, whose "
+            f"last {technique.tokens} are learned",
+            remedy="lengthen `sequence_length`, raise `validation.samples`, or draft fewer `tokens`",
+            field="/chain",
+        )
+
+
+def _batches(windows: Windows, numbers: range) -> Iterator[Batch]:
+    for start in range(numbers.start, numbers.stop, _READ_windows):
+        yield windows.read(range(start, min(start + _READ_windows, numbers.stop)))
 
 
 def _counted(run: "Run", windows: Windows, size: int, target: TargetEnds) -> DraftVocabulary:
     """The tokens that are learned most often, and a word on how much of what is learned they are."""
     counts_V = torch.zeros(target.vocabulary, dtype=torch.long)
-    for start in range(0, windows.facts.training, _READ_windows):
-        batch = windows.read(range(start, min(start + _READ_windows, windows.facts.training)))
+    for batch in _batches(windows, range(windows.facts.training)):
         learned_BT = (batch.flags_BT & (LEARNED | BEGINS)) == LEARNED
         counts_V += torch.bincount(batch.tokens_BT[learned_BT], minlength=target.vocabulary)
     found = DraftVocabulary.most_frequent(counts_V, size)

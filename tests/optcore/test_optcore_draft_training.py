@@ -15,6 +15,7 @@ from optcore.drafts.block import Block
 from optcore.drafts.build import build_draft
 from optcore.drafts.draft import Draft as AnyDraft
 from optcore.drafts.folder import layout_found, layout_of, read_draft, read_parts, write_draft
+from optcore.drafts.fusion import Fusion
 from optcore.drafts.taps import taps_of
 from optcore.drafts.vocabulary import DraftVocabulary
 from optcore.errors import DataError, OptError, OutOfMemory, RecipeError
@@ -204,8 +205,12 @@ def test_what_is_written_reads_back_as_what_was_trained(
     train_draft(run, technique)
     target = Target(run.checkpoint, trained[0].taps)
     found, tokens_BT = read_draft(run.out, target), torch.arange(2, 42).view(2, 20)
-    rounded = {name: value.bfloat16().float() for name, value in trained[0].state_dict().items()}
-    assert any(not torch.equal(value, rounded[name]) for name, value in trained[0].state_dict().items())
+    plain = trained[0].plain_tensors()
+    rounded = {name: value.bfloat16().float() for name, value in plain.items()}
+    assert any(not torch.equal(value, rounded[name]) for name, value in plain.items())
+    for fusion in (module for module in trained[0].modules() if isinstance(module, Fusion)):
+        assert not torch.equal(fusion.weight, fusion.plain_weight)
+        fusion.settle(torch.ones_like(fusion.scale_F), keeps=False)
     trained[0].load_state_dict(rounded)
     asked: Any = (tokens_BT, torch.arange(20).expand(2, -1), target.look({"input_ids": tokens_BT}), 3)
     with torch.no_grad():
