@@ -17,9 +17,9 @@ from torch.utils.checkpoint import checkpoint
 
 from optcore.drafts.draft import Draft
 from optcore.drafts.eagle3_drafter import Eagle3Drafter, TreeShape
-from optcore.drafts.eagle3_layer import KeysValues, MidLayer
+from optcore.drafts.eagle3_layer import MidLayer
 from optcore.drafts.fusion import Fusion
-from optcore.drafts.layers import same_document
+from optcore.drafts.layers import KeysValues, same_document
 from optcore.drafts.sizes import Sizes
 from optcore.drafts.vocabulary import DraftVocabulary
 from optcore.speculative.target import Features

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch.nn.functional import pad
 
 from optcore.drafts.drawing import Drawn
-from optcore.drafts.eagle3_layer import KeysValues
+from optcore.drafts.layers import KeysValues
 from optcore.drafts.slots import last_of, left_aligned
 from optcore.frozen import Frozen
 from optcore.speculative.drafter import Proposal
@@ -38,7 +38,7 @@ class Guesses:
         self._draft, self._past, self._length_B = draft, past, length_B
         self._hidden_BPH = hidden_BH[:, None]
         self._own: list[KeysValues] = []
-        places_S = torch.arange(past.keys_BSGE.shape[1], device=length_B.device)
+        places_S = torch.arange(past.keys.shape[1], device=length_B.device)
         self._seen_B1S = (places_S < length_B[:, None])[:, None]
 
     def step(self, tokens_BP: torch.Tensor) -> torch.Tensor:
@@ -126,7 +126,7 @@ class Eagle3Drafter:
         rows, columns = settled_BT.nonzero(as_tuple=True)
         places = self._length_B[rows] + columns
         self._length_B = self._length_B + settled_BT.sum(1)
-        grown = max(0, int(self._length_B.max()) - self._past.keys_BSGE.shape[1])
+        grown = max(0, int(self._length_B.max()) - self._past.keys.shape[1])
         keys, values = (pad(one, (0, 0, 0, 0, 0, grown)) for one in self._past)
-        keys[rows, places], values[rows, places] = new.keys_BSGE[rows, columns], new.values_BSGE[rows, columns]
+        keys[rows, places], values[rows, places] = new.keys[rows, columns], new.values[rows, columns]
         self._past = KeysValues(keys, values)

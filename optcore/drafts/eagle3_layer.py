@@ -14,19 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from optcore.drafts.layers import SwiGLU, rotated
+from optcore.drafts.layers import KeysValues, SwiGLU, rotated
 from optcore.drafts.sizes import Sizes
-
-
-class KeysValues(NamedTuple):
-    """Entries of attention."""
-
-    keys_BSGE: torch.Tensor
-    values_BSGE: torch.Tensor
-
-    def picked(self, places: torch.Tensor) -> "KeysValues":
-        """Those of some places, [P]."""
-        return KeysValues(self.keys_BSGE[:, places], self.values_BSGE[:, places])
 
 
 class Asking(NamedTuple):
@@ -34,11 +23,16 @@ class Asking(NamedTuple):
 
     queries_BTNE: torch.Tensor
     own: KeysValues
+    """One entry of each place, [B, T, G, E]."""
     residual_BTH: torch.Tensor
 
 
 class Attention(nn.Module):
-    """Grouped-query attention over twice the hidden size."""
+    """Grouped-query attention over twice the hidden size.
+
+    That of `optcore.drafts.layers` holds all keys of a guess in one tensor, for many queries. Here a place asks once a
+    step, so its entries stay where they were made.
+    """
 
     def __init__(self, sizes: Sizes) -> None:
         super().__init__()
@@ -64,15 +58,15 @@ class Attention(nn.Module):
         """What is found [B, T, H]: in the past where `seen_BTS`, and in every place's own entries [B, T, G, E]."""
         groups, size = self.sizes.num_key_value_heads, self.sizes.head_dim
         queries_BTGRE = queries_BTNE.unflatten(2, (groups, -1)) * size**-0.5
-        scores = torch.einsum("btgre,bsge->btgrs", queries_BTGRE, past.keys_BSGE)
+        scores = torch.einsum("btgre,bsge->btgrs", queries_BTGRE, past.keys)
         scores = scores.masked_fill(~seen_BTS[:, :, None, None], float("-inf"))
-        beside = [(queries_BTGRE * one.keys_BSGE[:, :, :, None]).sum(-1, keepdim=True) for one in own]
+        beside = [(queries_BTGRE * one.keys[:, :, :, None]).sum(-1, keepdim=True) for one in own]
         precise = torch.promote_types(scores.dtype, torch.float32)
         weights = torch.cat((scores, *beside), -1).softmax(-1, precise).to(queries_BTNE.dtype)
-        there = past.keys_BSGE.shape[1]
-        found = torch.einsum("btgrs,bsge->btgre", weights[..., :there], past.values_BSGE)
+        there = past.keys.shape[1]
+        found = torch.einsum("btgrs,bsge->btgre", weights[..., :there], past.values)
         for number, one in enumerate(own):
-            found = found + weights[..., there + number, None] * one.values_BSGE[:, :, :, None]
+            found = found + weights[..., there + number, None] * one.values[:, :, :, None]
         answer: torch.Tensor = self.o_proj(found.flatten(2))
         return answer
 

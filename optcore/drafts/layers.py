@@ -1,7 +1,7 @@
 """A Llama-style decoder layer whose queries see two kinds of keys: a text's, and those of their own guess.
 
 Many queries share the text's keys; a guess belongs to one group of queries only. A guess is what a draft goes on from
-beyond the text: its own last steps (MTP, EAGLE), or a block of masks (DFlash). In training every position of a window
+beyond the text: its own last steps (MTP), or a block of masks (DFlash). In training every position of a window
 begins a guess of its own, and no guess may see another. With the guess's keys kept apart, that takes T x (S + J) scores
 instead of the T x (S + T J) of one long masked sequence, and decoding, which has one group and its cache as text, walks
 the very same path.
@@ -28,6 +28,10 @@ class KeysValues(NamedTuple):
     def and_then(self, more: "KeysValues") -> "KeysValues":
         """Of guesses: theirs and these."""
         return KeysValues(torch.cat((self.keys, more.keys), 2), torch.cat((self.values, more.values), 2))
+
+    def picked(self, places: torch.Tensor) -> "KeysValues":
+        """Those of some places, or of some groups."""
+        return KeysValues(self.keys[:, places], self.values[:, places])
 
 
 class Text(NamedTuple):
