@@ -10,7 +10,7 @@ from optcore.draft_made import Asked, Made
 from optcore.errors import RecipeError
 from optcore.evaluate import Acceptance
 from optcore.evaluate.acceptance_rows import rows_of, series_of, warnings_of
-from optcore.evaluate.acceptance_stream import end_tokens, measure_on
+from optcore.evaluate.acceptance_stream import measure_on
 from optcore.report import Measurement
 from optcore.speculative.acceptance import AcceptanceFacts, Accepted, AcceptedAt
 from optcore.speculative.cost import Cost, Wall
@@ -137,13 +137,3 @@ def test_a_run_leaves_rows_curves_and_facts(stdlib_model: Path, tmp_path: Path) 
 def test_texts_that_the_model_cannot_hold_are_refused(stdlib_model: Path, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="1024 tokens, and 1024 are to be written"):
         measured(stdlib_model, tmp_path, Acceptance(new_tokens=1024, timed=False))
-
-
-def test_ends_are_the_checkpoints_own(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"text_config": {"eos_token_id": 7}}')
-    assert end_tokens(tmp_path) == {7}
-    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [7, 9]}')
-    assert end_tokens(tmp_path) == {7, 9}
-    (tmp_path / "config.json").write_text('{"eos_token_id": null}')
-    (tmp_path / "generation_config.json").write_text("{}")
-    assert end_tokens(tmp_path) == frozenset()
