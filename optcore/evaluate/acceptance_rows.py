@@ -94,7 +94,7 @@ def _costs(facts: "AcceptanceFacts", cost: "Cost") -> Iterator[Measurement]:
 def _wall(wall: "Wall") -> Measurement:
     key = "sampled" if wall.sampling.temperature else "greedy"
     how, together = _at(wall.sampling.temperature), _together(wall.batch)
-    note = f"decoded on this machine with and without, by turns; {wall.tau:.2f} tokens a pass in these texts"
+    note = f"time a token of texts written with and without, by turns; {wall.tau:.2f} tokens a pass in these texts"
     title = f"Measured speed-up, {how}, {together}"
     return _row(f"draft_speedup_{key}_{wall.batch}", title, wall.speedup, "times", "higher", note)
 

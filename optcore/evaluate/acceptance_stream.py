@@ -67,7 +67,7 @@ def measure_on(
     )
     run.progress("evaluating", 1, 2)
     if evaluator.timed:
-        facts = _timed(run, evaluator, target, draft.drafter if draft else ngram, prompts_SP, facts)
+        facts = _timed(run, evaluator, target, draft.drafter if draft else ngram, prompts_SP, ends, facts)
     run.progress("evaluating", 2, 2)
     for warning in warnings_of(facts, run.made):
         run.notice(warning)
@@ -96,6 +96,7 @@ def _timed(
     target: Target,
     drafter: MakeDrafter,
     prompts_SP: torch.Tensor,
+    ends: frozenset[int],
     facts: AcceptanceFacts,
 ) -> AcceptanceFacts:
     """The facts with times; without those of whole decoding, and with a notice, of a model that cannot go back."""
@@ -106,17 +107,17 @@ def _timed(
     try:
         for batch in batches:
             for at in (facts.greedy, facts.sampled):
-                walls.append(
-                    measure_wall(
-                        target,
-                        prompts_SP[:batch].tolist(),
-                        drafter,
-                        new_tokens=evaluator.new_tokens,
-                        count=facts.count,
-                        sampling=at.sampling,
-                        seed=run.seed,
-                    )
+                wall = measure_wall(
+                    target,
+                    prompts_SP[:batch].tolist(),
+                    drafter,
+                    new_tokens=evaluator.new_tokens,
+                    count=facts.count,
+                    sampling=at.sampling,
+                    ends=ends,
+                    seed=run.seed,
                 )
+                walls += [wall] if wall else []
     except RecipeError as error:
         run.notice(f"decoding with the draft was not timed: {error}")
     return facts.model_copy(update={"costs": tuple(costs), "walls": tuple(walls)})

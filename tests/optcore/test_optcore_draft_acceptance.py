@@ -1,6 +1,7 @@
 """Acceptance measured on the shipped model, with itself less two layers as the draft, against loops that draft."""
 
 import itertools
+import time
 from pathlib import Path
 
 import pytest
@@ -170,10 +171,28 @@ def test_times_are_of_work_that_was_done(target: Target, draft: Skipping, prompt
 
 
 def test_walls_are_of_decoding_by_turns(target: Target, draft: Skipping, prompts: torch.Tensor) -> None:
-    few = 6
+    few, started = 6, time.perf_counter()
     wall = measure_wall(target, prompts[:1].tolist(), draft.drafter, new_tokens=few, count=COUNT, sampling=GREEDY)
     text = write_text(target, prompts[:1], few, GREEDY, frozenset())
+    assert wall
     assert wall.tau == pytest.approx(teacher_forced(target, draft, text, COUNT, GREEDY).chains.tau)
-    assert wall.plain > 0
+    assert 0 < few * (wall.plain + wall.drafted) < time.perf_counter() - started, "seconds are of one token"
     assert wall.speedup == wall.plain / wall.drafted
     assert real_tau(Decoded([[1, 2, 3]], [[1]], 2)) == 2.0
+
+
+def test_walls_are_of_texts_up_to_their_end(target: Target, draft: Skipping, prompts: torch.Tensor) -> None:
+    """As many rounds as the texts have that acceptance is measured on, in which a text ends where it would."""
+    free = write_text(target, prompts[:2], NEW, GREEDY, frozenset()).written()
+    ends = frozenset({free[0][5]})
+    text = write_text(target, prompts[:2], NEW, GREEDY, ends)
+    assert text.lengths_S.tolist()[0] <= 6
+
+    def measured(ends: frozenset[int]) -> Wall | None:
+        begun = prompts[:2].tolist()
+        return measure_wall(target, begun, draft.drafter, new_tokens=NEW, count=COUNT, sampling=GREEDY, ends=ends)
+
+    wall = measured(ends)
+    assert wall
+    assert wall.tau == pytest.approx(teacher_forced(target, draft, text, COUNT, GREEDY).chains.tau)
+    assert measured(frozenset(row[0] for row in free)) is None, "nothing is drafted"
