@@ -5,16 +5,21 @@ No torch.
 
 from pathlib import Path
 
+from pydantic import Field, ValidationInfo, field_validator
+
+from optcore.acceptance_length import AcceptanceLength
 from optcore.documents import read_document
 from optcore.frozen import Frozen
 
 MADE = "acceptance.json"
+_ROUNDING = 1e-6
+"""What sums of probabilities may be off by."""
 
 
 class Asked(Frozen):
     """What is measured: only what was asked alike can be compared."""
 
-    count: int
+    count: int = Field(ge=1)
     """Tokens drafted a round (K), in a chain."""
     prompts: int
     prompt_tokens: int
@@ -29,9 +34,20 @@ class Made(Frozen):
     """What a draft achieved on the model that it was made for."""
 
     asked: Asked
-    greedy: float
-    """Tokens a pass of the target (tau)."""
-    sampled: float
+    greedy: AcceptanceLength
+    sampled: AcceptanceLength
+
+    @field_validator("greedy", "sampled")
+    @classmethod
+    def _can_be(cls, length: AcceptanceLength, info: ValidationInfo) -> AcceptanceLength:
+        """Whoever publishes a draft can write anything beside it."""
+        if asked := info.data.get("asked"):
+            low, high = length.interval.low, length.interval.high
+            if not 1 - _ROUNDING <= min(length.tau, low) <= max(length.tau, high) <= asked.count + 1 + _ROUNDING:
+                raise ValueError(f"with {asked.count} drafted tokens a pass leaves 1 to {asked.count + 1}")
+            if low > high:
+                raise ValueError("an interval ends before it begins")
+        return length
 
     def save(self, folder: Path) -> None:
         """Write it beside the draft, for whoever changes the model afterwards."""

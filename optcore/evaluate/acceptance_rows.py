@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal
 from optcore.report import Measurement, Series
 
 if TYPE_CHECKING:
+    from optcore.acceptance_length import AcceptanceLength
     from optcore.draft_made import Made
     from optcore.speculative.acceptance import AcceptanceFacts, Accepted, AcceptedAt
     from optcore.speculative.cost import Cost, Wall
@@ -52,7 +53,7 @@ def warnings_of(facts: "AcceptanceFacts", made: "Made | None") -> Iterator[str]:
         yield from (
             _moved(at, before)
             for at, before in ((facts.greedy, made.greedy), (facts.sampled, made.sampled))
-            if not at.own.interval.holds(before)
+            if at.own.differs_from(before)
         )
 
 
@@ -123,12 +124,12 @@ def _of_loops(at: "AcceptedAt") -> str:
     return f"{said}: without them {at.own.tau_without_loops:.2f} tokens a pass, and not {at.own.tau:.2f}"
 
 
-def _moved(at: "AcceptedAt", before: float) -> str:
+def _moved(at: "AcceptedAt", before: "AcceptanceLength") -> str:
     said = (
-        f"{_how(at)}, the draft leaves {at.own.tau:.2f} tokens a pass, and left {before:.2f} on the model that it was "
-        "made for"
+        f"{_how(at)}, the draft leaves {at.own.tau:.2f} tokens a pass, and left {before.tau:.2f} on the model that it "
+        "was made for"
     )
-    return f"{said}: train it again on this one" if at.own.tau < _RETRAIN * before else said
+    return f"{said}: train it again on this one" if at.own.tau < _RETRAIN * before.tau else said
 
 
 def _how(at: "AcceptedAt") -> str:

@@ -1,6 +1,7 @@
 """Acceptance measured on the shipped model, with itself less two layers as the draft, against loops that draft."""
 
 import itertools
+import json
 import time
 from pathlib import Path
 
@@ -116,7 +117,7 @@ def test_the_facts_are_of_both_temperatures(target: Target, draft: Skipping, pro
     assert facts.sampled.ngram.tau == followed(LookingUp(ROWS), text, COUNT).tau
     for found in (facts.greedy, facts.sampled):
         assert found.draft is not None
-        assert found.draft.interval.holds(found.draft.tau)
+        assert found.draft.interval.low <= found.draft.tau <= found.draft.interval.high
         assert len(found.draft.conditional) == COUNT
         assert (found.prompts, found.tokens) == (ROWS, ROWS * (NEW - 1))
     assert facts.greedy.sampling == GREEDY
@@ -146,7 +147,7 @@ def test_what_a_draft_achieved_stays_beside_it(
     made = facts.made
     assert made
     assert (made.asked.count, made.asked.new_tokens, made.asked.temperature) == (2, 4, 1)
-    assert (made.greedy, made.sampled) == (facts.greedy.own.tau, facts.sampled.own.tau)
+    assert (made.greedy, made.sampled) == (facts.greedy.own.length, facts.sampled.own.length)
     assert read_made(tmp_path) is None
     made.save(tmp_path)
     assert read_made(tmp_path) == made
@@ -154,6 +155,34 @@ def test_what_a_draft_achieved_stays_beside_it(
     with pytest.raises(BadCheckpoint, match=MADE) as caught:
         read_made(tmp_path, "/chain/1/start")
     assert caught.value.field == "/chain/1/start"
+
+
+@pytest.mark.parametrize(
+    ("tau", "low", "high", "is_possible"),
+    [
+        (2.0, 1.5, 2.5, True),
+        (3.0, 3.0, 3.0, True),  # two drafted tokens and the model's own
+        (-5.0, 1.0, 2.0, False),
+        (1e300, 1.0, 2.0, False),
+        (2.0, 0.5, 2.5, False),
+        (2.0, 1.5, 3.5, False),
+        (2.0, 2.5, 1.5, False),
+    ],
+)
+def test_what_no_draft_can_achieve_is_refused(
+    tau: float, low: float, high: float, is_possible: bool, tmp_path: Path
+) -> None:
+    asked = {"count": 2, "prompts": 2, "prompt_tokens": 8, "new_tokens": 8, "temperature": 1.0}
+    fair = {"tau": 2.0, "interval": {"low": 1.5, "high": 2.5}}
+    said = {"asked": asked | {"top_k": None, "top_p": None}, "greedy": fair, "sampled": fair}
+    for name in ("greedy", "sampled"):
+        document = said | {name: {"tau": tau, "interval": {"low": low, "high": high}}}
+        (tmp_path / MADE).write_text(json.dumps(document))
+        if is_possible:
+            assert read_made(tmp_path)
+        else:
+            with pytest.raises(BadCheckpoint, match=name):
+                read_made(tmp_path)
 
 
 def test_speed_ups_follow_from_times() -> None:

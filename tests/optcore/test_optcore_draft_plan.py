@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from optcore.acceptance_length import AcceptanceLength, Interval
 from optcore.draft_fit import check_drafts
 from optcore.draft_made import Asked, Made
 from optcore.errors import RecipeError
@@ -23,6 +24,7 @@ PTQ = {"technique": "ptq", "scheme": "nvfp4"}
 DRAFT = {"technique": "draft"}
 PRUNE = {"technique": "prune", "depth": 1}
 START = {"id": "me/draft"}
+LENGTH = AcceptanceLength(tau=2, interval=Interval(low=1.5, high=2.5))
 
 
 def recipe(*chain: dict[str, Any], **more: Any) -> Recipe:
@@ -166,7 +168,9 @@ def test_only_what_is_given_the_draft_has_another_key() -> None:
         here, there = (given.model_copy(update={"draft": place}) for place in ("/a", "/b"))
         assert StageTask(name="n", work=work, inputs=here).key == StageTask(name="m", work=work, inputs=there).key
     asked = Asked(count=3, prompts=2, prompt_tokens=8, new_tokens=8, temperature=1, top_k=None, top_p=None)
-    compared = (given.model_copy(update={"made": made}) for made in (None, Made(asked=asked, greedy=2, sampled=2)))
+    compared = (
+        given.model_copy(update={"made": made}) for made in (None, Made(asked=asked, greedy=LENGTH, sampled=LENGTH))
+    )
     assert len({StageTask(name="n", work=EvaluateWork(evaluators=()), inputs=inputs).key for inputs in compared}) == 2
     assert "draft" not in without.beside
     assert "features" not in without.beside

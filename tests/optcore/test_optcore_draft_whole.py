@@ -12,7 +12,7 @@ from fixtures.tiny_models import MakeModel
 from safetensors.torch import load_file, save_file
 
 from optcore.draft_document import load_draft_document
-from optcore.draft_made import Asked, Made, read_made
+from optcore.draft_made import Asked, read_made
 from optcore.events import Metric
 from optcore.frozen import digest_of
 from optcore.plan import stage_names
@@ -108,8 +108,12 @@ def test_a_draft_that_is_last_is_measured_once(drafted: Ran) -> None:
     assert measured_in(drafted) == ["4-evaluate"]
     asked = Asked(count=3, prompts=4, prompt_tokens=16, new_tokens=16, temperature=1, top_k=None, top_p=None)
     rows = rows_of(drafted)
-    tau = {how: rows[f"acceptance_length_{how}"] for how in ("greedy", "sampled")}
-    assert read_made(drafted.out / "draft") == Made(asked=asked, **tau)
+    made = read_made(drafted.out / "draft")
+    assert made
+    assert made.asked == asked
+    for how, found in (("greedy", made.greedy), ("sampled", made.sampled)):
+        assert found.tau == rows[f"acceptance_length_{how}"]
+        assert 1 <= found.interval.low < found.interval.high <= 4
 
 
 def test_engines_are_told_of_the_draft(drafted: Ran) -> None:
@@ -142,7 +146,7 @@ def test_a_draft_whose_model_changes_in_the_chain_lost_touch(
     assert rows_of(ran)["acceptance_length_sampled"] < 0.9 * before
     made = read_made(ran.out / "draft")
     assert made
-    assert made.sampled == rows_of(ran)["acceptance_length_sampled"], "how it does on the model that it ships with"
+    assert made.sampled.tau == rows_of(ran)["acceptance_length_sampled"], "how it does on the model that it ships with"
     curves = [curve["name"] for curve in ran.document("report.json")["series"]]
     assert len(curves) == len(set(curves)), "of the result alone"
 
@@ -164,11 +168,11 @@ def test_a_later_job_is_compared_with_the_one_that_made_the_draft(drafted: Ran, 
     before = read_made(draft)
     assert before
     (said,) = noticed(ran, "at temperature 1, the draft leaves")
-    assert f"left {before.sampled:.2f} on the model" in said
+    assert f"left {before.sampled.tau:.2f} on the model" in said
     assert said.endswith("train it again on this one")
     made = read_made(ran.out / "draft")
     assert made
-    assert (made.asked, made.sampled) == (before.asked, rows_of(ran)["acceptance_length_sampled"])
+    assert (made.asked, made.sampled.tau) == (before.asked, rows_of(ran)["acceptance_length_sampled"])
     other = run(sharper, tmp_path / "other", DENSE, measured_only(draft), timed=False, tokens=2)
     assert not noticed(other, "made for"), "something else was asked"
 
