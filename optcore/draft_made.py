@@ -28,6 +28,9 @@ class Asked(Frozen):
     """Of the sampled text."""
     top_k: int | None
     top_p: float | None
+    text: str
+    """SHA-256 of the prompts' token ids: code is guessed more easily than prose."""
+    seed: int
 
 
 class Made(Frozen):

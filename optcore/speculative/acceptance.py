@@ -14,7 +14,7 @@ from optcore.acceptance_length import AcceptanceLength
 from optcore.draft_made import Asked, Made
 from optcore.drafts.draft import Draft
 from optcore.errors import DataError
-from optcore.frozen import Frozen
+from optcore.frozen import Frozen, digest_of
 from optcore.speculative.cost import Cost, MakeDrafter, Wall
 from optcore.speculative.estimate import conditional, survival
 from optcore.speculative.interval import ratio_interval
@@ -107,8 +107,15 @@ def measure_acceptance(
         covered = guessed.covered if guessed else 1.0  # of the sampled text, which comes last
         found[sampling] = _accepted_at(sampling, text, guessed.chains if guessed else None, ngram, count, seed)
     texts, begin = prompts_SP.shape
-    drawn = sampled.model_dump()
-    asked = Asked(count=count, prompts=texts, prompt_tokens=begin, new_tokens=new_tokens, **drawn)
+    asked = Asked(
+        count=count,
+        prompts=texts,
+        prompt_tokens=begin,
+        new_tokens=new_tokens,
+        text=digest_of(prompts_SP.tolist()),
+        seed=seed,
+        **sampled.model_dump(),
+    )
     return AcceptanceFacts(asked=asked, greedy=found[GREEDY], sampled=found[sampled], covered=covered)
 
 

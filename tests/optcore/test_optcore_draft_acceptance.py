@@ -9,7 +9,7 @@ import pytest
 import torch
 from fixtures.skipping_draft import SAMPLED, LookingUp, Skipping, drafting_loop, skipping
 
-from optcore.draft_made import MADE, read_made
+from optcore.draft_made import MADE, Asked, read_made
 from optcore.drafts.vocabulary import DraftVocabulary
 from optcore.errors import BadCheckpoint, DataError
 from optcore.speculative.acceptance import AcceptanceFacts, measure_acceptance
@@ -146,7 +146,7 @@ def test_what_a_draft_achieved_stays_beside_it(
     facts = measure_acceptance(target, draft, LookingUp, prompts, count=2, new_tokens=4, sampled=SAMPLED)
     made = facts.made
     assert made
-    assert (made.asked.count, made.asked.new_tokens, made.asked.temperature) == (2, 4, 1)
+    assert (made.asked.count, made.asked.new_tokens, made.asked.temperature, made.asked.seed) == (2, 4, 1, 0)
     assert (made.greedy, made.sampled) == (facts.greedy.own.length, facts.sampled.own.length)
     assert read_made(tmp_path) is None
     made.save(tmp_path)
@@ -155,6 +155,21 @@ def test_what_a_draft_achieved_stays_beside_it(
     with pytest.raises(BadCheckpoint, match=MADE) as caught:
         read_made(tmp_path, "/chain/1/start")
     assert caught.value.field == "/chain/1/start"
+
+
+def test_only_the_same_prompts_and_the_same_seed_are_the_same_question(
+    target: Target, draft: Skipping, prompts: torch.Tensor
+) -> None:
+    def asked(prompts_SP: torch.Tensor, seed: int) -> Asked:
+        settings = {"count": 2, "new_tokens": 4, "sampled": SAMPLED}
+        return measure_acceptance(target, draft, LookingUp, prompts_SP, seed=seed, **settings).asked
+
+    other = prompts.clone()
+    other[-1, -1] += 1
+    first = asked(prompts, 3)
+    assert first == asked(prompts.clone(), 3)
+    assert first != asked(other, 3)
+    assert first != asked(prompts, 4)
 
 
 @pytest.mark.parametrize(
@@ -172,7 +187,7 @@ def test_what_a_draft_achieved_stays_beside_it(
 def test_what_no_draft_can_achieve_is_refused(
     tau: float, low: float, high: float, is_possible: bool, tmp_path: Path
 ) -> None:
-    asked = {"count": 2, "prompts": 2, "prompt_tokens": 8, "new_tokens": 8, "temperature": 1.0}
+    asked = {"count": 2, "prompts": 2, "prompt_tokens": 8, "new_tokens": 8, "temperature": 1, "text": "", "seed": 0}
     fair = {"tau": 2.0, "interval": {"low": 1.5, "high": 2.5}}
     said = {"asked": asked | {"top_k": None, "top_p": None}, "greedy": fair, "sampled": fair}
     for name in ("greedy", "sampled"):

@@ -167,7 +167,8 @@ def test_only_what_is_given_the_draft_has_another_key() -> None:
         assert len(keys) == 2
         here, there = (given.model_copy(update={"draft": place}) for place in ("/a", "/b"))
         assert StageTask(name="n", work=work, inputs=here).key == StageTask(name="m", work=work, inputs=there).key
-    asked = Asked(count=3, prompts=2, prompt_tokens=8, new_tokens=8, temperature=1, top_k=None, top_p=None)
+    same = {"count": 3, "prompts": 2, "prompt_tokens": 8, "new_tokens": 8, "text": "", "seed": 0}
+    asked = Asked.model_validate({**same, "temperature": 1, "top_k": None, "top_p": None})
     compared = (
         given.model_copy(update={"made": made}) for made in (None, Made(asked=asked, greedy=LENGTH, sampled=LENGTH))
     )

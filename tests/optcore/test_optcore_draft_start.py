@@ -180,7 +180,17 @@ def test_training_goes_on_from_the_draft_that_was_named(made: Path, target: Path
 
 
 ACHIEVED = Made(
-    asked=Asked(count=3, prompts=2, prompt_tokens=8, new_tokens=8, temperature=1, top_k=None, top_p=None),
+    asked=Asked(
+        count=3,
+        prompts=2,
+        prompt_tokens=8,
+        new_tokens=8,
+        temperature=1,
+        top_k=None,
+        top_p=None,
+        text="a" * 64,
+        seed=0,
+    ),
     greedy=AcceptanceLength(tau=2.5, interval=Interval(low=2, high=3)),
     sampled=AcceptanceLength(tau=1.5, interval=Interval(low=1, high=2)),
 )

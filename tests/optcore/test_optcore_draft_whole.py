@@ -12,7 +12,7 @@ from fixtures.tiny_models import MakeModel
 from safetensors.torch import load_file, save_file
 
 from optcore.draft_document import load_draft_document
-from optcore.draft_made import Asked, read_made
+from optcore.draft_made import read_made
 from optcore.events import Metric
 from optcore.frozen import digest_of
 from optcore.plan import stage_names
@@ -106,11 +106,12 @@ def test_the_report_says_how_the_draft_does(drafted: Ran) -> None:
 def test_a_draft_that_is_last_is_measured_once(drafted: Ran) -> None:
     assert tuple(drafted.stages) == stage_names(drafted.recipe)
     assert measured_in(drafted) == ["4-evaluate"]
-    asked = Asked(count=3, prompts=4, prompt_tokens=16, new_tokens=16, temperature=1, top_k=None, top_p=None)
     rows = rows_of(drafted)
     made = read_made(drafted.out / "draft")
     assert made
-    assert made.asked == asked
+    asked = made.asked
+    assert (asked.count, asked.prompts, asked.prompt_tokens, asked.new_tokens) == (3, 4, 16, 16)
+    assert (asked.temperature, asked.top_k, asked.top_p, asked.seed) == (1, None, None, drafted.recipe.seed)
     for how, found in (("greedy", made.greedy), ("sampled", made.sampled)):
         assert found.tau == rows[f"acceptance_length_{how}"]
         assert 1 <= found.interval.low < found.interval.high <= 4
