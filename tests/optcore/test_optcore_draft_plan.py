@@ -12,8 +12,8 @@ from optcore.draft_fit import check_drafts
 from optcore.draft_made import Asked, Made
 from optcore.errors import RecipeError
 from optcore.evaluate import Acceptance
-from optcore.fetching import fetch_work, pinned
-from optcore.measures import draft_evaluators, evaluators
+from optcore.fetching import fetch_work, longest_of, pinned
+from optcore.measures import check_lengths, draft_evaluators, evaluators
 from optcore.plan import check, measured_between, measured_drafts, stage_names
 from optcore.recipe import Recipe, recipe_from
 from optcore.stage import EvaluateWork, ExportWork, FeaturesWork, Inputs, StageTask, TechniqueWork
@@ -104,6 +104,37 @@ def test_it_is_asked_there_what_is_asked_of_the_result(named: list[dict[str, Any
     assert isinstance(at_last, Acceptance)
     assert at_last.timed
     assert at_once == at_last.model_copy(update={"timed": False})
+
+
+@pytest.mark.parametrize(("longest", "prompt", "new"), [(192, 64, 128), (96, 32, 64), (11, 3, 8), (9, 1, 8)])
+def test_a_small_model_is_asked_for_texts_that_it_holds(longest: int, prompt: int, new: int) -> None:
+    (asked,) = draft_evaluators(recipe(DRAFT, PTQ), longest)
+    assert isinstance(asked, Acceptance)
+    assert (asked.prompt_tokens, asked.new_tokens) == (prompt, new)
+    assert Acceptance.model_validate(asked.model_dump()) == asked
+    check_lengths(recipe(DRAFT, PTQ), longest)
+
+
+@pytest.mark.parametrize(
+    ("named", "longest", "field"),
+    [
+        ([{"evaluator": "fidelity"}, {"evaluator": "acceptance", "new_tokens": 96}], 96, "/evaluate/1/new_tokens"),
+        ([], 8, "/evaluate"),
+    ],
+)
+def test_texts_that_leave_no_prompt_are_refused(named: list[dict[str, Any]], longest: int, field: str) -> None:
+    asked = recipe(DRAFT, PTQ, evaluate=named)
+    check_lengths(asked, longest + 1)
+    with pytest.raises(RecipeError, match=f"the model holds {longest} tokens") as caught:
+        check_lengths(asked, longest)
+    assert caught.value.field == field
+    assert fetch_work(asked).evaluations[-1] == 64, "there must be text for a prompt"
+
+
+def test_a_chain_s_result_holds_what_its_student_does() -> None:
+    models = {"/chain/0/teacher": {"longest_sequence": 9}, "/chain/0/student": {"longest_sequence": 7}}
+    assert longest_of({"longest_sequence": 8, "models": {}}) == 8
+    assert longest_of({"longest_sequence": 8, "models": models}) == 7
 
 
 def test_kept_features_are_shared_by_drafts_that_are_trained_otherwise() -> None:

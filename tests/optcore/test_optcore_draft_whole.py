@@ -13,9 +13,12 @@ from safetensors.torch import load_file, save_file
 
 from optcore.draft_document import load_draft_document
 from optcore.draft_made import read_made
+from optcore.engine import fetch
+from optcore.errors import RecipeError
 from optcore.events import Metric
 from optcore.frozen import digest_of
 from optcore.plan import stage_names
+from optcore.recipe import recipe_from
 
 torch.set_num_threads(1)
 PTQ = {"technique": "ptq", "scheme": "int4", "rounding": "nearest", "scale_search": "max", "smoothing": "none"}
@@ -115,6 +118,29 @@ def test_a_draft_that_is_last_is_measured_once(drafted: Ran) -> None:
     for how, found in (("greedy", made.greedy), ("sampled", made.sampled)):
         assert found.tau == rows[f"acceptance_length_{how}"]
         assert 1 <= found.interval.low < found.interval.high <= 4
+
+
+def small(model: Path, folder: Path, positions: int) -> Path:
+    """The model with fewer positions."""
+    shutil.copytree(model, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": positions}))
+    return folder
+
+
+def test_texts_that_the_model_does_not_hold_are_refused_before_any_work(tiny_model: MakeModel, tmp_path: Path) -> None:
+    model = small(tiny_model("Llama"), tmp_path / "small", 96)
+    document = recipe_for(model, PTQ, DRAFT, evaluate=[{**ACCEPTANCE, "new_tokens": 96}])
+    with pytest.raises(RecipeError, match="the model holds 96 tokens, and 96 are to be written") as caught:
+        fetch(recipe_from(document), tmp_path / "work", lambda _: None)
+    assert caught.value.field == "/evaluate/0/new_tokens"
+
+
+def test_a_small_model_writes_as_much_as_it_holds(tiny_model: MakeModel, tmp_path: Path) -> None:
+    model = small(tiny_model("Llama"), tmp_path / "small", 24)
+    ngram = {"technique": "draft", "method": "ngram"}
+    ran = run_here(recipe_for(model, ngram, target=DENSE), tmp_path, "out")
+    assert rows_of(ran)["ngram_length_greedy"] >= 1
 
 
 def test_engines_are_told_of_the_draft(drafted: Ran) -> None:
