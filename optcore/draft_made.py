@@ -34,7 +34,7 @@ class Asked(Frozen):
 
 
 class Made(Frozen):
-    """What a draft achieved on the model that it was made for."""
+    """What a draft achieved on the model that it was made for, or on one that it was brought to."""
 
     asked: Asked
     greedy: AcceptanceLength
@@ -55,6 +55,12 @@ class Made(Frozen):
     def save(self, folder: Path) -> None:
         """Write it beside the draft, for whoever changes the model afterwards."""
         (folder / MADE).write_text(self.model_dump_json(indent=2) + "\n")
+
+
+def baseline(brought: Made | None, measured: Made) -> Made:
+    """What the result is compared with: how a draft that was brought along did on the model that it was made for, which
+    may be none that this run has; where that was asked otherwise, how it does on the model that it was brought to."""
+    return brought if brought and brought.asked == measured.asked else measured
 
 
 def read_made(folder: Path, field: str = "/chain") -> Made | None:

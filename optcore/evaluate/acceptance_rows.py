@@ -33,8 +33,8 @@ def series_of(facts: "AcceptanceFacts") -> list[Series]:
 
 
 def warnings_of(facts: "AcceptanceFacts", made: "Made | None") -> Iterator[str]:
-    """What a reader should know, for people. `made` is what the draft achieved when it was made,
-    which compares where the same was asked."""
+    """What a reader should know, for people. `made` is what the draft achieved before, which compares where the same
+    was asked."""
     if facts.greedy.looping:
         yield _of_loops(facts.greedy)
     for _, at in _both(facts):
@@ -126,8 +126,8 @@ def _of_loops(at: "AcceptedAt") -> str:
 
 def _moved(at: "AcceptedAt", before: "AcceptanceLength") -> str:
     said = (
-        f"{_how(at)}, the draft leaves {at.own.tau:.2f} tokens a pass, and left {before.tau:.2f} on the model that it "
-        "was made for"
+        f"{_how(at)}, the draft leaves {at.own.tau:.2f} tokens a pass, and left {before.tau:.2f} where it was "
+        "measured before"
     )
     return f"{said}: train it again on this one" if at.own.tau < _RETRAIN * before.tau else said
 

@@ -115,8 +115,8 @@ def achieved(greedy: float, sampled: float, **asked: object) -> Made:
         (achieved(1.0, 3.0, text="b" * 64), []),  # code is not prose
         (achieved(1.0, 3.0, seed=1), []),
         (achieved(1.0, 3.0, count=3), []),
-        (achieved(2.8, 2.4), ["made for"]),
-        (achieved(3.0, 2.8), ["made for: train it again on this one"]),
+        (achieved(2.8, 2.4), ["where it was measured before"]),
+        (achieved(3.0, 2.8), ["measured before: train it again on this one"]),
     ],
 )
 def test_a_draft_that_lost_touch_is_to_be_trained_again(made: Made, said: list[str]) -> None:
