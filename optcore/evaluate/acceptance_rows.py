@@ -14,6 +14,11 @@ if TYPE_CHECKING:
 _RETRAIN = 0.9
 """Of the acceptance length at its making: what a draft that has less of is worth training again."""
 
+_OWN_LOOKUP = (
+    "; an engine's lookup may guess otherwise than the one measured here, which goes on from where the longest of the "
+    "last four to one tokens stood last, and through its own guesses"
+)
+
 
 def rows_of(facts: "AcceptanceFacts") -> list[Measurement]:
     """The table: acceptance lengths first, then costs and speed-ups by the number of sequences."""
@@ -71,7 +76,7 @@ def _lengths(facts: "AcceptanceFacts") -> Iterator[Measurement]:
                     source=None,
                     result=accepted.tau,
                     better="higher",
-                    note=_note(facts, at, accepted),
+                    note=_note(facts, at, accepted) + (_OWN_LOOKUP if accepted is at.ngram else ""),
                 )
     if facts.greedy.draft and facts.covered < 1:
         note = "probability that the model gives to tokens which the draft can say"

@@ -71,6 +71,10 @@ def test_the_table_has_both_temperatures_and_n_grams() -> None:
     }
     assert "2.90 to 3.10 over 32 prompts, 4000 tokens" in found["acceptance_length_greedy"].note
     assert "a chain of 2, accepted by position where all before were: 75%, -" in found["ngram_length_sampled"].note
+    assert {name for name, row in found.items() if "an engine's lookup may guess otherwise" in row.note} == {
+        "ngram_length_greedy",
+        "ngram_length_sampled",
+    }
     assert found["predicted_speedup_greedy_1"].note.endswith("takes 1.50 passes; 2.00 where it takes one")
 
 
