@@ -9,16 +9,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from optcore.architecture import NO_limit
 from optcore.artifact import Artifact, Outcome, TrainedOn, assemble
 from optcore.conductor import Conductor, Emit, Folder
 from optcore.draft_fit import check_draft, check_drafts
-from optcore.draft_made import Made, read_made
+from optcore.draft_made import Made, baseline, read_made
 from optcore.errors import GateFailed, OptError, RecipeError, folder_error
 from optcore.events import RecipeResolved, RunFinished, RunPlanned
-from optcore.fetching import fetch_work, learns_labels, pinned
+from optcore.fetching import fetch_work, learns_labels, longest_of, pinned
 from optcore.frozen import digest_of
 from optcore.held_out import check_held_out
-from optcore.measures import check_measures, draft_evaluators, evaluators, gate_evaluator, step_evaluators
+from optcore.measures import (
+    check_lengths,
+    check_measures,
+    draft_evaluators,
+    evaluators,
+    gate_evaluator,
+    step_evaluators,
+)
 from optcore.places import attempts
 from optcore.plan import (
     Result,
@@ -99,7 +107,9 @@ class _Walk(Conductor):
     draft: Folder = field(default_factory=Folder)
     """What guesses for the model; it lies beside the checkpoint, which goes on without it."""
     made: Made | None = None
-    """How that did on the model that it was made for: in this run, or in the one that made it."""
+    """How that did before: in the run that made it, or before this one changed the model."""
+    longest: int = NO_limit
+    """Tokens that the result holds."""
     trials: list[Trial] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
     """The model after each measured entry of the chain."""
@@ -125,6 +135,9 @@ class _Walk(Conductor):
             task=task,
         )
         check_measures(recipe, task)
+        self.longest = longest_of(results)
+        if task == "text-generation":
+            check_lengths(recipe, self.longest)
         check_held_out(recipe, task, results)
         check_models(recipe, results)
         check_drafts(recipe, Path(results["source"]))
@@ -172,8 +185,8 @@ class _Walk(Conductor):
         if self.draft.path:
             self.notice(
                 attempt.stage,
-                "the draft was made for the model as it was before this entry, and may guess worse for what that is "
-                "now: let `draft` be the last entry of the chain, or train it again from there with `start`",
+                "this entry changes the model behind the draft, which may guess worse for what it is now: let `draft` "
+                "be the last entry of the chain, or train it again from there with `start`",
             )
 
     def _try(self, attempt: _Attempt, start: Folder) -> None:
@@ -199,18 +212,20 @@ class _Walk(Conductor):
         return measured_step(attempt.stage, attempt.technique.summary, folder, folder, rows)
 
     def _measure_draft(self, attempt: _Attempt, recipe: Recipe) -> None:
-        """Measure the draft before the model changes, as that of the result will be; a job does not fail because it
-        cannot be measured yet."""
+        """Measure the draft before the model changes, as that of the result will be, unless it was in the run that made
+        it; a job does not fail because it cannot be measured yet."""
         found, why = None, ""
         try:
             with self.aside(), self.unheard():
                 self.move(draft=self.draft.path, draft_digest=self.draft.digest)
-                record = self.stage(step_stage(attempt.stage), EvaluateWork(evaluators=draft_evaluators(recipe)))
+                record = self.stage(
+                    step_stage(attempt.stage), EvaluateWork(evaluators=draft_evaluators(recipe, self.longest))
+                )
             found = record.results.get("made")
         except OptError as error:
             why = f": {error}"
         if found:
-            self.made = Made.model_validate(found)
+            self.made = baseline(self.made, Made.model_validate(found))
         else:
             self.notice(step_stage(attempt.stage), f"the draft was not measured before the model changes{why}")
 
@@ -240,7 +255,9 @@ class _Walk(Conductor):
         record = self.stage(export_stage(recipe, result), ExportWork(export=result.export))
         self.move(exported=str(self.work.files(record.key)), exported_digest=record.key, target=result.export.format)
         self.move(draft=self.draft.path, draft_digest=self.draft.digest, made=self.made)
-        evaluated = self.stage(evaluate_stage(recipe, result), EvaluateWork(evaluators=evaluators(recipe)))
+        evaluated = self.stage(
+            evaluate_stage(recipe, result), EvaluateWork(evaluators=evaluators(recipe, self.longest))
+        )
         inputs, self.inputs = self.inputs, checkpoint
         return Outcome(
             result=result,

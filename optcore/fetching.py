@@ -1,8 +1,9 @@
 """What a recipe needs from outside: asked for before anything is done, and pinned to the commits that came."""
 
+from collections.abc import Iterator
 from typing import Any
 
-from optcore.evaluate import Classification, Fidelity, LongContext
+from optcore.evaluate import Acceptance, Classification, Fidelity, LongContext
 from optcore.frozen import Frozen
 from optcore.measures import evaluators
 from optcore.places import rewritten
@@ -18,11 +19,10 @@ from optcore.techniques.training import Training
 def fetch_work(recipe: Recipe) -> FetchWork:
     """What a recipe needs from outside, and what there must be enough of."""
     chain, first = list(enumerate(recipe.chain)), recipe.chain[0]
-    lengths = tuple(each.sequence_length for each in evaluators(recipe) if isinstance(each, Fidelity | LongContext))
     return FetchWork(
         model=recipe.model,
         calibration=recipe.calibration,
-        evaluations=() if learns_labels(recipe) else lengths,
+        evaluations=() if learns_labels(recipe) else tuple(_lengths(recipe)),
         classifications=tuple(each for each in recipe.evaluate if isinstance(each, Classification)),
         models={f"/chain/{n}/{name}": ref for n, one in chain for name, ref in one.models.items()},
         # what an entry before it would leave is not known yet: a later merge is checked when its turn comes
@@ -49,6 +49,21 @@ def _grouping(recipe: Recipe) -> Grouping | None:
         if not entry.keeps_sizes and (not isinstance(entry, Prune) or entry.target):
             return None
     return None
+
+
+def _lengths(recipe: Recipe) -> Iterator[int]:
+    for evaluator in evaluators(recipe):
+        if isinstance(evaluator, Fidelity | LongContext):
+            yield evaluator.sequence_length
+        elif isinstance(evaluator, Acceptance):
+            yield evaluator.prompt_tokens
+
+
+def longest_of(fetched: dict[str, Any]) -> int:
+    """Tokens that the chain's result holds: of its student, where it has one."""
+    students = [found["longest_sequence"] for place, found in fetched["models"].items() if place.endswith("/student")]
+    longest: int = [fetched["longest_sequence"], *students][-1]
+    return longest
 
 
 def learns_labels(recipe: Recipe) -> bool:

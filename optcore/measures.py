@@ -2,6 +2,7 @@
 
 from os.path import normpath
 
+from optcore.architecture import NO_limit
 from optcore.errors import RecipeError
 from optcore.evaluate import Acceptance, AnyEvaluator, Classification, Fidelity, LongContext
 from optcore.evaluate.long_context import LENGTH_tokens, LONGEST_tokens
@@ -27,9 +28,21 @@ def check_measures(recipe: Recipe, task: Task | None = None) -> None:
             gate_evaluator(recipe, technique.gate.metric, task, f"/chain/{number}/gate/metric")
 
 
-def evaluators(recipe: Recipe) -> tuple[AnyEvaluator, ...]:
-    """What the recipe names; of a model that gets a window what lies beyond it; and how a draft does."""
-    return (*recipe.evaluate, *_beyond_windows(recipe), *_of_drafts(recipe))
+def check_lengths(recipe: Recipe, longest: int) -> None:
+    """Refuse texts of acceptance that leave a model of so many positions no prompt. Raises `RecipeError`."""
+    for number, evaluator in enumerate(evaluators(recipe, longest)):
+        if isinstance(evaluator, Acceptance) and evaluator.new_tokens >= longest:
+            raise RecipeError(
+                f"the model holds {longest} tokens, and {evaluator.new_tokens} are to be written behind a prompt",
+                remedy="give `acceptance` fewer `new_tokens`",
+                field=f"/evaluate/{number}/new_tokens" if number < len(recipe.evaluate) else "/evaluate",
+            )
+
+
+def evaluators(recipe: Recipe, longest: int = NO_limit) -> tuple[AnyEvaluator, ...]:
+    """What the recipe names; of a model that gets a window what lies beyond it; and how a draft does, on texts that a
+    model of `longest` positions holds."""
+    return (*recipe.evaluate, *_beyond_windows(recipe), *_of_drafts(recipe, longest))
 
 
 def step_evaluators(recipe: Recipe) -> tuple[AnyEvaluator, ...]:
@@ -37,9 +50,9 @@ def step_evaluators(recipe: Recipe) -> tuple[AnyEvaluator, ...]:
     return tuple(evaluator for evaluator in evaluators(recipe) if not isinstance(evaluator, Acceptance))
 
 
-def draft_evaluators(recipe: Recipe) -> tuple[AnyEvaluator, ...]:
+def draft_evaluators(recipe: Recipe, longest: int = NO_limit) -> tuple[AnyEvaluator, ...]:
     """What is measured of a draft right when it is made: what will be of the result, without times."""
-    asked = (evaluator for evaluator in evaluators(recipe) if isinstance(evaluator, Acceptance))
+    asked = (evaluator for evaluator in evaluators(recipe, longest) if isinstance(evaluator, Acceptance))
     return tuple(evaluator.model_copy(update={"timed": False}) for evaluator in asked)
 
 
@@ -51,10 +64,11 @@ def _beyond_windows(recipe: Recipe) -> tuple[AnyEvaluator, ...]:
     return (LongContext(window=windows[-1], sequence_length=min(length, LONGEST_tokens)),)
 
 
-def _of_drafts(recipe: Recipe) -> tuple[AnyEvaluator, ...]:
+def _of_drafts(recipe: Recipe, longest: int) -> tuple[AnyEvaluator, ...]:
     if any(isinstance(evaluator, Acceptance) for evaluator in recipe.evaluate):
         return ()
-    return tuple(Acceptance(tokens=technique.tokens) for technique in recipe.chain if isinstance(technique, Draft))
+    drafts = (technique for technique in recipe.chain if isinstance(technique, Draft))
+    return tuple(Acceptance(tokens=draft.tokens).within(longest) for draft in drafts)
 
 
 def gate_evaluator(recipe: Recipe, metric: GateMetric, task: Task | None = None, field: str = "/chain") -> AnyEvaluator:

@@ -39,7 +39,7 @@ class Run:
     draft: Path | None = None
     """The draft that guesses for the model, for stages that measure it."""
     made: Made | None = None
-    """How that did on the model that it was made for, where this may be another one."""
+    """How that did before, as a rule on the model that it was made for, where this may be another one."""
     task: Task = "text-generation"
     """What the model is for."""
     text_files: tuple[Path, ...] = ()

@@ -155,7 +155,7 @@ class Inputs(Frozen):
     """The draft that guesses for the model; only what measures it is given it."""
     draft_digest: str = ""
     made: Made | None = None
-    """How that did on the model that it was made for."""
+    """How that did before, as a rule on the model that it was made for."""
     models: tuple[str, ...] = ()
     """Further models that a technique reads, in the order in which it names them."""
     models_digest: str = ""

@@ -10,6 +10,9 @@ from optcore.report import Measurement, Task
 if TYPE_CHECKING:
     from optcore.run import Run
 
+SHORTEST_tokens = 8
+"""Of a text in which there is something to guess."""
+
 
 class Acceptance(Evaluator):
     """Tokens that a pass of the model leaves with the draft (acceptance length), greedily and sampled, beside plain
@@ -23,7 +26,7 @@ class Acceptance(Evaluator):
     prompts: int = Field(default=32, ge=2, le=100_000)
     """Pieces of held-out text to go on from."""
     prompt_tokens: int = Field(default=64, ge=1, le=131_072)
-    new_tokens: int = Field(default=128, ge=8, le=131_072)
+    new_tokens: int = Field(default=128, ge=SHORTEST_tokens, le=131_072)
     """Tokens that the model writes behind each prompt, greedily and once more sampled."""
     tokens: int = Field(default=5, ge=1, le=32)
     """Drafted a round."""
@@ -35,6 +38,14 @@ class Acceptance(Evaluator):
     """Sequences that are decoded together where time is measured; no more than there are prompts."""
     timed: bool = True
     """Whether passes are timed and text is decoded with and without the draft, by turns."""
+
+    def within(self, longest: int) -> "Acceptance":
+        """The same on texts that a model of so many positions holds, shortened alike where they are too long."""
+        whole = self.prompt_tokens + self.new_tokens
+        if whole <= longest:
+            return self
+        new_tokens = max(SHORTEST_tokens, self.new_tokens * longest // whole)
+        return self.model_copy(update={"new_tokens": new_tokens, "prompt_tokens": max(1, longest - new_tokens)})
 
     def measure(self, run: "Run") -> list[Measurement]:
         """Without a draft, what n-grams are worth is measured alone."""

@@ -6,12 +6,18 @@ from typing import TYPE_CHECKING, Literal
 from optcore.report import Measurement, Series
 
 if TYPE_CHECKING:
+    from optcore.acceptance_length import AcceptanceLength
     from optcore.draft_made import Made
     from optcore.speculative.acceptance import AcceptanceFacts, Accepted, AcceptedAt
     from optcore.speculative.cost import Cost, Wall
 
 _RETRAIN = 0.9
 """Of the acceptance length at its making: what a draft that has less of is worth training again."""
+
+_OWN_LOOKUP = (
+    "; an engine's lookup may guess otherwise than the one measured here, which goes on from where the longest of the "
+    "last four to one tokens stood last, and through its own guesses"
+)
 
 
 def rows_of(facts: "AcceptanceFacts") -> list[Measurement]:
@@ -32,8 +38,8 @@ def series_of(facts: "AcceptanceFacts") -> list[Series]:
 
 
 def warnings_of(facts: "AcceptanceFacts", made: "Made | None") -> Iterator[str]:
-    """What a reader should know, for people. `made` is what the draft achieved when it was made,
-    which compares where the same was asked."""
+    """What a reader should know, for people. `made` is what the draft achieved before, which compares where the same
+    was asked."""
     if facts.greedy.looping:
         yield _of_loops(facts.greedy)
     for _, at in _both(facts):
@@ -52,7 +58,7 @@ def warnings_of(facts: "AcceptanceFacts", made: "Made | None") -> Iterator[str]:
         yield from (
             _moved(at, before)
             for at, before in ((facts.greedy, made.greedy), (facts.sampled, made.sampled))
-            if not at.own.interval.holds(before)
+            if at.own.differs_from(before)
         )
 
 
@@ -70,7 +76,7 @@ def _lengths(facts: "AcceptanceFacts") -> Iterator[Measurement]:
                     source=None,
                     result=accepted.tau,
                     better="higher",
-                    note=_note(facts, at, accepted),
+                    note=_note(facts, at, accepted) + (_OWN_LOOKUP if accepted is at.ngram else ""),
                 )
     if facts.greedy.draft and facts.covered < 1:
         note = "probability that the model gives to tokens which the draft can say"
@@ -94,7 +100,7 @@ def _costs(facts: "AcceptanceFacts", cost: "Cost") -> Iterator[Measurement]:
 def _wall(wall: "Wall") -> Measurement:
     key = "sampled" if wall.sampling.temperature else "greedy"
     how, together = _at(wall.sampling.temperature), _together(wall.batch)
-    note = f"decoded on this machine with and without, by turns; {wall.tau:.2f} tokens a pass in these texts"
+    note = f"time a token of texts written with and without, by turns; {wall.tau:.2f} tokens a pass in these texts"
     title = f"Measured speed-up, {how}, {together}"
     return _row(f"draft_speedup_{key}_{wall.batch}", title, wall.speedup, "times", "higher", note)
 
@@ -123,12 +129,12 @@ def _of_loops(at: "AcceptedAt") -> str:
     return f"{said}: without them {at.own.tau_without_loops:.2f} tokens a pass, and not {at.own.tau:.2f}"
 
 
-def _moved(at: "AcceptedAt", before: float) -> str:
+def _moved(at: "AcceptedAt", before: "AcceptanceLength") -> str:
     said = (
-        f"{_how(at)}, the draft leaves {at.own.tau:.2f} tokens a pass, and left {before:.2f} on the model that it was "
-        "made for"
+        f"{_how(at)}, the draft leaves {at.own.tau:.2f} tokens a pass, and left {before.tau:.2f} where it was "
+        "measured before"
     )
-    return f"{said}: train it again on this one" if at.own.tau < _RETRAIN * before else said
+    return f"{said}: train it again on this one" if at.own.tau < _RETRAIN * before.tau else said
 
 
 def _how(at: "AcceptedAt") -> str:

@@ -3,9 +3,7 @@
 Shapes: S prompts of P tokens.
 """
 
-import json
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,6 +18,7 @@ from optcore.sizes import parameters
 from optcore.speculative.acceptance import AcceptanceFacts, measure_acceptance
 from optcore.speculative.cost import MakeDrafter, measure_cost, measure_wall
 from optcore.speculative.sampling import Sampling
+from optcore.speculative.stopping import ends_of
 from optcore.speculative.target import Target
 
 if TYPE_CHECKING:
@@ -49,7 +48,8 @@ def measure_on(
     ngram: MakeDrafter,
 ) -> list[Measurement]:
     """Rows of a draft of a target that is there; curves, facts and warnings go into the run's results."""
-    prompts_SP = _prompts(run, evaluator, target)
+    texts = Texts(run.source, run.calibration, run.data_files)
+    prompts_SP, ends = _prompts(texts, evaluator, target), ends_of(run.checkpoint, texts.tokenizer)
     count = min(evaluator.tokens, (draft.most if draft else None) or evaluator.tokens)
     if count < evaluator.tokens:
         run.notice(f"the draft guesses {count} tokens a round at most: so many are drafted, not {evaluator.tokens}")
@@ -62,12 +62,12 @@ def measure_on(
         count=count,
         new_tokens=evaluator.new_tokens,
         sampled=sampled,
-        ends=end_tokens(run.checkpoint),
+        ends=ends,
         seed=run.seed,
     )
     run.progress("evaluating", 1, 2)
     if evaluator.timed:
-        facts = _timed(run, evaluator, target, draft.drafter if draft else ngram, prompts_SP, facts)
+        facts = _timed(run, evaluator, target, draft.drafter if draft else ngram, prompts_SP, ends, facts)
     run.progress("evaluating", 2, 2)
     for warning in warnings_of(facts, run.made):
         run.notice(warning)
@@ -78,18 +78,7 @@ def measure_on(
     return rows_of(facts)
 
 
-def end_tokens(folder: Path) -> frozenset[int]:
-    """The tokens that end a text, by the checkpoint's own configuration."""
-    found: set[int] = set()
-    for name in ("config.json", "generation_config.json"):
-        if (folder / name).exists():
-            config = json.loads((folder / name).read_text())
-            said = config.get("eos_token_id", (config.get("text_config") or {}).get("eos_token_id"))
-            found.update(said if isinstance(said, list) else () if said is None else (said,))
-    return frozenset(found)
-
-
-def _prompts(run: "Run", evaluator: "Acceptance", target: Target) -> torch.Tensor:
+def _prompts(texts: Texts, evaluator: "Acceptance", target: Target) -> torch.Tensor:
     """Held-out text [S, P], cut so that there is room behind it."""
     longest = target.decoder.longest_sequence - evaluator.new_tokens
     if longest < 1:
@@ -98,7 +87,6 @@ def _prompts(run: "Run", evaluator: "Acceptance", target: Target) -> torch.Tenso
             remedy="give `acceptance` fewer `new_tokens`",
             field="/evaluate",
         )
-    texts = Texts(run.source, run.calibration, run.data_files)
     return texts.evaluation_windows(evaluator.prompts, evaluator.prompt_tokens, longest)
 
 
@@ -108,6 +96,7 @@ def _timed(
     target: Target,
     drafter: MakeDrafter,
     prompts_SP: torch.Tensor,
+    ends: frozenset[int],
     facts: AcceptanceFacts,
 ) -> AcceptanceFacts:
     """The facts with times; without those of whole decoding, and with a notice, of a model that cannot go back."""
@@ -118,17 +107,17 @@ def _timed(
     try:
         for batch in batches:
             for at in (facts.greedy, facts.sampled):
-                walls.append(
-                    measure_wall(
-                        target,
-                        prompts_SP[:batch].tolist(),
-                        drafter,
-                        new_tokens=evaluator.new_tokens,
-                        count=facts.count,
-                        sampling=at.sampling,
-                        seed=run.seed,
-                    )
+                wall = measure_wall(
+                    target,
+                    prompts_SP[:batch].tolist(),
+                    drafter,
+                    new_tokens=evaluator.new_tokens,
+                    count=facts.count,
+                    sampling=at.sampling,
+                    ends=ends,
+                    seed=run.seed,
                 )
+                walls += [wall] if wall else []
     except RecipeError as error:
         run.notice(f"decoding with the draft was not timed: {error}")
     return facts.model_copy(update={"costs": tuple(costs), "walls": tuple(walls)})

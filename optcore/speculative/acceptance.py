@@ -10,13 +10,14 @@ from collections.abc import Iterable
 
 import torch
 
+from optcore.acceptance_length import AcceptanceLength
 from optcore.draft_made import Asked, Made
 from optcore.drafts.draft import Draft
 from optcore.errors import DataError
-from optcore.frozen import Frozen
+from optcore.frozen import Frozen, digest_of
 from optcore.speculative.cost import Cost, MakeDrafter, Wall
 from optcore.speculative.estimate import conditional, survival
-from optcore.speculative.interval import Interval, ratio_interval
+from optcore.speculative.interval import ratio_interval
 from optcore.speculative.own_text import OwnText, write_text
 from optcore.speculative.repetition import loops
 from optcore.speculative.sampling import GREEDY, Sampling
@@ -25,19 +26,20 @@ from optcore.speculative.teacher_forced import followed, teacher_forced
 from optcore.speculative.walk import Chains
 
 
-class Accepted(Frozen):
-    """Of one draft, on one set of texts."""
+class Accepted(AcceptanceLength):
+    """The whole of what there is to say of a length."""
 
-    tau: float
-    """Tokens a pass of the target: the accepted ones and its own."""
-    interval: Interval
-    """Of tau, over prompts."""
     survival: tuple[float, ...]
     """Share of rounds in which at least 1, 2, ... drafted tokens are accepted."""
     conditional: tuple[float | None, ...]
     """Share in which the 1st, 2nd, ... is accepted where all before it were; None where none came so far."""
     tau_without_loops: float | None
     """Tau on the texts that do not go round in circles; None where all do."""
+
+    @property
+    def length(self) -> AcceptanceLength:
+        """It alone."""
+        return AcceptanceLength(tau=self.tau, interval=self.interval)
 
 
 class AcceptedAt(Frozen):
@@ -80,7 +82,7 @@ class AcceptanceFacts(Frozen):
     def made(self) -> Made | None:
         """To compare other models with; None of n-grams alone, which no change of the model makes worse by itself."""
         greedy, sampled = self.greedy.draft, self.sampled.draft
-        return Made(asked=self.asked, greedy=greedy.tau, sampled=sampled.tau) if greedy and sampled else None
+        return Made(asked=self.asked, greedy=greedy.length, sampled=sampled.length) if greedy and sampled else None
 
 
 def measure_acceptance(
@@ -105,8 +107,15 @@ def measure_acceptance(
         covered = guessed.covered if guessed else 1.0  # of the sampled text, which comes last
         found[sampling] = _accepted_at(sampling, text, guessed.chains if guessed else None, ngram, count, seed)
     texts, begin = prompts_SP.shape
-    drawn = sampled.model_dump()
-    asked = Asked(count=count, prompts=texts, prompt_tokens=begin, new_tokens=new_tokens, **drawn)
+    asked = Asked(
+        count=count,
+        prompts=texts,
+        prompt_tokens=begin,
+        new_tokens=new_tokens,
+        text=digest_of(prompts_SP.tolist()),
+        seed=seed,
+        **sampled.model_dump(),
+    )
     return AcceptanceFacts(asked=asked, greedy=found[GREEDY], sampled=found[sampled], covered=covered)
 
 

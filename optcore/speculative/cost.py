@@ -15,6 +15,7 @@ from optcore.frozen import Frozen
 from optcore.speculative.decode import Decoded, generate
 from optcore.speculative.drafter import Drafter
 from optcore.speculative.sampling import GREEDY, Sampling
+from optcore.speculative.stopping import Stop
 from optcore.speculative.target import Features, Target
 
 MakeDrafter = Callable[[int], Drafter]
@@ -50,7 +51,8 @@ class Cost(Frozen):
 
 
 class Wall(Frozen):
-    """Decoding as a whole, plain and with a draft by turns; the quickest of each, in seconds."""
+    """Decoding as a whole, plain and with a draft by turns; the quickest of each, in seconds a written token: sampled
+    texts end after different numbers of them."""
 
     batch: int
     sampling: Sampling
@@ -102,29 +104,43 @@ def measure_wall(
     new_tokens: int,
     count: int,
     sampling: Sampling,
+    ends: frozenset[int] = frozenset(),
     seed: int = 0,
-) -> Wall:
-    """Decode plainly and with the draft, by turns, so that whatever else the machine does meets both."""
+) -> Wall | None:
+    """Decode plainly and with the draft, by turns, so that whatever else the machine does meets both.
+
+    Texts end with one of `ends`: behind it a model says what nobody asks for, often in circles, which are easily
+    guessed. None where all end at once, so that nothing is drafted.
+    """
+    decoded: dict[bool, Decoded] = {}
     times: dict[bool, list[float]] = {False: [], True: []}
-    decoded: list[Decoded] = []
 
     def decode(with_draft: bool, tokens: int) -> None:
-        maker = drafter if with_draft else None
-        found = generate(target, prompts, new_tokens=tokens, sampling=sampling, drafter=maker, count=count, seed=seed)
-        if with_draft:
-            decoded.append(found)
+        decoded[with_draft] = generate(
+            target,
+            prompts,
+            new_tokens=tokens,
+            sampling=sampling,
+            drafter=drafter if with_draft else None,
+            count=count,
+            stop=Stop(ends),
+            seed=seed,
+        )
 
     for with_draft in times:  # a warm-up
         decode(with_draft, min(new_tokens, count + 2))
+    if not any(decoded[True].accepted):
+        return None
     for _ in range(_WALL_repeats):
         for with_draft, found in times.items():
-            found.append(_seconds(lambda asked=with_draft: decode(asked, new_tokens), target.device))  # type: ignore[misc]
+            seconds = _seconds(lambda asked=with_draft: decode(asked, new_tokens), target.device)  # type: ignore[misc]
+            found.append(seconds / sum(map(len, decoded[with_draft].tokens)))
     return Wall(
         batch=len(prompts),
         sampling=sampling,
         plain=min(times[False]),
         drafted=min(times[True]),
-        tau=real_tau(decoded[-1]),
+        tau=real_tau(decoded[True]),
     )
 
 

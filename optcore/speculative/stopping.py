@@ -1,10 +1,13 @@
 """Where a text ends: at the first token, counted one by one, at which decoding without drafts would have stopped."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
+_CONFIGS = ("generation_config.json", "config.json")
 _ROUND_A_STRING_tokens = 8
 """Tokens before a stop string that are decoded with it: the first of any may lose a space, or be half a character."""
 
@@ -41,3 +44,15 @@ class Stop:
 
 
 NEVER = Stop()
+
+
+def ends_of(folder: Path, tokenizer: Any) -> frozenset[int]:
+    """The tokens that end a text, by all that a checkpoint and its tokenizer say: chat models have several."""
+    return frozenset(_ends(folder, tokenizer))
+
+
+def _ends(folder: Path, tokenizer: Any) -> Iterator[int]:
+    configs = [json.loads((folder / name).read_text()) for name in _CONFIGS if (folder / name).exists()]
+    texts = [config.get("text_config") or {} for config in configs]
+    for said in (*(config.get("eos_token_id") for config in (*configs, *texts)), tokenizer.eos_token_id):
+        yield from said if isinstance(said, list) else () if said is None else (said,)

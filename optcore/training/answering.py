@@ -6,18 +6,13 @@ what is written depends on the row's own seed, and on other rows by no more than
 Shapes: B rows, T tokens so far, V vocabulary.
 """
 
-import json
 from collections.abc import Sequence
 from inspect import signature
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from optcore.training.generate import last_only, new_cache
-
-_CONFIGS = ("generation_config.json", "config.json")
 
 
 class Question(NamedTuple):
@@ -54,13 +49,6 @@ def answered(model: Any, questions: Sequence[Question], ends: frozenset[int]) ->
             writing.keep(torch.tensor(going, device=device))
         logits_BV = writing.after(tokens_B)
     return answers
-
-
-def ends_of(folder: Path, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """The tokens that end an answer, by all that a checkpoint says: chat models have several."""
-    named = [json.loads((folder / name).read_text()) for name in _CONFIGS if (folder / name).exists()]
-    found = [config.get("eos_token_id") for config in named] + [tokenizer.eos_token_id]
-    return frozenset(token for one in found if one is not None for token in (one if isinstance(one, list) else [one]))
 
 
 class _Writing:

@@ -11,7 +11,8 @@ from optcore.calibration.chat import ChatFormat
 from optcore.errors import DataError
 from optcore.seeds import seed_of
 from optcore.sources.conversations import holds_conversations, read_conversations
-from optcore.training.answering import answered, ends_of
+from optcore.speculative.stopping import ends_of
+from optcore.training.answering import answered
 from optcore.training.generate import kept_once, writer_folder, writer_of
 from optcore.training.isolation import keeps_documents_apart
 from optcore.training.packing import Document, alone, packed_whole

@@ -1,13 +1,15 @@
 """Acceptance measured on the shipped model, with itself less two layers as the draft, against loops that draft."""
 
 import itertools
+import json
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from fixtures.skipping_draft import SAMPLED, LookingUp, Skipping, drafting_loop, skipping
 
-from optcore.draft_made import MADE, read_made
+from optcore.draft_made import MADE, Asked, read_made
 from optcore.drafts.vocabulary import DraftVocabulary
 from optcore.errors import BadCheckpoint, DataError
 from optcore.speculative.acceptance import AcceptanceFacts, measure_acceptance
@@ -115,7 +117,7 @@ def test_the_facts_are_of_both_temperatures(target: Target, draft: Skipping, pro
     assert facts.sampled.ngram.tau == followed(LookingUp(ROWS), text, COUNT).tau
     for found in (facts.greedy, facts.sampled):
         assert found.draft is not None
-        assert found.draft.interval.holds(found.draft.tau)
+        assert found.draft.interval.low <= found.draft.tau <= found.draft.interval.high
         assert len(found.draft.conditional) == COUNT
         assert (found.prompts, found.tokens) == (ROWS, ROWS * (NEW - 1))
     assert facts.greedy.sampling == GREEDY
@@ -144,8 +146,8 @@ def test_what_a_draft_achieved_stays_beside_it(
     facts = measure_acceptance(target, draft, LookingUp, prompts, count=2, new_tokens=4, sampled=SAMPLED)
     made = facts.made
     assert made
-    assert (made.asked.count, made.asked.new_tokens, made.asked.temperature) == (2, 4, 1)
-    assert (made.greedy, made.sampled) == (facts.greedy.own.tau, facts.sampled.own.tau)
+    assert (made.asked.count, made.asked.new_tokens, made.asked.temperature, made.asked.seed) == (2, 4, 1, 0)
+    assert (made.greedy, made.sampled) == (facts.greedy.own.length, facts.sampled.own.length)
     assert read_made(tmp_path) is None
     made.save(tmp_path)
     assert read_made(tmp_path) == made
@@ -153,6 +155,49 @@ def test_what_a_draft_achieved_stays_beside_it(
     with pytest.raises(BadCheckpoint, match=MADE) as caught:
         read_made(tmp_path, "/chain/1/start")
     assert caught.value.field == "/chain/1/start"
+
+
+def test_only_the_same_prompts_and_the_same_seed_are_the_same_question(
+    target: Target, draft: Skipping, prompts: torch.Tensor
+) -> None:
+    def asked(prompts_SP: torch.Tensor, seed: int) -> Asked:
+        settings = {"count": 2, "new_tokens": 4, "sampled": SAMPLED}
+        return measure_acceptance(target, draft, LookingUp, prompts_SP, seed=seed, **settings).asked
+
+    other = prompts.clone()
+    other[-1, -1] += 1
+    first = asked(prompts, 3)
+    assert first == asked(prompts.clone(), 3)
+    assert first != asked(other, 3)
+    assert first != asked(prompts, 4)
+
+
+@pytest.mark.parametrize(
+    ("tau", "low", "high", "is_possible"),
+    [
+        (2.0, 1.5, 2.5, True),
+        (3.0, 3.0, 3.0, True),  # two drafted tokens and the model's own
+        (-5.0, 1.0, 2.0, False),
+        (1e300, 1.0, 2.0, False),
+        (2.0, 0.5, 2.5, False),
+        (2.0, 1.5, 3.5, False),
+        (2.0, 2.5, 1.5, False),
+    ],
+)
+def test_what_no_draft_can_achieve_is_refused(
+    tau: float, low: float, high: float, is_possible: bool, tmp_path: Path
+) -> None:
+    asked = {"count": 2, "prompts": 2, "prompt_tokens": 8, "new_tokens": 8, "temperature": 1, "text": "", "seed": 0}
+    fair = {"tau": 2.0, "interval": {"low": 1.5, "high": 2.5}}
+    said = {"asked": asked | {"top_k": None, "top_p": None}, "greedy": fair, "sampled": fair}
+    for name in ("greedy", "sampled"):
+        document = said | {name: {"tau": tau, "interval": {"low": low, "high": high}}}
+        (tmp_path / MADE).write_text(json.dumps(document))
+        if is_possible:
+            assert read_made(tmp_path)
+        else:
+            with pytest.raises(BadCheckpoint, match=name):
+                read_made(tmp_path)
 
 
 def test_speed_ups_follow_from_times() -> None:
@@ -170,10 +215,28 @@ def test_times_are_of_work_that_was_done(target: Target, draft: Skipping, prompt
 
 
 def test_walls_are_of_decoding_by_turns(target: Target, draft: Skipping, prompts: torch.Tensor) -> None:
-    few = 6
+    few, started = 6, time.perf_counter()
     wall = measure_wall(target, prompts[:1].tolist(), draft.drafter, new_tokens=few, count=COUNT, sampling=GREEDY)
     text = write_text(target, prompts[:1], few, GREEDY, frozenset())
+    assert wall
     assert wall.tau == pytest.approx(teacher_forced(target, draft, text, COUNT, GREEDY).chains.tau)
-    assert wall.plain > 0
+    assert 0 < few * (wall.plain + wall.drafted) < time.perf_counter() - started, "seconds are of one token"
     assert wall.speedup == wall.plain / wall.drafted
     assert real_tau(Decoded([[1, 2, 3]], [[1]], 2)) == 2.0
+
+
+def test_walls_are_of_texts_up_to_their_end(target: Target, draft: Skipping, prompts: torch.Tensor) -> None:
+    """As many rounds as the texts have that acceptance is measured on, in which a text ends where it would."""
+    free = write_text(target, prompts[:2], NEW, GREEDY, frozenset()).written()
+    ends = frozenset({free[0][5]})
+    text = write_text(target, prompts[:2], NEW, GREEDY, ends)
+    assert text.lengths_S.tolist()[0] <= 6
+
+    def measured(ends: frozenset[int]) -> Wall | None:
+        begun = prompts[:2].tolist()
+        return measure_wall(target, begun, draft.drafter, new_tokens=NEW, count=COUNT, sampling=GREEDY, ends=ends)
+
+    wall = measured(ends)
+    assert wall
+    assert wall.tau == pytest.approx(teacher_forced(target, draft, text, COUNT, GREEDY).chains.tau)
+    assert measured(frozenset(row[0] for row in free)) is None, "nothing is drafted"

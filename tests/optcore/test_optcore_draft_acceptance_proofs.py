@@ -97,5 +97,6 @@ def _full(accepted: list[int], new: int) -> list[int]:
 def _ratio(over_S: torch.Tensor, under_S: torch.Tensor) -> tuple[float, float]:
     """A ratio of sums over prompts, and its standard error (delta method)."""
     ratio = float(over_S.sum() / under_S.sum())
-    assert ratio_interval(over_S, under_S).holds(ratio)
+    interval = ratio_interval(over_S, under_S)
+    assert interval.low <= ratio <= interval.high
     return ratio, float(((over_S - ratio * under_S) / under_S.mean()).std() / len(over_S) ** 0.5)

@@ -20,7 +20,7 @@ from optcore.speculative.target import Target
 from optcore.stage import DataWork
 from optcore.techniques.data import TrainingData
 from optcore.training import written_answers
-from optcore.training.answering import Question, answered, ends_of
+from optcore.training.answering import Question, answered
 from optcore.training.packing import Document, alone, packed_whole
 from optcore.training.prepare import prepare_windows
 from optcore.training.turns import Talk, conversation
@@ -114,11 +114,6 @@ class TestAnswering:
         for token, share in zip(likely.indices.tolist(), likely.values.tolist(), strict=True):
             error = (share * (1 - share) / draws) ** 0.5
             assert abs(float((drawn == token).float().mean()) - share) < 4 * error
-
-    def test_all_tokens_that_end_a_chat_model_s_turn_are_known(self, stdlib_model: Path, tmp_path: Path) -> None:
-        (tmp_path / "generation_config.json").write_text('{"eos_token_id": [7, 9]}')
-        (tmp_path / "config.json").write_text('{"eos_token_id": 8}')
-        assert ends_of(tmp_path, Texts(stdlib_model, STDLIB, ()).tokenizer) == {0, 7, 8, 9}
 
     def test_a_quantized_target_answers_as_it_will_compute(self, quantized: Quantize) -> None:
         """Every token is the likeliest one of a pass over the whole text, with rounded weights, inputs and cache."""

@@ -21,7 +21,7 @@ from optcore.speculative.decode import Decoded, generate
 from optcore.speculative.drafter import Drafter, Proposal
 from optcore.speculative.ngram import NgramDrafter
 from optcore.speculative.sampling import GREEDY, Sampling, probabilities
-from optcore.speculative.stopping import NEVER, Stop
+from optcore.speculative.stopping import NEVER, Stop, ends_of
 from optcore.speculative.target import Features, Target
 
 NEW, END = 20, Stop(frozenset({0}))
@@ -169,6 +169,20 @@ def _end(text: Sequence[int], stop: Stop) -> int:
         if text[length - 1] in stop.eos or any(string in said for string in stop.strings):
             return length
     return len(text)
+
+
+def test_a_text_ends_with_all_that_checkpoint_and_tokenizer_say(stdlib_model: Path, tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(stdlib_model)
+    assert ends_of(tmp_path, tokenizer) == {0}
+    (tmp_path / "config.json").write_text('{"text_config": {"eos_token_id": 7}}')
+    assert ends_of(tmp_path, tokenizer) == {0, 7}
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [7, 9]}')
+    assert ends_of(tmp_path, tokenizer) == {0, 7, 9}
+    (tmp_path / "config.json").write_text('{"eos_token_id": 8, "text_config": null}')
+    assert ends_of(tmp_path, tokenizer) == {0, 7, 8, 9}
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": null}')
+    tokenizer.eos_token = None
+    assert ends_of(tmp_path, tokenizer) == {8}
 
 
 def test_a_string_may_span_tokens_and_split_characters(stdlib_model: Path) -> None:

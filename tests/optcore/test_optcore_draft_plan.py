@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from optcore.acceptance_length import AcceptanceLength, Interval
 from optcore.draft_fit import check_drafts
 from optcore.draft_made import Asked, Made
 from optcore.errors import RecipeError
 from optcore.evaluate import Acceptance
-from optcore.fetching import fetch_work, pinned
-from optcore.measures import draft_evaluators, evaluators
+from optcore.fetching import fetch_work, longest_of, pinned
+from optcore.measures import check_lengths, draft_evaluators, evaluators
 from optcore.plan import check, measured_between, measured_drafts, stage_names
 from optcore.recipe import Recipe, recipe_from
 from optcore.stage import EvaluateWork, ExportWork, FeaturesWork, Inputs, StageTask, TechniqueWork
@@ -23,6 +24,7 @@ PTQ = {"technique": "ptq", "scheme": "nvfp4"}
 DRAFT = {"technique": "draft"}
 PRUNE = {"technique": "prune", "depth": 1}
 START = {"id": "me/draft"}
+LENGTH = AcceptanceLength(tau=2, interval=Interval(low=1.5, high=2.5))
 
 
 def recipe(*chain: dict[str, Any], **more: Any) -> Recipe:
@@ -104,6 +106,37 @@ def test_it_is_asked_there_what_is_asked_of_the_result(named: list[dict[str, Any
     assert at_once == at_last.model_copy(update={"timed": False})
 
 
+@pytest.mark.parametrize(("longest", "prompt", "new"), [(192, 64, 128), (96, 32, 64), (11, 3, 8), (9, 1, 8)])
+def test_a_small_model_is_asked_for_texts_that_it_holds(longest: int, prompt: int, new: int) -> None:
+    (asked,) = draft_evaluators(recipe(DRAFT, PTQ), longest)
+    assert isinstance(asked, Acceptance)
+    assert (asked.prompt_tokens, asked.new_tokens) == (prompt, new)
+    assert Acceptance.model_validate(asked.model_dump()) == asked
+    check_lengths(recipe(DRAFT, PTQ), longest)
+
+
+@pytest.mark.parametrize(
+    ("named", "longest", "field"),
+    [
+        ([{"evaluator": "fidelity"}, {"evaluator": "acceptance", "new_tokens": 96}], 96, "/evaluate/1/new_tokens"),
+        ([], 8, "/evaluate"),
+    ],
+)
+def test_texts_that_leave_no_prompt_are_refused(named: list[dict[str, Any]], longest: int, field: str) -> None:
+    asked = recipe(DRAFT, PTQ, evaluate=named)
+    check_lengths(asked, longest + 1)
+    with pytest.raises(RecipeError, match=f"the model holds {longest} tokens") as caught:
+        check_lengths(asked, longest)
+    assert caught.value.field == field
+    assert fetch_work(asked).evaluations[-1] == 64, "there must be text for a prompt"
+
+
+def test_a_chain_s_result_holds_what_its_student_does() -> None:
+    models = {"/chain/0/teacher": {"longest_sequence": 9}, "/chain/0/student": {"longest_sequence": 7}}
+    assert longest_of({"longest_sequence": 8, "models": {}}) == 8
+    assert longest_of({"longest_sequence": 8, "models": models}) == 7
+
+
 def test_kept_features_are_shared_by_drafts_that_are_trained_otherwise() -> None:
     one, other = (
         Draft.model_validate({**DRAFT, "features": "kept", "taps": [0, 1, 2], **more})
@@ -165,8 +198,11 @@ def test_only_what_is_given_the_draft_has_another_key() -> None:
         assert len(keys) == 2
         here, there = (given.model_copy(update={"draft": place}) for place in ("/a", "/b"))
         assert StageTask(name="n", work=work, inputs=here).key == StageTask(name="m", work=work, inputs=there).key
-    asked = Asked(count=3, prompts=2, prompt_tokens=8, new_tokens=8, temperature=1, top_k=None, top_p=None)
-    compared = (given.model_copy(update={"made": made}) for made in (None, Made(asked=asked, greedy=2, sampled=2)))
+    same = {"count": 3, "prompts": 2, "prompt_tokens": 8, "new_tokens": 8, "text": "", "seed": 0}
+    asked = Asked.model_validate({**same, "temperature": 1, "top_k": None, "top_p": None})
+    compared = (
+        given.model_copy(update={"made": made}) for made in (None, Made(asked=asked, greedy=LENGTH, sampled=LENGTH))
+    )
     assert len({StageTask(name="n", work=EvaluateWork(evaluators=()), inputs=inputs).key for inputs in compared}) == 2
     assert "draft" not in without.beside
     assert "features" not in without.beside

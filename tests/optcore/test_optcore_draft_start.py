@@ -14,6 +14,7 @@ from fixtures.training import training_run
 from safetensors.torch import save_file
 
 import optcore.sources.client
+from optcore.acceptance_length import AcceptanceLength, Interval
 from optcore.draft_document import load_draft_document
 from optcore.draft_made import MADE, Asked, Made, read_made
 from optcore.drafts.folder import read_draft
@@ -179,9 +180,19 @@ def test_training_goes_on_from_the_draft_that_was_named(made: Path, target: Path
 
 
 ACHIEVED = Made(
-    asked=Asked(count=3, prompts=2, prompt_tokens=8, new_tokens=8, temperature=1, top_k=None, top_p=None),
-    greedy=2.5,
-    sampled=1.5,
+    asked=Asked(
+        count=3,
+        prompts=2,
+        prompt_tokens=8,
+        new_tokens=8,
+        temperature=1,
+        top_k=None,
+        top_p=None,
+        text="a" * 64,
+        seed=0,
+    ),
+    greedy=AcceptanceLength(tau=2.5, interval=Interval(low=2, high=3)),
+    sampled=AcceptanceLength(tau=1.5, interval=Interval(low=1, high=2)),
 )
 
 

@@ -7,6 +7,7 @@ from functools import cache
 import pytest
 import torch
 
+from optcore.acceptance_length import AcceptanceLength, Interval
 from optcore.speculative.estimate import conditional, odds, survival
 from optcore.speculative.interval import ratio_interval
 from optcore.speculative.repetition import loops
@@ -163,7 +164,7 @@ def test_the_interval_is_that_of_all_resamples() -> None:
     """Of two prompts there are four: ratios 1, 2, 2 and 3."""
     found = ratio_interval(torch.tensor([1.0, 3.0]), torch.ones(2))
     assert (found.low, found.high) == (1.0, 3.0)
-    assert ratio_interval(torch.tensor([4, 4]), torch.tensor([2.0, 2.0])).holds(2.0)
+    assert ratio_interval(torch.tensor([4, 4]), torch.tensor([2.0, 2.0])) == Interval(low=2.0, high=2.0)
 
 
 def test_the_interval_is_as_wide_as_theory_says() -> None:
@@ -176,7 +177,38 @@ def test_the_interval_is_as_wide_as_theory_says() -> None:
     found = ratio_interval(over, under, seed=1)
     assert found.high - found.low == pytest.approx(2 * 1.96 * error, rel=0.08)
     assert found == ratio_interval(over, under, seed=1)
-    assert found.holds(ratio)
+    assert found.low <= ratio <= found.high
+
+
+def lengths_of_texts(tau: float, generator: torch.Generator) -> AcceptanceLength:
+    """Of 32 texts, some of which end early, and some of which are guessed more easily than others."""
+    starts_S = torch.where(torch.rand(32, generator=generator) < 0.25, 40, 127)
+    tau_S = 1 + (tau - 1) * (0.3 * torch.randn(32, generator=generator, dtype=torch.float64)).exp()
+    rounds_S = starts_S / tau_S
+    interval = ratio_interval(starts_S, rounds_S, int(starts_S.sum()))
+    return AcceptanceLength(tau=float(starts_S.sum() / rounds_S.sum()), interval=interval)
+
+
+def share_found(first: float, second: float, trials: int = 1000) -> float:
+    """Of pairs of measurements that are said to differ."""
+    generator = torch.Generator().manual_seed(6)
+    pairs = ((lengths_of_texts(first, generator), lengths_of_texts(second, generator)) for _ in range(trials))
+    return sum(one.differs_from(other) for one, other in pairs) / trials
+
+
+def test_equal_drafts_seldom_differ_and_a_loss_is_found() -> None:
+    assert 0.02 <= share_found(2.4, 2.4) <= 0.06
+    assert share_found(2.4, 2.04, 100) > 0.9
+
+
+def test_the_noise_of_both_counts_on_the_sides_that_face_each_other() -> None:
+    def length(tau: float, low: float, high: float) -> AcceptanceLength:
+        return AcceptanceLength(tau=tau, interval=Interval(low=low, high=high))
+
+    one = length(2.0, 1.0, 2.3)
+    for apart, differs in ((0.51, True), (0.49, False)):  # 0.3 and 0.4 in quadrature are 0.5
+        other = length(2.0 + apart, 1.6 + apart, 9.0)
+        assert (one.differs_from(other), other.differs_from(one)) == (differs, differs)
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,13 @@ from fixtures.tiny_models import MakeModel
 from safetensors.torch import load_file, save_file
 
 from optcore.draft_document import load_draft_document
-from optcore.draft_made import Asked, Made, read_made
+from optcore.draft_made import read_made
+from optcore.engine import fetch
+from optcore.errors import RecipeError
 from optcore.events import Metric
 from optcore.frozen import digest_of
 from optcore.plan import stage_names
+from optcore.recipe import recipe_from
 
 torch.set_num_threads(1)
 PTQ = {"technique": "ptq", "scheme": "int4", "rounding": "nearest", "scale_search": "max", "smoothing": "none"}
@@ -98,7 +101,7 @@ def test_the_report_says_how_the_draft_does(drafted: Ran) -> None:
             assert rows[f"predicted_speedup_{how}_{batch}"] > 0
             assert rows[f"draft_speedup_{how}_{batch}"] > 0
     assert 0 < rows["draft_coverage"] < 1
-    assert not noticed(drafted, "made for"), "the model is what it was"
+    assert not noticed(drafted, "measured before"), "the model is what it was"
     series = {one["name"] for one in report["series"]}
     assert {"2-draft-loss", "2-draft-refused", "draft-survival-greedy", "n-grams-survival-sampled"} <= series
 
@@ -106,10 +109,38 @@ def test_the_report_says_how_the_draft_does(drafted: Ran) -> None:
 def test_a_draft_that_is_last_is_measured_once(drafted: Ran) -> None:
     assert tuple(drafted.stages) == stage_names(drafted.recipe)
     assert measured_in(drafted) == ["4-evaluate"]
-    asked = Asked(count=3, prompts=4, prompt_tokens=16, new_tokens=16, temperature=1, top_k=None, top_p=None)
     rows = rows_of(drafted)
-    tau = {how: rows[f"acceptance_length_{how}"] for how in ("greedy", "sampled")}
-    assert read_made(drafted.out / "draft") == Made(asked=asked, **tau)
+    made = read_made(drafted.out / "draft")
+    assert made
+    asked = made.asked
+    assert (asked.count, asked.prompts, asked.prompt_tokens, asked.new_tokens) == (3, 4, 16, 16)
+    assert (asked.temperature, asked.top_k, asked.top_p, asked.seed) == (1, None, None, drafted.recipe.seed)
+    for how, found in (("greedy", made.greedy), ("sampled", made.sampled)):
+        assert found.tau == rows[f"acceptance_length_{how}"]
+        assert 1 <= found.interval.low <= found.tau <= found.interval.high <= 4
+
+
+def small(model: Path, folder: Path, positions: int) -> Path:
+    """The model with fewer positions."""
+    shutil.copytree(model, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": positions}))
+    return folder
+
+
+def test_texts_that_the_model_does_not_hold_are_refused_before_any_work(tiny_model: MakeModel, tmp_path: Path) -> None:
+    model = small(tiny_model("Llama"), tmp_path / "small", 96)
+    document = recipe_for(model, PTQ, DRAFT, evaluate=[{**ACCEPTANCE, "new_tokens": 96}])
+    with pytest.raises(RecipeError, match="the model holds 96 tokens, and 96 are to be written") as caught:
+        fetch(recipe_from(document), tmp_path / "work", lambda _: None)
+    assert caught.value.field == "/evaluate/0/new_tokens"
+
+
+def test_a_small_model_writes_as_much_as_it_holds(tiny_model: MakeModel, tmp_path: Path) -> None:
+    model = small(tiny_model("Llama"), tmp_path / "small", 24)
+    ngram = {"technique": "draft", "method": "ngram"}
+    ran = run_here(recipe_for(model, ngram, target=DENSE), tmp_path, "out")
+    assert rows_of(ran)["ngram_length_greedy"] >= 1
 
 
 def test_engines_are_told_of_the_draft(drafted: Ran) -> None:
@@ -137,12 +168,12 @@ def test_a_draft_whose_model_changes_in_the_chain_lost_touch(
     assert tuple(ran.stages) == ("0-fetch", "1-draft", "1-draft-measure", "2-merge", "3-export", "4-evaluate")
     assert measured_in(ran) == ["1-draft-measure", "4-evaluate"]
     (said,) = noticed(ran, "at temperature 0.9, the draft leaves")
-    assert said.endswith("made for: train it again on this one")
+    assert said.endswith("measured before: train it again on this one")
     before = float(said.split("left ")[1].split()[0])
     assert rows_of(ran)["acceptance_length_sampled"] < 0.9 * before
     made = read_made(ran.out / "draft")
     assert made
-    assert made.sampled == rows_of(ran)["acceptance_length_sampled"], "how it does on the model that it ships with"
+    assert made.sampled.tau == rows_of(ran)["acceptance_length_sampled"], "how it does on the model that it ships with"
     curves = [curve["name"] for curve in ran.document("report.json")["series"]]
     assert len(curves) == len(set(curves)), "of the result alone"
 
@@ -164,13 +195,28 @@ def test_a_later_job_is_compared_with_the_one_that_made_the_draft(drafted: Ran, 
     before = read_made(draft)
     assert before
     (said,) = noticed(ran, "at temperature 1, the draft leaves")
-    assert f"left {before.sampled:.2f} on the model" in said
+    assert f"left {before.sampled.tau:.2f} where it was measured before" in said
     assert said.endswith("train it again on this one")
     made = read_made(ran.out / "draft")
     assert made
-    assert (made.asked, made.sampled) == (before.asked, rows_of(ran)["acceptance_length_sampled"])
+    assert (made.asked, made.sampled.tau) == (before.asked, rows_of(ran)["acceptance_length_sampled"])
     other = run(sharper, tmp_path / "other", DENSE, measured_only(draft), timed=False, tokens=2)
-    assert not noticed(other, "made for"), "something else was asked"
+    assert not noticed(other, "measured before"), "something else was asked"
+
+
+def test_a_draft_is_compared_with_how_it_did_when_it_was_made(
+    drafted: Ran, tiny_model: MakeModel, sharper: Path, tmp_path: Path
+) -> None:
+    """Brought to another model first: what it does there is no news, where what it was made for is at hand."""
+    draft = drafted.out / "draft"
+    before = read_made(draft)
+    assert before
+    back = run(sharper, tmp_path / "back", DENSE, measured_only(draft), becoming(tiny_model("Llama")), timed=False)
+    assert measured_in(back) == ["1-draft-measure", "4-evaluate"]
+    assert not noticed(back, "measured before"), "it is the model that the draft was made for, but for its rounding"
+    away = run(tiny_model("Llama"), tmp_path / "away", DENSE, measured_only(draft), becoming(sharper), timed=False)
+    (said,) = noticed(away, "at temperature 1, the draft leaves")
+    assert f"left {before.sampled.tau:.2f} where it was measured before" in said
 
 
 def test_a_draft_that_cannot_be_measured_yet_fails_no_job(drafted: Ran, tiny_model: MakeModel, tmp_path: Path) -> None:

@@ -16,7 +16,6 @@ from optcore.calibration.text import Texts
 from optcore.drafts.folder import read_draft, read_parts
 from optcore.engine import optimize
 from optcore.evaluate import Acceptance
-from optcore.evaluate.acceptance_stream import end_tokens
 from optcore.events import AnyEvent, StageFinished
 from optcore.export.compressed_tensors_decoder import CompressedDecoder
 from optcore.recipe import Recipe, load_recipe
@@ -27,7 +26,7 @@ from optcore.speculative.decode import Decoded, generate
 from optcore.speculative.ngram import NgramDrafter
 from optcore.speculative.own_text import OwnText
 from optcore.speculative.sampling import GREEDY, Sampling
-from optcore.speculative.stopping import Stop
+from optcore.speculative.stopping import Stop, ends_of
 from optcore.speculative.target import Target
 from optcore.speculative.teacher_forced import teacher_forced
 from optcore.stage import StageTask
@@ -89,13 +88,20 @@ class Job:
         return next(one for one in self.recipe.evaluate if isinstance(one, Acceptance))
 
     @cached_property
+    def texts(self) -> Texts:
+        return Texts(self.source, self.recipe.calibration, ())
+
+    @cached_property
     def prompts(self) -> torch.Tensor:
-        texts = Texts(self.source, self.recipe.calibration, ())
-        return texts.evaluation_windows(self.asked.prompts, self.asked.prompt_tokens, 1024)
+        return self.texts.evaluation_windows(self.asked.prompts, self.asked.prompt_tokens, 1024)
 
     @property
     def source(self) -> Path:
         return ROOT / str(self.recipe.model.path)
+
+    def ends(self, folder: Path) -> frozenset[int]:
+        """What ends a text of a model."""
+        return ends_of(folder, self.texts.tokenizer)
 
     def target(self, folder: Path, dtype: torch.dtype | None = None) -> Target:
         """A model that keeps what the draft reads."""
@@ -112,7 +118,7 @@ class Job:
             count=self.asked.tokens,
             new_tokens=self.asked.new_tokens,
             sampled=Sampling(temperature=self.asked.temperature),
-            ends=end_tokens(folder),
+            ends=self.ends(folder),
             seed=self.recipe.seed,
         )
 
@@ -277,7 +283,7 @@ def test_the_card_tells_engines_of_the_draft(job: Job) -> None:
 def test_the_artifacts_draft_changes_no_text(job: Job) -> None:
     """In float64 every text and every round of a real loop is what plain decoding and the walk say; in float32 inputs
     that are rounded to four bits now and then fall on the other side, and the figure stays."""
-    quantized, ends = job.left_by("1-ptq"), end_tokens(job.left_by("1-ptq"))
+    quantized, ends = job.left_by("1-ptq"), job.ends(job.left_by("1-ptq"))
 
     def decoded(target: Target, prompts_SP: torch.Tensor, **more: Any) -> Decoded:
         new, stop = job.asked.new_tokens, Stop(ends)
