@@ -181,14 +181,15 @@ class Draft(Training):
         """Write the draft, and what it is."""
         from optcore.links import link_draft
 
+        if self.method != "ngram" and not self.steps:  # what trains was asked before its text was prepared
+            from optcore.training.draft_refusals import check_draft_plan
+
+            check_draft_plan(run, self)
         if self.method == "model":
             from optcore.training.small_model import make_small_model
 
             make_small_model(run, self)
         elif self.start and not self.steps:
-            from optcore.training.draft_refusals import check_draft_plan
-
-            check_draft_plan(run, self)
             link_draft(run.models[0], run.out)
         elif self.method != "ngram":
             from optcore.training.draft_stage import train_draft

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from optcore.attention import attention_of
 from optcore.drafts.folder import read_draft
 from optcore.errors import RecipeError
 from optcore.speculative.outline import TargetOutline
@@ -39,19 +40,29 @@ def check_draft_plan(run: "Run", technique: "Draft") -> None:
 def _check_small_model(run: "Run", technique: "Draft") -> int:
     """Parameters that would train: about so many where layers of unequal size are left out."""
     target, ranks = target_outline(run), Ranks(technique.batch)
-    if run.models:
-        parameters = TargetOutline(run.models[0]).parameters
-    else:
-        kept, inside = kept_layers(technique, target.layers), target.parameters - target.ends_parameters
-        if kept >= target.layers:
-            raise RecipeError(
-                f"a draft of {kept} of the model's {target.layers} layers would not be smaller",
-                remedy="keep fewer `layers`, or choose another `method`",
-                field=f"{run.place}/layers",
-            )
-        parameters = target.ends_parameters + inside * kept // target.layers
-    remedy = "keep fewer `layers`, `start` with a smaller model, or use a larger machine"
-    check_draft_memory(target.parameters, parameters, device=ranks.device, processes=ranks.count, remedy=remedy)
+    begun = TargetOutline(run.models[0]) if run.models else target
+    if attention_of(begun.model.config.to_dict()).recurrent:
+        raise RecipeError(
+            f"{type(begun.model).__name__} keeps a recurrent state, which cannot take back what was guessed in vain",
+            remedy="choose another `method`, or `start` with a small model whose layers keep keys and values only",
+            field=f"{run.place}/method",
+        )
+    parameters = begun.parameters if run.models else _left_of(target, technique, run)
+    if technique.steps:
+        remedy = "keep fewer `layers`, `start` with a smaller model, or use a larger machine"
+        check_draft_memory(target.parameters, parameters, device=ranks.device, processes=ranks.count, remedy=remedy)
     for model in (run.checkpoint, *run.models):
         require_head(TargetEnds(model, device=ranks.device), run)
     return parameters
+
+
+def _left_of(target: TargetOutline, technique: "Draft", run: "Run") -> int:
+    """Parameters of the target with fewer layers."""
+    kept, inside = kept_layers(technique, target.layers), target.parameters - target.ends_parameters
+    if kept >= target.layers:
+        raise RecipeError(
+            f"a draft of {kept} of the model's {target.layers} layers would not be smaller",
+            remedy="keep fewer `layers`, or choose another `method`",
+            field=f"{run.place}/layers",
+        )
+    return target.ends_parameters + inside * kept // target.layers

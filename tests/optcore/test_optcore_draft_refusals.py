@@ -212,6 +212,20 @@ def test_a_draft_for_a_model_of_another_width_is_refused(
         planned(stdlib_model, tmp_path, begun, steps=steps)
 
 
+@pytest.mark.parametrize("steps", [0, 2])
+@pytest.mark.parametrize("family", ["Qwen3Next", "Lfm2"])
+def test_a_model_with_a_recurrent_state_drafts_for_none_and_may_be_drafted_for(
+    family: str, steps: int, tiny_model: MakeModel, tmp_path: Path
+) -> None:
+    recurrent, plain = tiny_model(family), tiny_model("Llama")
+    for model, start in ((recurrent, None), (plain, recurrent)):
+        with pytest.raises(RecipeError, match="cannot take back what was guessed in vain") as caught:
+            planned(model, tmp_path, start, method="model", steps=steps)
+        assert caught.value.field == "/chain/0/method"
+    assert planned(recurrent, tmp_path, plain, method="model", steps=steps).results["draft"]
+    assert planned(recurrent, tmp_path).results["draft"]
+
+
 def test_a_block_draft_of_a_family_that_counts_layers_by_another_name(tiny_model: MakeModel, tmp_path: Path) -> None:
     config = json.loads((tiny_model("Bloom") / "config.json").read_text())
     assert "num_hidden_layers" not in config
