@@ -17,6 +17,8 @@ _MOST_experts = 2**17
 _COUNTS = re.compile(r"^(num|n)_(\w+_)?(labels|heads|codebooks|groups|buckets|classes|quantizers)$")
 _MOST_counted = 2**17
 """Of what transformers makes an object each; labels are a dictionary before any weight is looked at."""
+_DEPTHS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+"""What families call the number of their layers."""
 _REACHES = ("max_position_embeddings", "n_positions", "max_seq_len", "model_max_length", "context_length")
 """What families call the number of their positions."""
 NO_limit = 2**20
@@ -57,6 +59,12 @@ def longest_sequence(folder: Path) -> int:
 
         return longest_sequence_of(skeleton(folder, torch.float32))
     return positions(_config(folder)) or NO_limit
+
+
+def layer_count(config: dict[str, Any]) -> int | None:
+    """Decoder layers that a config counts; None where it says nothing."""
+    text = {**config, **(config.get("text_config") or {})}
+    return next((text[name] for name in _DEPTHS if isinstance(text.get(name), int)), None)
 
 
 def positions(config: dict[str, Any]) -> int | None:

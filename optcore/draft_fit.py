@@ -2,15 +2,12 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
+from optcore.architecture import layer_count
 from optcore.errors import RecipeError
 from optcore.recipe import Recipe
 from optcore.techniques.draft import Draft
 from optcore.techniques.restructuring import Restructuring
-
-_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
-"""What families call their number."""
 
 
 def check_drafts(recipe: Recipe, source: Path) -> None:
@@ -26,13 +23,14 @@ def check_drafts(recipe: Recipe, source: Path) -> None:
 
 
 def check_draft(technique: Draft, target: Path, place: str) -> None:
-    """Refuse taps on layers that a target lacks, more layers than it has, and more tokens than it knows.
+    """Refuse taps on layers that a target lacks, more layers than it has, more tokens than it knows, and a mask that it
+    does not.
 
     `place` is where the technique stands in the recipe, a JSON Pointer. Raises `RecipeError`.
     """
     config = json.loads((target / "config.json").read_text())
-    text = {**config, **(config.get("text_config") or {})}
-    layers, vocabulary = _count(text, _LAYERS), _count(text, ("vocab_size",))
+    said = {**config, **(config.get("text_config") or {})}.get("vocab_size")
+    layers, vocabulary = layer_count(config), said if isinstance(said, int) else None
     if layers and technique.taps and max(technique.taps) >= layers:
         raise RecipeError(
             f"the draft would read layer {max(technique.taps)}, and the model has layers 0 to {layers - 1}",
@@ -51,9 +49,9 @@ def check_draft(technique: Draft, target: Path, place: str) -> None:
             remedy="lower `vocabulary`, or leave it out",
             field=f"{place}/vocabulary",
         )
-
-
-def _count(config: dict[str, Any], names: tuple[str, ...]) -> int:
-    """0 where the config does not say."""
-    found = (config.get(name) for name in names)
-    return next((value for value in found if isinstance(value, int)), 0)
+    if vocabulary and technique.mask_token is not None and technique.mask_token >= vocabulary:
+        raise RecipeError(
+            f"the mask would be token {technique.mask_token}, and the model knows tokens 0 to {vocabulary - 1}",
+            remedy="name a token of the model that never occurs in text, or leave `mask_token` out",
+            field=f"{place}/mask_token",
+        )

@@ -100,14 +100,20 @@ def technique_stage(number: int, technique: Technique, attempt: int = 0) -> str:
 
 
 def preparing_stages(name: str, technique: Technique) -> tuple[str, ...]:
-    """Names of the stages that a training technique's own stage reads: its windows, and what a teacher says of them, or
-    what a target computes."""
+    """Names of the stages before a training technique's own, which reads what they leave: its windows, and what a
+    teacher says of them, or what a target computes. Whether a draft can be made is asked first of all."""
     if not isinstance(technique, Training) or not technique.steps:
         return ()
-    if isinstance(technique, Draft) and technique.features == "kept":
-        return data_stage(name), features_stage(name)
+    if isinstance(technique, Draft):
+        kept = (features_stage(name),) if technique.features == "kept" else ()
+        return plan_stage(name), data_stage(name), *kept
     asked_once = isinstance(technique, Distilling) and technique.teacher_top_k
     return (data_stage(name), teacher_stage(name)) if asked_once else (data_stage(name),)
+
+
+def plan_stage(technique_stage: str) -> str:
+    """Name of the stage that refuses a draft which cannot be made, before text is prepared for it."""
+    return f"{technique_stage}-plan"
 
 
 def data_stage(technique_stage: str) -> str:

@@ -2,8 +2,8 @@
 
 from optcore.conductor import Conductor, Folder
 from optcore.frozen import digest_of
-from optcore.plan import data_stage, features_stage, teacher_stage
-from optcore.stage import DataWork, FeaturesWork, TeacherWork
+from optcore.plan import data_stage, features_stage, plan_stage, teacher_stage
+from optcore.stage import DataWork, DraftPlanWork, FeaturesWork, TeacherWork
 from optcore.techniques.distilling import Distilling
 from optcore.techniques.draft import Draft
 from optcore.techniques.losses import top_k_temperature
@@ -19,6 +19,8 @@ def prepare(conductor: Conductor, name: str, place: str, technique: Training, de
 
     `place` is where the technique stands in the recipe, a JSON Pointer; `dense` the chain's weights in high precision.
     """
+    if isinstance(technique, Draft):
+        conductor.stage(plan_stage(name), DraftPlanWork(technique=technique))  # refused before any text is written
     _bring(conductor, place, technique, dense)
     _make_windows(conductor, name, place, technique, dense)
     if isinstance(technique, Distilling) and technique.teacher_top_k:
@@ -66,7 +68,7 @@ def _make_windows(conductor: Conductor, name: str, place: str, technique: Traini
     model, teacher = _read(conductor, technique, dense)
     with conductor.aside():
         conductor.enter(model)
-        conductor.move(teacher=teacher.path, teacher_digest=teacher.digest)
+        conductor.move(teacher=teacher.path, teacher_digest=teacher.digest, models=(), models_digest="")
         conductor.stage(data_stage(name), work)
     made = conductor.left_by(data_stage(name))
     conductor.move(windows=made.path, windows_digest=made.digest)

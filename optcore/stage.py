@@ -62,6 +62,13 @@ class FetchWork(Frozen):
         return all(map(_is_pinned_model, models)) and all(map(_is_pinned_text, texts))
 
 
+class DraftPlanWork(Frozen):
+    """Find out whether a draft can be trained and written, before text is prepared for it."""
+
+    kind: Literal["draft-plan"] = "draft-plan"
+    technique: Draft
+
+
 class DataWork(Frozen):
     """Prepare the windows that a technique trains on."""
 
@@ -119,7 +126,17 @@ class EvaluateWork(Frozen):
     evaluators: tuple[AnyEvaluator, ...]
 
 
-AnyWork = FetchWork | DataWork | TeacherWork | FeaturesWork | TechniqueWork | GateWork | ExportWork | EvaluateWork
+AnyWork = (
+    FetchWork
+    | DraftPlanWork
+    | DataWork
+    | TeacherWork
+    | FeaturesWork
+    | TechniqueWork
+    | GateWork
+    | ExportWork
+    | EvaluateWork
+)
 
 
 class Inputs(Frozen):

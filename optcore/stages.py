@@ -15,6 +15,7 @@ from optcore.report import Measurement
 from optcore.run import Run
 from optcore.stage import (
     DataWork,
+    DraftPlanWork,
     EvaluateWork,
     ExportWork,
     FeaturesWork,
@@ -26,6 +27,7 @@ from optcore.stage import (
     TechniqueWork,
 )
 from optcore.targets import family_of
+from optcore.techniques.draft import Draft
 
 
 def import_libraries(task: StageTask) -> None:
@@ -83,6 +85,8 @@ def perform(task: StageTask, emit: Callable[[AnyEvent], None]) -> dict[str, Any]
     match task.work:
         case FetchWork():
             _fetch(run, task.work, Path(task.cache))
+        case DraftPlanWork(technique=draft):
+            _plan(run, draft)
         case DataWork():
             _prepare(run, task.work)
         case TeacherWork():
@@ -194,6 +198,12 @@ def _fetch_labelled(run: Run, work: FetchWork, model: Path, files: tuple[Path, .
     for evaluator in work.classifications:
         check_examples(model, evaluator, work.calibration, files)
     return digest_of(digests) if digests else ""
+
+
+def _plan(run: Run, technique: Draft) -> None:
+    from optcore.training.draft_refusals import check_draft_plan
+
+    check_draft_plan(run, technique)
 
 
 def _prepare(run: Run, work: DataWork) -> None:

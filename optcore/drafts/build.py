@@ -45,11 +45,9 @@ def rebuilt_draft(parts: DraftParts, target: AnyTarget) -> "AnyDraft":
     return draft
 
 
-def draft_parameters(technique: "Draft", outline: TargetOutline, size: int) -> int:
-    """How many would train, for a draft vocabulary of `size`."""
-    vocabulary = DraftVocabulary(torch.arange(size), outline.vocabulary)
-    draft = build_draft(technique, outline, vocabulary)
-    return sum(value.numel() for value in draft.parameters())
+def outlined_draft(technique: "Draft", outline: TargetOutline, size: int) -> "AnyDraft":
+    """The shapes of a new draft that says `size` tokens, on the meta device."""
+    return build_draft(technique, outline, DraftVocabulary(torch.arange(size), outline.vocabulary))
 
 
 def _built(technique: "Draft", target: AnyTarget, vocabulary: DraftVocabulary, seed: int) -> "AnyDraft":

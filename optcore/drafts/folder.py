@@ -68,13 +68,7 @@ def write_parts(
     parts: DraftParts, folder: Path, layout: str, facts: TargetFacts, dtype: torch.dtype = torch.bfloat16
 ) -> None:
     """See `write_draft`."""
-    if list(parts.taps) != sorted(set(parts.taps)):
-        raise RecipeError(
-            f"the draft reads the layers {list(parts.taps)}, and engines hand them over in ascending order",
-            remedy="give taps in ascending order",
-            field="/chain",
-        )
-    said = LAYOUTS[layout].config(parts, facts)
+    said = layout_config(parts, layout, facts)
     for name in ("dtype", "torch_dtype"):
         if name in said:
             said[name] = str(dtype).removeprefix("torch.")
@@ -85,6 +79,18 @@ def write_parts(
         held = tensor.detach().cpu()
         writer.add(name, held.to(dtype) if held.is_floating_point() else held)
     writer.close()
+
+
+def layout_config(parts: DraftParts, layout: str, facts: TargetFacts) -> dict[str, Any]:
+    """What `config.json` says, by the names and shapes of the tensors alone. Raises `RecipeError` for a draft that the
+    layout cannot say."""
+    if list(parts.taps) != sorted(set(parts.taps)):
+        raise RecipeError(
+            f"the draft reads the layers {list(parts.taps)}, and engines hand them over in ascending order",
+            remedy="give taps in ascending order",
+            field="/chain",
+        )
+    return LAYOUTS[layout].config(parts, facts)
 
 
 def read_draft(folder: Path, target: "TargetEnds") -> Draft:

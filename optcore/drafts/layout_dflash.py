@@ -19,6 +19,8 @@ from optcore.drafts.vocabulary import DraftVocabulary
 
 ARCHITECTURE = "DFlashDraftModel"
 _OUR_MASK, _THEIR_MASK = "mask_H", "mask_embedding"
+_MOST_block = 256
+"""Tokens of a block, each of which takes memory at every place of a text. The authors' have 16."""
 
 
 def config(parts: DraftParts, facts: TargetFacts) -> dict[str, Any]:
@@ -34,7 +36,7 @@ def config(parts: DraftParts, facts: TargetFacts) -> dict[str, Any]:
         "sliding_window": None,
         "use_sliding_window": False,
         "block_size": parts.tokens + 1,
-        "num_target_layers": facts.text["num_hidden_layers"],
+        "num_target_layers": facts.layers,
         "dflash_config": {**mask, "target_layer_ids": list(parts.taps)},
     }
 
@@ -51,13 +53,21 @@ def read(config: dict[str, Any], tensors: dict[str, torch.Tensor], layers: int) 
     if taps[-1] >= layers:
         raise refused(f"reads the layers {list(taps)}, and its target has {layers}")
     sizes, size, block = layer_sizes(config), whole_number(config, "vocab_size"), whole_number(config, "block_size")
-    width, mask = sizes["hidden_size"], said.get("mask_token_id")
+    width, mask = sizes["hidden_size"], _mask_token(said.get("mask_token_id"), size)
     held = {_OUR_MASK if name == _THEIR_MASK else name: tensor for name, tensor in tensors.items()}
-    if block < 2 or not (_OUR_MASK in held or (isinstance(mask, int) and 0 <= mask < size)):
-        raise refused(f"says block_size: {block} and mask_token_id: {mask!r}, which guess nothing")
+    if not 2 <= block <= _MOST_block:
+        raise refused(f"says block_size: {block}, and blocks of 2 to {_MOST_block} tokens guess something")
+    if mask is None and _OUR_MASK not in held:
+        raise refused(f"has neither mask_token_id nor {_THEIR_MASK}: nothing stands for a guess")
     shapes = {"fc.weight": (width, len(taps) * width), "hidden_norm.weight": (width,), "norm.weight": (width,)}
     for layer in range(min(whole_number(config, "num_hidden_layers"), len(tensors))):  # fewer are a lack, found below
         shapes |= layer_shapes(sizes, f"layers.{layer}.")
         shapes |= {f"layers.{layer}.self_attn.{norm}.weight": (sizes["head_dim"],) for norm in ("q_norm", "k_norm")}
     require_tensors(held, {**shapes, **({_OUR_MASK: (width,)} if _OUR_MASK in held else {})})
     return DraftParts("block", held, taps, DraftVocabulary.whole(size), sizes, block - 1, mask)
+
+
+def _mask_token(said: object, size: int) -> int | None:
+    if said is None or (isinstance(said, int) and not isinstance(said, bool) and 0 <= said < size):
+        return said
+    raise refused(f"says mask_token_id: {said!r}, and its target knows tokens 0 to {size - 1}")

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from optcore.architecture import positions
+from optcore.architecture import layer_count, positions
 from optcore.drafts.vocabulary import DraftVocabulary
 
 
@@ -50,6 +50,11 @@ class TargetFacts:
     def architectures(self) -> list[str]:
         """Names of its classes."""
         return list(self.config.get("architectures") or ())
+
+    @property
+    def layers(self) -> int | None:
+        """How many its decoder has; None where the configuration does not say."""
+        return layer_count(self.config)
 
     @property
     def longest(self) -> int:

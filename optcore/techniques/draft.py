@@ -151,6 +151,16 @@ class Draft(Training):
         return self
 
     @model_validator(mode="after")
+    def _taps_ascend(self) -> Self:
+        taps = list(self.taps or ())
+        if taps != (ascending := sorted(set(taps))):
+            raise ValueError(
+                f"engines hand over what layers compute in ascending order, each once, and `taps` are {taps}: "
+                f"give {ascending}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _can_be_made(self) -> Self:
         if self.data.kind == "labelled":
             raise ValueError("a draft guesses tokens, and labelled texts have one label each: use another kind of data")
@@ -160,20 +170,26 @@ class Draft(Training):
             raise ValueError("a draft to begin with may read other layers than are kept: leave `features` out")
         if self.reads_states and not (self.steps or self.start):
             raise ValueError("nothing would be trained: give `steps`, or name the draft to measure in `start`")
+        if self.reads_states and self.steps and self.sequence_length < self.tokens + 2:
+            raise ValueError(
+                f"a window of {self.sequence_length} tokens has no place behind which {self.tokens} are drafted: raise "
+                f"`sequence_length` to at least {self.tokens + 2}, or draft fewer `tokens`"
+            )
         return self
 
     def apply(self, run: "Run") -> None:
         """Write the draft, and what it is."""
         from optcore.links import link_draft
 
+        if self.method != "ngram" and not self.steps:  # what trains was asked before its text was prepared
+            from optcore.training.draft_refusals import check_draft_plan
+
+            check_draft_plan(run, self)
         if self.method == "model":
             from optcore.training.small_model import make_small_model
 
             make_small_model(run, self)
         elif self.start and not self.steps:
-            from optcore.training.draft_plan import planned_draft
-
-            planned_draft(run, self)
             link_draft(run.models[0], run.out)
         elif self.method != "ngram":
             from optcore.training.draft_stage import train_draft

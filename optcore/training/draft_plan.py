@@ -1,21 +1,26 @@
 """What a draft will be, known before its target is loaded: which layers it reads, and what it begins with."""
 
+import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from optcore.architecture import task_of
-from optcore.drafts.build import draft_parameters
-from optcore.drafts.folder import read_parts
-from optcore.drafts.parts import DraftParts
+from optcore.drafts.build import outlined_draft
+from optcore.drafts.folder import layout_config, layout_of, parts_of, read_parts
+from optcore.drafts.parts import DraftParts, TargetFacts
 from optcore.drafts.taps import taps_of
 from optcore.errors import RecipeError
-from optcore.speculative.outline import TargetOutline
+from optcore.sources.checkpoint_files import CONFIG
+from optcore.speculative.outline import AnyTarget, TargetOutline
+from optcore.training.memory import check_draft_memory
+from optcore.training.ranks import Ranks
 
 if TYPE_CHECKING:
     from optcore.run import Run
     from optcore.techniques.draft import Draft
 
 _USUAL_vocabulary = 32_000
+_REMEDY = "leave `draft` out, or choose another `method`"
 
 
 class DraftPlan(NamedTuple):
@@ -37,13 +42,24 @@ class DraftPlan(NamedTuple):
         """How many would train."""
         if self.begun:
             return sum(tensor.numel() for tensor in self.begun.tensors.values())
-        return draft_parameters(technique, self.outline, self.size)
+        return sum(value.numel() for value in outlined_draft(technique, self.outline, self.size).parameters())
+
+    def parts(self, technique: "Draft") -> DraftParts:
+        """Names and shapes of what will be written."""
+        return self.begun or parts_of(outlined_draft(technique, self.outline, self.size), technique.tokens)
+
+    def check_memory(self, technique: "Draft", ranks: Ranks, *, is_kept: bool) -> None:
+        """Raise `OutOfMemory` where it cannot train beside its target, or beside the ends of one whose features are
+        kept."""
+        read = self.outline.ends_parameters if is_kept else self.outline.parameters
+        check_draft_memory(read, self.parameters(technique), device=ranks.device, processes=ranks.count)
 
 
 def planned_draft(run: "Run", technique: "Draft") -> DraftPlan:
-    """Raises `RecipeError` for a target that has no draft, and for settings that do not fit it or the draft to begin
-    with, `BadCheckpoint` and `UnsafeCheckpoint` where that is none."""
-    outline = _outline(run)
+    """Raises `RecipeError` for a target that has no draft, for settings that do not fit it or the draft to begin with,
+    and for a draft that its layout cannot say; `BadCheckpoint` and `UnsafeCheckpoint` where the one to begin with is
+    none."""
+    outline = target_outline(run)
     layers, known = outline.layers, outline.vocabulary
     begun = read_parts(run.models[0], layers) if technique.start else None
     taps = begun.taps if begun and technique.taps is None else taps_of(technique, layers)
@@ -57,25 +73,39 @@ def planned_draft(run: "Run", technique: "Draft") -> DraftPlan:
             )
     own = technique.method in ("eagle3", "medusa")  # whose head is their own
     size = technique.vocabulary or min(_USUAL_vocabulary, known) if own else known
-    return DraftPlan(outline.tapping(taps), len(begun.vocabulary.ids_D) if begun else size, begun)
+    plan = DraftPlan(outline.tapping(taps), len(begun.vocabulary.ids_D) if begun else size, begun)
+    if technique.steps:
+        layout_config(plan.parts(technique), layout_of(technique.method, technique.layout), target_facts(run))
+    return plan
 
 
-def _outline(run: "Run") -> TargetOutline:
-    remedy = "leave `draft` out, or choose another `method`"
+def target_outline(run: "Run") -> TargetOutline:
+    """Of the model that is drafted for. Raises `RecipeError` where that can have no draft."""
     if task_of(run.checkpoint) != "text-generation":
         why = "a draft guesses what a causal language model says next, and this model is an encoder"
-        raise RecipeError(why, remedy=remedy, field=run.place)
+        raise RecipeError(why, remedy=_REMEDY, field=run.place)
     outline = TargetOutline(run.checkpoint)
-    if outline.head is None:
-        why = f"{type(outline.model).__name__} makes logits in a way that a draft cannot be compared with"
-        raise RecipeError(why, remedy=remedy, field=run.place)
+    require_head(outline, run)
     return outline
 
 
+def require_head(target: AnyTarget, run: "Run") -> None:
+    """Raise `RecipeError` where no one linear layer makes the logits: of an outline by its shape, and of the ends of a
+    target by what it computes."""
+    if target.head is None:
+        why = f"{type(target.model).__name__} makes logits in a way that a draft cannot be compared with"
+        raise RecipeError(why, remedy=_REMEDY, field=run.place)
+
+
+def target_facts(run: "Run") -> TargetFacts:
+    """What a draft's configuration says of the model that it is for."""
+    return TargetFacts(json.loads((run.checkpoint / CONFIG).read_text()), run.source.name)
+
+
 def _check_settings(run: "Run", technique: "Draft", taps: tuple[int, ...], layers: int, known: int) -> None:
-    if taps and (max(taps) >= layers or len(set(taps)) < len(taps)):
+    if taps and max(taps) >= layers:
         raise RecipeError(
-            f"`taps` are different layers from 0 to {layers - 1} of this model, not {', '.join(map(str, taps))}",
+            f"`taps` are layers from 0 to {layers - 1} of this model, not {', '.join(map(str, taps))}",
             remedy="name other layers, or leave `taps` out",
             field=run.place,
         )

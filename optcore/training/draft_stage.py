@@ -1,6 +1,5 @@
 """Training of a draft beside the very model that ships: that stays what it is, and a small one learns to guess it."""
 
-import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -9,19 +8,17 @@ import torch
 from optcore.drafts.build import build_draft
 from optcore.drafts.draft import Draft as AnyDraft
 from optcore.drafts.folder import layout_of, read_draft, write_draft
-from optcore.drafts.parts import TargetFacts
 from optcore.drafts.vocabulary import DraftVocabulary
 from optcore.errors import DataError
 from optcore.speculative.target import Target, TargetEnds
 from optcore.training.batches import micro_size
 from optcore.training.draft_features import FeatureSource, LiveFeatures
 from optcore.training.draft_losses import DraftLoss
-from optcore.training.draft_plan import DraftPlan, planned_draft
+from optcore.training.draft_plan import DraftPlan, planned_draft, target_facts
 from optcore.training.draft_trainee import DraftTrainee, all_answered, answered
 from optcore.training.feature_sizes import settle_fusions
 from optcore.training.kept_features import KeptFeatures
 from optcore.training.loop import Loop
-from optcore.training.memory import check_draft_memory
 from optcore.training.ranks import Ranks
 from optcore.training.report import note_training
 from optcore.training.windows import BEGINS, LEARNED, Batch, Windows
@@ -43,9 +40,7 @@ def train_draft(run: "Run", technique: "Draft") -> None:
     plan = planned_draft(run, technique)
     _check_answers(technique, windows)
     ranks = Ranks(technique.batch)
-    parameters = plan.parameters(technique)
-    read = plan.outline.ends_parameters if run.features else plan.outline.parameters
-    check_draft_memory(read, parameters, device=ranks.device, processes=ranks.count)
+    plan.check_memory(technique, ranks, is_kept=run.features is not None)
     target, source = _source(run, technique, plan, ranks)
     draft = _begun(run, technique, plan, target, windows)
     micro = micro_size(technique.micro_batch, windows.facts.length)
@@ -64,7 +59,7 @@ def train_draft(run: "Run", technique: "Draft") -> None:
     state = loop.train()
     _write(run, technique, draft)
     note_training(run, technique, state, windows.facts)
-    facts = {"method": draft.method, "parameters": parameters, "taps": list(draft.taps)}
+    facts = {"method": draft.method, "parameters": plan.parameters(technique), "taps": list(draft.taps)}
     run.results["draft"] = run.results.get("draft", {}) | facts  # type: ignore[operator]
 
 
@@ -129,7 +124,6 @@ def _counted(run: "Run", windows: Windows, size: int, target: TargetEnds) -> Dra
 
 
 def _write(run: "Run", technique: "Draft", draft: AnyDraft) -> None:
-    config = json.loads((run.checkpoint / "config.json").read_text())
     layout = layout_of(draft.method, technique.layout)
     tokens = draft.most or technique.tokens
-    write_draft(draft, run.out, layout, TargetFacts(config, run.source.name), tokens=tokens)
+    write_draft(draft, run.out, layout, target_facts(run), tokens=tokens)

@@ -13,6 +13,9 @@ _MASTER_bytes, _GRADIENT_bytes, _MOMENTS_bytes = 4, 4, 8
 _REMEDY = (
     "use `scope: scales`, `lora` or `block`, keep a teacher's answers with `teacher_top_k`, or use a larger machine"
 )
+_DRAFT_remedy = (
+    "keep what the target computes with `features: kept`, name a smaller `vocabulary`, or use a larger machine"
+)
 _ROOM = 1.1  # allocators, buffers and libraries
 _GIB = 2**30
 
@@ -71,7 +74,9 @@ def check_memory(
         _check("training", need.peak(1, need.gathered), process_bytes(), what)
 
 
-def check_draft_memory(target: int, draft: int, *, device: torch.device, processes: int = 1) -> None:
+def check_draft_memory(
+    target: int, draft: int, *, device: torch.device, processes: int = 1, remedy: str = _DRAFT_remedy
+) -> None:
     """Raise `OutOfMemory` where a draft of so many parameters, which all train, does not fit beside so many of its
     target.
 
@@ -80,7 +85,6 @@ def check_draft_memory(target: int, draft: int, *, device: torch.device, process
     is_gpu = device.type == "cuda"
     needed = target * (2 if is_gpu else 4) + draft * (_MASTER_bytes + _GRADIENT_bytes + _MOMENTS_bytes)
     what = f"a draft of {draft} parameters, and its target beside it"
-    remedy = "keep what the target computes with `features: kept`, name a smaller `vocabulary`, or use a larger machine"
     if is_gpu:
         _check("training", needed, gpu_bytes(device), what, remedy)
     else:

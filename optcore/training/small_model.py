@@ -33,12 +33,17 @@ def make_small_model(run: "Run", technique: "Draft") -> None:
         train_dense(replace(run, checkpoint=begun, teacher=run.checkpoint), _distill(technique))
 
 
+def kept_layers(technique: "Draft", depth: int) -> int:
+    """How many of a target's layers stay."""
+    return technique.layers or max(1, depth // 4)
+
+
 def _begin(run: "Run", technique: "Draft", begun: "Path") -> None:
     if run.models:
         link_checkpoint(run.models[0], begun)
         return
     depth = len(Decoder(run.checkpoint))
-    kept = technique.layers or max(1, depth // 4)
+    kept = kept_layers(technique, depth)
     # layers in a row: the ones left are those that the model itself goes through one after the other
     prune = Prune(depth=depth - kept, contiguous=True, ends=kept < 2)
     prune_depth(replace(run, out=begun), prune)

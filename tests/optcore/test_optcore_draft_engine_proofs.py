@@ -91,7 +91,7 @@ def test_a_run_killed_in_the_data_stage_and_in_training_ends_in_the_same_bytes(
         return is_loss(event, KILLED_AT)
 
     second = run_program(document, tmp_path, "second", kill_when=in_training)
-    assert second.cached == {"0-fetch": False, "1-ptq": True, "2-draft-data": False}
+    assert second.cached == {"0-fetch": False, "1-ptq": True, "2-draft-plan": True, "2-draft-data": False}
     assert kept.items() < journal.most.items(), "earlier batches were left as they were, and others came to them"
     saved = journal.step()
     assert 0 < saved <= max(second.losses) < DRAFT["steps"]

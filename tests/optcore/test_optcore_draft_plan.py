@@ -35,6 +35,9 @@ def recipe(*chain: dict[str, Any], **more: Any) -> Recipe:
     ("settings", "said"),
     [
         ({"method": "medusa", "unroll": 2}, "`unroll` is a setting of eagle3 and mtp: leave it out of `medusa`"),
+        ({"taps": [4, 1, 2]}, r"`taps` are \[4, 1, 2\]: give \[1, 2, 4\]"),
+        ({"method": "block", "taps": [1, 1]}, r"each once, and `taps` are \[1, 1\]: give \[1\]"),
+        ({"tokens": 15, "sequence_length": 16}, "raise `sequence_length` to at least 17"),
         ({"method": "mtp", "taps": [1]}, "`taps` is a setting of eagle3 and block"),
         ({"layers": 2}, "`layers` is a setting of block and model: leave it out of `eagle3`"),
         ({"method": "model", "vocabulary": 100}, "`vocabulary`"),
@@ -70,13 +73,14 @@ def test_its_stages_are_its_windows_what_is_kept_and_itself() -> None:
     assert stage_names(recipe(PTQ, DRAFT)) == (
         "0-fetch",
         "1-ptq",
+        "2-draft-plan",
         "2-draft-data",
         "2-draft",
         "3-export",
         "4-evaluate",
     )
     kept = stage_names(recipe(PTQ, {**DRAFT, "features": "kept"}))
-    assert kept[2:5] == ("2-draft-data", "2-draft-features", "2-draft")
+    assert kept[2:6] == ("2-draft-plan", "2-draft-data", "2-draft-features", "2-draft")
     for nothing in ({"method": "ngram"}, {"start": START, "steps": 0}):
         assert stage_names(recipe(PTQ, {**DRAFT, **nothing}))[1:3] == ("1-ptq", "2-draft")
 
@@ -84,6 +88,7 @@ def test_its_stages_are_its_windows_what_is_kept_and_itself() -> None:
 def test_a_draft_is_measured_at_once_where_the_model_changes_behind_it() -> None:
     assert stage_names(recipe(DRAFT, PTQ)) == (
         "0-fetch",
+        "1-draft-plan",
         "1-draft-data",
         "1-draft",
         "1-draft-measure",
@@ -239,6 +244,7 @@ def test_a_start_is_fetched_as_a_draft_and_pinned() -> None:
         ({"taps": [1, 6]}, "layer 6, and the model has layers 0 to 5", "taps"),
         ({"method": "model", "layers": 6}, "6 of the model's 6 layers", "layers"),
         ({"vocabulary": 4096}, "4096 tokens, and the model knows 2048", "vocabulary"),
+        ({"method": "block", "mask_token": 2048}, "token 2048, and the model knows tokens 0 to 2047", "mask_token"),
     ],
 )
 def test_what_a_target_lacks_is_said_once_it_is_here(
