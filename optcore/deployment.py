@@ -57,9 +57,9 @@ def deployment_notes(
             conditions=conditions(target, engine, wanted),
             settings=(
                 *settings(Served(attention, _cache(target, engine, wanted), was_rounded)),
-                *(draft_settings(engine, draft) if draft else ()),
+                *(draft_settings(engine, draft, recurrent=attention.recurrent) if draft else ()),
             ),
-            without_draft=draft_obstacle(engine, draft) if draft else "",
+            without_draft=draft_obstacle(engine, draft, recurrent=attention.recurrent) if draft else "",
         )
         for engine in loading(target, wanted, family)
         for given, documentation, settings in (_ENGINES[engine],)

@@ -33,15 +33,18 @@ class ServedDraft(NamedTuple):
     """Where it lies in the artifact."""
 
 
-def draft_settings(engine: EngineName, draft: ServedDraft) -> tuple[Setting, ...]:
+def draft_settings(engine: EngineName, draft: ServedDraft, *, recurrent: bool = False) -> tuple[Setting, ...]:
     """What an engine is told; nothing where it cannot use the draft."""
-    return () if draft_obstacle(engine, draft) else tuple(_ENGINES[engine](draft))
+    return () if draft_obstacle(engine, draft, recurrent=recurrent) else tuple(_ENGINES[engine](draft))
 
 
-def draft_obstacle(engine: EngineName, draft: ServedDraft) -> str:
-    """Why an engine cannot use a draft, as the end of a sentence; empty where it can."""
+def draft_obstacle(engine: EngineName, draft: ServedDraft, *, recurrent: bool = False) -> str:
+    """Why an engine cannot use a draft, as the end of a sentence; empty where it can. `recurrent` is a model some of
+    whose layers keep a state instead of keys and values."""
     if engine not in _LOADS:
         return "decodes without drafts"
+    if recurrent and engine == "transformers":
+        return "drafts for no model with a recurrent state, which it cannot take back"
     if draft.method not in _LOADS[engine]:
         return f"has no loader for drafts of the method {draft.method}"
     if draft.method == "block" and not draft.has_mask_token:

@@ -16,7 +16,7 @@ from optcore.evaluate.acceptance_rows import rows_of, series_of, warnings_of
 from optcore.report import Measurement
 from optcore.sizes import parameters
 from optcore.speculative.acceptance import AcceptanceFacts, measure_acceptance
-from optcore.speculative.cost import MakeDrafter, measure_cost, measure_wall
+from optcore.speculative.cost import Cost, MakeDrafter, Wall, measure_cost, measure_wall
 from optcore.speculative.sampling import Sampling
 from optcore.speculative.stopping import ends_of
 from optcore.speculative.target import Target
@@ -99,12 +99,12 @@ def _timed(
     ends: frozenset[int],
     facts: AcceptanceFacts,
 ) -> AcceptanceFacts:
-    """The facts with times; without those of whole decoding, and with a notice, of a model that cannot go back."""
+    """The facts with times; without those of decoding, and with a notice, where a model or its draft cannot go back."""
     batches = sorted({min(batch, len(prompts_SP)) for batch in evaluator.batches})
     read = round(facts.sampled.own.tau)
-    costs = [measure_cost(target, drafter(batch), prompts_SP[:batch], facts.count, read) for batch in batches]
-    walls = []
+    costs, walls = list[Cost](), list[Wall]()
     try:
+        costs += [measure_cost(target, drafter(batch), prompts_SP[:batch], facts.count, read) for batch in batches]
         for batch in batches:
             for at in (facts.greedy, facts.sampled):
                 wall = measure_wall(

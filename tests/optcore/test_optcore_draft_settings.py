@@ -110,6 +110,14 @@ def test_what_an_engine_cannot_use_is_said(engine: EngineName, draft: ServedDraf
     assert draft_settings(engine, draft) == ()
 
 
+def test_transformers_takes_nothing_back_from_a_state() -> None:
+    small = ServedDraft("model", "", 6)
+    assert draft_obstacle("transformers", small) == ""
+    assert "recurrent state" in draft_obstacle("transformers", small, recurrent=True)
+    assert draft_settings("transformers", small, recurrent=True) == ()
+    assert draft_settings("vllm", small, recurrent=True) == draft_settings("vllm", small)
+
+
 def test_the_notes_of_an_artifact_with_a_draft() -> None:
     plain = deployment_notes("dense", ("int4",), CONFIG, "dense")
     notes = deployment_notes("dense", ("int4",), CONFIG, "dense", EAGLE)
