@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,13 +66,11 @@ def walked(model: Path, folder: Path, **draft: Any) -> Walked:
     events: list[AnyEvent] = []
     document = recipe_for(model, {**DRAFT, **WRITTEN, **draft}, target={"format": "dense"})
     failure = None
-    with stages_in_this_process():
+    with stages_in_this_process(), suppress(Stopped):  # what came before text is all that is looked at
         try:
             optimize(recipe_from(document), folder / "out", folder / "work", _until_text(events))
         except OptError as error:
             failure = error.failure()
-        except Stopped:
-            pass
     cached = {event.stage: event.cached for event in events if isinstance(event, StageFinished)}
     return Walked(failure, [event for event in events if isinstance(event, StageStarted)], cached)
 
