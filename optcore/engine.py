@@ -48,7 +48,7 @@ from optcore.recipe import Recipe
 from optcore.report import Step, Task, Trial
 from optcore.stage import EvaluateWork, ExportWork, GateWork, Inputs, StageRecord, StageTask, TechniqueWork
 from optcore.steps import measured_step
-from optcore.targets import check_target
+from optcore.targets import check_exports, check_target
 from optcore.techniques import Gate, Technique
 from optcore.techniques.draft import Draft
 from optcore.techniques.merge import Merge
@@ -142,6 +142,7 @@ class _Walk(Conductor):
         check_models(recipe, results)
         check_drafts(recipe, Path(results["source"]))
         check_target(recipe, results["family"])
+        check_exports(recipe, Path(results["source"]), task)
         resolved = pinned(recipe, results)
         self._remember_pinned(resolved, record)
         self.emit(RecipeResolved(recipe=resolved.model_dump(mode="json")))

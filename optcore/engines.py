@@ -10,7 +10,7 @@ from typing import Literal
 
 from optcore.export.base import EngineName
 from optcore.frozen import Frozen
-from optcore.schemes import KV_CACHE_PRESETS, PRESETS
+from optcore.schemes import GGML_FORMATS, KV_CACHE_PRESETS, PRESETS
 
 Family = Literal["dense", "moe", "fused_moe"]
 """`fused_moe`: experts of a layer lie in one tensor of the checkpoint; quantized, they are written one by one."""
@@ -21,8 +21,9 @@ ENGINES: dict[EngineName, str] = {
     "sglang": "SGLang 0.5.23",
     "tensorrt-llm": "TensorRT-LLM, PyTorch backend of August 2026",
     "transformers": "transformers 5.23",
-    "llama.cpp": "llama.cpp of August 2026, after its own conversion",
-    "onnxruntime-genai": "ONNX Runtime GenAI 0.18, through its model builder",
+    "llama.cpp": "llama.cpp of August 2026",
+    "onnxruntime-genai": "ONNX Runtime GenAI 0.18",
+    "onnxruntime": "ONNX Runtime 1.32",
 }
 
 MIXED = "mixed"
@@ -77,7 +78,7 @@ def _rows(target: str, engine: EngineName, *facts: tuple[object, ...]) -> list[S
 
 
 _ONE_BY_ONE = "looks for one tensor that holds a layer's experts, and finds them one by one"
-_COMPRESSED = tuple(name for name in PRESETS if name not in ("llm_int8", "nf4"))
+_COMPRESSED = tuple(name for name in PRESETS if name not in ("llm_int8", "nf4", *GGML_FORMATS))
 _RUN = {"evidence": "run"}
 _EXPERTS = {"families": ("moe", "fused_moe")}
 _NOT_FUSED = {"families": ("dense", "moe")}
@@ -214,6 +215,23 @@ _GPTQ = [
     ),
 ]
 
+_GGUF = [
+    *_rows(
+        "gguf",
+        "llama.cpp",
+        ((*sorted(GGML_FORMATS), *_INT4, *_INT4_ASYM, "int8_w8a16", "mxfp4_w4a16", "nvfp4_w4a16", MIXED), "yes", _RUN),
+    )
+]
+
+_ONNX = [
+    *_rows(
+        "onnx",
+        "onnxruntime-genai",
+        ((*_INT4, *_INT4_ASYM, "int8_w8a16", MIXED), "yes", _RUN | _ONE_NETWORK),
+    ),
+    *_rows("onnx", "onnxruntime", (("int8", "int8_static"), "yes", _RUN | _ONE_NETWORK)),
+]
+
 _ROUNDED = "rounded weights in 16 bits; activations and the KV cache are not rounded"
 _DENSE = [
     row
@@ -229,7 +247,17 @@ _DENSE = [
 _DECODED_FIRST = "for storing and sending alone: decode it to a plain checkpoint first"
 _COMPACT = [row for engine in ENGINES for row in _rows("compact", engine, ((*PRESETS, MIXED), "no", _DECODED_FIRST))]
 
-MATRIX: tuple[Support, ...] = (*_COMPRESSED_TENSORS, *_FP8_BLOCK, *_MODELOPT, *_AWQ, *_GPTQ, *_DENSE, *_COMPACT)
+MATRIX: tuple[Support, ...] = (
+    *_COMPRESSED_TENSORS,
+    *_FP8_BLOCK,
+    *_MODELOPT,
+    *_AWQ,
+    *_GPTQ,
+    *_GGUF,
+    *_ONNX,
+    *_DENSE,
+    *_COMPACT,
+)
 
 
 @cache
@@ -241,6 +269,8 @@ def support(target: str, engine: EngineName, name: str, family: Family | None = 
 
 def obstacles(target: str, engine: EngineName, formats: Iterable[str], family: Family | None = None) -> list[str]:
     """Why an engine does not load a checkpoint with all these formats; empty when it does."""
+    if not any(row.target == target and row.engine == engine for row in MATRIX):
+        return ["anything"]
     found = []
     for name in formats:
         row = support(target, engine, name, family)

@@ -13,12 +13,17 @@ from optcore.frozen import Frozen
 Strategy = Literal["tensor", "channel", "group", "tensor_group", "block", "token", "head"]
 
 
+SUPER_BLOCK = 256
+"""Values along the inputs that share the float16 scale of ggml's K-quants."""
+
+
 class QuantArgs(Frozen):
     """How one kind of tensor is rounded."""
 
     bits: int
-    type: Literal["int", "float", "nf"]
-    """`nf` is the NormalFloat codebook (arXiv:2305.14314)."""
+    type: Literal["int", "uint", "float", "nf", "iq"]
+    """`nf` is the NormalFloat codebook (arXiv:2305.14314), `iq` the one of ggml's IQ4; `uint` counts up from a minimum
+    that is stored beside the scale."""
     strategy: Strategy
     """Which values share a scale. `tensor_group` is NVFP4's two levels: FP8 scale a group, one float32 a tensor."""
     group_size: int | None = None
@@ -26,10 +31,13 @@ class QuantArgs(Frozen):
     block: tuple[int, int] | None = None
     """Outputs and inputs of the rectangle that shares a scale."""
     symmetric: bool = True
-    """Without a zero point."""
-    scale_type: Literal["stored", "e4m3", "e8m0", "double"] = "stored"
-    """What a scale is stored in: the checkpoint's own type, FP8, a power of two (OCP MX), or 8 bits with a second
-    level of scales (NF4's double quantization)."""
+    """Without a zero point and without a minimum."""
+    scale_type: Literal["stored", "e4m3", "e8m0", "double", "f16", "super"] = "stored"
+    """What a scale is stored in: the checkpoint's own type, FP8, a power of two (OCP MX), 8 bits with a second level of
+    scales (NF4's double quantization), float16 whatever the checkpoint's type, or `scale_bits` times a float16 that a
+    super-block of 256 values along the inputs shares (ggml's K-quants)."""
+    scale_bits: int | None = None
+    """Of the scales, and of the minimums, of groups in a super-block."""
     dynamic: bool = False
     """Scales computed from each input at run time instead of calibrated."""
     outliers: float | None = None
@@ -46,6 +54,8 @@ class Scheme(Frozen):
     """What people call it."""
     weights: QuantArgs
     activations: QuantArgs | None = None
+    runs_fused: bool = True
+    """Whether engines run q/k/v and gate/up as one matrix each, so that their members must have one format."""
 
     def bits_per_weight(self, shape_NK: tuple[int, int]) -> float:
         """Stored bits per value of a weight [N, K], scales and zero points included; scales of 16 bits where free."""
@@ -72,14 +82,46 @@ def scale_shape(args: QuantArgs, shape_NK: tuple[int, int]) -> tuple[int, ...]:
 def stored_bits(args: QuantArgs, shape_NK: tuple[int, int]) -> float:
     """Bits of a stored weight [N, K]: codes, scales, zero points and second-level scales."""
     scales = prod(scale_shape(args, shape_NK))
+    if args.scale_type in ("f16", "super"):
+        return args.bits * prod(shape_NK) + (1 if args.symmetric else 2) * _level_bits(args, scales, shape_NK)
     scale_bits = 16.0 if args.scale_type == "stored" else 8.0
     zero_bits = 0 if args.symmetric else args.bits
     second = {"e4m3": 32, "double": 32 * ceil(scales / 256) + 32}.get(args.scale_type, 0)
     return args.bits * prod(shape_NK) + scales * (scale_bits + zero_bits) + second
 
 
-def _args(bits: int, type_: Literal["int", "float", "nf"], strategy: Strategy, **more: object) -> QuantArgs:
+def _level_bits(args: QuantArgs, scales: int, shape_NK: tuple[int, int]) -> float:
+    """Bits of all scales of a block format, or of as many minimums."""
+    if args.scale_bits is None:
+        return 16 * scales
+    return args.scale_bits * scales + 16 * prod(shape_NK) / SUPER_BLOCK
+
+
+def _args(
+    bits: int, type_: Literal["int", "uint", "float", "nf", "iq"], strategy: Strategy, **more: object
+) -> QuantArgs:
     return QuantArgs.model_validate({"bits": bits, "type": type_, "strategy": strategy, **more})
+
+
+def _ggml() -> list[Scheme]:
+    """The block formats of ggml that GGUF files hold: https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h."""
+    blocks: dict[str, QuantArgs] = {
+        "q8_0": _args(8, "int", "group", group_size=32, scale_type="f16"),
+        "q5_0": _args(5, "int", "group", group_size=32, scale_type="f16"),
+        "q5_1": _args(5, "uint", "group", group_size=32, scale_type="f16", symmetric=False),
+        "q4_0": _args(4, "int", "group", group_size=32, scale_type="f16"),
+        "q4_1": _args(4, "uint", "group", group_size=32, scale_type="f16", symmetric=False),
+        "iq4_nl": _args(4, "iq", "group", group_size=32, scale_type="f16"),
+        "q6_k": _args(6, "int", "group", group_size=16, scale_type="super", scale_bits=8),
+        "q5_k": _args(5, "uint", "group", group_size=32, scale_type="super", scale_bits=6, symmetric=False),
+        "q4_k": _args(4, "uint", "group", group_size=32, scale_type="super", scale_bits=6, symmetric=False),
+        "iq4_xs": _args(4, "iq", "group", group_size=32, scale_type="super", scale_bits=6),
+        "q3_k": _args(3, "int", "group", group_size=16, scale_type="super", scale_bits=6),
+        "q2_k": _args(2, "uint", "group", group_size=16, scale_type="super", scale_bits=4, symmetric=False),
+    }
+    return [
+        Scheme(name=name, title=f"GGUF {name.upper()}", weights=args, runs_fused=False) for name, args in blocks.items()
+    ]
 
 
 def _dynamic(args: QuantArgs) -> QuantArgs:
@@ -166,7 +208,10 @@ _SCHEMES = (
         title="NF4 W4A16, groups of 64, double quantization",
         weights=_args(4, "nf", "group", group_size=64, scale_type="double"),
     ),
+    *_ggml(),
 )
+GGML_FORMATS: frozenset[str] = frozenset(scheme.name for scheme in _ggml())
+"""Names of the formats that only GGUF files hold."""
 
 HIGH_PRECISION_bits = 16
 """What a weight takes that is left alone."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from functools import lru_cache, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optcore.engines import ENGINES, KV, MIXED, Family, loading, obstacles, spoken
@@ -9,6 +10,7 @@ from optcore.errors import RecipeError
 from optcore.export import AnyExport
 from optcore.export.base import EngineName, Export
 from optcore.frozen import members, tag
+from optcore.report import Task
 from optcore.techniques.upcycle import Upcycle
 
 if TYPE_CHECKING:
@@ -25,7 +27,7 @@ def check_target(recipe: "Recipe", family: Family | None = None) -> None:
 
     The family is known once the model's configuration is here. Raises `RecipeError` with the reason and a way out.
     """
-    exports = (("/target", recipe.target), *((f"/also/{i}", export) for i, export in enumerate(_more(recipe))))
+    exports = tuple(_exports(recipe))
     for number, technique in enumerate(recipe.chain):
         if isinstance(technique, Upcycle):
             family = "moe"
@@ -37,9 +39,17 @@ def check_target(recipe: "Recipe", family: Family | None = None) -> None:
                     check_export(export, formats, family, place, f"/chain/{number}")
 
 
-def _more(recipe: "Recipe") -> tuple[Export, ...]:
+def check_exports(recipe: "Recipe", model: Path, task: Task) -> None:
+    """Refuse models that a target has no place for, once the source is here. Raises `RecipeError`."""
+    for place, export in _exports(recipe):
+        export.check_model(model, task, place)
+
+
+def _exports(recipe: "Recipe") -> Iterator[tuple[str, Export]]:
+    """Every target with its place in the recipe."""
+    yield "/target", recipe.target
     more: tuple[Export, ...] = getattr(recipe, "also", ())
-    return more
+    yield from ((f"/also/{number}", export) for number, export in enumerate(more))
 
 
 @lru_cache(maxsize=1024)  # a question of tables, asked for every submission

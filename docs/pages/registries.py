@@ -15,6 +15,8 @@ _SCALES = {
     "e4m3": " in FP8, one more per tensor",
     "e8m0": ", a power of two",
     "double": " in 8 bits, one more per 256 of these",
+    "f16": " in float16",
+    "super": " in few bits, one more per super-block of 256",
 }
 
 
@@ -83,7 +85,7 @@ def numbers(args: QuantArgs | None) -> str:
         f"a scale per {shared}{f' of {size}' if size else ''}{_SCALES[args.scale_type]}",
     ]
     if not args.symmetric:
-        details.append("a bias per channel" if args.type == "float" else "zero points")
+        details.append({"float": "a bias per channel", "uint": "minimums"}.get(args.type, "zero points"))
     if args.outliers:
         details.append(f"columns with a magnitude above {args.outliers:g} unchanged")
     return ", ".join(details) + (", scaled at run time" if args.dynamic else "")

@@ -37,6 +37,13 @@ class Scales(NamedTuple):
     """Double quantization's second level: multipliers of 256 scales in a row, float32 [ceil(N * K/g / 256)]."""
     mean: torch.Tensor | None = None
     """What double quantization subtracted from the scales first, float32 [1]."""
+    super_scale: torch.Tensor | None = None
+    """ggml's second level, a multiplier, float16 [N, K/256]: the step is `super_scale * scale`, `scale` being int8
+    (uint8 in formats with a minimum)."""
+    minimum: torch.Tensor | None = None
+    """Of formats with a minimum, shaped like `scale`: uint8 with a second level, else the value of code 0, float16."""
+    super_minimum: torch.Tensor | None = None
+    """Second level of the minimums, float16 [N, K/256]: code 0 stands for `-(super_minimum * minimum)`."""
 
     def step(self) -> torch.Tensor:
         """What one grid unit is worth, float32, shaped like `scale`. Never zero; negative where that fits better."""
@@ -81,8 +88,12 @@ def find_scales(
         return _two_level(weights, args, method, importance)
     if args.scale_type == "double":
         return [_double(weight, args, method, importance) for weight in weights]
-    storage = e8m0(scale_reach(args)) if args.scale_type == "e8m0" else own_type(dtype)
+    storage = e8m0(scale_reach(args)) if args.scale_type == "e8m0" else own_type(_dtype(args, dtype))
     return [_one_level(weight, args, method, storage, importance) for weight in weights]
+
+
+def _dtype(args: QuantArgs, dtype: torch.dtype) -> torch.dtype:
+    return torch.float16 if args.scale_type == "f16" else dtype
 
 
 def _one_level(

@@ -10,11 +10,26 @@ from optcore.export.compact import Compact
 from optcore.export.compressed_tensors import CompressedTensors
 from optcore.export.dense import Dense
 from optcore.export.fp8_block import Fp8Block
+from optcore.export.gguf import Gguf
 from optcore.export.gptq import GptqFormat
 from optcore.export.modelopt import Modelopt
+from optcore.export.onnx import Onnx
 
 AnyExport = Annotated[
-    CompressedTensors | Fp8Block | Modelopt | Awq | GptqFormat | Dense | Compact, Field(discriminator="format")
+    CompressedTensors | Fp8Block | Modelopt | Awq | GptqFormat | Gguf | Onnx | Dense | Compact,
+    Field(discriminator="format"),
 ]
 
-__all__ = ["AnyExport", "Awq", "Compact", "CompressedTensors", "Dense", "Export", "Fp8Block", "GptqFormat", "Modelopt"]
+__all__ = [
+    "AnyExport",
+    "Awq",
+    "Compact",
+    "CompressedTensors",
+    "Dense",
+    "Export",
+    "Fp8Block",
+    "Gguf",
+    "GptqFormat",
+    "Modelopt",
+    "Onnx",
+]

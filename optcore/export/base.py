@@ -1,13 +1,15 @@
 """What an export is: a target format on disk and its writer."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from optcore.frozen import Frozen
+from optcore.report import Task
 
 if TYPE_CHECKING:
     from optcore.run import Run
 
-EngineName = Literal["vllm", "sglang", "tensorrt-llm", "transformers", "llama.cpp", "onnxruntime-genai"]
+EngineName = Literal["vllm", "sglang", "tensorrt-llm", "transformers", "llama.cpp", "onnxruntime-genai", "onnxruntime"]
 
 
 class Export(Frozen):
@@ -24,6 +26,12 @@ class Export(Frozen):
     engine: EngineName | None = None
     """An engine that must load the result. A recipe whose number formats it cannot load in this target is refused
     before any work, with the nearest target that it can."""
+
+    def check_model(self, folder: Path, task: Task, place: str) -> None:
+        """Raises `RecipeError`, before any work, for a model that cannot be written in this format.
+
+        `place` is where the recipe names the target, a JSON Pointer.
+        """
 
     def write(self, run: "Run") -> None:
         """Read `run.checkpoint`, write the target's files to `run.out` and prove them by decoding them again."""

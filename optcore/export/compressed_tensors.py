@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from optcore.export.base import Export
-from optcore.schemes import PRESETS
+from optcore.schemes import GGML_FORMATS, PRESETS
 
 if TYPE_CHECKING:
     from optcore.run import Run
@@ -13,7 +13,7 @@ class CompressedTensors(Export):
     """Packed weights and scales in safetensors, described by `quantization_config` in `config.json`."""
 
     title: ClassVar[str] = "compressed-tensors"
-    schemes: ClassVar[frozenset[str]] = frozenset(PRESETS) - {"llm_int8", "nf4"}
+    schemes: ClassVar[frozenset[str]] = frozenset(PRESETS) - GGML_FORMATS - {"llm_int8", "nf4"}
     kv_caches: ClassVar[frozenset[str]] = frozenset({"fp8", "fp8_head"})
 
     format: Literal["compressed-tensors"] = "compressed-tensors"

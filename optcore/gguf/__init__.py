@@ -1,0 +1,1 @@
+"""GGUF: the file that llama.cpp loads, written from a calibrated state."""

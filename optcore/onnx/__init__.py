@@ -1,0 +1,1 @@
+"""ONNX: graphs that ONNX Runtime runs, with the codes of a calibrated state."""
