@@ -89,7 +89,7 @@ def bench(arguments: list[str]) -> int:
 
 def proofs_ptq(arguments: list[str]) -> int:
     """The engine's proofs alone: formats, algorithms, memory and exports of post-training quantization."""
-    others = (f"--ignore-glob=*_{part}_*" for part in ("training", "restructure", "draft"))
+    others = (f"--ignore-glob=*_{part}_*" for part in ("training", "restructure", "draft", "exports"))
     return proofs(arguments, "-m", "proof", "tests/optcore", *others)
 
 
@@ -108,6 +108,11 @@ def proofs_drafts(arguments: list[str]) -> int:
     return proofs(arguments, *sorted(ROOT.glob("tests/optcore/test_optcore_draft_*.py")))
 
 
+def proofs_exports(arguments: list[str]) -> int:
+    """All tests of targets, the long ones too: what engines read, how fast, and how near to what was simulated."""
+    return proofs(arguments, *sorted(ROOT.glob("tests/optcore/test_optcore_exports*.py")))
+
+
 def bench_ptq(arguments: list[str]) -> int:
     """Ours beside installed peers, each in an environment below .lathe/peers that the first run makes."""
     return bench(["ptq", *arguments])
@@ -122,45 +127,14 @@ def docs(arguments: list[str]) -> int:
 def audit(arguments: list[str]) -> int:
     """Ask osv.dev for known vulnerabilities of what is installed: 1 when there are, 3 when it could not be asked."""
     prepare("full")
-    packages = WORK / "installed.txt"
-    packages.parent.mkdir(parents=True, exist_ok=True)
-    listed = output_of([PYTHON, "-m", "pip", "list", "--format=freeze", "--exclude-editable"])
-    packages.write_text(without_builds(listed))
-    service = ["--vulnerability-service", "osv", "--format", "json", "--progress-spinner", "off"]
-    command = [VENV / "bin" / "pip-audit", *service, "--no-deps", "--disable-pip", "-r", packages, *arguments]
-    asked = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
-    try:
-        answers = json.loads(asked.stdout)["dependencies"]
-    except ValueError:
-        reason = asked.stderr.strip().rpartition("\n")[2]
-        say(f"NOT AUDITED. Is api.osv.dev within reach? pip-audit says: {reason}")
-        return 3
-    return tell_audit(answers)
-
-
-def without_builds(packages: str) -> str:
-    """`torch==2.11.0+cpu` as `torch==2.11.0`: advisories know no builds."""
-    return "".join(line.partition("+")[0] + "\n" for line in packages.splitlines())
-
-
-def tell_audit(answers: list[dict[str, Any]]) -> int:
-    """Print what is known of each package; the exit status."""
-    skipped = [each for each in answers if "skip_reason" in each]
-    found = [(each, known) for each in answers for known in each.get("vulns", [])]
-    for each in skipped:
-        print(f"{each['name']}: NOT AUDITED: {each['skip_reason']}")
-    for each, known in found:
-        names = " ".join([known["id"], *known["aliases"]])
-        print(f"{each['name']} {each['version']}: {names}: fixed in {', '.join(known['fix_versions']) or 'no version'}")
-    say(f"{len(answers) - len(skipped)} packages audited, {len(skipped)} not, {len(found)} known vulnerabilities")
-    return 1 if found else 3 if skipped else 0
+    return become(PYTHON, "-m", "audit", *arguments)
 
 
 TARGETS = {
     target.__name__.replace("_", "-"): target
     for target in (
         *(demo, test, check, up, proofs, proofs_ptq, proofs_training, proofs_restructure, proofs_drafts),
-        *(chaos, bench, bench_ptq, docs, audit),
+        *(proofs_exports, chaos, bench, bench_ptq, docs, audit),
     )
 }
 
@@ -216,7 +190,10 @@ def prepare(wanted: str) -> None:
         make_environment(python, system_packages=bool(shared))
     say(f"Installing the {wanted} set into .venv (once, a few minutes; log: {LOG.relative_to(ROOT)})")
     STAMP.unlink(missing_ok=True)
-    install(SETS[wanted] + (["gpu"] if gpu and wanted == "full" else []), constraints(gpu, shared))
+    options = constraints(gpu, shared)
+    install(SETS[wanted] + (["gpu"] if gpu and wanted == "full" else []), options)
+    if wanted == "full":
+        compile_llama_cpp(options)
     STAMP.write_text(json.dumps({"key": key, "set": wanted}))
     say(f"Set up in {time.monotonic() - begin:.0f} s")
 
@@ -341,6 +318,13 @@ def install(extras: list[str], options: list[str]) -> None:
     if not works([PYTHON, "-m", "pip", "install", "--progress-bar", "off", *options, "-e", project]):
         end = "\n".join(LOG.read_text(errors="replace").splitlines()[-15:])
         raise SetupError(f"pip failed:\n{end}\nThe whole log is in {LOG}. Is a package index within reach?")
+
+
+def compile_llama_cpp(options: list[str]) -> None:
+    """The engine that loads GGUF files, where a compiler is here; its tests say that they are left out elsewhere."""
+    say("Compiling llama.cpp (once, minutes)")
+    if not works([PYTHON, "-m", "pip", "install", "--progress-bar", "off", *options, "-e", f"{ROOT}[llama-cpp]"]):
+        say(f"llama.cpp was not compiled: its tests will be skipped. Is a C++ compiler here? ({LOG.relative_to(ROOT)})")
 
 
 # --- small tools ---------------------------------------------------------------------------------------------------

@@ -2,6 +2,14 @@
 #   docker build -f docker/worker.Dockerfile -t lathe-worker .
 
 ARG TORCH_IMAGE=pytorch/pytorch:2.11.0-cuda12.8-cudnn9-runtime
+
+# llama.cpp comes as source alone, and the image below has no compiler. An old glibc here runs on any newer one there.
+FROM python:3.12-bullseye AS llama-cpp
+WORKDIR /wheels
+COPY constraints-cpu.txt ./
+RUN CMAKE_ARGS="-DGGML_NATIVE=OFF" python -m pip wheel --no-cache-dir --no-deps --wheel-dir . \
+      "$(grep '^llama_cpp_python==' constraints-cpu.txt)"
+
 # hadolint ignore=DL3006
 FROM ${TORCH_IMAGE}
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
@@ -20,11 +28,13 @@ COPY lathe ./lathe
 COPY api ./api
 COPY worker ./worker
 COPY migrations ./migrations
+COPY --from=llama-cpp /wheels/*.whl /tmp/wheels/
 # The constraints hold what was tested on a CPU; torch and triton are a pair, and this image brings its own.
 RUN grep -vE '^(torch|triton)==' constraints-cpu.txt > /tmp/constraints.txt \
     && python -c 'import torch; print(f"torch=={torch.__version__}")' >> /tmp/constraints.txt \
-    && python -m pip install --constraint /tmp/constraints.txt ".[worker,engine,data]" \
-    && rm /tmp/constraints.txt
+    && python -m pip install --constraint /tmp/constraints.txt \
+         --find-links /tmp/wheels ".[worker,engine,data,onnx,sign,llama-cpp]" \
+    && rm -r /tmp/constraints.txt /tmp/wheels
 ENV LATHE_DATA_DIR=/var/lib/lathe \
     HF_HOME=/var/lib/lathe/huggingface
 USER 10001:10001

@@ -1,16 +1,14 @@
-"""`dev.py audit`: pip-audit itself, asked about what is installed here, answered by a peer of osv.dev."""
+"""`python -m audit`: pip-audit itself, asked about what is installed here, answered by a peer of osv.dev."""
 
 import json
-import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-import dev
+from audit.__main__ import main, tell
 
 
 class Osv(ThreadingHTTPServer):
@@ -54,28 +52,19 @@ def osv() -> Iterator[Osv]:
         server.shutdown()
 
 
-@pytest.fixture(autouse=True)
-def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The environment that runs the tests is the one to audit."""
-    monkeypatch.setattr(dev, "prepare", lambda wanted: None)
-    monkeypatch.setattr(dev, "VENV", Path(sys.prefix))
-    monkeypatch.setattr(dev, "PYTHON", Path(sys.executable))
-    monkeypatch.setattr(dev, "WORK", tmp_path)
-
-
-def test_what_is_installed_is_asked_about_and_found(osv: Osv, capfd: pytest.CaptureFixture[str]) -> None:
-    assert dev.audit(["--osv-url", osv.url]) == 0
-    assert f"{len(osv.asked)} packages audited, 0 not, 0 known vulnerabilities" in capfd.readouterr().out
+def test_what_is_installed_is_asked_about_and_found(osv: Osv, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--osv-url", osv.url]) == 0
+    assert f"{len(osv.asked)} packages audited, 0 not, 0 known vulnerabilities" in capsys.readouterr().out
     assert {"fastapi", "cryptography", "torch"} <= osv.asked.keys()
     assert "lathe" not in osv.asked
     assert not [version for version in osv.asked.values() if "+" in version]
     osv.bad = {"cryptography"}
-    assert dev.audit(["--osv-url", osv.url]) == 1
-    assert f"cryptography {osv.asked['cryptography']}: PYSEC-2099-1: fixed in 999\n" in capfd.readouterr().out
+    assert main(["--osv-url", osv.url]) == 1
+    assert f"cryptography {osv.asked['cryptography']}: PYSEC-2099-1: fixed in 999\n" in capsys.readouterr().out
 
 
-def test_an_audit_that_could_not_be_made_is_no_clean_one(capfd: pytest.CaptureFixture[str]) -> None:
-    assert dev.audit(["--osv-url", "http://127.0.0.1:9/v1/query"]) == 3
-    assert "NOT AUDITED" in capfd.readouterr().out
+def test_an_audit_that_could_not_be_made_is_no_clean_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--osv-url", "http://127.0.0.1:9/v1/query"]) == 3
+    assert "NOT AUDITED" in capsys.readouterr().out
     known = {"name": "a", "version": "1", "vulns": []}
-    assert dev.tell_audit([known, {"name": "b", "skip_reason": "not found"}]) == 3
+    assert tell([known, {"name": "b", "skip_reason": "not found"}]) == 3

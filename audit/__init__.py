@@ -1,0 +1,1 @@
+"""Known vulnerabilities of what is installed, as osv.dev tells them."""
