@@ -7,7 +7,7 @@ asked) and finds finished stages by key.
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from optcore.architecture import NO_limit
 from optcore.artifact import Artifact, Outcome, TrainedOn, assemble
@@ -38,6 +38,7 @@ from optcore.plan import (
     measured_drafts,
     results,
     rival_stage,
+    serve_stage,
     stage_names,
     step_stage,
     technique_stage,
@@ -256,16 +257,14 @@ class _Walk(Conductor):
         record = self.stage(export_stage(recipe, result), ExportWork(export=result.export))
         self.move(exported=str(self.work.files(record.key)), exported_digest=record.key, target=result.export.format)
         self.move(draft=self.draft.path, draft_digest=self.draft.digest, made=self.made)
-        evaluated = self.stage(
-            evaluate_stage(recipe, result), EvaluateWork(evaluators=evaluators(recipe, self.longest))
-        )
+        evaluated = self._evaluate(result, recipe)
         inputs, self.inputs = self.inputs, checkpoint
         return Outcome(
             result=result,
             recipe=recipe,
             inputs=inputs,
             applied=tuple(attempt.technique for attempt in self.applied),
-            evaluated=evaluated.results,
+            evaluated=evaluated,
             costs=tuple(self.costs),
             notices=tuple(self.notices),
             trials=tuple(self.trials),
@@ -273,6 +272,20 @@ class _Walk(Conductor):
             series=tuple(self.series),
             trained_on=tuple(self._trained_on()),
         )
+
+    def _evaluate(self, result: Result, recipe: Recipe) -> dict[str, Any]:
+        """Measure a result before and after; what does not depend on its target once for all that share a checkpoint:
+        the stage of the next target is found done."""
+        wanted = evaluators(recipe, self.longest)
+        if len(results(recipe)) == 1:
+            return self.stage(evaluate_stage(recipe, result), EvaluateWork(evaluators=wanted)).results
+        shared = tuple(evaluator for evaluator in wanted if not evaluator.reads_export)
+        with self.aside():
+            self.move(exported="", exported_digest="")
+            found = self.stage(evaluate_stage(recipe, result), EvaluateWork(evaluators=shared)).results
+        own = tuple(evaluator for evaluator in wanted if evaluator.reads_export)
+        served = self.stage(serve_stage(recipe, result), EvaluateWork(evaluators=own)).results
+        return {**found, **served, "measurements": [*found["measurements"], *served["measurements"]]}
 
     def _trained_on(self) -> Iterator[TrainedOn]:
         for name in (attempt.stage for attempt in self.applied):

@@ -72,6 +72,11 @@ def evaluate_stage(recipe: Recipe, result: Result) -> str:
     return _result_stage(f"{len(recipe.chain) + 2}-evaluate", result)
 
 
+def serve_stage(recipe: Recipe, result: Result) -> str:
+    """Name of the stage that measures a result's files, where several results share what is measured of the rest."""
+    return _result_stage(f"{len(recipe.chain) + 3}-serve", result)
+
+
 def _result_stage(stage: str, result: Result) -> str:
     return f"{stage}-{result.name}" if result.name else stage
 
@@ -88,8 +93,10 @@ def stage_names(recipe: Recipe) -> tuple[str, ...]:
             names.append(step_stage(name))
         if isinstance(technique, Restructuring) and technique.rival:
             names += [rival_stage(name), step_stage(rival_stage(name))]
-    for result in results(recipe):
+    made = results(recipe)
+    for result in made:
         names += [export_stage(recipe, result), evaluate_stage(recipe, result)]
+        names += [serve_stage(recipe, result)] if len(made) > 1 else []
     return tuple(names)
 
 

@@ -17,6 +17,8 @@ class Evaluator(Frozen):
     """What a model must be for, so that it can be measured."""
     gate_metrics: ClassVar[frozenset[GateMetric]] = frozenset()
     """Values that gates may ask for."""
+    reads_export: ClassVar[bool] = False
+    """Whether it measures the files of a target, rather than the checkpoint that all targets are written from."""
 
     def measure(self, run: "Run") -> list[Measurement]:
         """Rows of the before/after table."""

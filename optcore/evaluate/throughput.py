@@ -16,6 +16,7 @@ class Throughput(Evaluator):
 
     title: ClassVar[str] = "Throughput in transformers"
     tasks: ClassVar[frozenset[Task]] = frozenset({"text-generation", "fill-mask"})
+    reads_export: ClassVar[bool] = True
 
     evaluator: Literal["throughput"] = "throughput"
     prompt_tokens: int = Field(default=128, ge=1, le=131_072)
