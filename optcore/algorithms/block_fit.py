@@ -2,7 +2,7 @@
 
 Shapes: V values of a block come first, so that sums run over whole vectors of blocks: values [V, S, B] are S blocks of
 each of B super-blocks (S = 1 where there are none). What belongs to a block is [S, B], to a super-block [B]. Errors
-are weighted by the importance of inputs. A *gain* is what a fit takes off the error of all zeros: the larger the better.
+are weighted by the importance of inputs. A *gain* is what a fit takes off the error of all zeros: larger is better.
 """
 
 from typing import NamedTuple

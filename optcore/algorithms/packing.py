@@ -9,8 +9,8 @@ Layouts are those of compressed-tensors, tensors by their suffix after the modul
 | packed integers | `weight_packed` int32 [N, ceil(K b / 32)], `weight_scale`, `weight_zero_point`, `weight_shape` |
 | FP4 | `weight_packed` uint8 [N, K / 2], `weight_scale`, `weight_global_scale` (NVFP4) |
 | NF4 | `weight_packed` uint8 [N, K / 2], `weight_scale`, `weight_scale_second`, `weight_scale_mean` |
-| ggml's blocks | as integers of their width, above a minimum and IQ4 `weight_packed` uint8 [N, K b / 8]; `weight_scale`,
-`weight_minimum`, and of K-quants `weight_super_scale`, `weight_super_minimum` |
+| ggml's integers | as INT8, packed integers; K-quants `weight_super_scale` |
+| ggml's others | `weight_packed` uint8 [N, K b / 8], `weight_scale`, `weight_minimum`, and second levels of both |
 """
 
 from collections.abc import Mapping

@@ -105,7 +105,7 @@ class _Levels(NamedTuple):
     def where(self, chosen_B: torch.Tensor, other: "_Levels") -> "_Levels":
         """Super-block by super-block, these or the others."""
         pairs = zip(self, other, strict=True)
-        return _Levels(*(None if a is None or b is None else torch.where(chosen_B, a, b) for a, b in pairs))  # type: ignore[arg-type]
+        return _Levels(*(None if a is None or b is None else torch.where(chosen_B, a, b) for a, b in pairs))
 
 
 def _levels(blocks: Blocks, grid: Grid, args: QuantArgs, searched: bool) -> _Levels:

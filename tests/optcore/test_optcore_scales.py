@@ -195,7 +195,7 @@ def test_constant_weights_give_finite_scales(scheme: Scheme, method: Method) -> 
         scales = find_scales([weight], scheme.weights, method, torch.bfloat16, torch.ones(256))[0]
         step, decoded = scales.step(), fake_quantize(weight, scales, scheme.weights)
         assert step.isfinite().all()
-        assert (step != 0).all() or (abs(fill) < 1e-30 and scheme.weights.type == "iq")  # a codebook without zero
+        assert (step != 0).all() or (abs(fill) < 1e-6 and scheme.weights.type == "iq")  # a codebook without zero
         assert decoded.isfinite().all()
         if scheme.name in GGML_FORMATS and abs(fill) < 1e-6:  # below what float16 scales reach
             torch.testing.assert_close(decoded, weight, rtol=0, atol=2**-24 * 8)
