@@ -1,7 +1,8 @@
 """Weights to codes and back: the one arithmetic that simulation, files and engines share.
 
-Codes are int8 in [-2^(b-1), 2^(b-1) - 1] for integers, float8_e4m3fn for FP8, uint8 in 0..15 for FP4 and NF4.
-W is float32 [N, K]; a code stands for (value(code) - zero point) * step.
+Codes are int8 in [-2^(b-1), 2^(b-1) - 1] for integers, float8_e4m3fn for FP8, uint8 in 0..15 for FP4, NF4 and IQ4,
+uint8 in 0..2^b - 1 above a minimum. W is float32 [N, K]; a code stands for (value(code) - zero point) * step, or for
+value(code) * step + minimum.
 """
 
 import torch

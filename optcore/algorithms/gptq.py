@@ -147,7 +147,9 @@ def _points(problems: Sequence[_Problem], scales: Sequence[Scales]) -> Lattice:
     each = [problem.points(own).columns(problem.order_K) for problem, own in zip(problems, scales, strict=True)]
     steps = torch.stack([one.step_NK.mT for one in each])
     zeros = [one.zero_NK.mT for one in each if one.zero_NK is not None]
-    return Lattice(steps, torch.stack(zeros) if zeros else None, each[0].grid)
+    offsets = [one.offset_NK.mT for one in each if one.offset_NK is not None]
+    stacked = [torch.stack(matrices) if matrices else None for matrices in (zeros, offsets)]
+    return Lattice(steps, stacked[0], each[0].grid, stacked[1])
 
 
 def _shifted(

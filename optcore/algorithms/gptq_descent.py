@@ -29,8 +29,9 @@ def descend(
     `causal`: a column hears of earlier ones only; C is strictly lower and `rounded_KN` is the target at first.
     """
     if target_KN.ndim == 3 and len(target_KN) == 1:  # the plain products of one matrix start faster
-        step_EKN, zero_EKN, grid = lattice_KN
-        points = Lattice(step_EKN[0], None if zero_EKN is None else zero_EKN[0], grid)
+        step_EKN, zero_EKN, grid, offset_EKN = lattice_KN
+        first = [None if matrix is None else matrix[0] for matrix in (zero_EKN, offset_EKN)]
+        points = Lattice(step_EKN[0], first[0], grid, first[1])
         return descend(target_KN[0], rounded_KN[0], weights_KK[0], points, causal)
     columns = target_KN.shape[-2]
     difference_KN = torch.empty_like(target_KN) if causal else target_KN - rounded_KN
@@ -59,6 +60,7 @@ class _Part(NamedTuple):
     """The one less the other, which is what rounding adds to the difference. Zero before."""
     step: torch.Tensor
     zero: torch.Tensor | None
+    offset: torch.Tensor | None
 
     def rows(self, rows: slice) -> "_Part":
         return _Part(*(None if matrix is None else matrix[..., rows, :] for matrix in self))
@@ -80,12 +82,17 @@ def _round_strip(strip: _Part, weights_KK: torch.Tensor, grid: Grid) -> None:
     absorb = _absorb if strip.asked.ndim == 2 else _absorb_experts
     in_grid, changes_NK = _rounding(grid), strip.change.mT
     for column, weights_K in zip(strip.columns(), weights_KK.unbind(-2), strict=True):
-        asked_N, rounded_N, change_N, step_N, zero_N = column
+        asked_N, rounded_N, change_N, step_N, zero_N, offset_N = column
         absorb(asked_N, changes_NK, weights_K)
+        if offset_N is not None:
+            asked_N -= offset_N
+            rounded_N -= offset_N
         asked_N /= step_N
         values_N = in_grid(asked_N) if zero_N is None else in_grid(asked_N.add_(zero_N)).sub_(zero_N)
         torch.addcmul(rounded_N, values_N, step_N, value=-1, out=change_N)
         torch.mul(values_N, step_N, out=rounded_N)
+        if offset_N is not None:
+            rounded_N += offset_N
 
 
 def _rounding(grid: Grid) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -117,6 +124,7 @@ def _spans(start: int, stop: int, size: int) -> Iterator[slice]:
     return (slice(at, min(at + size, stop)) for at in range(start, stop, size))
 
 
-def _rows(lattice_KN: Lattice, rows: slice) -> tuple[torch.Tensor, torch.Tensor | None]:
-    step_KN, zero_KN, _ = lattice_KN
-    return step_KN[..., rows, :], None if zero_KN is None else zero_KN[..., rows, :]
+def _rows(lattice_KN: Lattice, rows: slice) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    step_KN, zero_KN, _, offset_KN = lattice_KN
+    others = [None if matrix is None else matrix[..., rows, :] for matrix in (zero_KN, offset_KN)]
+    return step_KN[..., rows, :], others[0], others[1]

@@ -12,8 +12,12 @@ from optcore.schemes import QuantArgs
 
 
 def can_refit(args: QuantArgs) -> bool:
-    """Whether scales are free numbers that one output owns: not a grid of scales, not one shared by layers."""
-    return args.scale_type == "stored" and args.strategy in ("channel", "group")
+    """Whether scales are free numbers that one output owns: not a grid of scales, not one shared by layers.
+
+    Those of formats with a minimum would move it too, and IQ4 has scales of zero, that no codes can be divided by.
+    """
+    free = args.scale_type in ("stored", "f16") and args.type not in ("uint", "iq")
+    return free and args.strategy in ("channel", "group")
 
 
 def refit(

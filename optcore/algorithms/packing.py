@@ -9,6 +9,8 @@ Layouts are those of compressed-tensors, tensors by their suffix after the modul
 | packed integers | `weight_packed` int32 [N, ceil(K b / 32)], `weight_scale`, `weight_zero_point`, `weight_shape` |
 | FP4 | `weight_packed` uint8 [N, K / 2], `weight_scale`, `weight_global_scale` (NVFP4) |
 | NF4 | `weight_packed` uint8 [N, K / 2], `weight_scale`, `weight_scale_second`, `weight_scale_mean` |
+| ggml's integers | as INT8, packed integers; K-quants `weight_super_scale` |
+| ggml's others | `weight_packed` uint8 [N, K b / 8], `weight_scale`, `weight_minimum`, and second levels of both |
 """
 
 from collections.abc import Mapping
@@ -23,6 +25,9 @@ _SCALE_SUFFIXES = {
     "weight_global_scale": "global_scale",
     "weight_scale_second": "second",
     "weight_scale_mean": "mean",
+    "weight_super_scale": "super_scale",
+    "weight_minimum": "minimum",
+    "weight_super_minimum": "super_minimum",
 }
 
 
@@ -45,7 +50,7 @@ def unpack(tensors: Mapping[str, torch.Tensor], args: QuantArgs) -> tuple[torch.
         return tensors["weight"], scales
     packed = tensors["weight_packed"]
     if "weight_shape" not in tensors:
-        return unpack_bits(packed, 4), scales
+        return unpack_bits(packed, args.bits), scales
     rows, columns = tensors["weight_shape"].tolist()
     if "weight_zero_point" in tensors:
         zeros = unpack_int32(tensors["weight_zero_point"].T.contiguous(), args.bits, rows).T.contiguous()
@@ -118,4 +123,4 @@ def _pack_codes(codes_NK: torch.Tensor, args: QuantArgs) -> dict[str, torch.Tens
     if args.type == "int":
         shape = torch.tensor(codes_NK.shape, dtype=torch.int64)
         return {"weight_packed": pack_int32(codes_NK, args.bits), "weight_shape": shape}
-    return {"weight_packed": pack_nibbles(codes_NK)}
+    return {"weight_packed": pack_nibbles(codes_NK) if args.bits == 4 else pack_bits(codes_NK, args.bits)}

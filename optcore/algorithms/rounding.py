@@ -24,6 +24,8 @@ NF4_VALUES = (
     0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
     0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
 )  # fmt: skip
+# ggml's non-linear 4-bit codebook: `kvalues_iq4nl` of ggml-common.h.
+IQ4_VALUES = (-127.0, -104.0, -83.0, -65.0, -49.0, -35.0, -22.0, -10.0, 1.0, 13.0, 25.0, 38.0, 53.0, 69.0, 89.0, 113.0)
 
 
 class Grid(NamedTuple):
@@ -54,12 +56,18 @@ def grid_of(args: QuantArgs) -> Grid:
         reach = (high - low) / 2
         rounded, encoded = partial(_round_int, low=low, high=high), partial(_encode_int, low=low, high=high)
         return Grid(reach, rounded, encoded, _float, (low, high))
+    if args.type == "uint" and 2 <= args.bits <= 8:
+        high = 2**args.bits - 1
+        rounded = partial(_round_int, low=0, high=high)
+        return Grid(high, rounded, lambda x: rounded(x).to(torch.uint8), _float, (0, high))
     if args.type == "float" and args.bits == 8:
         return Grid(E4M3_MAX, lambda x: _round_float(x, E4M3_MAX, 2.0**-6, 3), round_e4m3, _float)
     if args.type == "float" and args.bits == 4:
         return Grid(E2M1_MAX, round_e2m1, encode_e2m1, decode_e2m1)
     if args.type == "nf" and args.bits == 4:
         return Grid(1.0, lambda x: decode_nf4(encode_nf4(x)), encode_nf4, decode_nf4)
+    if args.type == "iq" and args.bits == 4:
+        return Grid(-IQ4_VALUES[0], _round_iq4, encode_iq4, decode_iq4)
     raise ValueError(f"no {args.bits}-bit {args.type} grid")
 
 
@@ -117,6 +125,18 @@ def decode_nf4(codes: torch.Tensor) -> torch.Tensor:
     return _look_up(NF4_VALUES, codes)
 
 
+def encode_iq4(x: torch.Tensor) -> torch.Tensor:
+    """Nearest code of ggml's IQ4 codebook, ties to the lower. Same shape, uint8 in 0..15; NaN, which a step of zero
+    makes of zero, counts as zero."""
+    codes = [sum(a + b < doubled for a, b in pairwise(IQ4_VALUES)) for doubled in range(-256, 257)]
+    return torch.tensor(codes, dtype=torch.uint8, device=x.device).index_select(0, _iq4_place(x)).view(x.shape)
+
+
+def decode_iq4(codes: torch.Tensor) -> torch.Tensor:
+    """Values of IQ4 codes. Same shape, float32."""
+    return _look_up(IQ4_VALUES, codes)
+
+
 def encode_e8m0(amax: torch.Tensor, reach: float) -> torch.Tensor:
     """Exponent codes (exponent + 127, uint8) of the powers of two that map amax to `reach`, an element's largest value.
 
@@ -133,6 +153,17 @@ def decode_e8m0(codes: torch.Tensor) -> torch.Tensor:
     """Powers of two of exponent codes. Same shape, float32. Code 0 is 2^-127, below float32's normal numbers."""
     bits = codes.to(torch.int32)
     return torch.where(bits == 0, 1 << 22, bits << 23).view(torch.float32)
+
+
+def _round_iq4(x: torch.Tensor) -> torch.Tensor:
+    nearest = [IQ4_VALUES[sum(a + b < doubled for a, b in pairwise(IQ4_VALUES))] for doubled in range(-256, 257)]
+    return torch.tensor(nearest, device=x.device).index_select(0, _iq4_place(x)).view(x.shape)
+
+
+def _iq4_place(x: torch.Tensor) -> torch.Tensor:
+    """Place in a table by twice the value, rounded up: twice a middle of two codes is an integer, so all of a place's
+    values have one nearest code."""
+    return (x.flatten() * 2).nan_to_num_(0.0).clamp_(-256, 256).ceil_().add_(256).to(torch.int32)
 
 
 def _round_float(x: torch.Tensor, largest: float, normal: float, mantissa: int) -> torch.Tensor:

@@ -14,7 +14,18 @@ import torch
 from optcore.algorithms.blocks import blocks, importance_blocks
 from optcore.algorithms.rounding import E2M1_MAX, E4M3_MAX, decode_e8m0, scale_reach
 from optcore.algorithms.scale_search import Choice, Objective, asymmetric, search
-from optcore.algorithms.storage import Storage, double, double_step, e4m3, e8m0, own_type, second_level
+from optcore.algorithms.storage import (
+    Storage,
+    double,
+    double_step,
+    e4m3,
+    e8m0,
+    half,
+    own_type,
+    second_level,
+    super_scaled,
+)
+from optcore.algorithms.super_blocks import block_scales, scale_codes
 from optcore.schemes import QuantArgs
 
 Method = Literal["max", "percentile", "mse", "hessian"]
@@ -46,13 +57,22 @@ class Scales(NamedTuple):
     """Second level of the minimums, float16 [N, K/256]: code 0 stands for `-(super_minimum * minimum)`."""
 
     def step(self) -> torch.Tensor:
-        """What one grid unit is worth, float32, shaped like `scale`. Never zero; negative where that fits better."""
+        """What one grid unit is worth, float32, shaped like `scale`; negative where that fits better. Never zero, but
+        where a block of zeros has a codebook without one (IQ4)."""
+        if self.super_scale is not None:
+            return _spread_level(self.super_scale, self.scale)
         if self.scale.dtype == torch.uint8:
             return decode_e8m0(self.scale)
         if self.second is not None and self.mean is not None:
             return double_step(self.scale, self.second, self.mean)
         step = self.scale.float()
         return step if self.global_scale is None else step / self.global_scale
+
+    def offset(self) -> torch.Tensor | None:
+        """What code 0 stands for in formats with a minimum, float32, shaped like `scale`."""
+        if self.minimum is None:
+            return None
+        return self.minimum.float() if self.super_minimum is None else -_spread_level(self.super_minimum, self.minimum)
 
 
 def storage_of(scales: Scales, args: QuantArgs) -> Storage:
@@ -61,6 +81,10 @@ def storage_of(scales: Scales, args: QuantArgs) -> Storage:
         return e8m0(scale_reach(args))
     if scales.second is not None and scales.mean is not None:
         return double(scales.second, scales.mean)
+    if scales.super_scale is not None:
+        return super_scaled(scales.super_scale, scale_codes(args))
+    if args.scale_type == "f16":
+        return Storage(half, torch.Tensor.float)
     return own_type(scales.scale.dtype) if scales.global_scale is None else e4m3(scales.global_scale)
 
 
@@ -84,16 +108,20 @@ def find_scales(
     importance = importance_K if method == "hessian" and importance_K is not None and importance_K.any() else None
     if args.strategy == "tensor":
         return [_one_level(torch.cat(list(weights)), args, method, own_type(dtype), importance)] * len(weights)
+    if args.scale_type in ("f16", "super"):
+        searched = method in ("mse", "hessian")
+        return [Scales(**block_scales(weight, args, importance, searched)._asdict()) for weight in weights]
     if args.strategy == "tensor_group":
         return _two_level(weights, args, method, importance)
     if args.scale_type == "double":
         return [_double(weight, args, method, importance) for weight in weights]
-    storage = e8m0(scale_reach(args)) if args.scale_type == "e8m0" else own_type(_dtype(args, dtype))
+    storage = e8m0(scale_reach(args)) if args.scale_type == "e8m0" else own_type(dtype)
     return [_one_level(weight, args, method, storage, importance) for weight in weights]
 
 
-def _dtype(args: QuantArgs, dtype: torch.dtype) -> torch.dtype:
-    return torch.float16 if args.scale_type == "f16" else dtype
+def _spread_level(super_NS: torch.Tensor, scale_NG: torch.Tensor) -> torch.Tensor:
+    """Scales times those of their super-blocks, float32 [N, G]."""
+    return super_NS.float().repeat_interleave(scale_NG.shape[1] // super_NS.shape[1], 1) * scale_NG.float()
 
 
 def _one_level(

@@ -9,6 +9,8 @@ from optcore.algorithms.rounding import decode_e8m0, encode_e8m0, round_e4m3
 
 SCALES_PER_LEVEL = 256  # scales that share a second-level multiplier (QLoRA, arXiv:2305.14314, section 3)
 _TINY = torch.finfo(torch.float32).tiny
+_HALF = torch.finfo(torch.float16)
+_HALF_LEAST = 2.0**-24
 
 
 class Storage(NamedTuple):
@@ -56,6 +58,28 @@ def double(second: torch.Tensor, mean: torch.Tensor) -> Storage:
         return deviation.round().clamp(-127, 127).to(torch.int8)
 
     return Storage(store, lambda codes: double_step(codes, second, mean))
+
+
+def super_scaled(super_scale: torch.Tensor, codes: tuple[int, int]) -> Storage:
+    """Codes of steps in units that a super-block shares, float16 [N, K/256]; never zero."""
+    low, high = codes
+
+    def units(like: torch.Tensor) -> torch.Tensor:
+        return super_scale.float().repeat_interleave(like.shape[1] // super_scale.shape[1], 1)
+
+    def store(step: torch.Tensor) -> torch.Tensor:
+        code = (step / units(step)).round_().clamp_(low, high)
+        return torch.where(code == 0, 1, code).to(torch.int8 if low < 0 else torch.uint8)
+
+    return Storage(store, lambda codes: codes.float() * units(codes))
+
+
+def half(step: torch.Tensor) -> torch.Tensor:
+    """float16 of steps: what overflows saturates, and what would be zero gets the smallest subnormal number, at which
+    a small block keeps some of its values."""
+    stored = step.clamp(-_HALF.max, _HALF.max).to(torch.float16)
+    least = torch.where(step < 0, -_HALF_LEAST, _HALF_LEAST).to(torch.float16)
+    return torch.where(stored == 0, least, stored)
 
 
 def second_level(step: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

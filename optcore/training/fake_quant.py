@@ -16,7 +16,6 @@ from torch.nn.functional import linear
 from optcore.algorithms.activations import outlier_columns
 from optcore.algorithms.blocks import spread
 from optcore.algorithms.lattice import Lattice, lattice
-from optcore.algorithms.rounding import grid_of
 from optcore.algorithms.scales import Scales, find_scales, storage_of
 from optcore.schemes import QuantArgs, Scheme
 from optcore.training.straight_through import round_activation, round_weight
@@ -87,8 +86,7 @@ class FakeQuantLinear(nn.Linear):
         learned, kept = self._learned(), self._kept()
         stored = kept._replace(scale=self._stored(learned.detach())).step()
         step = learned + (stored - learned).detach()  # what is stored is a rounded number too
-        zero = None if kept.zero_point is None else spread(kept.zero_point.float(), args, shape)
-        return Lattice(spread(step, args, shape), zero, grid_of(args))
+        return lattice(kept, args, shape)._replace(step_NK=spread(step, args, shape))
 
     def _learned(self) -> torch.Tensor:
         """Steps as trained. Their logarithm moves, so that one learning rate suits scales of every size."""

@@ -57,7 +57,9 @@ def test_fp4_rounds_to_nearest_even_code() -> None:
     assert torch.equal(decode_e2m1(encode_e2m1(x.float())).double(), expected)
 
 
-@pytest.mark.parametrize("scheme", ["int2", "int3", "int4", "int8", "fp8", "nvfp4", "nf4"])
+@pytest.mark.parametrize(
+    "scheme", ["int2", "int3", "int4", "int8", "q6_k", "q5_k", "q2_k", "fp8", "nvfp4", "nf4", "iq4_nl"]
+)
 def test_rounding_is_encoding_and_decoding(scheme: str) -> None:
     """Bit for bit, at ties, zeros, infinities and everywhere between."""
     grid = grid_of(PRESETS[scheme].weights)
