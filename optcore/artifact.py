@@ -16,6 +16,7 @@ from optcore.draft_made import MADE, Made
 from optcore.draft_settings import ServedDraft
 from optcore.frozen import Frozen, digest_of
 from optcore.links import link
+from optcore.mixes import title_of
 from optcore.paths import with_paths
 from optcore.plan import Result
 from optcore.quantization import load_quantization
@@ -34,7 +35,6 @@ from optcore.report import (
 )
 from optcore.report.card import render_card
 from optcore.report.page import render_page
-from optcore.schemes import PRESETS
 from optcore.sizes import shapes, size_measurements, tensor_sizes
 from optcore.stage import Inputs
 from optcore.steps import all_steps
@@ -202,9 +202,9 @@ def _steps(outcome: Outcome) -> tuple[Step, ...]:
 
 
 def _scheme_line(outcome: Outcome) -> str:
-    named = PRESETS.get(outcome.result.scheme)
+    named = outcome.result.scheme
     said = [technique.summary for technique in outcome.applied]
-    return "; ".join([*said[:-1], named.title] if named else said)
+    return "; ".join([*said[:-1], title_of(named)] if named else said)
 
 
 def _coverage(outcome: Outcome) -> Coverage | None:

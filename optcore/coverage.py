@@ -20,7 +20,7 @@ def coverage(description: Quantization, source: Path, exported: Path) -> Coverag
     """Compare the source's tensors with the exported ones, class by class, the largest first."""
     before, after = _taken_apart(_sizes(source), _sizes(exported))
     linears = {
-        name if name in before else _EXPERT.sub("", name): linear for name, linear in description.linears.items()
+        name if name in before else _EXPERT.sub("", name): linear for name, linear in description.matrices.items()
     }
     classes: dict[str, list[str]] = {}
     for module in before:
@@ -34,7 +34,7 @@ def coverage(description: Quantization, source: Path, exported: Path) -> Coverag
         quantized_share=sum(row.quantized for row in rows) / max(1, sum(row.parameters for row in rows)),
         expert_tokens=(min(reached), max(reached)) if reached else None,
         experts_without_tokens=sum(tokens == 0 for tokens in reached),
-        fallbacks={name: linear.fallback for name, linear in description.linears.items() if linear.fallback},
+        fallbacks={name: linear.fallback for name, linear in description.matrices.items() if linear.fallback},
     )
 
 

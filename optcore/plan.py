@@ -8,7 +8,7 @@ from optcore.frozen import tag
 from optcore.measures import check_measures
 from optcore.recipe import Recipe
 from optcore.references import REPO_ID_LIMIT
-from optcore.targets import check_target
+from optcore.targets import belongs, check_target
 from optcore.techniques import Technique
 from optcore.techniques.distilling import Distilling
 from optcore.techniques.draft import Draft
@@ -51,7 +51,7 @@ def results(recipe: Recipe) -> tuple[Result, ...]:
         *(
             Result(f"{scheme or last}-{tag(type(export))}", scheme, export)
             for scheme, export in more[1:]
-            if not scheme or scheme in export.schemes
+            if not scheme or belongs(scheme, export)
         ),
     )
 

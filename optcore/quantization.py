@@ -11,6 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
+from pydantic import Field
+
 from optcore.frozen import Frozen
 from optcore.schemes import KV_CACHE_PRESETS, PRESETS, KvCacheName, QuantArgs, Scheme, SchemeName
 
@@ -63,6 +65,9 @@ class Quantization(Frozen):
     layers: tuple[QuantizedLayer, ...]
     ignored: tuple[str, ...]
     """Matrices left in high precision."""
+    tables: dict[str, QuantizedLinear] = Field(default={})
+    """Quantized embeddings and heads by module name in the checkpoint, their codes in the file of the rest; a tied
+    head has none of its own."""
     kv_cache: KvCacheName | None = None
     kv_rotate: bool = False
     """Queries and keys are rotated by a Hadamard matrix before keys are rounded."""
@@ -79,6 +84,11 @@ class Quantization(Frozen):
         return {name: linear for layer in self.layers for name, linear in layer.linears.items()}
 
     @cached_property
+    def matrices(self) -> dict[str, QuantizedLinear]:
+        """Everything that has codes: the linear layers, then the tables."""
+        return self.linears | self.tables
+
+    @cached_property
     def files(self) -> tuple[str, ...]:
         """The files that hold the quantized model."""
         return (*(layer.file for layer in self.layers), OUTSIDE)
@@ -91,7 +101,7 @@ class Quantization(Frozen):
     @property
     def schemes(self) -> tuple[Scheme, ...]:
         """The number formats in it, the most used first."""
-        names = [linear.scheme for linear in self.linears.values()]
+        names = [linear.scheme for linear in self.matrices.values()]
         return tuple(PRESETS[name] for name in sorted(set(names), key=lambda name: (-names.count(name), name)))
 
     @property

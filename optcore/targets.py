@@ -10,6 +10,7 @@ from optcore.errors import RecipeError
 from optcore.export import AnyExport
 from optcore.export.base import EngineName, Export
 from optcore.frozen import members, tag
+from optcore.mixes import formats_in
 from optcore.report import Task
 from optcore.techniques.upcycle import Upcycle
 
@@ -33,10 +34,16 @@ def check_target(recipe: "Recipe", family: Family | None = None) -> None:
             family = "moe"
         for candidate in (technique, *technique.alternatives):
             main, *further = checkpoints(candidate)  # a technique that does not quantize names no format
+            named = dict(zip(getattr(candidate, "also", ()), further, strict=True))
             for place, export in exports:
-                wanted = (main, *(formats for formats in further if formats[0] in export.schemes))
+                wanted = (main, *(formats for name, formats in named.items() if belongs(name, export)))
                 for formats in wanted:
                     check_export(export, formats, family, place, f"/chain/{number}")
+
+
+def belongs(name: str, export: Export) -> bool:
+    """Whether a further format, or every format of a mix, has a place in a target."""
+    return set(formats_in(name)) <= export.schemes
 
 
 def check_exports(recipe: "Recipe", model: Path, task: Task) -> None:
@@ -93,15 +100,11 @@ def family_of(config: dict[str, Any], shapes: Iterable[tuple[int, ...]] = ()) ->
 
 def checkpoints(technique: "Technique") -> Iterator[Formats]:
     """The formats of each checkpoint that a technique leaves, as the matrix names them; the main one comes first."""
-    schemes: tuple[str, ...] = getattr(technique, "schemes", ())
-    also: tuple[str, ...] = getattr(technique, "also", ())
-    first: str | None = getattr(technique, "scheme", None)
+    named: tuple[Formats, ...] = getattr(technique, "checkpoints", ((),))
     cache: str | None = getattr(technique, "kv_cache", None)
-    together = tuple(name for name in schemes if name not in also) or ((first,) if first else ())
-    others = tuple(name for name in together if name != first)
-    for chosen in (together, *((name, *others) for name in also)):
-        mixed = (MIXED,) if len(set(chosen)) > 1 else ()
-        yield (*dict.fromkeys(chosen), *mixed, *((f"{KV}{cache}",) if cache else ()))
+    for chosen in named:
+        mixed = (MIXED,) if len(chosen) > 1 else ()
+        yield (*chosen, *mixed, *((f"{KV}{cache}",) if cache else ()))
 
 
 def _holds(target: type[Export], name: str) -> bool:

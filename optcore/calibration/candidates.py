@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from optcore.calibration.assignment import Assignment, all_experts
+from optcore.calibration.assignment import Assignment, all_experts, unfit_group
 from optcore.calibration.budget import NONE, Allocation, Candidate, Unit, spend
 from optcore.calibration.gradients import BackwardPass, OutputGradient
 from optcore.calibration.layer import LayerQuantizer
@@ -21,6 +21,7 @@ from optcore.calibration.statistics import InputStatistics, Observer
 from optcore.calibration.text import Texts
 from optcore.durable import write_settled
 from optcore.errors import BadCheckpoint, RecipeError
+from optcore.mixes import fitting
 from optcore.schemes import PRESETS, HIGH_PRECISION_bits
 from optcore.streaming.decoder import Decoder
 from optcore.streaming.groups import fused_groups, probe_state
@@ -126,8 +127,10 @@ class _Trial:
         paths = [path for group in groups for path in group]
         if self._is_ignored(paths) or candidate == NONE:
             return candidate == NONE
-        size = PRESETS[candidate].weights.group_size
-        return not size or all(self._shape(path)[1] % size == 0 for path in paths)
+        widths = {self._shape(path)[1] for path in paths}
+        return all(
+            fitting(candidate, width) == candidate and not unfit_group(width, PRESETS[candidate]) for width in widths
+        )
 
     def _is_ignored(self, paths: Sequence[str]) -> bool:
         return any(is_matched(self._names[path], self._technique.ignore) for path in paths)

@@ -24,6 +24,7 @@ from optcore.algorithms.smoothing import Consumer, smoothquant_scales, smoothqua
 from optcore.calibration.assignment import Assignment, all_experts
 from optcore.calibration.digest import weight_digest
 from optcore.calibration.statistics import InputStatistics
+from optcore.importance import Importance
 from optcore.quantization import QuantizedLinear
 from optcore.schemes import QuantArgs, Scheme
 from optcore.streaming.simulate import RoundedLinear, rounded
@@ -60,6 +61,8 @@ class Quantized:
     """By path in the layer."""
     changed: set[str] = field(default_factory=set)
     """Paths of parameters that took a scale and were not quantized."""
+    importance: dict[str, Importance] = field(default_factory=dict)
+    """Of the inputs of quantized weights, by name in the checkpoint."""
 
 
 class LayerQuantizer:
@@ -99,13 +102,20 @@ class LayerQuantizer:
         found = {tuple(group): statistics.get(tuple(group), InputStatistics()) for group in groups}
         amax = _input_amax(found)
         for group, measured in found.items():
-            scheme = self._assignment[self._names[group[0]]]
-            if scheme is not None:
-                self._quantize_group(group, scheme, measured, amax[group])
+            for scheme, members in self._by_format(group):
+                self._quantize_group(members, scheme, measured, (amax[group], self._plain_amax.get(group)))
 
     def applied(self) -> AbstractContextManager[None]:
         """The layer with what was quantized so far rounded."""
         return rounded(self._layer, self.done.simulated, {})
+
+    def _by_format(self, group: Sequence[str]) -> list[tuple[Scheme, list[str]]]:
+        """Members of a group that have a format, those of one together: mixes give values more bits than queries."""
+        found: dict[str, tuple[Scheme, list[str]]] = {}
+        for path in group:
+            if scheme := self._assignment[self._names[path]]:
+                found.setdefault(scheme.name, (scheme, []))[1].append(path)
+        return list(found.values())
 
     def _format(self, parameter: str) -> Scheme | None:
         """The number format of a weight, by its path as a parameter."""
@@ -113,6 +123,7 @@ class LayerQuantizer:
         return self._assignment[self._names[path]] if path in self._names else None
 
     def _smooth(self, fold: Fold, statistics: dict[tuple[str, ...], InputStatistics]) -> None:
+        # Of a mix: the search tries one format, and that of the first consumer is as good as another's.
         scheme = next((found for path in fold.consumers if (found := self._assignment[self._names[path]])), None)
         consumers = [Consumer(self._weights(group), statistics[group]) for group in fold.groups if group in statistics]
         if scheme is None or self._has_dense_columns(fold) or not any(consumer.found.tokens for consumer in consumers):
@@ -138,7 +149,10 @@ class LayerQuantizer:
             return smoothquant_search(consumers, scheme, self._dtype, fold.tie, method).scale_K
         return fold.tie(smoothquant_scales(consumers, technique.smoothing_alpha))
 
-    def _quantize_group(self, group: tuple[str, ...], scheme: Scheme, found: InputStatistics, amax: float) -> None:
+    def _quantize_group(
+        self, group: Sequence[str], scheme: Scheme, found: InputStatistics, amax: tuple[float, float | None]
+    ) -> None:
+        """`amax` is the largest magnitude of the input, smoothed and as it was in the original model."""
         weights = self._weights(group)
         method, importance_K = self._technique.scale_search, found.importance_K
         fallback = ""
@@ -147,7 +161,7 @@ class LayerQuantizer:
         scales = find_scales(weights, scheme.weights, method, self._dtype, importance_K)
         for path, weight, own in zip(group, weights, scales, strict=True):
             rounding = self._round(weight, own, scheme.weights, found, fallback)
-            self._add(path, scheme, rounding, found.tokens, (amax, self._plain_amax.get(group)))
+            self._add(path, scheme, rounding, found, amax)
 
     def _round(
         self, weight_NK: torch.Tensor, scales: Scales, args: QuantArgs, found: InputStatistics, fallback: str
@@ -177,9 +191,13 @@ class LayerQuantizer:
         return options.model_copy(update={"asymmetry": pull})
 
     def _add(
-        self, path: str, scheme: Scheme, rounding: Rounding, tokens: int, amax: tuple[float, float | None]
+        self,
+        path: str,
+        scheme: Scheme,
+        rounding: Rounding,
+        found: InputStatistics,
+        amax: tuple[float, float | None],
     ) -> None:
-        """`amax` is the largest magnitude of the input, smoothed and as it was in the original model."""
         name = self._names[path]
         packed = pack(rounding.codes_NK, rounding.scales, scheme.weights)
         self.done.tensors |= {f"{name}.{suffix}": tensor.clone() for suffix, tensor in packed.items()}
@@ -191,10 +209,12 @@ class LayerQuantizer:
             scheme=scheme.name,
             digest=weight_digest(rounding.weight_NK),
             loss=rounding.loss,
-            tokens=None if amax[1] is None else tokens,
+            tokens=None if amax[1] is None else found.tokens,
             input_amax=amax[1],
             fallback=rounding.fallback,
         )
+        if found.importance_K is not None:
+            self.done.importance[name] = Importance(found.importance_K.clone(), found.tokens)
 
     def _input_scale(self, name: str, scheme: Scheme, amax: float) -> torch.Tensor | None:
         args = scheme.activations

@@ -15,6 +15,7 @@ from torch import nn
 
 from optcore.calibration.statistics import InputStatistics, Observer
 from optcore.calibration.text import Texts
+from optcore.importance import Importance
 from optcore.streaming.decoder import Decoder
 from optcore.streaming.hidden import HiddenStates
 
@@ -72,9 +73,9 @@ class Propagation:
         The groups of `first` are quantized on these; others are measured again, and only then in both models.
         """
         if self._sequential:
-            observer = Observer(layer, groups, gram=gram, cross=first if self._original else ())
+            observer = Observer(layer, groups, gram=gram, squares=not gram, cross=first if self._original else ())
             return self._observed(index, layer, observer, nullcontext, cache)
-        observer = Observer(layer, groups, gram=gram)
+        observer = Observer(layer, groups, gram=gram, squares=not gram)
         with observer.measuring():
             self._states.advance(index, layer, cache)
         return observer.finished()
@@ -96,6 +97,15 @@ class Propagation:
         """Take the original model's states, where they go along, past the layer as it was."""
         if self._original:
             self._original.advance(index, layer)
+
+    def before_head(self) -> Importance:
+        """Of what the head is given of the calibration set, once the last layer lies behind."""
+        sum_K, tokens = torch.zeros(0), 0
+        for _, state in self._states.states():
+            given_TK = self._decoder.before_head(state.hidden_BTH).flatten(0, 1).float()
+            squares_K = given_TK.square().sum(0)
+            sum_K, tokens = (sum_K + squares_K if tokens else squares_K), tokens + len(given_TK)
+        return Importance(sum_K / tokens, tokens)
 
     def skip(self, index: int, layer: nn.Module, quantized: Quantized) -> None:
         """Go past a layer that was finished before this process started."""

@@ -1,6 +1,7 @@
 """Post-training quantization in one pass over the decoder layers: measure inputs, quantize, write, go on."""
 
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,8 +15,10 @@ from optcore.calibration.journal import Journal
 from optcore.calibration.kv import attention_name, attention_path, check_kv_cache, named, no_cache
 from optcore.calibration.layer import LayerQuantizer, Quantized
 from optcore.calibration.propagate import Propagation, calibrated
+from optcore.calibration.tables import round_tables, tables_of
 from optcore.errors import OutOfDisk, RecipeError
 from optcore.links import link_checkpoint
+from optcore.mixes import anatomy
 from optcore.quantization import Quantization, QuantizedLayer, also_folder, layer_file, quantized_files
 from optcore.schemes import KV_CACHE_PRESETS
 from optcore.sizes import weight_bytes
@@ -77,7 +80,7 @@ class _Pass:
                 else:
                     self._quantize(index, layer, states)
             self.run.progress("calibrating" if states else "searching", index + 1, len(self.decoder))
-        self._finish()
+        self._finish(states)
 
     def _check(self) -> None:
         if self.technique.kv_cache:
@@ -87,8 +90,11 @@ class _Pass:
             for index, layer in enumerate(self.decoder.layers)
             for path, name in self._paths(index).items()
         }
+        model = anatomy(self.decoder.model.config.to_dict(), len(self.decoder))
         for variant in self.variants:
+            variant.assignment.place(inputs, model)
             variant.assignment.check([], list(inputs))
+            self._notice_fallbacks(variant.assignment)
             schemes = {name: scheme for name in inputs if (scheme := variant.assignment[name])}
             if not schemes and self.technique.kv_cache is None:
                 raise RecipeError(
@@ -99,6 +105,11 @@ class _Pass:
             for name, scheme in schemes.items():
                 check_groups(name, inputs[name], scheme)
         _check_disk(self.run, [variant.out for variant in self.variants])
+
+    def _notice_fallbacks(self, assignment: Assignment) -> None:
+        for (wanted, found), count in Counter(assignment.fallen_back.values()).items():
+            became = f"{found}, not {wanted}" if found else f"left in high precision, not {wanted}"
+            self.run.notice(f"{count} linear layers are {became}: blocks of that format do not divide their inputs")
 
     def _needs_text(self) -> bool:
         names = [name for index in range(len(self.decoder)) for name in self._paths(index).values()]
@@ -204,7 +215,7 @@ class _Pass:
         has_cache = self.technique.kv_cache and self.decoder.has_key_value_cache(index)
         attention = attention_name(self.decoder, index, layer) if has_cache else ""
         record = QuantizedLayer(file=layer_file(index), linears=done.linears, changed=changed, attention=attention)
-        variant.journal.write(index, tensors | done.tensors | keys_and_values, record)
+        variant.journal.write(index, tensors | done.tensors | keys_and_values, record, done.importance)
 
     def _take_changed(
         self, tensors: dict[str, torch.Tensor], index: int, layer: nn.Module, paths: Iterable[str]
@@ -226,15 +237,23 @@ class _Pass:
             changed[own] = None
         return tuple(changed)
 
-    def _finish(self) -> None:
+    def _finish(self, states: Propagation | None) -> None:
         outside = dict(self.decoder.outside_tensors())
         for variant in self.variants:
-            variant.journal.write_outside(outside)
+            tables = tables_of(self.decoder, self.technique, variant.assignment.scheme)
+            head = next((table.name for table in tables if table.is_head), None)
+            measured = states.before_head() if states and head and self.decoder.is_causal else None
+            done = round_tables(tables, outside, self.technique, self.decoder, measured)
+            replaced = {name for table in tables for name in table.stored}
+            kept = {name: tensor for name, tensor in outside.items() if name not in replaced}
+            variant.journal.write_outside(kept | done.tensors)
+            variant.journal.write_importance(len(self.decoder), {head: measured} if head and measured else {})
             link_checkpoint(self.run.checkpoint, variant.out)
             layers = [variant.journal.layer(index) for index in range(len(self.decoder))]
             description = Quantization(
                 layers=tuple(layer for layer in layers if layer),
-                ignored=self._left_alone(layers),
+                ignored=self._left_alone(layers, done.described),
+                tables=done.described,
                 kv_cache=self.technique.kv_cache,
                 kv_rotate=self.technique.kv_rotate,
                 activation_search=self.technique.activation_search,
@@ -245,9 +264,9 @@ class _Pass:
         self.run.results["bytes_read"] = self.decoder.reader.bytes_read
         self.run.results["bytes_written"] = sum(variant.journal.bytes_written for variant in self.variants)
 
-    def _left_alone(self, layers: list[QuantizedLayer | None]) -> tuple[str, ...]:
+    def _left_alone(self, layers: list[QuantizedLayer | None], tables: Iterable[str]) -> tuple[str, ...]:
         """Every matrix that was not quantized, routers and the head included: engines take some of them for linears."""
-        quantized = {name for layer in layers if layer for name in layer.linears}
+        quantized = {*tables, *(name for layer in layers if layer for name in layer.linears)}
         reader, known = self.decoder.reader, {*quantized, *self.decoder.embeddings}
         matrices = (name for name in reader.names if name.endswith(".weight") and len(reader.shape(name)) == 2)
         linears = (name for index in range(len(self.decoder)) for name in self._paths(index).values())

@@ -73,7 +73,7 @@ class SideBySide:
 
     def logits(self, model: Model, state: State) -> torch.Tensor:
         """What a model predicts from its last hidden states."""
-        return self._walked[model].decoder.logits(state)
+        return self._walked[model].logits(state)
 
     @property
     def is_one_task(self) -> bool:

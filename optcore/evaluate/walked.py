@@ -40,6 +40,10 @@ class Walked:
         """Replace all states by the layer's output."""
         self._through(index, layer)
 
+    def logits(self, state: State) -> torch.Tensor:
+        """What the model predicts from its last hidden states, [B, T, V]."""
+        return self.decoder.logits(state)
+
     def batches(self) -> Iterator[tuple[Place, State]]:
         """States to ask the decoder's logits of, with the place of their tokens."""
         for group, states in enumerate(self._states):
@@ -54,17 +58,24 @@ class Quantized(Walked):
     """The model that a quantized checkpoint stands for, on the decoder of its dense weights."""
 
     def __init__(self, decoder: Decoder, simulation: Simulation, tokens: Sequence[torch.Tensor], scratch: Path) -> None:
-        super().__init__(decoder, tokens, scratch)
+        with simulation.around(decoder):
+            super().__init__(decoder, tokens, scratch)
         self._simulation = simulation
 
+    def logits(self, state: State) -> torch.Tensor:
+        """The same with the head as it was quantized."""
+        with self._simulation.around(self.decoder):
+            return super().logits(state)
+
     def advance(self, index: int, layer: nn.Module) -> None:
-        """The same through the layer as it was quantized."""
-        with self._simulation.applied(self.decoder, index, layer):
+        """The same through the layer as it was quantized; a model that lets tokens leave asks its head there."""
+        with self._simulation.around(self.decoder), self._simulation.applied(self.decoder, index, layer):
             self._through(index, layer, self._simulation.cache(index))
 
 
 class PlainlyQuantized(Quantized):
-    """The same formats with max scales and rounding to nearest: what a search is compared with."""
+    """The same formats with max scales and rounding to nearest: what a search is compared with. Embeddings and head are
+    the result's own, so that the layers alone make the difference."""
 
     def __init__(self, decoder: Decoder, simulation: Simulation, tokens: Sequence[torch.Tensor], scratch: Path) -> None:
         super().__init__(decoder, simulation, tokens, scratch)
@@ -72,5 +83,5 @@ class PlainlyQuantized(Quantized):
 
     def advance(self, index: int, layer: nn.Module) -> None:
         """The same through the layer as it would be quantized without a search."""
-        with self._simulation.plain(self.decoder, index, layer, self._probe):
+        with self._simulation.around(self.decoder), self._simulation.plain(self.decoder, index, layer, self._probe):
             self._through(index, layer, self._simulation.cache(index))

@@ -39,7 +39,7 @@ class Layout(ABC):
 
     @abstractmethod
     def linear(self, name: str) -> Mapping[str, torch.Tensor]:
-        """The stored tensors of a quantized linear layer by suffix, its bias aside."""
+        """The stored tensors of a quantized linear layer (or table) by suffix, its bias aside."""
 
     @abstractmethod
     def decode(self, files: RawFiles, name: str) -> Array:
@@ -81,10 +81,10 @@ def _write_tensors(run: "Run", layout: Layout) -> set[str]:
         names.add(name)
         writer.add(name, tensor)
 
-    for count, module in enumerate(description.modules):
+    for count, module in enumerate(description.matrices):
         for suffix, tensor in layout.linear(module).items():
             add(f"{module}.{suffix}", tensor)
-        run.progress("packing", count + 1, len(description.modules))
+        run.progress("packing", count + 1, len(description.matrices))
     for attention in description.attentions:
         for name, tensor in layout.attention(attention).items():
             add(name, tensor)
@@ -95,18 +95,18 @@ def _write_tensors(run: "Run", layout: Layout) -> set[str]:
 
 
 def _verify(run: "Run", layout: Layout, expected: set[str]) -> None:
-    files, linears = RawFiles(run.out), layout.state.description.linears
+    files, matrices = RawFiles(run.out), layout.state.description.matrices
     if files.names != expected:
         raise ExportMismatch(f"the files hold other tensors: {', '.join(sorted(files.names ^ expected)[:5])}")
     for name, tensor in layout.state.plain_tensors():
         if files.bits(name).tobytes() != _octets(tensor):
             raise ExportMismatch(f"{name} was not written as it is")
-    for count, (name, linear) in enumerate(linears.items()):
+    for count, (name, linear) in enumerate(matrices.items()):
         simulated = layout.state.weight(name)
         if weight_digest(simulated) != linear.digest:  # what we decode is what the pass computed with
             raise ExportMismatch(f"{name} in the checkpoint is not the weight that was simulated")
         compare(name, layout.decode(files, name), simulated, layout.bound(name))
-        run.progress("verifying", count + 1, len(linears))
+        run.progress("verifying", count + 1, len(matrices))
 
 
 def compare(name: str, decoded: Array, simulated: torch.Tensor, bound: Bound) -> None:

@@ -47,16 +47,16 @@ class QuantizedCheckpoint:
             return file.get_tensor(name)
 
     def scheme(self, name: str) -> Scheme:
-        """The number format of a quantized linear layer."""
-        return PRESETS[self.description.linears[name].scheme]
+        """The number format of a quantized linear layer or table."""
+        return PRESETS[self.description.matrices[name].scheme]
 
     def codes(self, name: str) -> tuple[torch.Tensor, Scales]:
-        """Codes [N, K] and scales of a quantized linear layer's weight."""
+        """Codes [N, K] and scales of a quantized weight, of a linear layer or a table."""
         kept = [suffix for suffix in self._suffixes[name] if suffix.startswith("weight")]
         return unpack({suffix: self.tensor(f"{name}.{suffix}") for suffix in kept}, self.scheme(name).weights)
 
     def weight(self, name: str) -> torch.Tensor:
-        """What a quantized linear layer's weight stands for, float32 [N, K]."""
+        """What a quantized weight stands for, float32 [N, K]."""
         codes, scales = self.codes(name)
         return decode(codes, scales, self.scheme(name).weights)
 
@@ -72,9 +72,9 @@ class QuantizedCheckpoint:
 
     def plain_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Every tensor that is not quantized, in its final form; scales of any kind left out."""
-        linears, attentions = self.description.linears, set(self.description.attentions)
+        matrices, attentions = self.description.matrices, set(self.description.attentions)
         for name in self._file_of:
             module, _, suffix = name.rpartition(".")
-            is_scale = suffix in KV_TENSORS if module in attentions else module in linears and suffix != "bias"
+            is_scale = suffix in KV_TENSORS if module in attentions else module in matrices and suffix != "bias"
             if not is_scale:
                 yield name, self.tensor(name)

@@ -12,7 +12,7 @@ from torch.nn.functional import linear
 from optcore.algorithms.activations import fake_quantize_activation, outlier_columns, static_scale
 from optcore.algorithms.codes import fake_quantize
 from optcore.algorithms.scales import find_scales
-from optcore.quantization import QuantizedLayer, load_quantization
+from optcore.quantization import Quantization, QuantizedLayer, load_quantization
 from optcore.schemes import QuantArgs
 from optcore.streaming.cache import RoundedCache, RoundingCache
 from optcore.streaming.decoder import Decoder, State
@@ -80,6 +80,7 @@ class Simulation:
     def __init__(self, folder: Path) -> None:
         self.checkpoint = QuantizedCheckpoint(folder)
         self.description = self.checkpoint.description
+        self._tables: dict[str, torch.Tensor] = {}
 
     def cache(self, index: int) -> RoundingCache | None:
         """The layer's KV cache, or None where it is left alone."""
@@ -101,6 +102,24 @@ class Simulation:
         }
         with rounded(layer, chosen, changed_parameters(self.checkpoint, decoder, index, record)):
             yield
+
+    @contextmanager
+    def around(self, decoder: Decoder) -> Iterator[None]:
+        """What lies around the layers as the quantized model has it, embeddings and head; put back afterwards.
+
+        Source and result may share a decoder, so it lasts for as long as the result computes with them.
+        """
+        parameters = table_parameters(self.description, decoder)
+        originals = {name: parameter.data for name, parameter in parameters.items()}
+        for name, parameter in parameters.items():
+            if name not in self._tables:
+                self._tables[name] = self.checkpoint.weight(name).to(parameter.device, parameter.dtype)
+            parameter.data = self._tables[name]
+        try:
+            yield
+        finally:
+            for name, tensor in originals.items():
+                parameters[name].data = tensor
 
     @contextmanager
     def cached(self, decoder: Decoder, index: int, layer: nn.Module) -> Iterator[None]:
@@ -127,7 +146,9 @@ class Simulation:
         chosen: dict[str, RoundedLinear] = {}
         for group in fused_groups(decoder, index, layer, probe):
             kept = {path: paths[path] for path in group if paths[path] in record.linears}
-            chosen |= self._plainly_rounded(layer, kept, decoder.stored_dtype) if kept else {}
+            for scheme in dict.fromkeys(record.linears[name].scheme for name in kept.values()):
+                alike = {path: name for path, name in kept.items() if record.linears[name].scheme == scheme}
+                chosen |= self._plainly_rounded(layer, alike, decoder.stored_dtype)
         with rounded(layer, chosen, {}):
             yield
 
@@ -156,6 +177,7 @@ def as_quantized(decoder: Decoder) -> ExitStack:
     held, folder = ExitStack(), decoder.reader.folder
     if load_quantization(folder):
         simulation = Simulation(folder)
+        held.enter_context(simulation.around(decoder))
         for index, layer in enumerate(decoder.layers):
             held.enter_context(simulation.applied(decoder, index, layer))
             held.enter_context(simulation.cached(decoder, index, layer))
@@ -166,6 +188,12 @@ def rounded_linear(checkpoint: QuantizedCheckpoint, name: str, *, search: bool) 
     """What a linear layer of a quantized checkpoint computes with."""
     activations = checkpoint.scheme(name).activations
     return RoundedLinear(checkpoint.weight(name), activations, checkpoint.input_scale(name), search)
+
+
+def table_parameters(description: Quantization, decoder: Decoder) -> dict[str, nn.Parameter]:
+    """A decoder's parameter for each quantized table; tied ones share it."""
+    own = decoder.names.own_modules
+    return {name: decoder.model.get_parameter(f"{own[name]}.weight") for name in description.tables}
 
 
 def module_paths(decoder: Decoder, index: int, layer: nn.Module) -> dict[str, str]:

@@ -53,10 +53,10 @@ class _Decoded:
 
     def tensor(self, stored: str) -> torch.Tensor:
         """float32; one that holds all experts is made of their linears."""
-        whole, linears = self._reader.tensor(stored).float(), self._quantized.description.linears
+        whole, matrices = self._reader.tensor(stored).float(), self._quantized.description.matrices
         for parameter, source in self._names.sources.items():
             module = self._names.stored_name[parameter].removesuffix(".weight")
-            if source.stored == stored and module in linears:
+            if source.stored == stored and module in matrices:
                 source.of(whole).copy_(self._quantized.weight(module))
         return whole
 

@@ -6,6 +6,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from optcore.frozen import Frozen
 from optcore.schemes import PRESETS, HIGH_PRECISION_bits, SchemeName
+from optcore.tables import formats_of_tables
 from optcore.techniques.ptq import Ptq, Quantizing, kind_of_fallback
 from optcore.techniques.qad import Qad
 
@@ -53,8 +54,13 @@ class AutoQuantize(Quantizing):
 
     @property
     def schemes(self) -> tuple[str, ...]:
-        """Every format that a result may hold."""
+        """Every format that linear layers may get."""
         return tuple(name for name in self.candidates if name != "none")
+
+    @property
+    def checkpoints(self) -> tuple[tuple[str, ...], ...]:
+        """The formats that the result may hold."""
+        return (tuple(dict.fromkeys((*self.schemes, *formats_of_tables(self.tables, self.schemes[0])))),)
 
     @property
     def summary(self) -> str:

@@ -5,8 +5,10 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from optcore.frozen import Frozen
+from optcore.mixes import FormatName, formats_in, title_of
 from optcore.references import ModelRef, NeededText
-from optcore.schemes import PRESETS, KvCacheName, Scheme, SchemeName
+from optcore.schemes import KvCacheName, SchemeName
+from optcore.tables import TableSetting, formats_of_tables
 from optcore.techniques.base import Gate, Technique
 from optcore.techniques.options import Gptq
 from optcore.techniques.patterns import Pattern
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 class PtqFallback(Frozen):
     """What to change when the gate fails."""
 
-    scheme: SchemeName
+    scheme: FormatName
 
 
 def kind_of_fallback(entry: Any) -> str:
@@ -77,7 +79,11 @@ class Quantizing(Technique):
     """Rotate queries and keys by a Hadamard matrix before keys are rounded, for the 4-bit formats."""
     ignore: tuple[Pattern, ...] = Field(default=(), max_length=256)
     """Linear layers of the decoder to leave alone: exact module names, or regular expressions after `re:`.
-    Embeddings, the head and expert routers are always left."""
+    Expert routers are always left; embeddings and the head are `tables`."""
+    tables: TableSetting = "auto"
+    """What becomes of the embeddings and the head. `auto`: block formats of GGUF and mixes of them do as llama.cpp does
+    (six bits for the head, or for both where they share their values; the base format for the embeddings), all other
+    formats leave them alone. `keep`: left alone. A block format of GGUF: that one for both."""
     fallback: tuple[Frozen, ...] = Field(default=(), max_length=8)
     """Changes to try in order when the gate fails."""
 
@@ -150,9 +156,9 @@ class Ptq(Quantizing):
     paper: ClassVar[str] = "https://arxiv.org/abs/2210.17323"
 
     technique: Literal["ptq"] = "ptq"
-    scheme: SchemeName
-    """Number format of weights and activations."""
-    also: tuple[SchemeName, ...] = Field(default=(), max_length=16)
+    scheme: FormatName
+    """Number format of weights and activations; or one of llama.cpp's mixes, such as `q4_k_m`."""
+    also: tuple[FormatName, ...] = Field(default=(), max_length=16)
     """More formats from the same pass, each a checkpoint of its own. They share one measurement of the original
     model, so they need `propagate: original`."""
     overrides: tuple[Override, ...] = Field(default=(), max_length=256)
@@ -161,22 +167,25 @@ class Ptq(Quantizing):
     """Formats to try in order when the gate fails; or `{technique: qad, ...}`, which trains what the last one left."""
 
     @property
-    def preset(self) -> Scheme:
-        """The named scheme."""
-        return PRESETS[self.scheme]
+    def checkpoints(self) -> tuple[tuple[str, ...], ...]:
+        """The formats that each checkpoint may hold, the main one first; in each, that of most of its weights first."""
+        chosen = tuple(name for override in self.overrides if override.scheme for name in formats_in(override.scheme))
+        return tuple(
+            tuple(dict.fromkeys((*formats_in(name), *chosen, *formats_of_tables(self.tables, name))))
+            for name in (self.scheme, *self.also)
+        )
 
     @property
     def schemes(self) -> tuple[str, ...]:
         """Every format that a result may hold."""
-        chosen = (override.scheme for override in self.overrides)
-        return tuple(dict.fromkeys((self.scheme, *self.also, *(name for name in chosen if name))))
+        return tuple(dict.fromkeys(name for formats in self.checkpoints for name in formats))
 
     @property
     def summary(self) -> str:
         """What was done, in one line for people."""
         mixed = ", mixed precision" if self.overrides else ""
         kv_cache = f"; {self.kv_cache.upper()} KV cache" if self.kv_cache else ""
-        return f"{self.preset.title}{mixed}{kv_cache}"
+        return f"{title_of(self.scheme)}{mixed}{kv_cache}"
 
     @model_validator(mode="after")
     def _formats_agree(self) -> Self:

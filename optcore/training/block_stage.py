@@ -112,7 +112,7 @@ class _BlockPass:
                 plain = plain_parameters(self.decoder, index, student, linears)
                 record = rewritten(linears, plain, record, tensors)
         write_settled(self._outcome_path(index), outcome.model_dump_json())
-        self.journal.write(index, tensors, record)
+        self.journal.write(index, tensors, record, {})  # inputs are measured before training alone
 
     @torch.no_grad()
     def _go_past(self, index: int, layer: nn.Module) -> None:

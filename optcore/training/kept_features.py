@@ -187,7 +187,8 @@ class _Walk:
 
     def _embedded(self, part: list[int]) -> State:
         inputs = inputs_of(self._windows.read(part).to(self._decoder.device))
-        return self._decoder.embed(inputs.pop("input_ids"), **inputs)
+        with self._simulation.around(self._decoder) if self._simulation else nullcontext():
+            return self._decoder.embed(inputs.pop("input_ids"), **inputs)
 
     def _rounded(self, index: int, layer: torch.nn.Module) -> AbstractContextManager[None]:
         if self._simulation is None:

@@ -20,7 +20,7 @@ from optcore.streaming.cache import RoundingCache
 from optcore.streaming.decoder import Decoder
 from optcore.streaming.groups import fused_groups, probe_state
 from optcore.streaming.quantized import QuantizedCheckpoint
-from optcore.streaming.simulate import changed_parameters, module_paths
+from optcore.streaming.simulate import changed_parameters, module_paths, table_parameters
 from optcore.training.fake_quant import FakeQuantLinear, ScalePolicy
 from optcore.training.masters import master_weight
 
@@ -53,6 +53,8 @@ class Student:
         groups = self._fused_groups()
         for index in range(len(self.decoder)):
             self.linears |= simulate_layer(self.decoder, index, self.layers[index], quantized, policy, groups[index])
+        for name, parameter in table_parameters(quantized.description, self.decoder).items():
+            parameter.data = quantized.weight(name).to(parameter.device, parameter.dtype)
         if quantized.description.kv_preset:
             self._round_keys_and_values(quantized)
 
