@@ -121,7 +121,7 @@ def _minimums(codes_NK: Array, scales: Scales) -> Array:
 
 
 def _offsets(scales: Scales) -> Array:
-    """What zero points stand for in the sum q d + m of codes from 0: (q - 8 - z) d = q d - (8 + z) d. float64 [N, G]."""
+    """What zero points stand for in a sum q d + m of codes from 0: (q - 8 - z) d = q d - (8 + z) d. float64 [N, G]."""
     assert scales.zero_point is not None
     offsets: Array = -(scales.zero_point.double() + 8).numpy() * _floats(scales.scale).astype(np.float64)
     return offsets

@@ -105,7 +105,7 @@ def test_golden_blocks(name: str, expected: str) -> None:
 
 @pytest.mark.parametrize("name", ["q8_0", "q4_0", "q4_1", "q5_0", "q5_1"])
 def test_bytes_are_those_of_gguf_where_codes_are(name: str) -> None:
-    """gguf encodes; its bytes are taken apart by the layout's offsets, and ours of these codes and scales are the same."""
+    """gguf encodes; its bytes are taken apart by the offsets of the layout, and ours of these parts are the same."""
     torch.manual_seed(3)
     theirs = gguf.quants.quantize(torch.randn(N, K).numpy(), gguf.GGMLQuantizationType[TYPES[name]])
     elements, octets = gguf.constants.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[TYPES[name]]]
