@@ -3,6 +3,7 @@
 import filecmp
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 from optcore.draft_made import MADE
@@ -32,8 +33,13 @@ def link_draft(source: Path, target: Path) -> None:
 
 
 def link_companions(source: Path, target: Path) -> None:
-    """Configuration, tokenizer and licence: known names only. A licence that is a symbolic link could be any file."""
-    for name in (*MATTERS, *LICENCES):
+    """Configuration, tokenizer and licence: known names only."""
+    link_named(source, target, (*MATTERS, *LICENCES))
+
+
+def link_named(source: Path, target: Path, names: Iterable[str]) -> None:
+    """Those of some files that are there. A licence that is a symbolic link could be any file, and stays behind."""
+    for name in names:
         path = source / name
         if path.is_file() and not (name in LICENCES and path.is_symlink()):
             link(path, target / name)

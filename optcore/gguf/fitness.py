@@ -1,16 +1,38 @@
-"""Which models have a place in a GGUF file."""
+"""Which models have a place in a GGUF file, by their configuration and tokenizer alone."""
 
+import json
 from pathlib import Path
 
+from optcore.conditional import DESCRIPTION as CONDITIONAL
 from optcore.errors import RecipeError
 from optcore.report import Task
 
 
 def check_model(folder: Path, task: Task, place: str) -> None:
-    """Raises `RecipeError` for a model that llama.cpp would not know."""
+    """Raises `RecipeError` for a model that llama.cpp would not know, or would compute otherwise."""
+    from optcore.gguf.architectures import architecture_of
+    from optcore.gguf.rope import rope_of
+    from optcore.gguf.tokenizer import check_tokenizer
+
+    field = f"{place}/format"
     if task != "text-generation":
         raise RecipeError(
             f"GGUF is written for models that generate text, and {folder.name} is one for {task}",
             remedy="use `target: {format: onnx}`, which ONNX Runtime runs",
-            field=f"{place}/format",
+            field=field,
+        )
+    config = json.loads((folder / "config.json").read_text())
+    architecture_of(config, field)
+    rope_of(config, field)
+    check_tokenizer(folder, field)
+    check_forms(folder, field)
+
+
+def check_forms(folder: Path, field: str) -> None:
+    """Raises `RecipeError` for a model that is to be run under conditions which llama.cpp knows nothing of."""
+    if (folder / CONDITIONAL).exists():
+        raise RecipeError(
+            f"the model is to be run as {CONDITIONAL} says, and llama.cpp would run every layer of every token",
+            remedy="leave out the technique that wrote it, or choose `dense`, which keeps the file",
+            field=field,
         )

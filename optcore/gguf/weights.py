@@ -1,0 +1,91 @@
+"""The weights of a checkpoint, quantized or not, under one set of names: what a file is written from."""
+
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from optcore.algorithms.scales import Scales
+from optcore.calibration.digest import weight_digest
+from optcore.errors import ExportMismatch
+from optcore.quantization import Quantization, QuantizedLinear, load_quantization
+from optcore.sizes import read_header
+from optcore.streaming.quantized import QuantizedCheckpoint
+from optcore.streaming.reader import TensorReader
+
+
+class Weights:
+    """Tensors by their name in the model, such as `model.layers.0.mlp.up_proj.weight`, whether in codes or not."""
+
+    def __init__(self, folder: Path) -> None:
+        description = load_quantization(folder)
+        self._state = QuantizedCheckpoint(folder, description) if description else None
+        self._dense = None if description else TensorReader(folder)
+        self._linears = _quantized(description) if description else {}
+        self._headers: dict[str, dict[str, object]] = {}
+        for file in description.files if description else ():
+            self._headers |= read_header(folder / file) if (folder / file).exists() else {}
+
+    @cached_property
+    def names(self) -> list[str]:
+        """Every weight, bias and vector, in the order of the files."""
+        if self._dense is not None:
+            return self._dense.names
+        return list(dict.fromkeys(self._whole(name) for name in self._headers))
+
+    def scheme(self, name: str) -> str | None:
+        """The format of a tensor's codes; None for one that was left alone."""
+        linear = self._linears.get(name.removesuffix(".weight")) if name.endswith(".weight") else None
+        return linear.scheme if linear else None
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of the values, not of what stores them; the headers tell."""
+        if self._dense is not None:
+            return self._dense.shape(name)
+        if self.scheme(name) is None:
+            return self._stored_shape(name)
+        return self._shape_of_codes(name.removesuffix(".weight"))
+
+    def plain(self, name: str) -> torch.Tensor:
+        """A tensor that was left alone, in its own type."""
+        return self._dense.tensor(name) if self._dense is not None else self._quantized.tensor(name)
+
+    def codes(self, name: str) -> tuple[torch.Tensor, Scales]:
+        """Codes [N, K] and scales of a quantized weight."""
+        return self._quantized.codes(name.removesuffix(".weight"))
+
+    def value(self, name: str) -> torch.Tensor:
+        """What a tensor stands for, float32. Raises `ExportMismatch` where that is not what the pass simulated."""
+        module = name.removesuffix(".weight")
+        if self.scheme(name) is None:
+            return self.plain(name).float()
+        value = self._quantized.weight(module)
+        if weight_digest(value) != self._linears[module].digest:
+            raise ExportMismatch(f"{module} in the checkpoint is not the weight that was simulated")
+        return value
+
+    @property
+    def _quantized(self) -> QuantizedCheckpoint:
+        assert self._state is not None
+        return self._state
+
+    def _whole(self, stored: str) -> str:
+        """The model's name for one of the tensors that a weight is stored in."""
+        module, _, suffix = stored.rpartition(".")
+        return f"{module}.weight" if module in self._linears and suffix != "bias" else stored
+
+    def _stored_shape(self, name: str) -> tuple[int, ...]:
+        lengths = self._headers[name]["shape"]
+        assert isinstance(lengths, list)
+        return tuple(lengths)
+
+    def _shape_of_codes(self, module: str) -> tuple[int, ...]:
+        if f"{module}.weight_shape" in self._headers:
+            return tuple(self._quantized.tensor(f"{module}.weight_shape").tolist())
+        rows, groups = self._stored_shape(f"{module}.weight_scale")
+        return rows, groups * (self._quantized.scheme(module).weights.group_size or 1)
+
+
+def _quantized(description: Quantization) -> dict[str, QuantizedLinear]:
+    """Linear layers, and the tables of tokens where these are quantized too."""
+    return {**description.linears, **getattr(description, "tables", {})}
