@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from optcore.run import Run
 
 GRAPH = "model.onnx"
-_HELD = ("int8", "int8_static", "int8_w8a16")
 _NO_VNNI = (
     "the file's integers multiply exactly on ARM, and on x86 processors with VNNI; older ones add up 16-bit sums that"
     " overflow: set ONNX Runtime's session option `session.x64quantprecision` to 1 there"
@@ -34,12 +33,10 @@ _NO_VNNI = (
 def write_encoder(run: "Run", export: "Onnx") -> None:
     """Write `model.onnx`, tokenizer and configuration to `run.out`.
 
-    Raises `RecipeError` for number formats that the graph has no operators for, `ExportMismatch` when ONNX Runtime
-    does not compute what was simulated.
+    Raises `RecipeError` for a model that is told to run by conditions, `ExportMismatch` when ONNX Runtime does not
+    compute what was simulated.
     """
     state = QuantizedCheckpoint(run.checkpoint) if load_quantization(run.checkpoint) else None
-    if state:
-        _check_formats(state)
     path = run.out / GRAPH
     expected = _write(run, export, state, path)
     link_companions(run.checkpoint, run.out)
@@ -79,13 +76,3 @@ def _modules(decoder: Decoder, state: QuantizedCheckpoint) -> "dict[str, nn.Modu
     """What stands for each quantized layer, by path in the model."""
     own = {name: decoder.names.own_modules[name] for name in state.description.modules}
     return {path: rounded_linear(state, name, decoder.model.get_submodule(path).bias) for name, path in own.items()}
-
-
-def _check_formats(state: QuantizedCheckpoint) -> None:
-    names = [scheme.name for scheme in state.description.schemes]
-    if other := next((name for name in names if name not in _HELD), None):
-        raise RecipeError(
-            f"an encoder in ONNX cannot hold {other}: ONNX Runtime multiplies its matrices in 8 bits",
-            remedy=f"quantize by one of {', '.join(_HELD)}",
-            field="/target/format",
-        )

@@ -25,40 +25,59 @@ class GraphLinear(NamedTuple):
 
     weight_NK: "Array"
     """What its codes stand for, float32."""
-    input_scale: float | None
-    """The step that its input is rounded in; None where it is not rounded, 1 where each token has its own."""
+    input_scales: frozenset[float]
+    """The step that its input is rounded in, 1 where each token has its own; none where it is not rounded. Of layers
+    with the same codes and scales the graph has one, with the steps of all."""
 
 
 def graph_linears(path: Path) -> dict[str, GraphLinear]:
     """Every quantized linear layer of a graph, by its name in the checkpoint. Raises `ExportMismatch`."""
     graph = onnx.load(path).graph
     values = {one.name: one for one in graph.initializer}
+    makers = {name: node for node in graph.node for name in node.output}
     users: dict[str, list[Any]] = {}
     for node in graph.node:
         for name in node.input:
             users.setdefault(name, []).append(node)
-    found: dict[str, GraphLinear] = {}
-    for node in graph.node:
-        if (module := _module_of(node)) and node.input[0] in values:
-            found[module] = _linear(node, users, values, module)
-    return found
+    return {
+        module: _linear(node, users, makers, values, module)
+        for node in graph.node
+        if (module := _module_of(node)) and node.input[0] in values
+    }
 
 
 def check_weights(path: Path, state: "QuantizedCheckpoint") -> None:
     """Raises `ExportMismatch` unless the graph holds every quantized layer's weight and input scale, bit for bit."""
     found = graph_linears(path)
-    if missing := set(state.description.modules) ^ found.keys():
-        raise ExportMismatch(f"the graph and the checkpoint differ in layers: {', '.join(sorted(missing)[:5])}")
-    for name, linear in found.items():
-        compare(name, linear.weight_NK, state.weight(name), EXACT)
-        stored = state.input_scale(name)
-        args = state.scheme(name).activations
-        expected = None if args is None else 1.0 if stored is None else float(stored)
-        if linear.input_scale != expected:
-            raise ExportMismatch(f"{name} rounds its input by {linear.input_scale}, not by {expected}")
+    if unknown := found.keys() - set(state.description.modules):
+        raise ExportMismatch(f"the graph has layers that the checkpoint lacks: {', '.join(sorted(unknown)[:5])}")
+    for name in state.description.modules:
+        weight = state.weight(name)
+        linear = found.get(name) or _twin(weight.numpy(), found, name)
+        compare(name, linear.weight_NK, weight, EXACT)
+        if (step := _step(state, name)) not in linear.input_scales and (step or linear.input_scales):
+            raise ExportMismatch(f"{name} rounds its input by {sorted(linear.input_scales)}, not by {step}")
 
 
-def _linear(node: Any, users: dict[str, list[Any]], values: dict[str, Any], module: str) -> GraphLinear:
+def _step(state: "QuantizedCheckpoint", name: str) -> float | None:
+    """What a layer's input is rounded in."""
+    stored = state.input_scale(name)
+    if stored is not None:
+        return float(stored)
+    return 1.0 if state.scheme(name).activations else None
+
+
+def _twin(weight_NK: "Array", found: dict[str, GraphLinear], name: str) -> GraphLinear:
+    """The layer that stands for another one with the same weight."""
+    for linear in found.values():
+        if np.array_equal(linear.weight_NK, weight_NK):
+            return linear
+    raise ExportMismatch(f"the graph lacks {name}")
+
+
+def _linear(
+    node: Any, users: dict[str, list[Any]], makers: dict[str, Any], values: dict[str, Any], module: str
+) -> GraphLinear:
     """The layer of a node whose first input is its codes [K, N]."""
     codes_KN = numpy_helper.to_array(values[node.input[0]])
     if node.op_type == "DequantizeLinear":
@@ -66,29 +85,22 @@ def _linear(node: Any, users: dict[str, list[Any]], values: dict[str, Any], modu
         axis = next((one.i for one in node.attribute if one.name == "axis"), None)
         if axis != 1 or zero_N.any():
             raise ExportMismatch(f"{module} is not dequantized by column around zero")
-        return GraphLinear(_decoded(codes_KN, scale_N), _input_scale(node, users, values, module))
+        steps = {_step_of(makers[one.input[0]], values, module) for one in users[node.output[0]]}
+        return GraphLinear(_decoded(codes_KN, scale_N), frozenset(steps))
     (product,) = users[node.output[0]]
     scale_N = numpy_helper.to_array(values[next(name for name in product.input if name in values)])
-    return GraphLinear(_decoded(codes_KN, scale_N), None)
+    return GraphLinear(_decoded(codes_KN, scale_N), frozenset())
+
+
+def _step_of(rounding: Any, values: dict[str, Any], module: str) -> float:
+    """The step of the operator that makes the input which a weight is multiplied with."""
+    if rounding.op_type != "DequantizeLinear":
+        raise ExportMismatch(f"the input of {module} is not rounded")
+    return float(numpy_helper.to_array(values[rounding.input[1]]))
 
 
 def _decoded(codes_KN: "Array", scale_N: "Array") -> "Array":
     return np.ascontiguousarray((codes_KN.astype(np.float32) * scale_N).T)
-
-
-def _input_scale(node: Any, users: dict[str, list[Any]], values: dict[str, Any], module: str) -> float:
-    """The scale of what the weight is multiplied with."""
-    (product,) = users[node.output[0]]
-    other = product.input[1 - list(product.input).index(node.output[0])]
-    rounding = [
-        one
-        for users_of in users.values()
-        for one in users_of
-        if one.op_type == "DequantizeLinear" and one.output[0] == other
-    ]
-    if product.op_type != "MatMul" or not rounding:
-        raise ExportMismatch(f"the input of {module} is not rounded")
-    return float(numpy_helper.to_array(values[rounding[0].input[1]]))
 
 
 def _module_of(node: Any) -> str | None:
