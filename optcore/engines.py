@@ -229,7 +229,7 @@ _ONNX = [
         "onnxruntime-genai",
         ((*_INT4, *_INT4_ASYM, "int8_w8a16", MIXED), "yes", _RUN | _ONE_NETWORK),
     ),
-    *_rows("onnx", "onnxruntime", (("int8", "int8_static"), "yes", _RUN | _ONE_NETWORK)),
+    *_rows("onnx", "onnxruntime", (("int8", "int8_static", "int8_w8a16", MIXED), "yes", _RUN | _ONE_NETWORK)),
 ]
 
 _ROUNDED = "rounded weights in 16 bits; activations and the KV cache are not rounded"

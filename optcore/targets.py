@@ -47,9 +47,24 @@ def belongs(name: str, export: Export) -> bool:
 
 
 def check_exports(recipe: "Recipe", model: Path, task: Task) -> None:
-    """Refuse models that a target has no place for, once the source is here. Raises `RecipeError`."""
+    """Refuse models that a target has no place for, once the source is here, and number formats that it holds for
+    other models only. Raises `RecipeError`."""
     for place, export in _exports(recipe):
         export.check_model(model, task, place)
+        if task != "text-generation" and export.encoder_schemes is not None:
+            _check_encoder(recipe, export, export.encoder_schemes)
+
+
+def _check_encoder(recipe: "Recipe", export: Export, held: frozenset[str]) -> None:
+    for number, technique in enumerate(recipe.chain):
+        for candidate in (technique, *technique.alternatives):
+            formats = [name for checkpoint in checkpoints(candidate) for name in checkpoint]
+            if other := next((name for name in formats if name in export.schemes - held), None):
+                raise RecipeError(
+                    f"{export.title} cannot hold {spoken(other)} of an encoder",
+                    remedy=f"use one of {', '.join(sorted(held))}, or another target",
+                    field=f"/chain/{number}/scheme",
+                )
 
 
 def _exports(recipe: "Recipe") -> Iterator[tuple[str, Export]]:

@@ -18,6 +18,8 @@ class Export(Frozen):
     title: ClassVar[str]
     schemes: ClassVar[frozenset[str]]
     """Names of the schemes it can hold."""
+    encoder_schemes: ClassVar[frozenset[str] | None] = None
+    """Names of those that it can hold for an encoder, where these are others."""
     kv_caches: ClassVar[frozenset[str]] = frozenset()
     """Names of the KV cache formats it can hold."""
     takes_unquantized: ClassVar[bool] = False

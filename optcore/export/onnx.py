@@ -21,6 +21,7 @@ class Onnx(Export):
             *("int8_w8a16", "int8", "int8_static"),
         }
     )
+    encoder_schemes: ClassVar[frozenset[str] | None] = frozenset({"int8", "int8_static", "int8_w8a16"})
     takes_unquantized: ClassVar[bool] = True
 
     format: Literal["onnx"] = "onnx"

@@ -6,4 +6,11 @@ from optcore.report import Task
 
 
 def check_model(folder: Path, task: Task, place: str) -> None:
-    """Raises `RecipeError` for a model whose graph nobody builds."""
+    """Raises `RecipeError` for a model that generates and whose graph nobody builds.
+
+    Of encoders torch's exporter takes whatever can be streamed, and each graph is run before it is handed out.
+    """
+    if task == "text-generation":
+        from optcore.onnx.generator_fitness import check_generator
+
+        check_generator(folder, place)

@@ -1,0 +1,66 @@
+"""An encoder as a graph: torch's exporter, with any number of texts of any length."""
+
+import inspect
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+
+import onnxscript.optimizer
+import torch
+from transformers import PreTrainedModel
+
+from optcore.onnx.rounded_linears import MODULE, OPSET
+
+Inputs = dict[str, torch.Tensor]
+
+# What torch's exporter says of itself, not of the model: of its tree of arguments, and of axes that two inputs share.
+_OWN_WARNINGS = (r"`isinstance\(treespec, LeafSpec\)` is deprecated", r"# The axis name: \w+ will not be used")
+
+
+class _Logits(torch.nn.Module):
+    """The model with tensors alone as inputs and output."""
+
+    def __init__(self, model: PreTrainedModel, names: Iterable[str]) -> None:
+        super().__init__()
+        self.model, self.names = model, tuple(names)
+
+    def forward(self, *values: torch.Tensor) -> torch.Tensor:
+        return self.model(**dict(zip(self.names, values, strict=True))).logits
+
+
+def inputs_of(model: PreTrainedModel, tokens_BT: torch.Tensor, attended_BT: torch.Tensor) -> Inputs:
+    """What the model is called with, int64 [B, T] each; segments where it has a table of more than one."""
+    inputs = {"input_ids": tokens_BT, "attention_mask": attended_BT}
+    has_segments = getattr(model.config, "type_vocab_size", 0) > 1
+    if has_segments and "token_type_ids" in inspect.signature(model.forward).parameters:
+        inputs["token_type_ids"] = torch.zeros_like(tokens_BT)
+    return inputs
+
+
+def write_graph(model: PreTrainedModel, inputs: Inputs, path: Path) -> None:
+    """Write the graph of a model that is called with such inputs: `logits` of `batch` texts of `sequence` tokens.
+
+    Weights of more than 1.5 GiB go to a file beside it.
+    """
+    axes = {0: "batch", 1: "sequence"}
+    with warnings.catch_warnings(), torch.no_grad():
+        for said in _OWN_WARNINGS:
+            warnings.filterwarnings("ignore", message=said)
+        program = torch.onnx.export(
+            _Logits(model, inputs).eval(),
+            tuple(inputs.values()),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=list(inputs),
+            output_names=["logits"],
+            dynamic_shapes=((axes,) * len(inputs),),
+            optimize=False,
+            verbose=False,
+        )
+        onnxscript.optimizer.optimize_ir(program.model, should_fold=_may_fold)
+    program.save(path)
+
+
+def _may_fold(node: object) -> bool | None:
+    """Codes stay codes: folded, the weight would be stored as floats."""
+    return False if MODULE in node.metadata_props else None  # type: ignore[attr-defined]
