@@ -23,8 +23,8 @@ from optcore.measures import (
     check_lengths,
     check_measures,
     draft_evaluators,
-    evaluators,
     gate_evaluator,
+    result_evaluators,
     step_evaluators,
 )
 from optcore.places import attempts
@@ -256,9 +256,8 @@ class _Walk(Conductor):
         record = self.stage(export_stage(recipe, result), ExportWork(export=result.export))
         self.move(exported=str(self.work.files(record.key)), exported_digest=record.key, target=result.export.format)
         self.move(draft=self.draft.path, draft_digest=self.draft.digest, made=self.made)
-        evaluated = self.stage(
-            evaluate_stage(recipe, result), EvaluateWork(evaluators=evaluators(recipe, self.longest))
-        )
+        asked = result_evaluators(recipe, self.longest, result.name)
+        evaluated = self.stage(evaluate_stage(recipe, result), EvaluateWork(evaluators=asked))
         inputs, self.inputs = self.inputs, checkpoint
         return Outcome(
             result=result,
