@@ -25,6 +25,7 @@ from optcore.report import (
     Coverage,
     DraftFacts,
     EngineNotes,
+    EngineRun,
     LayerError,
     Measurement,
     Report,
@@ -108,19 +109,21 @@ def assemble(outcomes: Sequence[Outcome], out: Path) -> Artifact:
     part = out.with_name(f"{out.name}.part-{os.getpid()}")
     shutil.rmtree(part, ignore_errors=True)
     for outcome in reversed(outcomes):  # the main one's manifest covers the others
-        artifact = _assemble_one(outcome, part / ALSO / outcome.result.name if outcome.result.name else part)
+        folder = part / ALSO / outcome.result.name if outcome.result.name else part
+        artifact = _assemble_one(outcome, folder, _engine_runs(outcome, outcomes))
     part.rename(out)
     return artifact
 
 
-def _assemble_one(outcome: Outcome, folder: Path) -> Artifact:
+def _assemble_one(outcome: Outcome, folder: Path, engine_runs: tuple[EngineRun, ...]) -> Artifact:
     _link_files(Path(outcome.inputs.exported), folder)
     if outcome.inputs.draft:
         _link_files(Path(outcome.inputs.draft), folder / DRAFT)
         _note_made(outcome.evaluated.get("made"), folder / DRAFT)
     exported = [file for file in _hashed(folder) if Path(file.path).name not in (MANIFEST, *_DOCUMENTS)]
     digest = digest_of([(file.path, file.sha256) for file in exported])
-    _write_documents(folder, _report(outcome, digest))
+    report = _report(outcome, digest).model_copy(update={"engine_runs": engine_runs})
+    _write_documents(folder, report)
     artifact = Artifact(
         digest=digest,
         recipe_digest=outcome.recipe.digest,
@@ -190,6 +193,19 @@ def _report(outcome: Outcome, digest: str) -> Report:
         notices=outcome.notices,
         environment=_environment(),
     )
+
+
+def _engine_runs(outcome: Outcome, outcomes: Sequence[Outcome]) -> tuple[EngineRun, ...]:
+    """The source, which was measured once, and the result; the main result's table has those of all, so that one page
+    compares them."""
+    found = [
+        (one.result.name, EngineRun.model_validate(row))
+        for one in outcomes
+        for row in one.evaluated.get("engine_runs", ())
+    ]
+    source = (row for _, row in found if row.is_source)
+    results = (row.model_copy(update={"result": name}) for name, row in found if not row.is_source)
+    return (*source, *(row for row in results if not outcome.result.name or row.result == outcome.result.name))
 
 
 def _steps(outcome: Outcome) -> tuple[Step, ...]:

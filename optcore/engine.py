@@ -23,8 +23,8 @@ from optcore.measures import (
     check_lengths,
     check_measures,
     draft_evaluators,
-    evaluators,
     gate_evaluator,
+    result_evaluators,
     step_evaluators,
 )
 from optcore.places import attempts
@@ -276,7 +276,7 @@ class _Walk(Conductor):
     def _evaluate(self, result: Result, recipe: Recipe) -> dict[str, Any]:
         """Measure a result before and after; what does not depend on its target once for all that share a checkpoint:
         the stage of the next target is found done."""
-        wanted = evaluators(recipe, self.longest)
+        wanted = result_evaluators(recipe, self.longest, result.name)
         if len(results(recipe)) == 1:
             return self.stage(evaluate_stage(recipe, result), EvaluateWork(evaluators=wanted)).results
         shared = tuple(evaluator for evaluator in wanted if not evaluator.reads_export)

@@ -4,11 +4,12 @@ from os.path import normpath
 
 from optcore.architecture import NO_limit
 from optcore.errors import RecipeError
-from optcore.evaluate import Acceptance, AnyEvaluator, Classification, Fidelity, LongContext
+from optcore.evaluate import Acceptance, AnyEvaluator, Classification, Engines, Fidelity, LongContext
 from optcore.evaluate.long_context import LENGTH_tokens, LONGEST_tokens
 from optcore.recipe import Recipe
 from optcore.references import BUILT_IN, TextSource
 from optcore.report import GateMetric, Task
+from optcore.runners import CPU_TARGETS
 from optcore.techniques import AttentionWindow, Technique
 from optcore.techniques.draft import Draft
 from optcore.techniques.training import Training
@@ -40,14 +41,23 @@ def check_lengths(recipe: Recipe, longest: int) -> None:
 
 
 def evaluators(recipe: Recipe, longest: int = NO_limit) -> tuple[AnyEvaluator, ...]:
-    """What the recipe names; of a model that gets a window what lies beyond it; and how a draft does, on texts that a
-    model of `longest` positions holds."""
-    return (*recipe.evaluate, *_beyond_windows(recipe), *_of_drafts(recipe, longest))
+    """What the recipe names; of a model that gets a window what lies beyond it; how a draft does, on texts that a
+    model of `longest` positions holds; and what engines make of several targets, or of one for a CPU."""
+    return (*recipe.evaluate, *_beyond_windows(recipe), *_of_drafts(recipe, longest), *_in_engines(recipe))
+
+
+def result_evaluators(recipe: Recipe, longest: int, name: str) -> tuple[AnyEvaluator, ...]:
+    """What is measured of one result; engines are given the source with the main one alone, which has no name."""
+    asked = evaluators(recipe, longest)
+    if not name:
+        return asked
+    return tuple(each.model_copy(update={"source": False}) if isinstance(each, Engines) else each for each in asked)
 
 
 def step_evaluators(recipe: Recipe) -> tuple[AnyEvaluator, ...]:
-    """What is measured of the model on its way to the result, beside which no draft stands yet."""
-    return tuple(evaluator for evaluator in evaluators(recipe) if not isinstance(evaluator, Acceptance))
+    """What is measured of the model on its way to the result, beside which no draft stands yet, and which nobody
+    serves."""
+    return tuple(evaluator for evaluator in evaluators(recipe) if not isinstance(evaluator, Acceptance | Engines))
 
 
 def draft_evaluators(recipe: Recipe, longest: int = NO_limit) -> tuple[AnyEvaluator, ...]:
@@ -69,6 +79,12 @@ def _of_drafts(recipe: Recipe, longest: int) -> tuple[AnyEvaluator, ...]:
         return ()
     drafts = (technique for technique in recipe.chain if isinstance(technique, Draft))
     return tuple(Acceptance(tokens=draft.tokens).within(longest) for draft in drafts)
+
+
+def _in_engines(recipe: Recipe) -> tuple[AnyEvaluator, ...]:
+    if not recipe.evaluate or any(isinstance(evaluator, Engines) for evaluator in recipe.evaluate):
+        return ()
+    return (Engines(),) if recipe.also or recipe.target.format in CPU_TARGETS else ()
 
 
 def gate_evaluator(recipe: Recipe, metric: GateMetric, task: Task | None = None, field: str = "/chain") -> AnyEvaluator:

@@ -8,11 +8,12 @@ from typing import Any, Literal
 from pydantic import Field
 
 from optcore.draft_made import Made
-from optcore.evaluate import AnyEvaluator, Classification
+from optcore.evaluate import AnyEvaluator, Classification, Engines
 from optcore.export import AnyExport
 from optcore.frozen import Frozen, digest_of
 from optcore.references import Calibration, ModelRef, NeededText, TextSource
 from optcore.report import Task
+from optcore.runners import RUNNERS
 from optcore.techniques import AnyTechnique, Prune, Ptq
 from optcore.techniques.data import TrainingData
 from optcore.techniques.draft import Draft
@@ -236,7 +237,9 @@ def _is_timed(work: AnyWork) -> bool:
 
 
 def _made_by(work: AnyWork) -> tuple[str, ...]:
-    """Packages that compute for some techniques only."""
+    """Packages that compute for some techniques and evaluators only."""
+    if isinstance(work, EvaluateWork) and any(isinstance(evaluator, Engines) for evaluator in work.evaluators):
+        return tuple(runner.package for runner in RUNNERS)
     technique = work.technique if isinstance(work, TechniqueWork) else None
     return ("peft",) if isinstance(technique, Training) and technique.has_adapters else ()
 

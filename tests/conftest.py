@@ -41,6 +41,7 @@ pytest_plugins = [
     "fixtures.tiny_models",
     "fixtures.classifiers",
     "fixtures.exporting",
+    "fixtures.served",
     "fixtures.training_stages",
     "fixtures.package_texts",
     "fixtures.whole_runs",

@@ -1,7 +1,7 @@
 """Where words go: tables and values to standard output, the rest to standard error."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from rich.console import Console
@@ -9,9 +9,12 @@ from rich.table import Table
 from rich.text import Text
 
 from optcore.frozen import canonical_json
-from optcore.report import Measurement
+from optcore.report import EngineRun, Measurement
+from optcore.report.engines import engine_rows
 from optcore.report.numbers import format_change, format_value, verdict
 from optcore.report.text import printable
+
+Row = TypeVar("Row", Measurement, EngineRun)
 
 console = Console()
 errors = Console(stderr=True)
@@ -59,10 +62,16 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None
 
 
 def print_measurements(report: Mapping[str, Any]) -> None:
-    """The before/after table of a report."""
-    rows = list(_measurements(report))
-    if not rows:
-        return
+    """The before/after table of a report, and that of the engines."""
+    rows = list(_rows(report, "measurements", Measurement))
+    if rows:
+        _print_before_and_after(rows)
+    if in_engines := engine_rows(list(_rows(report, "engine_runs", EngineRun))):
+        console.print()
+        print_table(in_engines[0], in_engines[1:])
+
+
+def _print_before_and_after(rows: Sequence[Measurement]) -> None:
     with_baseline = any(row.baseline is not None for row in rows)
     table = Table("", box=None, pad_edge=False, header_style="bold")
     for name in ("before", *(["max scales"] if with_baseline else []), "after", "change"):
@@ -75,10 +84,10 @@ def print_measurements(report: Mapping[str, Any]) -> None:
     console.print(table)
 
 
-def _measurements(report: Mapping[str, Any]) -> Iterable[Measurement]:
-    for row in report.get("measurements", ()):
-        known = {name: value for name, value in row.items() if name in Measurement.model_fields}
+def _rows(report: Mapping[str, Any], name: str, kind: type[Row]) -> Iterable[Row]:
+    for row in report.get(name, ()):
+        known = {field: value for field, value in row.items() if field in kind.model_fields}
         try:
-            yield Measurement.model_validate(known)
+            yield kind.model_validate(known)
         except ValidationError:  # a row that a newer engine writes differently; the others still say something
             errors.print(Text(f"a measurement that this version cannot read was left out: {printable(str(row))[:120]}"))

@@ -10,12 +10,22 @@ from pydantic import Field
 from optcore.evaluate.acceptance import Acceptance
 from optcore.evaluate.base import Evaluator
 from optcore.evaluate.classification import Classification
+from optcore.evaluate.engines import Engines
 from optcore.evaluate.fidelity import Fidelity
 from optcore.evaluate.long_context import LongContext
 from optcore.evaluate.throughput import Throughput
 
 AnyEvaluator = Annotated[
-    Fidelity | Throughput | Classification | LongContext | Acceptance, Field(discriminator="evaluator")
+    Fidelity | Throughput | Classification | LongContext | Acceptance | Engines, Field(discriminator="evaluator")
 ]
 
-__all__ = ["Acceptance", "AnyEvaluator", "Classification", "Evaluator", "Fidelity", "LongContext", "Throughput"]
+__all__ = [
+    "Acceptance",
+    "AnyEvaluator",
+    "Classification",
+    "Engines",
+    "Evaluator",
+    "Fidelity",
+    "LongContext",
+    "Throughput",
+]

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ from optcore.conditional import load_conditional
 from optcore.engines import loading
 from optcore.quantization import load_quantization
 from optcore.report import Measurement
+from optcore.serving.memory import free_memory_bytes, peak_memory_bytes
 from optcore.sizes import weight_bytes
 
 if TYPE_CHECKING:
@@ -62,8 +62,7 @@ def _cannot(run: "Run") -> str:
         return f"transformers does not read the {run.target} format"
     if formats and run.target != "dense" and not find_spec("compressed_tensors"):
         return "the package compressed-tensors is not installed"
-    available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if weight_bytes(run.source) * _ROOM > available:
+    if weight_bytes(run.source) * _ROOM > free_memory_bytes():
         return "the model does not fit into this machine's free memory as a whole"
     return ""
 
@@ -103,9 +102,7 @@ def _generate(folder: Path, prompt_tokens: int, new_tokens: int) -> dict[str, fl
 def _peak_memory_bytes() -> int:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
-    # Not getrusage: its maximum starts at what the parent had when it started us.
-    status = Path("/proc/self/status").read_text()
-    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:"))
+    return peak_memory_bytes()
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ import re
 import yaml
 
 from optcore.references import Place, Publish
+from optcore.report.engines import engine_note, engine_rows
 from optcore.report.loading import DECODE, loading_commands
 from optcore.report.model import EngineNotes, Measurement, Report
 from optcore.report.numbers import format_bound, format_bytes, format_change, format_seconds, format_trial, format_value
@@ -22,6 +23,7 @@ def render_card(report: Report) -> str:
         "made and measured by Lathe.",
         _measurements(report),
         _steps(report),
+        _engines(report),
         _coverage(report),
         _loading(report),
         _draft(report),
@@ -102,6 +104,15 @@ def _steps(report: Report) -> str:
     header, *rows = step_rows(report)
     lines = [_table_line([*map(escape, header)]), _table_line([":--", *["--:"] * (len(header) - 1)])]
     return "## Step by step\n\n" + "\n".join([*lines, *(_table_line([*map(escape, row)]) for row in rows)])
+
+
+def _engines(report: Report) -> str:
+    if not report.engine_runs:
+        return ""
+    header, *rows = engine_rows(report.engine_runs)
+    lines = [_table_line([*map(escape, header)]), _table_line([":--", *["--:"] * (len(header) - 1)])]
+    lines += [_table_line([*map(escape, row)]) for row in rows]
+    return f"## In the engines that serve it\n\n{escape(engine_note(report.engine_runs))}\n\n" + "\n".join(lines)
 
 
 def _coverage(report: Report) -> str:

@@ -88,6 +88,38 @@ class DraftFacts(Frozen):
     weight_bytes: int
 
 
+class EngineRun(Frozen):
+    """One checkpoint in one engine, in a process of its own on the machine's processor."""
+
+    engine: str
+    engine_version: str
+    target: str
+    """Format of the checkpoint."""
+    result: str = ""
+    """Name of the result among several of one run; the main one has none."""
+    is_source: bool = False
+    """The model that the chain started from, which the others are held against."""
+    file_bytes: int
+    """Weights on the disk."""
+    threads: int
+    prompt_tokens: int
+    new_tokens: int
+    """Written behind the prompt, greedily; 0 for models that do not generate."""
+    load_seconds: float
+    prefill_speed: float
+    """Tokens a second, the median of three."""
+    decode_speed: float | None
+    """Tokens a second, the median of three; None for models that do not generate."""
+    peak_memory_bytes: int
+    """Of the whole process, its interpreter and libraries among it."""
+    kl: float | None
+    """Mean KL(source || this), nats a position; the source's own predictions are computed in float32."""
+    agreement: float | None
+    """Share of positions with the source's most likely prediction."""
+    positions: int
+    """How many were compared."""
+
+
 class LayerError(Frozen):
     """How far one decoder layer's output is from the source's."""
 
@@ -205,6 +237,8 @@ class Report(Frozen):
     steps: tuple[Step, ...] = ()
     """The model after each entry of a chain that changes its structure, in the order of the chain, and before each
     such entry its rival; else empty."""
+    engine_runs: tuple[EngineRun, ...] = ()
+    """Source and results in the engines that serve them; in the main result's report those of all results."""
     draft: DraftFacts | None = None
     coverage: Coverage | None = None
     layer_errors: tuple[LayerError, ...] = ()

@@ -6,6 +6,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from optcore.report import plots
+from optcore.report.engines import engine_note, engine_rows
 from optcore.report.model import Report
 from optcore.report.numbers import format_bound, format_change, format_trial, format_value, verdict
 from optcore.report.steps import step_rows
@@ -22,6 +23,8 @@ def render_page(report: Report) -> str:
     return _template().render(
         report=report,
         steps=step_rows(report),
+        engines=engine_rows(report.engine_runs),
+        engine_note=engine_note(report.engine_runs),
         recipe=yaml.safe_dump(report.recipe, sort_keys=False, allow_unicode=True),
         with_baseline=any(row.baseline is not None for row in report.measurements),
         bars=[(row, plots.measurement_bars(row)) for row in compared],

@@ -1,5 +1,6 @@
 """The before/after table for a terminal."""
 
+from optcore.report.engines import engine_rows
 from optcore.report.model import Measurement, Report, Trial
 from optcore.report.numbers import (
     format_bound,
@@ -23,6 +24,11 @@ def render_table(report: Report) -> str:
     rows = [_row(row, with_baseline) for row in report.measurements]
     lines = [printable(f"{report.model}  ->  {report.scheme}"), "", *_aligned([header, *rows])]
     lines += ["", *_aligned([[*map(printable, row), ""] for row in step_rows(report)])] if report.steps else []
+    lines += (
+        ["", *_aligned([[*map(printable, row), ""] for row in engine_rows(report.engine_runs)])]
+        if report.engine_runs
+        else []
+    )
     lines += ["", *_stage_lines(report)] if report.stages else []
     lines += [*map(printable, map(_trial_line, report.trials)), ""] if report.trials else []
     lines += [f"note: {printable(notice)}" for notice in report.notices]

@@ -1,1 +1,4 @@
-"""Engines that serve a result, run here to see that they load it, and how they do."""
+"""Results in the engines that serve them, each in a process of its own: `python -m optcore.serving ENGINE ...`.
+
+The child imports numpy, its engine and nothing of ours beyond this room, so that its peak memory is the engine's.
+"""

@@ -1,0 +1,106 @@
+"""The exported result in the engine that serves it, and the source in transformers, one after the other."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from optcore.conditional import load_conditional
+from optcore.deployment import formats_of
+from optcore.errors import OptError
+from optcore.evaluate.reference import Reference, write_reference
+from optcore.quantization import load_quantization
+from optcore.report import EngineRun
+from optcore.runners import TRANSFORMERS, Runner, find_runner
+from optcore.serving.memory import free_memory_bytes
+from optcore.serving.process import EngineFailed, run_engine
+from optcore.serving.session import ServingTask
+from optcore.sizes import shapes, weight_bytes
+from optcore.targets import family_of
+
+if TYPE_CHECKING:
+    from optcore.evaluate.engines import Engines
+    from optcore.run import Run
+
+_ROOM = 3  # loading needs the file and the unpacked tensors at once
+_FILES = {"gguf": ("model*.gguf",), "onnx": ("*.onnx", "*.onnx.data")}
+"""Weights of targets that do not hold them in safetensors."""
+
+
+def measure_engines(run: "Run", evaluator: "Engines") -> list[EngineRun]:
+    """The source's run and the result's; one that cannot be measured is left out with a notice, and fails no job."""
+    assert run.export
+    runner, why = _runner(run)
+    if runner is None:
+        run.notice(f"the {run.target} result was not measured in an engine: {why}")
+    if runner is None and not evaluator.source:
+        return []
+    try:
+        reference = write_reference(run, evaluator)
+    except OptError as error:
+        run.notice(f"nothing was measured in engines, for want of a reference: {error}")
+        return []
+    found, task = [], _task(run, evaluator, reference)
+    if evaluator.source and reference.logits and not load_conditional(run.source):
+        found.append(_measured(run, TRANSFORMERS, None, task, evaluator.time_limit_seconds))
+    run.progress("evaluating", 1, 2)
+    if runner:
+        found.append(_measured(run, runner, run.export, task, evaluator.time_limit_seconds))
+    run.progress("evaluating", 2, 2)
+    return [measured for measured in found if measured]
+
+
+def _runner(run: "Run") -> tuple[Runner | None, str]:
+    if load_conditional(run.checkpoint):
+        return None, "engines do not read conditional.json, and would run the model without what it says"
+    config = json.loads((run.checkpoint / "config.json").read_text())
+    formats = formats_of(load_quantization(run.checkpoint))
+    return find_runner(run.target, formats, family_of(config, shapes(run.source)), run.task)
+
+
+def _task(run: "Run", evaluator: "Engines", reference: Reference) -> ServingTask:
+    """A prompt and what is written behind it fit into the model, the prompt first."""
+    prompt = min(evaluator.prompt_tokens, max(1, reference.longest - evaluator.new_tokens))
+    new = min(evaluator.new_tokens, reference.longest - prompt) if run.task == "text-generation" else 0
+    return ServingTask(
+        kind=run.task,
+        tokens=str(reference.tokens),
+        reference=str(reference.logits or ""),
+        prompt_tokens=prompt,
+        new_tokens=new,
+        threads=torch.get_num_threads(),
+    )
+
+
+def _measured(
+    run: "Run", runner: Runner, exported: Path | None, task: ServingTask, limit_seconds: float
+) -> EngineRun | None:
+    """The exported result, or without one the source."""
+    folder, target = (exported, run.target) if exported else (run.source, "dense")
+    size = _file_bytes(folder, target)
+    unpacked = max(size, weight_bytes(run.source)) if runner is TRANSFORMERS else size
+    try:
+        if unpacked * _ROOM > free_memory_bytes():
+            raise EngineFailed("the model does not fit into this machine's free memory as a whole")
+        served = run_engine(runner.engine, folder, task, run.scratch, limit_seconds)
+    except EngineFailed as error:
+        run.notice(f"the {f'{target} result' if exported else 'source'} was not measured in {runner.engine}: {error}")
+        return None
+    return EngineRun(
+        engine=runner.engine,
+        engine_version=runner.version,
+        target=target,
+        is_source=exported is None,
+        file_bytes=size,
+        threads=task.threads,
+        prompt_tokens=task.prompt_tokens,
+        new_tokens=task.new_tokens,
+        **served._asdict(),
+    )
+
+
+def _file_bytes(folder: Path, target: str) -> int:
+    if target not in _FILES:
+        return weight_bytes(folder)
+    return sum(path.stat().st_size for pattern in _FILES[target] for path in folder.glob(pattern))

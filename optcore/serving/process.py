@@ -1,0 +1,48 @@
+"""An engine in a process of its own, with a time limit; its standard error is this process's own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from optcore.serving.session import Served, ServingTask
+
+
+class EngineFailed(Exception):
+    """An engine that could not be measured; the message says how it ended, for people."""
+
+
+def run_engine(engine: str, folder: Path, task: ServingTask, scratch: Path, limit_seconds: float) -> Served:
+    """Measure an exported folder. Raises `EngineFailed`; why is then in the log."""
+    task_file = scratch / "task.json"
+    task_file.write_text(json.dumps(task._asdict()))
+    command = [sys.executable, "-m", "optcore.serving", engine, str(folder), str(task_file)]
+    try:
+        done = subprocess.run(
+            command,
+            check=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            env=_environment(task.threads),
+            timeout=limit_seconds,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise EngineFailed(f"it took longer than {limit_seconds:g} s") from error
+    except subprocess.CalledProcessError as error:
+        raise EngineFailed(_ended(error.returncode)) from error
+    return Served(**json.loads(done.stdout))
+
+
+def _environment(threads: int) -> dict[str, str]:
+    """Every engine on the same cores, and none on a GPU: what they measure is held against each other."""
+    fixed = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
+    return {**os.environ, **fixed}
+
+
+def _ended(status: int) -> str:
+    if status == -signal.SIGKILL:
+        return "it was killed (SIGKILL), most often for memory"
+    how = f"with status {status}" if status > 0 else f"by signal {-status} ({signal.strsignal(-status)})"
+    return f"it ended {how}; the end of the engine's log says why"
