@@ -260,19 +260,21 @@ def test_the_main_report_compares_all_results(stdlib_model: Path, tmp_path: Path
         task="fill-mask", source=str(stdlib_model), checkpoint=str(stdlib_model), exported=str(stdlib_model)
     )
     left: list[list[EngineRun]] = [[source, main], [other]]
+    why = "the dense result was not measured in transformers: it ended with status 1"
     outcomes = [
         Outcome(
             result,
             recipe,
             inputs,
             (),
-            {"measurements": [], "engine_runs": [row.model_dump() for row in rows]},
+            {"measurements": [], "engine_runs": [row.model_dump() for row in rows], **more},
             *((),) * 3,
         )
-        for result, rows in zip(results(recipe), left, strict=True)
+        for result, rows, more in zip(results(recipe), left, ({}, {"not_in_engines": [why]}), strict=True)
     ]
     assemble(outcomes, tmp_path / "out")
     named = other.model_copy(update={"result": "int4-dense"})
-    for folder, expected in (("", [source, main, named]), ("also/int4-dense", [source, named])):
+    for folder, expected, notices in (("", [source, main, named], [why]), ("also/int4-dense", [source, named], [])):
         report = json.loads((tmp_path / "out" / folder / "report.json").read_text())
         assert [EngineRun.model_validate(row) for row in report["engine_runs"]] == expected
+        assert report["notices"] == notices
