@@ -85,7 +85,9 @@ def test_the_source_is_measured_beside_it(stdlib_model: Path, tmp_path: Path) ->
     assert (found.engine, found.target, found.is_source) == ("transformers", "dense", True)
     assert found.kl is not None
     assert 0 < found.kl < 1e-3
-    assert notices == ["the awq result was not measured in an engine: reading it needs gptqmodel, which this machine lacks"]
+    assert notices == [
+        "the awq result was not measured in an engine: reading it needs gptqmodel, which this machine lacks"
+    ]
 
 
 def test_an_encoder_is_run_by_onnx_runtime(tiny_classifier: Callable[..., Path], tmp_path: Path) -> None:
@@ -193,7 +195,13 @@ def test_logits_that_are_none_are_no_distance(own_PV: np.ndarray, said: str) -> 
         ("dense", (), "fill-mask", "transformers", ""),
         ("modelopt", ("fp8",), "text-generation", None, "no engine that runs on a CPU reads modelopt"),
         ("compact", ("int4",), "text-generation", None, "no engine that runs on a CPU reads compact"),
-        ("gptq", ("int4",), "text-generation", None, "reading it needs gptqmodel and optimum, which this machine lacks"),
+        (
+            "gptq",
+            ("int4",),
+            "text-generation",
+            None,
+            "reading it needs gptqmodel and optimum, which this machine lacks",
+        ),
         ("onnx", ("int8",), "text-generation", None, "does not load int8 from onnx"),
     ],
 )
