@@ -110,20 +110,19 @@ def assemble(outcomes: Sequence[Outcome], out: Path) -> Artifact:
     shutil.rmtree(part, ignore_errors=True)
     for outcome in reversed(outcomes):  # the main one's manifest covers the others
         folder = part / ALSO / outcome.result.name if outcome.result.name else part
-        artifact = _assemble_one(outcome, folder, _engine_runs(outcome, outcomes))
+        artifact = _assemble_one(outcome, folder, outcomes)
     part.rename(out)
     return artifact
 
 
-def _assemble_one(outcome: Outcome, folder: Path, engine_runs: tuple[EngineRun, ...]) -> Artifact:
+def _assemble_one(outcome: Outcome, folder: Path, outcomes: Sequence[Outcome]) -> Artifact:
     _link_files(Path(outcome.inputs.exported), folder)
     if outcome.inputs.draft:
         _link_files(Path(outcome.inputs.draft), folder / DRAFT)
         _note_made(outcome.evaluated.get("made"), folder / DRAFT)
     exported = [file for file in _hashed(folder) if Path(file.path).name not in (MANIFEST, *_DOCUMENTS)]
     digest = digest_of([(file.path, file.sha256) for file in exported])
-    report = _report(outcome, digest).model_copy(update={"engine_runs": engine_runs})
-    _write_documents(folder, report)
+    _write_documents(folder, _with_engines(_report(outcome, digest), outcomes))
     artifact = Artifact(
         digest=digest,
         recipe_digest=outcome.recipe.digest,
@@ -195,9 +194,9 @@ def _report(outcome: Outcome, digest: str) -> Report:
     )
 
 
-def _engine_runs(outcome: Outcome, outcomes: Sequence[Outcome]) -> tuple[EngineRun, ...]:
-    """The source, which was measured once, and the result; the main result's table has those of all, so that one page
-    compares them."""
+def _with_engines(report: Report, outcomes: Sequence[Outcome]) -> Report:
+    """The source, which was measured once, and the result in their engines; the main result's report has those of all,
+    and says what is missing, so that one page compares them."""
     found = [
         (one.result.name, EngineRun.model_validate(row))
         for one in outcomes
@@ -205,7 +204,9 @@ def _engine_runs(outcome: Outcome, outcomes: Sequence[Outcome]) -> tuple[EngineR
     ]
     source = (row for _, row in found if row.is_source)
     results = (row.model_copy(update={"result": name}) for name, row in found if not row.is_source)
-    return (*source, *(row for row in results if not outcome.result.name or row.result == outcome.result.name))
+    runs = (*source, *(row for row in results if report.result in ("", row.result)))
+    missing = [] if report.result else [why for one in outcomes for why in one.evaluated.get("not_in_engines", ())]
+    return report.model_copy(update={"engine_runs": runs, "notices": tuple(dict.fromkeys((*report.notices, *missing)))})
 
 
 def _steps(outcome: Outcome) -> tuple[Step, ...]:

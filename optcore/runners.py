@@ -61,5 +61,5 @@ def find_runner(target: str, formats: tuple[str, ...], family: Family, task: Tas
     if refused := obstacles(target, found.engine, formats, family):
         return None, f"{ENGINES[found.engine]} does not load {' and '.join(refused)} from {target}"
     if missing := [module for module in found.reads[target] if not find_spec(module)]:
-        return None, f"{' and '.join(missing)} is not installed on this machine"
+        return None, f"reading it needs {' and '.join(missing)}, which this machine lacks"
     return found, ""

@@ -33,13 +33,13 @@ def measure_engines(run: "Run", evaluator: "Engines") -> list[EngineRun]:
     assert run.export
     runner, why = _runner(run)
     if runner is None:
-        run.notice(f"the {run.target} result was not measured in an engine: {why}")
+        _miss(run, f"the {run.target} result was not measured in an engine: {why}")
     if runner is None and not evaluator.source:
         return []
     try:
         reference = write_reference(run, evaluator)
     except OptError as error:
-        run.notice(f"nothing was measured in engines, for want of a reference: {error}")
+        _miss(run, f"the {run.target} result was not measured in an engine, for want of a reference: {error}")
         return []
     found, task = [], _task(run, evaluator, reference)
     if evaluator.source and reference.logits and not load_conditional(run.source):
@@ -49,6 +49,14 @@ def measure_engines(run: "Run", evaluator: "Engines") -> list[EngineRun]:
         found.append(_measured(run, runner, run.export, task, evaluator.time_limit_seconds))
     run.progress("evaluating", 2, 2)
     return [measured for measured in found if measured]
+
+
+def _miss(run: "Run", why: str) -> None:
+    """Say it now, and leave it for the report that compares all results."""
+    run.notice(why)
+    missing = run.results.setdefault("not_in_engines", [])
+    assert isinstance(missing, list)
+    missing.append(why)
 
 
 def _runner(run: "Run") -> tuple[Runner | None, str]:
@@ -85,7 +93,7 @@ def _measured(
             raise EngineFailed("the model does not fit into this machine's free memory as a whole")
         served = run_engine(runner.engine, folder, task, run.scratch, limit_seconds)
     except EngineFailed as error:
-        run.notice(f"the {f'{target} result' if exported else 'source'} was not measured in {runner.engine}: {error}")
+        _miss(run, f"the {f'{target} result' if exported else 'source'} was not measured in {runner.engine}: {error}")
         return None
     return EngineRun(
         engine=runner.engine,

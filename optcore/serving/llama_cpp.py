@@ -3,22 +3,29 @@
 Functions: https://github.com/ggml-org/llama.cpp/blob/master/include/llama.h
 """
 
+import sys
 from pathlib import Path
 
 import numpy as np
 from llama_cpp import llama_cpp as lib
-from llama_cpp._logger import set_verbose
 
 from optcore.serving.session import ServingTask
 
 FILE = "model.gguf"
+_WARNING, _ERROR = 3, 4  # of ggml_log_level; the Python package has them in an older order, and hides errors
+
+
+@lib.llama_log_callback
+def _log(level: int, text: bytes, _: object) -> None:
+    if level in (_WARNING, _ERROR):
+        sys.stderr.write(text.decode(errors="replace"))
 
 
 class Session:
     """A GGUF file; its KV cache is in float16, as llama.cpp has it by default."""
 
     def __init__(self, folder: Path, task: ServingTask) -> None:
-        set_verbose(False)
+        lib.llama_log_set(_log, None)
         lib.llama_backend_init()
         model_params = lib.llama_model_default_params()
         model_params.n_gpu_layers = 0

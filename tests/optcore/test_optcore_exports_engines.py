@@ -85,7 +85,9 @@ def test_the_source_is_measured_beside_it(stdlib_model: Path, tmp_path: Path) ->
     assert (found.engine, found.target, found.is_source) == ("transformers", "dense", True)
     assert found.kl is not None
     assert 0 < found.kl < 1e-3
-    assert notices == ["the awq result was not measured in an engine: gptqmodel is not installed on this machine"]
+    assert notices == [
+        "the awq result was not measured in an engine: reading it needs gptqmodel, which this machine lacks"
+    ]
 
 
 def test_an_encoder_is_run_by_onnx_runtime(tiny_classifier: Callable[..., Path], tmp_path: Path) -> None:
@@ -193,7 +195,13 @@ def test_logits_that_are_none_are_no_distance(own_PV: np.ndarray, said: str) -> 
         ("dense", (), "fill-mask", "transformers", ""),
         ("modelopt", ("fp8",), "text-generation", None, "no engine that runs on a CPU reads modelopt"),
         ("compact", ("int4",), "text-generation", None, "no engine that runs on a CPU reads compact"),
-        ("gptq", ("int4",), "text-generation", None, "gptqmodel and optimum is not installed on this machine"),
+        (
+            "gptq",
+            ("int4",),
+            "text-generation",
+            None,
+            "reading it needs gptqmodel and optimum, which this machine lacks",
+        ),
         ("onnx", ("int8",), "text-generation", None, "does not load int8 from onnx"),
     ],
 )
@@ -260,19 +268,21 @@ def test_the_main_report_compares_all_results(stdlib_model: Path, tmp_path: Path
         task="fill-mask", source=str(stdlib_model), checkpoint=str(stdlib_model), exported=str(stdlib_model)
     )
     left: list[list[EngineRun]] = [[source, main], [other]]
+    why = "the dense result was not measured in transformers: it ended with status 1"
     outcomes = [
         Outcome(
             result,
             recipe,
             inputs,
             (),
-            {"measurements": [], "engine_runs": [row.model_dump() for row in rows]},
+            {"measurements": [], "engine_runs": [row.model_dump() for row in rows], **more},
             *((),) * 3,
         )
-        for result, rows in zip(results(recipe), left, strict=True)
+        for result, rows, more in zip(results(recipe), left, ({}, {"not_in_engines": [why]}), strict=True)
     ]
     assemble(outcomes, tmp_path / "out")
     named = other.model_copy(update={"result": "int4-dense"})
-    for folder, expected in (("", [source, main, named]), ("also/int4-dense", [source, named])):
+    for folder, expected, notices in (("", [source, main, named], [why]), ("also/int4-dense", [source, named], [])):
         report = json.loads((tmp_path / "out" / folder / "report.json").read_text())
         assert [EngineRun.model_validate(row) for row in report["engine_runs"]] == expected
+        assert report["notices"] == notices
