@@ -45,6 +45,7 @@ from optcore.report.card import render_card
 from optcore.report.page import render_page
 from optcore.schemes import PRESETS
 from optcore.sizes import shapes, size_measurements, tensor_sizes
+from optcore.source_card import read_source_card
 from optcore.stage import Inputs
 from optcore.steps import all_steps
 from optcore.targets import family_of
@@ -138,7 +139,11 @@ def _report(outcome: Outcome, digest: str) -> Report:
     return Report(
         model=str(recipe.model) if recipe.model.id else source.name,
         base_model=recipe.model.id or "",
-        source_digest=outcome.inputs.source_digest,
+        **read_source_card(source).model_dump(),
+        source_digest=inputs.source_digest,
+        lineage=outcome.lineage,
+        data_digest=inputs.data_digest,
+        recipe_digest=recipe.digest,
         artifact_digest=digest,
         scheme=_scheme_line(outcome),
         schemes=_schemes(outcome),

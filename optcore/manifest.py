@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from pathlib import Path
 
 from pydantic import Field, ValidationError
@@ -100,9 +100,21 @@ class Artifact(Frozen):
     files: tuple[ArtifactFile, ...]
     """Every file but the manifest itself."""
 
+    def limited_to(self, paths: Container[str]) -> "Artifact":
+        """The manifest of those of its files that are published together; itself where those are all."""
+        files = tuple(file for file in self.files if file.path in paths)
+        if files == self.files:
+            return self
+        changes = {"version": VERSION, "files": files, "digest": checkpoint_digest(files), "part_of": self.digest}
+        return self.model_copy(update=changes)
+
+    def to_json(self) -> str:
+        """As it is stored."""
+        return self.model_dump_json(indent=2) + "\n"
+
     def save(self, folder: Path) -> None:
         """Write it into the folder that it is about."""
-        (folder / MANIFEST).write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        (folder / MANIFEST).write_text(self.to_json(), encoding="utf-8")
 
 
 def read_manifest(folder: Path) -> Artifact:

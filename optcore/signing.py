@@ -6,18 +6,22 @@ other tool that knows the format can check it (`model_signing verify key`).
 """
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from optcore.errors import Kind, OptError
+from optcore.errors import Kind, OptError, folder_error
 from optcore.manifest import SIGNATURE
 from optcore.verify import LEFT_BY_DOWNLOADS, Finding, verify
 
 MAX_SIGNATURE_bytes = 64 * 1024 * 1024
 """A hundred bytes of statement a file, in base64: far above any artifact's."""
 _REMEDY = "give the PEM file of an elliptic-curve key, as `openssl ecparam -name prime256v1 -genkey -noout` makes one"
+
+_OTHER_FILES = re.compile(r"""Hash mismatch for \\*'(.+?)\\*':|(?:Extra|Missing) files .+?': ([^"\]]+)""")
+"""What the library says of files beside the bytes of their digests."""
 
 
 class SigningUnavailable(OptError):
@@ -50,15 +54,17 @@ def sign(folder: Path, key: Path) -> None:
     config = _signer(key)
     if key.resolve().is_relative_to(folder.resolve()):
         raise KeyUnusable(f"the private key {key} lies in what would be signed", remedy="keep it elsewhere")
-    part = folder / f"{SIGNATURE}.part"
-    part.unlink(missing_ok=True)
     if found := verify(folder):
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
         said = f"{folder} is not signed: {found[0].path} {found[0].message}{more}"
         raise NotSigned(said, remedy="sign what was made, before anything changes it")
     hashing = _library().hashing.Config().set_ignored_paths(paths=[SIGNATURE, *LEFT_BY_DOWNLOADS])
-    config.set_hashing_config(hashing).sign(folder, part)
-    part.replace(folder / SIGNATURE)
+    part = folder.parent / f".{folder.name}.{SIGNATURE}.part"  # in the folder, a crash would leave a file too many
+    try:
+        config.set_hashing_config(hashing).sign(folder, part)
+        part.replace(folder / SIGNATURE)
+    except OSError as error:
+        raise folder_error(error) from error
 
 
 def check_key(key: Path) -> None:
@@ -130,4 +136,7 @@ def _finding(message: str) -> Finding:
 def _words(error: Exception) -> str:
     if type(error).__name__ == "InvalidSignature":
         return "the key did not make it"
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    text = " ".join(str(error).split())
+    if named := _OTHER_FILES.findall(text):
+        return f"it is of other files: {', '.join(changed or listed for changed, listed in named)}"[:500]
+    return f"{type(error).__name__}: {text}"[:300]

@@ -10,7 +10,7 @@ from lathe.cli.group import explain
 from lathe.cli.output import errors, print_json, print_table
 from lathe.cli.session import AsJson
 from optcore import signing
-from optcore.manifest import ManifestUnreadable, read_manifest
+from optcore.manifest import SIGNATURE, ManifestUnreadable, read_manifest
 from optcore.verify import Finding
 from optcore.verify import verify as findings_of
 
@@ -56,9 +56,9 @@ def verify(
 
 
 def sign(folder: ArtifactPath, key: PrivateKey) -> None:
-    """Sign an artifact: write `model.sig`, in the OpenSSF's format, over every file. No server is asked for anything."""
+    """Sign an artifact: write `model.sig`, in the OpenSSF's format, over every file. No server is asked."""
     signing.sign(folder, key)
-    errors.print(f"written to {folder / signing.SIGNATURE}", markup=False, highlight=False, soft_wrap=True)
+    errors.print(f"written to {folder / SIGNATURE}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _files_of(folder: Path) -> tuple[Finding, ...]:
