@@ -123,10 +123,9 @@ def read_manifest(folder: Path) -> Artifact:
     try:
         if path.is_symlink() or not path.is_file():
             raise _unreadable(f"{folder} holds no {MANIFEST}", "give a folder that `lathe run` or `download` wrote")
-        with path.open("rb") as file:
-            text = file.read(MAX_MANIFEST_bytes + 1)
-        if len(text) > MAX_MANIFEST_bytes:
+        if path.stat().st_size > MAX_MANIFEST_bytes:
             raise _unreadable(f"{path} is larger than a manifest can be ({MAX_MANIFEST_bytes} bytes)", "do not use it")
+        text = path.read_bytes()
         _require_known(json.loads(text), path)
         return Artifact.model_validate_json(text)
     except (OSError, ValueError, RecursionError) as error:
