@@ -10,15 +10,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from optcore.artifact import Artifact
     from optcore.engine import optimize
     from optcore.errors import Failure, OptError
+    from optcore.manifest import Artifact
     from optcore.recipe import Recipe, load_recipe, parse_recipe
 
 __all__ = ["Artifact", "Failure", "OptError", "Recipe", "load_recipe", "optimize", "parse_recipe"]
 
 _HOMES = {
-    "Artifact": "artifact",
+    "Artifact": "manifest",
     "Failure": "errors",
     "OptError": "errors",
     "Recipe": "recipe",

@@ -1,6 +1,5 @@
 """The result as one folder: checkpoint, report, card, pinned recipe, and a manifest that hashes all of it."""
 
-import hashlib
 import json
 import os
 import platform
@@ -14,8 +13,18 @@ from optcore.deployment import deployment_notes, formats_of
 from optcore.draft_document import DRAFT, load_draft_document
 from optcore.draft_made import MADE, Made
 from optcore.draft_settings import ServedDraft
-from optcore.frozen import Frozen, digest_of
 from optcore.links import link
+from optcore.manifest import (
+    ALSO,
+    DOCUMENTS,
+    Artifact,
+    ArtifactFile,
+    Parent,
+    TrainedOn,
+    checkpoint_digest,
+    described,
+    list_files,
+)
 from optcore.mixes import title_of
 from optcore.paths import with_paths
 from optcore.plan import Result
@@ -37,55 +46,16 @@ from optcore.report import (
 from optcore.report.card import render_card
 from optcore.report.page import render_page
 from optcore.sizes import shapes, size_measurements, tensor_sizes
+from optcore.source_card import read_source_card
 from optcore.stage import Inputs
 from optcore.steps import all_steps
 from optcore.targets import family_of
 from optcore.techniques import Technique
-from optcore.version import ENGINE_VERSION, installed
+from optcore.version import installed
 
-MANIFEST = "manifest.json"
-ALSO = "also"
-"""Folder of the results beside the main one."""
-_DOCUMENTS = ("report.json", "report.html", "README.md", "recipe.yaml")
-
-
-class ArtifactFile(Frozen):
-    """One file of the artifact."""
-
-    path: str
-    bytes: int
-    sha256: str
-
-
-class TrainedOn(Frozen):
-    """The windows that one stage trained on."""
-
-    stage: str
-    kind: str
-    """Where they came from: `text`, `chat`, `labelled`, `generated` or `random`."""
-    sha256: str
-    """Of all token ids and flags."""
-    windows: int
-    tokens: int
-    """In them, each counted once however often it was trained on."""
-    seed: int
-
-
-class Artifact(Frozen):
-    """The manifest."""
-
-    version: int = 1
-    digest: str
-    """SHA-256 over the checkpoint's files: the same for the same recipe, whatever was interrupted or measured."""
-    recipe_digest: str
-    source_digest: str
-    """SHA-256 over the source checkpoint's files."""
-    data_digest: str
-    """SHA-256 over the calibration text's files."""
-    trained_on: tuple[TrainedOn, ...] = ()
-    engine: str = ENGINE_VERSION
-    files: tuple[ArtifactFile, ...]
-    """Every file but the manifest itself."""
+_COMPUTING = ("torch", "transformers", "tokenizers", "safetensors", "compressed-tensors", "numpy", "lathe")
+_WRITING = {"gguf": ("gguf",), "onnx": ("onnx", "onnxscript", "onnxruntime", "onnxruntime-genai")}
+"""Packages that only some targets are written by."""
 
 
 class Outcome(NamedTuple):
@@ -102,6 +72,7 @@ class Outcome(NamedTuple):
     steps: tuple[Step, ...] = ()
     series: tuple[Series, ...] = ()
     trained_on: tuple[TrainedOn, ...] = ()
+    lineage: tuple[Parent, ...] = ()
 
 
 def assemble(outcomes: Sequence[Outcome], out: Path) -> Artifact:
@@ -120,18 +91,25 @@ def _assemble_one(outcome: Outcome, folder: Path, outcomes: Sequence[Outcome]) -
     if outcome.inputs.draft:
         _link_files(Path(outcome.inputs.draft), folder / DRAFT)
         _note_made(outcome.evaluated.get("made"), folder / DRAFT)
-    exported = [file for file in _hashed(folder) if Path(file.path).name not in (MANIFEST, *_DOCUMENTS)]
-    digest = digest_of([(file.path, file.sha256) for file in exported])
-    _write_documents(folder, _with_engines(_report(outcome, digest), outcomes))
+    files = [file for file in list_files(folder) if file.path not in DOCUMENTS]
+    digest = checkpoint_digest(files)
+    published = _public(outcome.recipe)
+    files += _write_documents(folder, _with_engines(_report(outcome, digest), outcomes), published)
     artifact = Artifact(
         digest=digest,
         recipe_digest=outcome.recipe.digest,
+        published_recipe_digest=published.digest,
         source_digest=outcome.inputs.source_digest,
+        source_revision=outcome.recipe.model.revision if outcome.recipe.model.id else "",
         data_digest=outcome.inputs.data_digest,
+        labelled_digest=outcome.inputs.labelled_digest,
         trained_on=outcome.trained_on,
-        files=_hashed(folder),
+        lineage=outcome.lineage,
+        seed=outcome.recipe.seed,
+        environment=_environment(outcome),
+        files=tuple(sorted(files, key=lambda file: Path(file.path))),
     )
-    (folder / MANIFEST).write_text(artifact.model_dump_json(indent=2) + "\n")
+    artifact.save(folder)
     return artifact
 
 
@@ -148,20 +126,11 @@ def _note_made(found: dict[str, Any] | None, draft: Path) -> None:
         Made.model_validate(found).save(draft)
 
 
-def _hashed(folder: Path) -> tuple[ArtifactFile, ...]:
-    files = []
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        with path.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        files.append(ArtifactFile(path=path.relative_to(folder).as_posix(), bytes=path.stat().st_size, sha256=sha256))
-    return tuple(files)
-
-
-def _write_documents(folder: Path, report: Report) -> None:
-    recipe = Recipe.model_validate(report.recipe)
+def _write_documents(folder: Path, report: Report, recipe: Recipe) -> list[ArtifactFile]:
     texts = (report.to_json(), render_page(report), render_card(report), recipe.to_yaml())
-    for name, text in zip(_DOCUMENTS, texts, strict=True):
+    for name, text in zip(DOCUMENTS, texts, strict=True):
         (folder / name).write_text(text, encoding="utf-8")
+    return [described(folder, folder / name) for name in DOCUMENTS]
 
 
 def _report(outcome: Outcome, digest: str) -> Report:
@@ -172,7 +141,11 @@ def _report(outcome: Outcome, digest: str) -> Report:
     return Report(
         model=str(recipe.model) if recipe.model.id else source.name,
         base_model=recipe.model.id or "",
-        source_digest=outcome.inputs.source_digest,
+        **read_source_card(source).model_dump(),
+        source_digest=inputs.source_digest,
+        lineage=outcome.lineage,
+        data_digest=inputs.data_digest,
+        recipe_digest=recipe.digest,
         artifact_digest=digest,
         scheme=_scheme_line(outcome),
         schemes=_schemes(outcome),
@@ -190,7 +163,7 @@ def _report(outcome: Outcome, digest: str) -> Report:
         deployment=_deployment(outcome),
         layer_errors=tuple(LayerError(layer=name, relative_error=error) for name, error in errors),
         notices=outcome.notices,
-        environment=_environment(),
+        environment=_environment(outcome),
     )
 
 
@@ -271,7 +244,7 @@ def _public(recipe: Recipe) -> Recipe:
     return with_paths(recipe, lambda path, _: Path(path).name).model_copy(update={"metadata": {}})
 
 
-def _environment() -> dict[str, str]:
-    packages = ("torch", "transformers", "compressed-tensors", "lathe")
+def _environment(outcome: Outcome) -> dict[str, str]:
+    packages = (*_COMPUTING, *_WRITING.get(outcome.result.export.format, ()))
     hardware = f"{platform.machine()}, {os.cpu_count()} CPU cores"
     return {"hardware": hardware, "python": platform.python_version(), **{name: installed(name) for name in packages}}

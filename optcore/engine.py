@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from optcore.architecture import NO_limit
-from optcore.artifact import Artifact, Outcome, TrainedOn, assemble
+from optcore.artifact import Outcome, assemble
 from optcore.conductor import Conductor, Emit, Folder
 from optcore.draft_fit import check_draft, check_drafts
 from optcore.draft_made import Made, baseline, read_made
@@ -19,6 +19,8 @@ from optcore.events import RecipeResolved, RunFinished, RunPlanned
 from optcore.fetching import fetch_work, learns_labels, longest_of, pinned
 from optcore.frozen import digest_of
 from optcore.held_out import check_held_out
+from optcore.lineage import lineage_of
+from optcore.manifest import Artifact, TrainedOn
 from optcore.measures import (
     check_lengths,
     check_measures,
@@ -271,6 +273,7 @@ class _Walk(Conductor):
             steps=tuple(self.steps),
             series=tuple(self.series),
             trained_on=tuple(self._trained_on()),
+            lineage=lineage_of(recipe, {one.place: one.technique for one in self.applied}, self._fetched),
         )
 
     def _evaluate(self, result: Result, recipe: Recipe) -> dict[str, Any]:
@@ -286,6 +289,10 @@ class _Walk(Conductor):
         own = tuple(evaluator for evaluator in wanted if evaluator.reads_export)
         served = self.stage(serve_stage(recipe, result), EvaluateWork(evaluators=own)).results
         return {**found, **served, "measurements": [*found["measurements"], *served["measurements"]]}
+
+    @property
+    def _fetched(self) -> dict[str, Any]:
+        return self.records["0-fetch"].results
 
     def _trained_on(self) -> Iterator[TrainedOn]:
         for name in (attempt.stage for attempt in self.applied):

@@ -32,10 +32,12 @@ for _name in (
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 pytest_plugins = [
+    "fixtures.artifacts",
     "fixtures.s3",
     "fixtures.servers",
     "fixtures.browser",
     "fixtures.hub",
+    "fixtures.keys",
     "fixtures.receiver",
     "fixtures.service",
     "fixtures.tiny_models",

@@ -9,9 +9,7 @@ from typing import Any
 from api.store.artifacts import ArtifactFile
 from optcore.durable import flush
 from optcore.errors import OptError
-
-MANIFEST = "manifest.json"
-MANIFEST_LIMIT = 16 * 1024 * 1024  # bytes
+from optcore.manifest import MANIFEST, SIGNATURE, MAX_MANIFEST_bytes, described
 
 
 class BadArtifact(OptError):
@@ -31,7 +29,8 @@ class FinishedArtifact:
 def collect(folder: Path) -> FinishedArtifact:
     """Read the manifest, check each file's place and size, and flush it to disk. Raises `BadArtifact`.
 
-    Hashes are the engine's, which took them as it wrote; only the manifest, which cannot hold its own, is hashed here.
+    Hashes are the engine's, which took them as it wrote; only the manifest and its signature, which cannot be listed
+    in it, are hashed here.
     """
     manifest, text = _manifest(folder)
     try:
@@ -41,18 +40,23 @@ def collect(folder: Path) -> FinishedArtifact:
         raise BadArtifact(f"{MANIFEST} is not a manifest: {error!r}") from error
     for file in files:
         _settle(folder, file)
-    own = ArtifactFile(MANIFEST, len(text), hashlib.sha256(text).hexdigest())
+    own = [ArtifactFile(MANIFEST, len(text), hashlib.sha256(text).hexdigest())]
     flush(folder / MANIFEST)
+    path = folder / SIGNATURE
+    if path.is_file() and not path.is_symlink():
+        signature = ArtifactFile(**described(folder, path).model_dump())
+        _settle(folder, signature)
+        own.append(signature)
     for place in (*(path for path in folder.rglob("*") if path.is_dir()), folder, folder.parent):
         flush(place)  # a file's name is on the disk when its folder is
-    return FinishedArtifact(digest, (*(file for file in files if file.path != MANIFEST), own))
+    return FinishedArtifact(digest, (*(file for file in files if file.path not in (MANIFEST, SIGNATURE)), *own))
 
 
 def _manifest(folder: Path) -> tuple[dict[str, Any], bytes]:
     path = folder / MANIFEST
     try:
         with path.open("rb") as stream:
-            text = stream.read(MANIFEST_LIMIT)
+            text = stream.read(MAX_MANIFEST_bytes)
         document = json.loads(text)
     except (OSError, ValueError) as error:
         raise BadArtifact(f"the engine left no readable {MANIFEST}: {error}") from error

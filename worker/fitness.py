@@ -6,6 +6,8 @@ import threading
 import time
 from collections.abc import Sequence
 
+from optcore.errors import OptError
+from optcore.signing import check_key
 from worker import gpus
 from worker.gpus import Gpu, GpusUnknown
 from worker.settings import WorkerSettings
@@ -31,7 +33,7 @@ class Fitness:
         """Why this machine takes no job; None when it does. A change is logged."""
         with self._looking:
             if time.monotonic() >= self._looked + LOOK_seconds:
-                found = self._disk() or self._gpus()
+                found = self._disk() or self._key() or self._gpus()
                 if found != self._trouble:
                     log.warning("this worker takes no job: %s", found or "but now it does again")
                 self._trouble, self._looked = found, time.monotonic()
@@ -52,6 +54,15 @@ class Fitness:
         except OSError as error:
             return f"LATHE_DATA_DIR cannot be used: {error}"
         return f"{free} bytes free below LATHE_DATA_DIR, at least {least} are wanted" if free < least else None
+
+    def _key(self) -> str | None:
+        """A job that nobody could sign at its end is not begun."""
+        try:
+            if self._settings.signing_key:
+                check_key(self._settings.signing_key)
+        except OptError as error:
+            return f"LATHE_SIGNING_KEY cannot be used: {error}"
+        return None
 
     def _gpus(self) -> str | None:
         try:

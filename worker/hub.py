@@ -18,7 +18,7 @@ from optcore.sources.client import ClientError, hub_api
 from worker import pull_request
 from worker.hub_client import PATIENCE_seconds, bound_waits
 from worker.hub_errors import HubBusy, PublishConflict, PublishRefused, explain
-from worker.hub_files import Files, by_place, local_files
+from worker.hub_files import Files, Sign, by_place, local_files
 from worker.hub_target import Memory, Pushed, Target
 from worker.hub_tree import changes, head_of, verify
 
@@ -34,15 +34,22 @@ class Published(NamedTuple):
 
 
 def publish_folder(
-    folder: Path, publish: Publish, token: str, *, message: str = "Publish an optimized checkpoint", memory: Memory
+    folder: Path,
+    publish: Publish,
+    token: str,
+    *,
+    message: str = "Publish an optimized checkpoint",
+    memory: Memory,
+    sign: Sign | None = None,
 ) -> Published:
     """Have the Hub hold the files of a folder where `publish` says; safe to repeat after any failure.
 
     Other files there stay, except weights and further results of an earlier model. `message` names the pull requests,
-    and must be of this push alone. Raises `PublishRefused`, `PublishConflict`, `PublishMismatch`, `HubUnavailable`, and
-    what `memory` raises; the token is in none of them.
+    and must be of this push alone; `sign` signs results that part from each other. Raises `PublishRefused`,
+    `PublishConflict`, `PublishMismatch`, `HubUnavailable`, and what `memory` and `sign` raise; the token is in none of
+    them.
     """
-    api, wanted = hub_api(token), by_place(local_files(folder), publish)
+    api, wanted = hub_api(token), by_place(local_files(folder), publish, sign)
     for wait in (*WAITS_seconds, None):
         try:
             bound_waits()

@@ -2,13 +2,12 @@
 
 import hashlib
 import io
-import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from optcore.manifest import MANIFEST, SIGNATURE, read_manifest
 from optcore.references import Place, Publish
-from worker.artifact import MANIFEST
 from worker.hub_errors import PublishRefused
 
 _CHUNK_bytes = 1 << 20
@@ -35,8 +34,13 @@ def local_files(folder: Path) -> dict[str, LocalFile]:
     return {name: _local_file(path) for name, path in named.items() if not _is_hidden(name)}
 
 
-def by_place(files: Files, publish: Publish) -> list[tuple[Place, Files]]:
-    """What goes to each place, the main result last: with it, all is visible. Raises `PublishRefused`."""
+Sign = Callable[[Files], bytes]
+"""Gives the signature over files that go to one place."""
+
+
+def by_place(files: Files, publish: Publish, sign: Sign | None = None) -> list[tuple[Place, Files]]:
+    """What goes to each place, the main result last: with it, all is visible. Results that part are signed one by one,
+    where there is somebody to sign them. Raises `PublishRefused`, and what `sign` raises."""
     if publish.layout == "folder":
         return [(publish.place(""), files)]
     results = sorted({result_of(path) for path in files}, reverse=True)
@@ -44,7 +48,9 @@ def by_place(files: Files, publish: Publish) -> list[tuple[Place, Files]]:
     if len(set(places)) < len(places):
         message = f"the branch {publish.revision} would get two results"
         raise PublishRefused(message, remedy="name another branch, or another layout", field="/publish/revision")
-    return [(place, _of_result(files, result)) for place, result in zip(places, results, strict=True)]
+    if len(results) == 1:
+        return [(places[0], files)]
+    return [(place, _of_result(files, result, sign)) for place, result in zip(places, results, strict=True)]
 
 
 def result_of(path: str) -> str:
@@ -53,22 +59,21 @@ def result_of(path: str) -> str:
     return parts[1] if path.startswith(ALSO) and len(parts) > 2 else ""
 
 
-def _of_result(files: Files, result: str) -> Files:
+def _of_result(files: Files, result: str, sign: Sign | None) -> Files:
     prefix = f"{ALSO}{result}/" if result else ""
     own = {path.removeprefix(prefix): file for path, file in files.items() if result_of(path) == result}
     if MANIFEST in own:
         own[MANIFEST] = _with_files_of(own[MANIFEST], own)
-    return own
+    own.pop(SIGNATURE, None)  # it is of the whole
+    return own | {SIGNATURE: _local_file(sign(own))} if sign else own
 
 
 def _with_files_of(manifest: LocalFile, own: Files) -> LocalFile:
     """The main result's manifest lists the others too, which lie elsewhere now."""
     assert isinstance(manifest.content, Path)
-    document = json.loads(manifest.content.read_bytes())
-    listed = [row for row in document["files"] if row["path"] in own]
-    if len(listed) == len(document["files"]):
-        return manifest
-    return _local_file(json.dumps(document | {"files": listed}, indent=2).encode() + b"\n")
+    whole = read_manifest(manifest.content.parent)
+    part = whole.limited_to(own)
+    return manifest if part == whole else _local_file(part.to_json().encode())
 
 
 def _is_hidden(name: str) -> bool:

@@ -6,12 +6,14 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.hf_api import RepoFile
 
 from optcore.draft_document import DESCRIPTION, DRAFT
-from worker.artifact import MANIFEST
+from optcore.manifest import MANIFEST, SIGNATURE
 from worker.hub_errors import PublishMismatch
 from worker.hub_files import ALSO, Files, result_of
 
 _PATHS_A_CALL = 500
 _WEIGHTS = (".safetensors", ".safetensors.index.json")
+_OURS = ("model.gguf", "imatrix.gguf", "model.onnx", "model.onnx.data", SIGNATURE)
+"""By name alone: others may keep further files of these kinds beside ours. An old signature would hold for nothing."""
 
 Operations = list[CommitOperationAdd | CommitOperationDelete]
 Tree = dict[str, str]
@@ -53,7 +55,7 @@ def _stale(files: Files, there: Tree) -> list[str]:
         path
         for path in left
         if result_of(path) in ours
-        or ("/" not in path and path.endswith(_WEIGHTS))
+        or ("/" not in path and (path.endswith(_WEIGHTS) or path in _OURS))
         or (had_draft and path.startswith(f"{DRAFT}/"))
     ]
 

@@ -18,6 +18,7 @@ from worker.download import at_hand
 from worker.engine_process import Inbox
 from worker.heartbeat import Heartbeat
 from worker.hub_errors import HubBusy
+from worker.hub_signing import Signer
 from worker.hub_target import Memory, Numbers
 
 log = logging.getLogger(__name__)
@@ -83,7 +84,14 @@ def _upload(claim: lifecycle.PublishClaim, context: Context) -> hub.Published:
     message, memory = f"Add the result of {claim.job_id}", Memory(claim.pull_requests, keep)
     with at_hand(claim, context) as folder:
         _require_the_artifact(folder, claim)
-        return hub.publish_folder(folder, wanted, token, message=message, memory=memory)
+        sign = _signer(claim, context)
+        return hub.publish_folder(folder, wanted, token, message=message, memory=memory, sign=sign)
+
+
+def _signer(claim: lifecycle.PublishClaim, context: Context) -> Signer | None:
+    key = context.settings.signing_key
+    place = context.staging.place(claim.job_id, claim.epoch, "push")
+    return Signer(key, place.with_name(f"{place.name}-signing")) if key else None  # swept with the place itself
 
 
 def _require_the_artifact(folder: Path, claim: lifecycle.PublishClaim) -> None:

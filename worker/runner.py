@@ -19,6 +19,7 @@ from optcore.errors import Failure, OptError
 from optcore.events import AnyEvent
 from optcore.recipe import recipe_from
 from optcore.references import BUILT_IN
+from optcore.signing import sign
 from worker import drain
 from worker.artifact import FinishedArtifact, collect
 from worker.cache import in_use
@@ -200,6 +201,8 @@ class _Attempt:
     def _finish(self) -> None:
         claim = self._claim
         try:
+            if self._settings.signing_key:
+                sign(self._out, self._settings.signing_key)
             artifact: FinishedArtifact = collect(self._out)
             self._hand_in(artifact)
         except Interrupted as stop:

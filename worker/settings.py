@@ -48,6 +48,9 @@ class WorkerSettings(Settings):
 
     engine_command: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)] = (sys.executable, "-m", "optcore")
     """The engine, as words of a command line or a JSON list; `run` or `fetch` and their arguments are added."""
+    signing_key: Path | None = None
+    """PEM file of a private elliptic-curve key that signs every artifact (`model.sig`), for `lathe verify --key`. No
+    engine is told of it; keep it where the engines' account cannot read it."""
     lease_seconds: float = Field(default=60, gt=0)
     """How long a job is a worker's without a sign of life. Some renewals must fit in."""
     engine_memory_bytes: int | None = Field(default=None, gt=0)

@@ -1,12 +1,12 @@
 """The command line `lathe`: run the engine here, or talk to a service.
 
 A command exits with 0 only when what was asked for succeeded; 1 is a failure that was explained, 2 a wrong command
-line.
+line, or for `verify` a folder that is no artifact.
 """
 
 import typer
 
-from lathe.cli import catalog, credential, engine, jobs, key, up, verbs, webhook
+from lathe.cli import artifact, catalog, credential, engine, jobs, key, up, verbs, webhook
 from lathe.cli.group import Commands
 
 app = typer.Typer(
@@ -19,6 +19,8 @@ app = typer.Typer(
 app.command(rich_help_panel="On this machine")(engine.run)
 app.command(rich_help_panel="On this machine")(engine.validate)
 app.command(rich_help_panel="On this machine")(engine.schema)
+app.command(rich_help_panel="On this machine")(artifact.verify)
+app.command(rich_help_panel="On this machine")(artifact.sign)
 app.command(rich_help_panel="On this machine")(up.up)
 for command in (jobs.submit, jobs.ls, jobs.show, jobs.events, jobs.logs, jobs.wait, jobs.download, jobs.recipe):
     app.command(rich_help_panel="With a service")(command)

@@ -16,6 +16,7 @@ from lathe.cli.view import watch
 from lathe.errors import LatheError
 from optcore.plan import check
 from optcore.recipe import Recipe, load_recipe
+from optcore.signing import check_key, sign
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe in YAML.")]
 ENGINE_MODULES = ("torch", "transformers", "safetensors")
@@ -27,12 +28,17 @@ def run(
     recipe: RecipePath,
     out: Annotated[Path, typer.Option(help="Folder to write the result to; must not exist.")],
     work: Annotated[Path | None, typer.Option(help="Cache of finished stages; LATHE_HOME/work when absent.")] = None,
+    key: Annotated[
+        Path | None, typer.Option("--sign", metavar="KEY", help="Sign the result with this private key, a PEM file.")
+    ] = None,
     as_json: AsJson = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show the engine's own log.")] = False,
 ) -> None:
     """Run a recipe on this machine, without a service. Finished stages are not run again."""
     checked = _checked(recipe)
     _need_engine()
+    if key:
+        check_key(key)
     engine = EngineRun(checked, out.absolute(), (work or home() / "work").absolute(), verbose=verbose)
     if as_json:
         for event in engine.events():
@@ -45,6 +51,8 @@ def run(
         if not as_json:
             explain(engine.failure)
         raise typer.Exit(1)
+    if key:
+        sign(out, key)
     if not as_json:
         print_measurements(_report(out))
         errors.print(f"written to {out}", markup=False, soft_wrap=True)

@@ -4,20 +4,31 @@ import re
 
 import yaml
 
+from optcore.manifest import SIGNATURE, Parent
 from optcore.references import Place, Publish
+from optcore.report.card_head import front_matter
 from optcore.report.engines import engine_note, engine_rows
-from optcore.report.loading import DECODE, loading_commands
+from optcore.report.loading import DECODE, NOT_TRANSFORMERS, engine_commands, loading_commands
 from optcore.report.model import EngineNotes, Measurement, Report
 from optcore.report.numbers import format_bound, format_bytes, format_change, format_seconds, format_trial, format_value
 from optcore.report.steps import step_rows
 
+_PACKAGES = {"compressed-tensors": "compressed-tensors", "awq": "gptqmodel", "gptq": "gptqmodel"}
+"""What transformers wants beside itself to read a target."""
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#|!~&$])")
+
+_CHECK = f"""Check a copy of this folder against its manifest, and a signature where `{SIGNATURE}` is there:
+
+```shell
+lathe verify path/to/this/folder
+lathe verify path/to/this/folder --key signer.pub
+```"""
 
 
 def render_card(report: Report) -> str:
     """Markdown with YAML front matter. Every text that comes from a user or a model is escaped."""
     parts = [
-        _front_matter(report),
+        front_matter(report, _owner(report)),
         f"# {escape(_title(report))}",
         f"{escape(report.model)} as **{escape(report.scheme)}** in the `{code(report.target)}` format, "
         "made and measured by Lathe.",
@@ -53,15 +64,6 @@ def fenced(language: str, text: str) -> str:
     return f"{fence}{language}\n{text.rstrip()}\n{fence}"
 
 
-def _front_matter(report: Report) -> str:
-    relation = "quantized" if report.schemes or report.coverage else "finetune"
-    base = {"base_model": report.base_model, "base_model_relation": relation} if report.base_model else {}
-    licence = {"license": report.license} if report.license else {}
-    tags = ["lathe", report.target, *report.schemes]
-    fields = {**base, **licence, "library_name": "transformers", "pipeline_tag": report.task, "tags": tags}
-    return f"---\n{yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)}---"
-
-
 def _title(report: Report) -> str:
     place = _place(report)
     if place is None:
@@ -73,6 +75,11 @@ def _title(report: Report) -> str:
 def _place(report: Report) -> Place | None:
     publish = report.recipe.get("publish")
     return Publish.model_validate(publish).place(report.result) if publish else None
+
+
+def _owner(report: Report) -> str:
+    place = _place(report)
+    return place.repo_id.rpartition("/")[0] if place else ""
 
 
 def _measurements(report: Report) -> str:
@@ -140,9 +147,12 @@ def _loading(report: Report) -> str:
         return (
             f"## Use\n\nNo engine loads this folder. Decode it, with `lathe` installed:\n\n{fenced('python', DECODE)}"
         )
-    is_plain = report.target == "dense"
-    package = "" if is_plain else ", with `compressed-tensors` installed"
-    hardware = "" if is_plain else ", on hardware that has kernels for this format"
+    if report.target in NOT_TRANSFORMERS:
+        engine, language, commands = engine_commands(report.target, _place(report), report.task)
+        return f"## Use\n\nIn {engine}:\n\n{fenced(language, commands)}"
+    needed = _PACKAGES.get(report.target, "")
+    package = f", with `{needed}` installed" if needed else ""
+    hardware = "" if report.target == "dense" else ", on hardware that has kernels for this format"
     served = f"\n\nIn vLLM{hardware}:\n\n{fenced('shell', shell)}" if report.task == "text-generation" else ""
     return f"## Use\n\nIn transformers{package}:\n\n{fenced('python', python)}{served}"
 
@@ -201,7 +211,15 @@ def _stages(report: Report) -> str:
 def _provenance(report: Report) -> str:
     lines = [
         f"- Source: {escape(report.model)}, SHA-256 `{code(report.source_digest)}`",
+        *(_parent(parent) for parent in report.lineage if parent.role != "source"),
         f"- Result: SHA-256 `{code(report.artifact_digest)}`; `manifest.json` lists every file",
+        *([f"- Recipe: SHA-256 `{code(report.recipe_digest)}`"] if report.recipe_digest else []),
+        *([f"- Calibration text: SHA-256 `{code(report.data_digest)}`"] if report.data_digest else []),
         *(f"- {escape(name)}: {escape(value)}" for name, value in report.environment.items()),
     ]
-    return "## Provenance\n\n" + "\n".join(lines)
+    return "## Provenance\n\n" + "\n".join(lines) + "\n\n" + _CHECK
+
+
+def _parent(parent: Parent) -> str:
+    name = f"{parent.name}@{parent.revision}" if parent.revision else parent.name
+    return f"- {escape(parent.role.capitalize())}: {escape(name)}, SHA-256 `{code(parent.sha256)}`"

@@ -27,6 +27,21 @@ decode(Path("path/to/this/folder"), Path("plain"))  # a folder that transformers
 """
 """What a reader types to have the plain checkpoint of a compact one."""
 
+_GENERATE = """import onnxruntime_genai as og
+
+name = {name}
+model = og.Model(name)
+tokenizer = og.Tokenizer(model)
+"""
+_RUN = """import onnxruntime as ort
+from transformers import AutoTokenizer
+
+name = {name}
+session = ort.InferenceSession(name + "/model.onnx")
+tokenizer = AutoTokenizer.from_pretrained(name)
+"""
+NOT_TRANSFORMERS = ("gguf", "onnx", "modelopt")
+"""Targets that transformers does not read, or reads wrong without an error."""
 _CLASSES: dict[Task, str] = {
     "text-generation": "AutoModelForCausalLM",
     "fill-mask": "AutoModelForMaskedLM",
@@ -47,6 +62,30 @@ def loading_commands(place: Place | None, task: Task = "text-generation") -> tup
         comma_revision=revision and f", {revision}",
     )
     return python, f"vllm serve {shlex.quote(name)}{revision and f' --revision {shlex.quote(branch)}'}\n"
+
+
+def engine_commands(target: str, place: Place | None, task: Task) -> tuple[str, str, str]:
+    """The engine that a target is for, the language of the commands, and the commands."""
+    download, folder = _downloaded(place)
+    if target == "gguf":
+        return "llama.cpp", "shell", f"{download}llama-server --model {shlex.quote(f'{folder}/model.gguf')}\n"
+    if target == "modelopt":
+        return "TensorRT-LLM", "shell", f"{download}trtllm-serve {shlex.quote(folder)}\n"
+    fetched = f"# first: {download}" if download else ""
+    if task == "text-generation":
+        return "ONNX Runtime", "python", fetched + _GENERATE.format(name=json.dumps(folder))
+    return "ONNX Runtime", "python", fetched + _RUN.format(name=json.dumps(folder))
+
+
+def _downloaded(place: Place | None) -> tuple[str, str]:
+    """A command that brings a published result here, and where it then lies."""
+    if place is None:
+        return "", "path/to/this/folder"
+    local = place.repo_id.rpartition("/")[2]
+    revision = "" if place.branch == "main" else f" --revision {shlex.quote(place.branch)}"
+    below = f" --include {shlex.quote(f'{place.folder}/*')}" if place.folder else ""
+    command = f"hf download {shlex.quote(place.repo_id)}{revision}{below} --local-dir {shlex.quote(local)}\n"
+    return command, f"{local}/{place.folder}" if place.folder else local
 
 
 def _of_a_folder(place: Place, task: Task) -> tuple[str, str]:

@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from optcore.frozen import Frozen
+from optcore.manifest import Parent
 
 Task = Literal["text-generation", "fill-mask", "text-classification"]
 """What a model is for, in the Hub's words."""
@@ -214,8 +215,20 @@ class Report(Frozen):
     """Hub repository of the source, empty for a folder."""
     license: str = ""
     """The source's licence as its own card gives it, empty when unknown."""
+    license_name: str = ""
+    """Of a licence that has no identifier on the Hub."""
+    license_link: str = ""
+    """Where the text of that one is."""
+    language: tuple[str, ...] = ()
+    """As the source's card gives them."""
     source_digest: str
     """SHA-256 over the source checkpoint's files."""
+    lineage: tuple[Parent, ...] = ()
+    """The models that went into it, the source first."""
+    data_digest: str = ""
+    """SHA-256 over the calibration text's files."""
+    recipe_digest: str = ""
+    """SHA-256 of the recipe that ran, as in the manifest."""
     artifact_digest: str
     """SHA-256 over the result's files."""
     scheme: str

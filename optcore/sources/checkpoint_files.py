@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from optcore.errors import BadCheckpoint, UnsafeCheckpoint
+from optcore.manifest import MANIFEST
 
 if TYPE_CHECKING:
     from optcore.sources.hub import Report  # whoever only asks for a file's name needs no client of the Hub
@@ -27,8 +28,8 @@ MATTERS = (
     "chat_template.json",
 )
 """Files beside the weights that change what the model says."""
-ABOUT = ("README.md", "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE")
-"""Files that only people read, and that go along."""
+ABOUT = ("README.md", "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", MANIFEST)
+"""Files that say where a model comes from and what it may be used for, and that go along."""
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _CHUNK_bytes = 1 << 20
 

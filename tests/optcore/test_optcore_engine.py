@@ -26,6 +26,7 @@ from optcore.export.raw_reader import RawFiles
 from optcore.recipe import load_recipe
 from optcore.report import Report
 from optcore.schemes import PRESETS
+from optcore.verify import verify
 
 pytestmark = pytest.mark.timeout(600)
 Document = dict[str, Any]
@@ -105,6 +106,9 @@ def test_a_run_ends_in_a_complete_artifact(finished: tuple[Engine, list[AnyEvent
     assert manifest["digest"] == events[-1].digest
     assert all(len(manifest[name]) == 64 for name in ("recipe_digest", "source_digest", "data_digest"))
     assert {file["path"] for file in manifest["files"]} == names - {"manifest.json"}
+    assert [(each["role"], each["sha256"]) for each in manifest["lineage"]] == [("source", manifest["source_digest"])]
+    assert {"torch", "compressed-tensors", "python", "hardware"} <= set(manifest["environment"])
+    assert verify(engine.out) == ()
     pinned = load_recipe(engine.out / "recipe.yaml")
     assert pinned.model.path == stdlib_model.name  # a published recipe does not tell the folders of this machine
 

@@ -3,12 +3,14 @@
 import re
 from html.parser import HTMLParser
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import yaml
 
+from optcore.manifest import Parent
 from optcore.report import EngineNotes, LayerError, Measurement, Report, Series, Setting, StageCost, Step, Trial
-from optcore.report.card import fenced, render_card
+from optcore.report.card import escape, fenced, render_card
 from optcore.report.page import render_page
 from optcore.report.plots import (
     HEIGHT,
@@ -171,10 +173,69 @@ def test_the_card_tells_the_hub_what_it_is() -> None:
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
         "tags": ["lathe", "compressed-tensors", "nvfp4"],
+        "quantized_by": "me",
     }
     assert "\n# small\n" in card
     assert 'name = "me/small"' in card
     assert "vllm serve me/small" in card
+
+
+def of(role: str, name: str, *parents: Parent, revision: str = "c" * 40) -> Parent:
+    return Parent(role=role, name=name, revision=revision, sha256="0" * 64, parents=parents)
+
+
+@pytest.mark.parametrize(
+    ("lineage", "more", "base", "relation"),
+    [
+        ((of("source", "a/b"), of("teacher", "a/big")), {"schemes": ("int4",)}, "a/b", "quantized"),
+        ((of("source", "a/b"), of("merged", "c/d")), {"target": "dense"}, ["a/b", "c/d"], "merge"),
+        ((of("source", "a/big"), of("student", "a/small")), {"target": "dense"}, "a/small", "finetune"),
+        ((of("source", "out", of("source", "a/b"), revision=""),), {"target": "gguf"}, "a/b", "quantized"),
+        ((of("source", "folder", revision=""),), {"schemes": ("int4",)}, None, None),
+    ],
+)
+def test_the_base_model_is_whose_weights_these_are(
+    lineage: tuple[Parent, ...], more: dict[str, Any], base: object, relation: str | None
+) -> None:
+    card = render_card(report(lineage=lineage, **more))
+    head = front_matter(card)
+    assert (head.get("base_model"), head.get("base_model_relation")) == (base, relation)
+    assert all(f"{each.role.capitalize()}: {escape(each.name)}@" in card for each in lineage[1:])
+
+
+@pytest.mark.parametrize(
+    ("target", "library", "used"),
+    [
+        ("gguf", "gguf", "llama-server --model small/model.gguf"),
+        ("onnx", "onnx", "import onnxruntime_genai"),
+        ("modelopt", "Model Optimizer", "trtllm-serve small"),
+        ("compact", "lathe", "optcore.export.compact_decoder"),
+        ("awq", "transformers", "with `gptqmodel` installed"),
+        ("fp8", "transformers", "In transformers:"),
+    ],
+)
+def test_the_card_names_what_loads_the_target(target: str, library: str, used: str) -> None:
+    card = render_card(report(target=target, recipe={"publish": {"repo_id": "me/small"}}))
+    assert front_matter(card)["library_name"] == library
+    assert used in card
+
+
+def test_a_graph_of_an_encoder_is_run_and_generates_nothing() -> None:
+    card = render_card(report(target="onnx", task="text-classification"))
+    assert "ort.InferenceSession" in card
+    assert "genai" not in card
+
+
+def test_a_licence_without_an_identifier_goes_along_by_name_and_link() -> None:
+    given = {"license": "other", "license_name": "gemma", "license_link": "https://example.com/l", "language": ["en"]}
+    head = front_matter(render_card(report(**given)))
+    assert {name: head[name] for name in given} == given
+
+
+def test_the_card_says_how_to_check_it() -> None:
+    card = render_card(report(data_digest="d" * 64, recipe_digest="e" * 64))
+    for words in ("lathe verify path/to/this/folder --key", f"Calibration text: SHA-256 `{'d' * 64}`", "e" * 64):
+        assert words in card
 
 
 def test_a_card_of_a_model_that_is_not_quantized_needs_no_package_for_formats() -> None:

@@ -4,13 +4,16 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from celery import Celery
+from fixtures.keys import Keys
 from worker_service import SECRET_KEY
 
 from worker.broker import Broker, BrokerDown
 from worker.conf import configuration
+from worker.fitness import Fitness
 from worker.settings import WorkerSettings
 
 ENVIRONMENT = {
@@ -78,6 +81,16 @@ def test_the_engines_command_is_words_or_json(command: str, monkeypatch: pytest.
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("LATHE_ENGINE_COMMAND", command)
     assert WorkerSettings().engine_command == ("a b", "-m", "c")  # type: ignore[call-arg]
+
+
+def test_a_worker_that_could_not_sign_takes_no_job(monkeypatch: pytest.MonkeyPatch, keys: Keys, tmp_path: Path) -> None:
+    for name, value in (ENVIRONMENT | {"LATHE_DATA_DIR": str(tmp_path), "LATHE_MIN_FREE_BYTES": "0"}).items():
+        monkeypatch.setenv(name, value)
+    assert Fitness(WorkerSettings(), ()).trouble() is None  # type: ignore[call-arg]
+    for path, trouble in ((keys.private, None), (keys.public, "no key of this kind"), (tmp_path / "x", "cannot read")):
+        monkeypatch.setenv("LATHE_SIGNING_KEY", str(path))
+        said = Fitness(WorkerSettings(), ()).trouble()  # type: ignore[call-arg]
+        assert said is None if trouble is None else "LATHE_SIGNING_KEY cannot be used: " in said and trouble in said
 
 
 def test_settings_show_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:

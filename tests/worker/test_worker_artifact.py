@@ -37,6 +37,17 @@ def test_a_good_folder_is_registered_with_its_manifest(folder: Path) -> None:
     assert (artifact.files[-1].bytes, artifact.files[-1].sha256) == (len(own), hashlib.sha256(own).hexdigest())
 
 
+def test_a_signature_is_registered_behind_the_manifest_and_a_link_is_none(folder: Path) -> None:
+    _manifest(folder, _file("model.safetensors", 7))
+    (folder / "model.sig").symlink_to(folder.parents[1] / "secret")
+    assert [file.path for file in collect(folder).files] == ["model.safetensors", "manifest.json"]
+    (folder / "model.sig").unlink()
+    (folder / "model.sig").write_bytes(b"bundle")
+    signature = collect(folder).files[-1]
+    assert (signature.path, signature.bytes) == ("model.sig", 6)
+    assert signature.sha256 == hashlib.sha256(b"bundle").hexdigest()
+
+
 @pytest.mark.parametrize("path", ["../../secret", "missing", "sub", "", ".", "link", "linked/secret"])
 def test_a_path_that_is_no_file_of_the_folder_is_refused(folder: Path, path: str) -> None:
     (folder / "link").symlink_to(folder.parents[1] / "secret")

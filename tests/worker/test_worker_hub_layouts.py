@@ -5,12 +5,17 @@ from pathlib import Path
 
 import pytest
 from fixtures.hub import OWNER_TOKEN, HubPeer
+from fixtures.keys import Keys
 
 import worker.hub
 from optcore.errors import HubUnavailable
+from optcore.manifest import SIGNATURE, Artifact, checkpoint_digest, list_files, read_manifest
 from optcore.references import Publish
+from optcore.signing import sign, verify_signature
+from optcore.verify import verify
 from worker.hub import Published, publish_folder
 from worker.hub_errors import PublishRefused
+from worker.hub_signing import Signer
 from worker.hub_target import Memory
 
 VARIANTS = ("fp8-compressed-tensors", "int4-awq")
@@ -37,13 +42,16 @@ def _checkpoint(folder: Path, content: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "model.safetensors").write_bytes(content.encode() * 1000)
     (folder / "config.json").write_text(json.dumps({"of": content}))
-    paths = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-    (folder / "manifest.json").write_text(json.dumps({"digest": content, "files": [{"path": path} for path in paths]}))
+    files = tuple(list_files(folder))
+    digests = {"recipe_digest": "r", "source_digest": "s", "data_digest": "d"}
+    Artifact(digest=checkpoint_digest(files), files=files, **digests).save(folder)
 
 
-def publish(folder: Path, layout: str, memory: Memory | None = None, **more: object) -> Published:
+def publish(
+    folder: Path, layout: str, memory: Memory | None = None, signer: Signer | None = None, **more: object
+) -> Published:
     place = Publish.model_validate({"repo_id": "me/small", "private": False, "layout": layout} | more)
-    return publish_folder(folder, place, OWNER_TOKEN, memory=memory or Memory({}, lambda _: None))
+    return publish_folder(folder, place, OWNER_TOKEN, memory=memory or Memory({}, lambda _: None), sign=signer)
 
 
 def files(hub: HubPeer, repo_id: str, revision: str = "main") -> set[str]:
@@ -100,6 +108,39 @@ def test_repositories_hold_a_whole_checkpoint_each(hub: HubPeer, folder: Path, v
     assert publish(folder, "repo", via=via) == published
     for repo_id in ("me/small", *(f"me/small-{variant}" for variant in VARIANTS)):
         assert len(hub.api().list_repo_commits(repo_id)) == 2
+
+
+def _copy(hub: HubPeer, repo_id: str, folder: Path) -> Path:
+    hub.api().snapshot_download(repo_id, local_dir=folder)
+    return folder
+
+
+def test_one_folder_keeps_the_signature_of_the_whole(hub: HubPeer, folder: Path, keys: Keys, tmp_path: Path) -> None:
+    sign(folder, keys.private)
+    publish(folder, "folder", signer=Signer(keys.private, tmp_path / "scratch"))
+    copy = _copy(hub, "me/small", tmp_path / "copy")
+    assert (copy / SIGNATURE).read_bytes() == (folder / SIGNATURE).read_bytes()
+    assert verify(copy) == verify_signature(copy, keys.public) == ()
+
+
+def test_results_that_part_are_signed_one_by_one(hub: HubPeer, folder: Path, keys: Keys, tmp_path: Path) -> None:
+    sign(folder, keys.private)
+    publish(folder, "repo", signer=Signer(keys.private, tmp_path / "scratch"))
+    for name in ("small", *(f"small-{variant}" for variant in VARIANTS)):
+        copy = _copy(hub, f"me/{name}", tmp_path / name)
+        assert verify(copy) == verify_signature(copy, keys.public) == ()
+    assert read_manifest(tmp_path / "small").part_of == read_manifest(folder).digest
+    assert not (tmp_path / "scratch").exists()
+
+
+def test_a_part_has_no_signature_of_the_whole(hub: HubPeer, folder: Path, keys: Keys, tmp_path: Path) -> None:
+    sign(folder, keys.private)
+    hub.put("me/small", {SIGNATURE: "of an earlier model", "model.gguf": "an earlier model", "Q2.gguf": "theirs"})
+    publish(folder, "repo")
+    hub.api().delete_file("Q2.gguf", "me/small")
+    copy = _copy(hub, "me/small", tmp_path / "copy")
+    assert not (copy / SIGNATURE).exists()
+    assert verify(copy) == ()
 
 
 def test_none_is_merged_before_all_are_there_and_the_main_one_is_last(hub: HubPeer, folder: Path) -> None:

@@ -4,11 +4,30 @@ import json
 from typing import Any
 
 import pytest
+from fixtures.keys import Keys
 from fixtures.waiting import until
 from standardwebhooks import Webhook
 from worker_service import Service
 
+from optcore.manifest import SIGNATURE
+from optcore.signing import verify_signature
+from optcore.verify import verify
+
 pytestmark = pytest.mark.integration
+
+
+def test_a_worker_with_a_key_signs_what_the_engine_made_and_tells_it_nothing(service: Service, keys: Keys) -> None:
+    service.settings["SIGNING_KEY"] = keys.private
+    service.start_relay()
+    service.start_worker()
+    job_id = service.submit(wishes={"verifiable": "yes"})
+    service.await_status(job_id, "succeeded")
+    folder = service.output(job_id)
+    assert verify(folder) == verify_signature(folder, keys.public) == ()
+    registered = service.rows("SELECT bytes FROM artifacts WHERE path = 'model.sig'")
+    assert [tuple(row) for row in registered] == [((folder / SIGNATURE).stat().st_size,)]
+    environment = json.loads((folder / "environment.json").read_text())
+    assert not [name for name in environment if "SIGNING" in name]
 
 
 def test_a_job_succeeds_and_its_receiver_is_told(service: Service, receiver: Any) -> None:
