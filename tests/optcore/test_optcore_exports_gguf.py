@@ -16,6 +16,7 @@ from fixtures.tiny_models import EXTRAS, MakeModel, make_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from optcore.coverage import coverage
 from optcore.errors import ExportMismatch, RecipeError
 from optcore.events import AnyEvent, Notice
 from optcore.export import Gguf
@@ -26,6 +27,7 @@ from optcore.gguf.layout import Entry, lay_out
 from optcore.gguf.verify import verify
 from optcore.gguf.weights import Weights
 from optcore.gguf.write import file_type
+from optcore.sizes import weight_bytes
 
 pytest.importorskip("llama_cpp", reason="the peer that runs the file")
 
@@ -296,3 +298,17 @@ def test_a_quantized_state_is_what_its_description_says(quantized: Quantize) -> 
             if scheme != "nvfp4_w4a16":  # FP4 codes are packed, its scales say how many there are
                 assert weights.shape(f"{module}.weight") == tuple(codes.shape)
         assert "model.norm.weight" in weights.names
+
+
+def test_sizes_of_a_file_are_told(quantized: Quantize, stdlib_model: Path, tmp_path: Path) -> None:
+    """Bytes are the file's own; what was quantized is counted in the codes that it was made from."""
+    path = write(quantized("q8_0"), tmp_path, "f16")
+    assert weight_bytes(tmp_path) == path.stat().st_size
+    assert weight_bytes(stdlib_model) == (stdlib_model / "model.safetensors").stat().st_size
+    found = coverage(described(quantized("q8_0")), quantized("q8_0"), tmp_path)
+    (down,) = [row for row in found.classes if row.name == "model.layers.*.mlp.down_proj"]
+    assert (down.parameters, down.quantized, down.result_bytes) == (
+        6 * 256 * 768,
+        6 * 256 * 768,
+        6 * 256 * 768 * 34 // 32,
+    )
