@@ -4,21 +4,25 @@ Read from the headers of the files, so nothing is taken on trust from the pass t
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import groupby
 from pathlib import Path
 
 from optcore.quantization import Quantization, QuantizedLinear
 from optcore.report import Coverage, TensorClass
-from optcore.sizes import tensor_sizes, weight_files
+from optcore.sizes import container_files, tensor_sizes, weight_files
 
 _EXPERT = re.compile(r"(?<=\.experts)\.\d+\..*")
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 
 
 def coverage(description: Quantization, source: Path, exported: Path) -> Coverage:
-    """Compare the source's tensors with the exported ones, class by class, the largest first."""
-    before, after = _taken_apart(_sizes(source), _sizes(exported))
+    """Compare the source's tensors with the exported ones, class by class, the largest first.
+
+    An engine's own container has other names and layouts: the codes and scales that it was made from are counted.
+    """
+    files = [source / file for file in description.files] if container_files(exported) else weight_files(exported)
+    before, after = _taken_apart(_sizes(weight_files(source)), _sizes(files))
     linears = {
         name if name in before else _EXPERT.sub("", name): linear for name, linear in description.matrices.items()
     }
@@ -102,10 +106,10 @@ def _merged(sizes: Mapping[str, _Size], key: Callable[[str], str]) -> dict[str, 
     return found
 
 
-def _sizes(folder: Path) -> dict[str, _Size]:
+def _sizes(files: Iterable[Path]) -> dict[str, _Size]:
     """Parameters and bytes by module: codes, scales and biases of a linear layer count as one."""
     sizes: dict[str, _Size] = {}
-    for path in weight_files(folder):
+    for path in files:
         for name, (elements, held) in tensor_sizes(path).items():
             module = name.rpartition(".")[0] or name
             count, before = sizes.get(module, (0, 0))

@@ -13,6 +13,9 @@ from optcore.report import Measurement
 MAX_HEADER_bytes = 32 * 2**20
 """A third of safetensors' own limit: parsed JSON takes up to forty times its size in memory."""
 
+CONTAINERS = ("model.gguf", "model.onnx", "model.onnx.data")
+"""What llama.cpp and ONNX Runtime load."""
+
 
 def size_measurements(source: Path, result: Path, dense: Path | None = None) -> tuple[Measurement, ...]:
     """Rows for bytes of weights and bits per weight, and for parameters where the chain changed their number.
@@ -44,8 +47,15 @@ def size_measurements(source: Path, result: Path, dense: Path | None = None) -> 
 
 
 def weight_bytes(folder: Path) -> int:
-    """Size of the safetensors files of a folder."""
-    return sum(path.stat().st_size for path in weight_files(folder))
+    """Size of the files that hold a folder's weights, an engine's own container where there are no safetensors."""
+    return sum(path.stat().st_size for path in container_files(folder) or weight_files(folder))
+
+
+def container_files(folder: Path) -> list[Path]:
+    """The files of an engine's own container, of a folder that has its weights in nothing else."""
+    if weight_files(folder)[0].exists():
+        return []
+    return [folder / name for name in CONTAINERS if (folder / name).exists()]
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -5,6 +5,7 @@ weight `<name>.in_sum2` float32 [experts, K], sums of squares of each input, and
 the tokens they are sums over. llama.cpp's quantizer weights a rounding error by their quotient.
 """
 
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -53,19 +54,18 @@ def write_importance(run: "Run", config: Config, architecture: Architecture) -> 
     for module, power in measured.items():
         if name := gguf_name(names, f"{module}.weight"):
             by_name.setdefault(name, {})[expert_number(module)] = power
-    writer = gguf.GGUFWriter(run.out / MATRIX, architecture.name)
-    writer.add_type("imatrix")
-    writer.add_array("imatrix.datasets", [run.calibration.dataset])
-    writer.add_uint32("imatrix.chunk_count", run.calibration.samples)
-    writer.add_uint32("imatrix.chunk_size", run.calibration.sequence_length)
-    for name, powers in by_name.items():
-        counts_E1 = np.zeros(((expert_count(config) or 1) if "_exps." in name else 1, 1), np.float32)
-        sums_EK = np.zeros((len(counts_E1), len(next(iter(powers.values())).mean_square_K)), np.float32)
-        for number, power in powers.items():
-            counts_E1[number], sums_EK[number] = power.tokens, power.mean_square_K * np.float32(power.tokens)
-        writer.add_tensor(f"{name}.in_sum2", sums_EK)
-        writer.add_tensor(f"{name}.counts", counts_E1)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    with closing(gguf.GGUFWriter(run.out / MATRIX, architecture.name)) as writer:
+        writer.add_type("imatrix")
+        writer.add_array("imatrix.datasets", [run.calibration.dataset])
+        writer.add_uint32("imatrix.chunk_count", run.calibration.samples)
+        writer.add_uint32("imatrix.chunk_size", run.calibration.sequence_length)
+        for name, powers in by_name.items():
+            counts_E1 = np.zeros(((expert_count(config) or 1) if "_exps." in name else 1, 1), np.float32)
+            sums_EK = np.zeros((len(counts_E1), len(next(iter(powers.values())).mean_square_K)), np.float32)
+            for number, power in powers.items():
+                counts_E1[number], sums_EK[number] = power.tokens, power.mean_square_K * np.float32(power.tokens)
+            writer.add_tensor(f"{name}.in_sum2", sums_EK)
+            writer.add_tensor(f"{name}.counts", counts_E1)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()

@@ -26,17 +26,31 @@ _RULES: dict[tuple[str, ...], str] = {
     (rf"{_GPT_4O}|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_REST}", "bytes"): "gpt-4o",
     (_TEKKEN, "bytes"): "tekken",
 }
-_MERGES_LAST = {"smaug-bpe": "llama-bpe", "tekken": "tekken"}
-"""What a rule is called where a piece that is a token is not merged up to it (`ignore_merges`)."""
+_WHOLE_FIRST = {"smaug-bpe": "llama-bpe", "tekken": "tekken"}
+"""What a rule is called where a piece that is a token is taken whole, without merging up to it (`ignore_merges`)."""
 UNKNOWN = "default"
 
 
 def pre_tokenizer_name(tokenizer: Mapping[str, Any]) -> str:
     """llama.cpp's name of the rule in a tokenizer.json; `UNKNOWN` where it has none that cuts in the same places."""
     name = _RULES.get(_rule(tokenizer.get("pre_tokenizer") or {}), UNKNOWN)
-    if tokenizer["model"].get("ignore_merges"):
-        return _MERGES_LAST.get(name, UNKNOWN)
-    return UNKNOWN if name == "tekken" else name
+    return _WHOLE_FIRST.get(name, name) if tokenizer["model"].get("ignore_merges") else name
+
+
+def differences(tokenizer: Mapping[str, Any]) -> list[str]:
+    """In what llama.cpp will read text otherwise than this tokenizer, in sentences."""
+    name, found = pre_tokenizer_name(tokenizer), []
+    if name == UNKNOWN:
+        found.append(
+            "llama.cpp has no name for the rule by which this tokenizer cuts text, and cuts some of it elsewhere"
+        )
+    elif bool(tokenizer["model"].get("ignore_merges")) != (name in _WHOLE_FIRST.values()):
+        found.append(
+            "llama.cpp and this tokenizer do not agree on tokens that no merges lead to; few tokenizers have any"
+        )
+    if tokenizer.get("normalizer"):
+        found.append("llama.cpp does not normalize text as this tokenizer does; text in NFC, as most is, is read alike")
+    return found
 
 
 def _rule(step: Mapping[str, Any]) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from optcore.errors import RecipeError
-from optcore.gguf.pre_tokenizers import UNKNOWN, pre_tokenizer_name
+from optcore.gguf.pre_tokenizers import UNKNOWN, differences, pre_tokenizer_name
 
 _SPACE = "\u2581"
 """What SentencePiece writes for a space."""
@@ -115,17 +115,9 @@ def _tokens(tokenizer: Mapping[str, Any], rows: int) -> tuple[list[str], list[Ki
 
 
 def _bytes(tokenizer: Mapping[str, Any], common: Vocabulary) -> Vocabulary:
-    rule, remarks = pre_tokenizer_name(tokenizer), []
-    if rule == UNKNOWN:
-        remarks.append(
-            "llama.cpp has no name for the rule by which this tokenizer cuts text, and will cut some of it elsewhere"
-        )
-    if tokenizer.get("normalizer"):
-        remarks.append(
-            "llama.cpp does not normalize text as this tokenizer does; most text, being in NFC already, is read alike"
-        )
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in tokenizer["model"]["merges"]]
-    return common._replace(model="gpt2", rule=rule, merges=merges, remarks=tuple(remarks))
+    rule, remarks = pre_tokenizer_name(tokenizer), tuple(differences(tokenizer))
+    return common._replace(model="gpt2", rule=rule, merges=merges, remarks=remarks)
 
 
 def _pieces(tokenizer: Mapping[str, Any], common: Vocabulary) -> Vocabulary:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def verify(run: "Run", path: Path, entries: list[Entry], contents: Contents) -> None:
-    """Raises `ExportMismatch` unless the file has just these tensors, and each decodes to its weight."""
+    """Raises `ExportMismatch` unless the file has all these tensors, and each decodes to its weight."""
     found = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
     expected = {entry.name: entry for entry in entries}
     if missing := expected.keys() - found.keys():

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import gguf
@@ -42,10 +43,10 @@ def write_gguf(run: "Run", export: "Gguf") -> None:
     architecture = architecture_of(config, _FIELD)
     contents = Contents(Weights(run.checkpoint), config, architecture)
     entries = lay_out(contents.weights, config, architecture, export.plain)
-    writer = gguf.GGUFWriter(run.out / MODEL, architecture.name)
-    _add_keys(run, writer, config, architecture)
-    writer.add_file_type(file_type(entries))
-    _write_tensors(run, writer, entries, contents)
+    with closing(gguf.GGUFWriter(run.out / MODEL, architecture.name)) as writer:
+        _add_keys(run, writer, config, architecture)
+        writer.add_file_type(file_type(entries))
+        _write_tensors(run, writer, entries, contents)
     link_named(run.checkpoint, run.out, ("config.json", *LICENCES))
     verify(run, run.out / MODEL, entries, contents)
     write_importance(run, config, architecture)
@@ -94,4 +95,3 @@ def _write_tensors(run: "Run", writer: gguf.GGUFWriter, entries: list[Entry], co
     for count, entry in enumerate(entries):
         writer.write_tensor_data(contents.written(entry))
         run.progress("packing", count + 1, len(entries))
-    writer.close()
