@@ -5,6 +5,7 @@ each of B super-blocks (S = 1 where there are none). What belongs to a block is 
 are weighted by the importance of inputs. A *gain* is what a fit takes off the error of all zeros: larger is better.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -108,27 +109,23 @@ class Fit(NamedTuple):
 def plain_fit(blocks: Blocks, grid: Grid, *, below_zero: bool | None) -> Fit:
     """The line whose ends are a block's: codes 0 and the last at its smallest and largest value, or without a floor
     (`below_zero` None) the lowest grid value, which has no positive twin, at the largest magnitude, whatever its sign.
+    With 8 bits that code is worth nothing, and ggml leaves it out.
     """
     low, high = blocks.values.amin(0), blocks.values.amax(0)
     if below_zero is None:
-        first = grid.ends[0] if grid.ends[1] < 127 else -grid.ends[1]  # 8 bits: ggml leaves -128 out
-        step, floor = torch.where(high > -low, high, low) / first, None
+        eight_bits, floor = grid.range == (-128, 127), None
+        step = torch.maximum(-low, high) / 127 if eight_bits else torch.where(high > -low, high, low) / grid.ends[0]
     else:
         floor = low.clamp(max=0) if below_zero else low
         step = (high - floor) / grid.ends[1]
     return Fit(step, floor, torch.full_like(step, -torch.inf))
 
 
-def searched_fit(blocks: Blocks, grid: Grid, plain: Fit, factors: tuple[float, ...], *, below_zero: bool) -> Fit:
-    """The best of least-squares lines through the codes that multiples of the plain step give."""
-    best = plain
-    for factor in factors:
-        fit = blocks.at(grid, plain.step * factor, plain.floor).best(below_zero=below_zero)
-        best = better(fit.gain > best.gain, fit, best)
-    return best
-
-
-def better(chosen: torch.Tensor, fit: Fit, other: Fit) -> Fit:
-    """Block by block, one or the other."""
-    floor = None if fit.floor is None or other.floor is None else torch.where(chosen, fit.floor, other.floor)
-    return Fit(torch.where(chosen, fit.step, other.step), floor, torch.where(chosen, fit.gain, other.gain))
+def searched_sums(blocks: Blocks, grid: Grid, plain: Fit, factors: Sequence[float], *, below_zero: bool) -> Sums:
+    """Through the codes of that multiple of the plain step by which the best least-squares line goes."""
+    tried = [blocks.at(grid, plain.step * factor, plain.floor) for factor in factors]
+    square, product = torch.stack([one.square for one in tried]), torch.stack([one.product for one in tried])
+    code = torch.stack([one.code for one in tried if one.code is not None]) if plain.floor is not None else None
+    together = Sums(square, product, code, blocks)  # [F, S, B]: starting small operations costs as much as the sums
+    factor = plain.step.new_tensor(factors)[together.best(below_zero=below_zero).gain.argmax(0)]
+    return blocks.at(grid, plain.step * factor, plain.floor)

@@ -128,8 +128,7 @@ def decode_nf4(codes: torch.Tensor) -> torch.Tensor:
 def encode_iq4(x: torch.Tensor) -> torch.Tensor:
     """Nearest code of ggml's IQ4 codebook, ties to the lower. Same shape, uint8 in 0..15; NaN, which a step of zero
     makes of zero, counts as zero."""
-    codes = [sum(a + b < doubled for a, b in pairwise(IQ4_VALUES)) for doubled in range(-256, 257)]
-    return torch.tensor(codes, dtype=torch.uint8, device=x.device).index_select(0, _iq4_place(x)).view(x.shape)
+    return _iq4_codes(x).to(torch.uint8).index_select(0, _iq4_place(x)).view(x.shape)
 
 
 def decode_iq4(codes: torch.Tensor) -> torch.Tensor:
@@ -156,13 +155,18 @@ def decode_e8m0(codes: torch.Tensor) -> torch.Tensor:
 
 
 def _round_iq4(x: torch.Tensor) -> torch.Tensor:
-    nearest = [IQ4_VALUES[sum(a + b < doubled for a, b in pairwise(IQ4_VALUES))] for doubled in range(-256, 257)]
-    return torch.tensor(nearest, device=x.device).index_select(0, _iq4_place(x)).view(x.shape)
+    return _look_up(IQ4_VALUES, _iq4_codes(x)).index_select(0, _iq4_place(x)).view(x.shape)
+
+
+def _iq4_codes(like: torch.Tensor) -> torch.Tensor:
+    """Codes [513] of the halves from -128 to 128: twice a middle of two codes is an integer, so that all values between
+    two halves have one nearest code."""
+    middles = torch.tensor([(a + b) / 2 for a, b in pairwise(IQ4_VALUES)], device=like.device)
+    return torch.bucketize(torch.arange(-256, 257, device=like.device) / 2, middles)
 
 
 def _iq4_place(x: torch.Tensor) -> torch.Tensor:
-    """Place in a table by twice the value, rounded up: twice a middle of two codes is an integer, so all of a place's
-    values have one nearest code."""
+    """Where values, rounded up to halves, stand in that table."""
     return (x.flatten() * 2).nan_to_num_(0.0).clamp_(-256, 256).ceil_().add_(256).to(torch.int32)
 
 

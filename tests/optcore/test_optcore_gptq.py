@@ -14,7 +14,9 @@ from optcore.techniques.options import Gptq
 
 ALL = pytest.mark.parametrize("name", PRESETS)
 # One of each way to round and to place scales.
-FEW = pytest.mark.parametrize("name", ["int2_g16", "int4_asym_g32", "int8", "fp8_block", "nvfp4", "mxfp4", "nf4"])
+FEW = pytest.mark.parametrize(
+    "name", ["int2_g16", "int4_asym_g32", "int8", "fp8_block", "nvfp4", "mxfp4", "nf4", "q4_k", "iq4_nl"]
+)
 PLAIN = Gptq(sweeps=0)
 INT4 = PRESETS["int4_g32"].weights
 
@@ -119,20 +121,20 @@ def test_few_columns_come_close_to_the_best_of_all_codes() -> None:
     assert best * (1 - 1e-5) <= found.loss <= best * 1.1
 
 
-@pytest.mark.parametrize("name", ["int4_g32", "int4_asym_g32", "int2_g16", "fp8_dynamic"])
+@pytest.mark.parametrize("name", ["int4_g32", "int4_asym_g32", "int2_g16", "fp8_dynamic", "q4_0"])
 def test_refitted_scales_lower_the_loss(name: str) -> None:
     args = PRESETS[name].weights
     weight_NK, gram_KK = _problem()
     scales = find_scales([weight_NK], args, "max", torch.bfloat16)[0]
     kept, fitted = (gptq(weight_NK, gram_KK, scales, args, Gptq(refit=refit)) for refit in (False, True))
     assert fitted.loss < kept.loss
-    assert fitted.scales.scale.dtype == torch.bfloat16
+    assert fitted.scales.scale.dtype == scales.scale.dtype
     assert not torch.equal(fitted.scales.scale, scales.scale)
     assert torch.equal(kept.scales.scale, scales.scale)
     assert fitted.nearest_loss == kept.nearest_loss
 
 
-@pytest.mark.parametrize("name", ["nvfp4", "mxfp4", "fp8", "fp8_block", "nf4"])
+@pytest.mark.parametrize("name", ["nvfp4", "mxfp4", "fp8", "fp8_block", "nf4", "q4_k", "q6_k", "q4_1"])
 def test_scales_that_are_not_free_stay(name: str) -> None:
     args = PRESETS[name].weights
     weight_NK, gram_KK = _problem()
@@ -253,7 +255,7 @@ def _same(one: Rounded, other: Rounded) -> None:
     assert float((one.weight_NK != other.weight_NK).float().mean()) < 0.01
 
 
-@pytest.mark.parametrize("name", ["int4_g32", "int4_asym_g32", "nvfp4", "int8", "fp8"])
+@pytest.mark.parametrize("name", ["int4_g32", "int4_asym_g32", "nvfp4", "int8", "fp8", "q4_k"])
 def test_experts_together_are_each_alone(name: str) -> None:
     args, options = PRESETS[name].weights, Gptq(asymmetry=0.3)
     problems = [_problem(seed=seed) for seed in range(4)]

@@ -196,11 +196,12 @@ def test_a_killed_run_keeps_the_mask_and_goes_on_exactly(tiny_model: MakeModel, 
 
 
 @pytest.mark.parametrize("method", ["max", "mse"])
-@pytest.mark.parametrize("scheme", PRESETS)
-def test_every_format_rounds_zero_to_zero(scheme: str, method: Any) -> None:
-    """With zero points too, and in groups that hold nothing but values of one sign, or zeros."""
+@pytest.mark.parametrize("scheme", [name for name in PRESETS if PRESETS[name].weights.type not in ("uint", "iq")])
+def test_every_format_that_has_a_zero_rounds_zero_to_it(scheme: str, method: Any) -> None:
+    """With zero points too, and in groups that hold nothing but values of one sign, or zeros. A minimum that is no
+    multiple of the step leaves none to ggml's formats that have one, nor does the codebook of IQ4."""
     args, generator = PRESETS[scheme].weights, torch.Generator().manual_seed(3)
-    weight_NK = torch.randn(128, 128, generator=generator) * (torch.rand(128, 128, generator=generator) > 0.5)
+    weight_NK = torch.randn(128, 256, generator=generator) * (torch.rand(128, 256, generator=generator) > 0.5)
     weight_NK[:32] = weight_NK[:32].abs()
     weight_NK[32:64] = -weight_NK[32:64].abs()
     weight_NK[64] = 0
