@@ -10,18 +10,26 @@ from pathlib import Path
 
 from optcore.quantization import Quantization, QuantizedLinear
 from optcore.report import Coverage, TensorClass
-from optcore.sizes import tensor_sizes, weight_files
+from optcore.schemes import PRESETS
+from optcore.sizes import contained, tensor_sizes, weight_files
 
 _EXPERT = re.compile(r"(?<=\.experts)\.\d+\..*")
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 
 
 def coverage(description: Quantization, source: Path, exported: Path) -> Coverage:
-    """Compare the source's tensors with the exported ones, class by class, the largest first."""
-    before, after = _taken_apart(_sizes(source), _sizes(exported))
+    """Compare the source's tensors with the exported ones, class by class, the largest first.
+
+    GGUF and ONNX name and lay out tensors in their own ways: there what is quantized has the bytes of its format, and
+    all else those that it had.
+    """
+    before = _sizes(source)
+    before, after = (before, dict(before)) if contained(exported) else _taken_apart(before, _sizes(exported))
     linears = {
         name if name in before else _EXPERT.sub("", name): linear for name, linear in description.matrices.items()
     }
+    if contained(exported):
+        after |= {name: _in_format(before[name], linear) for name, linear in linears.items()}
     classes: dict[str, list[str]] = {}
     for module in before:
         classes.setdefault(_NUMBER.sub("*", module), []).append(module)
@@ -56,6 +64,12 @@ def _row(
         source_bytes=sum(before[module][1] for module in modules),
         result_bytes=sum(after[module][1] for module in modules if module in after),
     )
+
+
+def _in_format(size: "_Size", linear: QuantizedLinear) -> "_Size":
+    """Of a weight in the format that it got; a format of whole rows has few scales beside its codes."""
+    elements, _ = size
+    return elements, round(elements * PRESETS[linear.scheme].bits_per_weight((1, elements)) / 8)
 
 
 def _layers(modules: list[str], linears: Mapping[str, QuantizedLinear]) -> dict[str, str]:

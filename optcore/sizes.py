@@ -10,6 +10,8 @@ from optcore import compact
 from optcore.errors import BadCheckpoint
 from optcore.report import Measurement
 
+CONTAINERS = ("model.gguf", "model.onnx", "model.onnx.data")
+"""Files of targets that hold weights in another way than safetensors."""
 MAX_HEADER_bytes = 32 * 2**20
 """A third of safetensors' own limit: parsed JSON takes up to forty times its size in memory."""
 
@@ -44,8 +46,16 @@ def size_measurements(source: Path, result: Path, dense: Path | None = None) -> 
 
 
 def weight_bytes(folder: Path) -> int:
-    """Size of the safetensors files of a folder."""
-    return sum(path.stat().st_size for path in weight_files(folder))
+    """Size of the safetensors files of a folder, or of the container that a target wrote in their place."""
+    held = contained(folder) or weight_files(folder)
+    return sum(path.stat().st_size for path in held)
+
+
+def contained(folder: Path) -> list[Path]:
+    """The files of a target without safetensors; none where there are any, beside which others are copies."""
+    if any(path.exists() for path in weight_files(folder)):
+        return []
+    return [folder / name for name in CONTAINERS if (folder / name).is_file()]
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -25,6 +25,7 @@ from optcore.importance import IMPORTANCE, load_importance
 from optcore.mixes import Mix
 from optcore.quantization import OUTSIDE, load_quantization
 from optcore.schemes import PRESETS
+from optcore.sizes import weight_bytes
 from optcore.streaming.decoder import Decoder
 from optcore.streaming.quantized import QuantizedCheckpoint
 from optcore.streaming.simulate import Simulation, as_quantized
@@ -171,6 +172,23 @@ def test_coverage_counts_them(tiny_model: MakeModel, tmp_path: Path) -> None:
     assert rows[EMBEDDING].schemes == rows[HEAD].schemes == ("q8_0",)
     assert rows[HEAD].quantized == rows[HEAD].parameters
     assert found.quantized_share > 0.99
+
+
+def test_containers_of_other_targets_are_counted_too(tiny_model: MakeModel, tmp_path: Path) -> None:
+    """A GGUF or ONNX file has no headers that we read: formats say what their blocks take."""
+    model = tiny_model("Mixtral")
+    checkpoint = applied(plain("q8_0"), model, tmp_path / "out")
+    folder = tmp_path / "exported"
+    folder.mkdir()
+    (folder / "model.gguf").write_bytes(bytes(1000))
+    assert weight_bytes(folder) == 1000
+    rows = {row.name: row for row in coverage(described(checkpoint), model, folder).classes}
+    head, norm = rows[HEAD], rows["model.norm"]
+    assert (head.result_bytes, norm.result_bytes) == (head.parameters * 34 // 32, norm.source_bytes)
+    experts = next(row for name, row in rows.items() if "experts" in name)
+    assert experts.result_bytes == experts.parameters * 34 // 32
+    shutil.copy(model / "model.safetensors", folder)
+    assert weight_bytes(folder) == (model / "model.safetensors").stat().st_size
 
 
 def test_a_head_is_weighed_by_what_it_is_given(tiny_model: MakeModel, tmp_path: Path) -> None:
