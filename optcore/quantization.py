@@ -3,7 +3,8 @@
 The folder of the dense model gets `quantization.json` and one `quantized-00003.safetensors` for each decoder layer (and
 `quantized-outside.safetensors` for the rest). These hold, under the checkpoint's own names, every tensor of the
 quantized model: codes and scales in the compressed-tensors layout, all others in their final form. Training can go on
-from the dense weights; an export links the files or lays them out anew.
+from the dense weights; an export links the files or lays them out anew. `importance.safetensors`, where text was
+measured, is no part of the model (`optcore.importance`).
 """
 
 from collections.abc import Iterable

@@ -10,11 +10,10 @@ from optcore import compact
 from optcore.errors import BadCheckpoint
 from optcore.report import Measurement
 
+CONTAINERS = ("model.gguf", "model.onnx", "model.onnx.data")
+"""Files of targets that hold weights in another way than safetensors."""
 MAX_HEADER_bytes = 32 * 2**20
 """A third of safetensors' own limit: parsed JSON takes up to forty times its size in memory."""
-
-CONTAINERS = ("model.gguf", "model.onnx", "model.onnx.data")
-"""What llama.cpp and ONNX Runtime load."""
 
 
 def size_measurements(source: Path, result: Path, dense: Path | None = None) -> tuple[Measurement, ...]:

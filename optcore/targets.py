@@ -41,7 +41,7 @@ def check_target(recipe: "Recipe", family: Family | None = None) -> None:
                     check_export(export, formats, family, place, f"/chain/{number}")
 
 
-def belongs(name: str, export: Export) -> bool:
+def belongs(name: str, export: Export | type[Export]) -> bool:
     """Whether a further format, or every format of a mix, has a place in a target."""
     return set(formats_in(name)) <= export.schemes
 

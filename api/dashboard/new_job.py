@@ -19,6 +19,7 @@ from api.errors import ServiceError
 from api.lifecycle import Origin
 from api.store import jobs
 from optcore.errors import OptError
+from optcore.mixes import MIXES
 from optcore.recipe import Recipe, recipe_from
 from optcore.schemes import PRESETS
 
@@ -72,5 +73,5 @@ def _form(viewer: Caller, text: str, error: OptError | ServiceError | None = Non
         text=text,
         complaints=recipe_text.complaints(error, text) if error else [],
         once=secrets.token_urlsafe(16),
-        schemes=list(PRESETS.values()),
+        schemes=[*PRESETS.values(), *MIXES.values()],
     )

@@ -8,10 +8,12 @@ from fastapi import APIRouter
 from api import wire
 from api.deps import AnyCaller
 from lathe.models import FormatInfo, Page, TechniqueInfo
-from optcore.engines import KV, loading
+from optcore.engines import KV, MIXED, loading
 from optcore.export import AnyExport, Export
 from optcore.frozen import members, tag
+from optcore.mixes import MIXES, formats_in, title_of
 from optcore.schemes import KV_CACHE_PRESETS, PRESETS
+from optcore.targets import belongs
 from optcore.techniques import AnyTechnique, Technique
 
 router = APIRouter(prefix="/v1", tags=["catalog"])
@@ -29,11 +31,17 @@ def list_formats(_caller: AnyCaller) -> Page[FormatInfo]:
     """Number formats, with the targets that hold them and the engines that load those."""
     exports = [kind for kind in members(AnyExport) if issubclass(kind, Export)]
     weights = [
-        _format(scheme.name, scheme.title, "weights", (each for each in exports if scheme.name in each.schemes))
-        for scheme in PRESETS.values()
+        _format(name, title_of(name), "weights", (each for each in exports if belongs(name, each)), _rows(name))
+        for name in (*PRESETS, *MIXES)
     ]
     caches = [
-        _format(name, f"{name.upper()} KV cache", "kv_cache", (each for each in exports if name in each.kv_caches))
+        _format(
+            name,
+            f"{name.upper()} KV cache",
+            "kv_cache",
+            (each for each in exports if name in each.kv_caches),
+            (f"{KV}{name}",),
+        )
         for name in KV_CACHE_PRESETS
     ]
     return wire.page([*weights, *caches], [each.name for each in (*weights, *caches)])
@@ -51,7 +59,11 @@ def _technique(kind: type[Technique]) -> TechniqueInfo:
     )
 
 
-def _format(name: str, title: str, kind: Any, exports: Iterable[type[Export]]) -> FormatInfo:
-    row = f"{KV}{name}" if kind == "kv_cache" else name
-    engines = {target: loading(target, (row,)) for target in map(tag, exports)}
+def _rows(name: str) -> tuple[str, ...]:
+    """What the matrix of engines knows a format by: a mix by all that it may hold."""
+    return (*formats_in(name), MIXED) if name in MIXES else (name,)
+
+
+def _format(name: str, title: str, kind: Any, exports: Iterable[type[Export]], rows: tuple[str, ...]) -> FormatInfo:
+    engines = {target: loading(target, rows) for target in map(tag, exports)}
     return FormatInfo(name=name, title=title, kind=kind, targets=tuple(engines), engines=engines)

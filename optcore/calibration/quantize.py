@@ -15,7 +15,7 @@ from optcore.calibration.journal import Journal
 from optcore.calibration.kv import attention_name, attention_path, check_kv_cache, named, no_cache
 from optcore.calibration.layer import LayerQuantizer, Quantized
 from optcore.calibration.propagate import Propagation, calibrated
-from optcore.calibration.tables import round_tables, tables_of
+from optcore.calibration.tables import Table, round_tables, tables_of
 from optcore.errors import OutOfDisk, RecipeError
 from optcore.links import link_checkpoint
 from optcore.mixes import anatomy
@@ -252,7 +252,7 @@ class _Pass:
             layers = [variant.journal.layer(index) for index in range(len(self.decoder))]
             description = Quantization(
                 layers=tuple(layer for layer in layers if layer),
-                ignored=self._left_alone(layers, done.described),
+                ignored=self._left_alone(layers, tables),
                 tables=done.described,
                 kv_cache=self.technique.kv_cache,
                 kv_rotate=self.technique.kv_rotate,
@@ -264,9 +264,10 @@ class _Pass:
         self.run.results["bytes_read"] = self.decoder.reader.bytes_read
         self.run.results["bytes_written"] = sum(variant.journal.bytes_written for variant in self.variants)
 
-    def _left_alone(self, layers: list[QuantizedLayer | None], tables: Iterable[str]) -> tuple[str, ...]:
+    def _left_alone(self, layers: list[QuantizedLayer | None], tables: Sequence[Table]) -> tuple[str, ...]:
         """Every matrix that was not quantized, routers and the head included: engines take some of them for linears."""
-        quantized = {*tables, *(name for layer in layers if layer for name in layer.linears)}
+        quantized = {name for layer in layers if layer for name in layer.linears}
+        quantized |= {name.removesuffix(".weight") for table in tables for name in table.stored}
         reader, known = self.decoder.reader, {*quantized, *self.decoder.embeddings}
         matrices = (name for name in reader.names if name.endswith(".weight") and len(reader.shape(name)) == 2)
         linears = (name for index in range(len(self.decoder)) for name in self._paths(index).values())
@@ -274,7 +275,8 @@ class _Pass:
         left = [name for name in found if name not in known]
         own = self.decoder.names.own_modules
         renamed = [own[name] for name in left if own.get(name, name) != name]  # engines may look for either
-        return (*left, *renamed, *(name for name in self.decoder.tied_linears if name not in found))
+        tied = () if any(table.is_head for table in tables) else self.decoder.tied_linears
+        return (*left, *renamed, *(name for name in tied if name not in found))
 
 
 @contextmanager

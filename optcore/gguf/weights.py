@@ -8,7 +8,7 @@ import torch
 from optcore.algorithms.scales import Scales
 from optcore.calibration.digest import weight_digest
 from optcore.errors import ExportMismatch
-from optcore.quantization import Quantization, QuantizedLinear, load_quantization
+from optcore.quantization import load_quantization
 from optcore.sizes import read_header
 from optcore.streaming.quantized import QuantizedCheckpoint
 from optcore.streaming.reader import TensorReader
@@ -21,7 +21,7 @@ class Weights:
         description = load_quantization(folder)
         self._state = QuantizedCheckpoint(folder, description) if description else None
         self._dense = None if description else TensorReader(folder)
-        self._linears = _quantized(description) if description else {}
+        self._linears = description.matrices if description else {}
         self._headers: dict[str, dict[str, object]] = {}
         for file in description.files if description else ():
             self._headers |= read_header(folder / file) if (folder / file).exists() else {}
@@ -84,8 +84,3 @@ class Weights:
             return tuple(self._quantized.tensor(f"{module}.weight_shape").tolist())
         rows, groups = self._stored_shape(f"{module}.weight_scale")
         return rows, groups * (self._quantized.scheme(module).weights.group_size or 1)
-
-
-def _quantized(description: Quantization) -> dict[str, QuantizedLinear]:
-    """Linear layers, and the tables of tokens where these are quantized too."""
-    return {**description.linears, **getattr(description, "tables", {})}
