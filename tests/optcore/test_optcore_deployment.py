@@ -17,6 +17,7 @@ from optcore.quantization import Quantization, QuantizedLayer, QuantizedLinear
 from optcore.report import EngineNotes, Report
 from optcore.report.card import render_card
 from optcore.report.page import render_page
+from optcore.report.text import render_table
 
 CONFIG = {
     "num_attention_heads": 32,
@@ -280,3 +281,7 @@ def test_commands_and_hardware_are_shown() -> None:
     assert "- What makes it fast: compute capability 10.0" in card
     assert "<code>trtllm-serve . --backend pytorch --config trtllm.yaml</code>" in page
     assert "What makes it fast: compute capability 10.0" in page
+    text = render_table(full)
+    assert "typed in the result's folder:\n" in text
+    assert f"  {ENGINES['tensorrt-llm']}: trtllm-serve . --backend pytorch --config trtllm.yaml\n" in text
+    assert "cat >" not in text
