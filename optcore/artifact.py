@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from optcore.coverage import coverage
-from optcore.deployment import deployment_notes, formats_of
+from optcore.deployment import deployment_notes, encoder_notes, formats_of
 from optcore.draft_document import DRAFT, load_draft_document
 from optcore.draft_made import MADE, Made
 from optcore.draft_settings import ServedDraft
@@ -231,12 +231,12 @@ def _schemes(outcome: Outcome) -> tuple[str, ...]:
 
 def _deployment(outcome: Outcome) -> tuple[EngineNotes, ...]:
     inputs = outcome.inputs
+    target, formats = outcome.result.export.format, formats_of(load_quantization(Path(inputs.checkpoint)))
     if inputs.task != "text-generation":
-        return ()
+        return encoder_notes(target, formats, inputs.task)
     config = json.loads((Path(inputs.exported) / "config.json").read_text())
-    formats, source = formats_of(load_quantization(Path(inputs.checkpoint))), Path(inputs.source)
-    family = family_of(config, shapes(source))
-    return deployment_notes(outcome.result.export.format, formats, config, family, _served(outcome))
+    family = family_of(config, shapes(Path(inputs.source)))
+    return deployment_notes(target, formats, config, family, _served(outcome))
 
 
 def _public(recipe: Recipe) -> Recipe:

@@ -6,18 +6,21 @@ SGLang https://docs.sglang.io/advanced_features/server_arguments.html,
 TensorRT-LLM https://nvidia.github.io/TensorRT-LLM/llm-api/reference/KvCacheConfig.html,
 transformers https://huggingface.co/docs/transformers/attention_interface,
 llama.cpp https://github.com/ggml-org/llama.cpp/tree/master/tools/server,
-ONNX Runtime GenAI https://onnxruntime.ai/docs/genai/reference/config.html.
+ONNX Runtime GenAI https://onnxruntime.ai/docs/genai/reference/config.html,
+ONNX Runtime https://onnxruntime.ai/docs/performance/tune-performance/threading.html.
 """
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
+from optcore.acceleration import acceleration
 from optcore.attention import Attention, attention_of
+from optcore.deployment_commands import commands
 from optcore.draft_settings import ServedDraft, draft_obstacle, draft_settings
 from optcore.engines import ENGINES, KV, MIXED, Family, Support, conditions, loading, support
 from optcore.export.base import EngineName
 from optcore.quantization import Quantization
-from optcore.report import EngineNotes, Setting
+from optcore.report import EngineNotes, Setting, Task
 
 _PAGED_tokens = 16
 _FLASH_SIZES, _FLASHINFER_SIZES = range(8, 257, 8), (64, 128, 256)
@@ -49,20 +52,46 @@ def deployment_notes(
     """
     wanted, attention = tuple(formats), attention_of(config)
     was_rounded = any(name.startswith(KV) for name in wanted)
+    found = []
+    for engine in loading(target, wanted, family):
+        if engine in _GENERATORS:
+            served = Served(attention, _cache(target, engine, wanted), was_rounded)
+            drafted = draft_settings(engine, draft, recurrent=attention.recurrent) if draft else ()
+            without = draft_obstacle(engine, draft, recurrent=attention.recurrent) if draft else ""
+            settings = (*_GENERATORS[engine](served), *drafted)
+            found.append(_notes(engine, target, wanted, settings, "text-generation", without))
+    return tuple(found)
+
+
+def encoder_notes(target: str, formats: Iterable[str], task: Task) -> tuple[EngineNotes, ...]:
+    """Notes for each engine that loads these formats of a model that reads text at once, such as a classifier."""
+    wanted = tuple(formats)
     return tuple(
-        EngineNotes(
-            engine=ENGINES[engine],
-            given=given,
-            documentation=documentation,
-            conditions=conditions(target, engine, wanted),
-            settings=(
-                *settings(Served(attention, _cache(target, engine, wanted), was_rounded)),
-                *(draft_settings(engine, draft, recurrent=attention.recurrent) if draft else ()),
-            ),
-            without_draft=draft_obstacle(engine, draft, recurrent=attention.recurrent) if draft else "",
-        )
-        for engine in loading(target, wanted, family)
-        for given, documentation, settings in (_ENGINES[engine],)
+        _notes(engine, target, wanted, tuple(_ENCODERS[engine]()), task)
+        for engine in loading(target, wanted)
+        if engine in _ENCODERS
+    )
+
+
+def _notes(
+    engine: EngineName,
+    target: str,
+    wanted: tuple[str, ...],
+    settings: tuple[Setting, ...],
+    task: Task,
+    without: str = "",
+) -> EngineNotes:
+    given, documentation = _GIVEN[engine]
+    before = "" if target in _OWN else _MADE_FIRST.get(engine, "")
+    return EngineNotes(
+        engine=ENGINES[engine],
+        given=given + before,
+        documentation=documentation,
+        conditions=conditions(target, engine, wanted),
+        without_draft=without,
+        settings=settings,
+        commands=commands(engine, target, settings, task),
+        hardware=acceleration(engine, target, wanted),
     )
 
 
@@ -195,31 +224,52 @@ def _setting(name: str, value: str, why: str) -> Setting:
     return Setting(name=name, value=value, why=why)
 
 
-_ENGINES: dict[EngineName, tuple[str, str, Callable[[Served], Iterator[Setting]]]] = {
-    "vllm": ("arguments of vllm serve", "https://docs.vllm.ai/en/latest/configuration/engine_args/", _vllm),
+def _encoder() -> Iterator[Setting]:
+    yield _setting("attn_implementation", "sdpa", "PyTorch's fused attention")
+
+
+def _session() -> Iterator[Setting]:
+    yield _setting("graph_optimization_level", "ORT_ENABLE_ALL", "its default; fuses attention and norms at loading")
+    yield _setting(
+        "intra_op_num_threads", "0", "its default: one thread a physical core; fewer where jobs share a machine"
+    )
+
+
+_GENERATORS: dict[EngineName, Callable[[Served], Iterator[Setting]]] = {
+    "vllm": _vllm,
+    "sglang": _sglang,
+    "tensorrt-llm": _tensorrt,
+    "transformers": _transformers,
+    "llama.cpp": _llama_cpp,
+    "onnxruntime-genai": _genai,
+}
+"""ONNX Runtime alone has no loop that generates."""
+_ENCODERS: dict[EngineName, Callable[[], Iterator[Setting]]] = {"transformers": _encoder, "onnxruntime": _session}
+_GIVEN: dict[EngineName, tuple[str, str]] = {
+    "vllm": ("arguments of vllm serve", "https://docs.vllm.ai/en/latest/configuration/engine_args/"),
     "sglang": (
         "arguments of python -m sglang.launch_server",
         "https://docs.sglang.io/advanced_features/server_arguments.html",
-        _sglang,
     ),
     "tensorrt-llm": (
         "keys of a YAML file for trtllm-serve --config",
         "https://nvidia.github.io/TensorRT-LLM/llm-api/reference/KvCacheConfig.html",
-        _tensorrt,
     ),
     "transformers": (
         "arguments of from_pretrained, or of a server",
         "https://huggingface.co/docs/transformers/attention_interface",
-        _transformers,
     ),
-    "llama.cpp": (
-        "arguments of llama-server, after conversion to GGUF",
-        "https://github.com/ggml-org/llama.cpp/tree/master/tools/server",
-        _llama_cpp,
+    "llama.cpp": ("arguments of llama-server", "https://github.com/ggml-org/llama.cpp/tree/master/tools/server"),
+    "onnxruntime-genai": ("keys of genai_config.json", "https://onnxruntime.ai/docs/genai/reference/config.html"),
+    "onnxruntime": (
+        "attributes of SessionOptions",
+        "https://onnxruntime.ai/docs/performance/tune-performance/threading.html",
     ),
-    "onnxruntime-genai": (
-        "keys of genai_config.json, after its model builder",
-        "https://onnxruntime.ai/docs/genai/reference/config.html",
-        _genai,
-    ),
+}
+"""Where the settings go, and the engine's own page about them."""
+_OWN = ("gguf", "onnx")
+"""Targets that are their engines' own files."""
+_MADE_FIRST: dict[EngineName, str] = {
+    "llama.cpp": ", after conversion to GGUF",
+    "onnxruntime-genai": ", after its model builder",
 }

@@ -12,7 +12,8 @@ class Modelopt(Export):
     """Model Optimizer's layout, with the same facts in `config.json` and `hf_quant_config.json`.
 
     Its scales multiply where those of compressed-tensors divide. Smoothing is folded already, so `pre_quant_scale`
-    holds ones. W4A8_AWQ kernels round the decoded INT4 weights to FP8 once more, which is not simulated.
+    holds ones, where TensorRT-LLM asks for it. W4A8_AWQ kernels round the decoded INT4 weights to FP8 once more, which
+    is not simulated. What TensorRT-LLM's loader asserts is checked in the written folder.
     """
 
     title: ClassVar[str] = "Model Optimizer"
@@ -24,9 +25,13 @@ class Modelopt(Export):
     format: Literal["modelopt"] = "modelopt"
 
     def write(self, run: "Run") -> None:
-        """Write the tensors and both descriptions, then decode every weight and compare it with the simulated one."""
+        """Write the tensors and both descriptions, decode every weight, and ask what TensorRT-LLM's loader asks."""
+        from optcore.errors import ExportMismatch
         from optcore.export.layout_writer import write_layout
+        from optcore.export.modelopt_check import check_modelopt
         from optcore.export.modelopt_writer import ModeloptLayout
         from optcore.streaming.quantized import QuantizedCheckpoint
 
         write_layout(run, ModeloptLayout(QuantizedCheckpoint(run.checkpoint)))
+        if found := check_modelopt(run.out):
+            raise ExportMismatch(f"TensorRT-LLM would not load what was written ({len(found)} faults): {found[0]}")

@@ -22,7 +22,9 @@ class ModeloptDecoder:
         algorithm = str(self._layers[name]["quant_algo"]) if self._layers else self._default
         codes, scale = self.files.bits(f"{name}.weight"), self.files.floats(f"{name}.weight_scale")
         if algorithm in ("W4A16_AWQ", "W4A8_AWQ"):
-            values = _int4(codes) / self.files.floats(f"{name}.pre_quant_scale")
+            values = _int4(codes)
+            if f"{name}.pre_quant_scale" in self.files.names:  # else it is folded into the norm before it
+                values = values / self.files.floats(f"{name}.pre_quant_scale")
         elif algorithm in ("NVFP4", "W4A16_NVFP4"):
             values = e2m1(np.stack([codes % 16, codes // 16], axis=-1).reshape(len(codes), -1))
             scale = scale * self.files.floats(f"{name}.weight_scale_2")

@@ -12,6 +12,7 @@ from optcore.errors import ExportMismatch, RecipeError
 from optcore.export.layout_writer import EXACT, Bound, Config, Layout
 from optcore.export.modelopt_config import hf_quant_config, quantization_config
 from optcore.export.modelopt_decoder import ModeloptDecoder
+from optcore.export.modelopt_groups import experts_of, fused_group
 from optcore.export.raw_reader import Array, RawFiles
 
 if TYPE_CHECKING:
@@ -28,14 +29,16 @@ class ModeloptLayout(Layout):
     def __init__(self, state: "QuantizedCheckpoint") -> None:
         super().__init__(state)
         self._decoder: ModeloptDecoder | None = None
-        self._joint_amax = lru_cache(maxsize=1)(self._amax_below)
+        self._joint_amax = lru_cache(maxsize=4)(self._largest)
 
     def linear(self, name: str) -> Mapping[str, torch.Tensor]:
         """The weight, its scales and its input's."""
         codes, scales = self.state.codes(name)
         scheme = self.state.scheme(name).name
         if scheme.startswith("int4"):
-            return self._int4(name, codes, scales) | (self._w4a8(name) if scheme != "int4" else {})
+            return {**self._int4(name, codes, scales), **self._pre_scale(name, codes, scales)} | (
+                self._w4a8(name) if scheme != "int4" else {}
+            )
         if scheme.startswith("nvfp4"):
             return self._nvfp4(codes, scales) | self._input(name)
         shape: tuple[int, ...] = {"fp8": (), "fp8_dynamic": (-1,)}.get(scheme) or ()
@@ -87,7 +90,7 @@ class ModeloptLayout(Layout):
         return {"weight": pack_nibbles(codes_NK), "weight_scale": scales.scale, "weight_scale_2": multiplier}
 
     def _int4(self, name: str, codes_NK: torch.Tensor, scales: Scales) -> Tensors:
-        """Two rows share a byte, in two's complement. Readers ask every layer that is not fused for pre_quant_scale."""
+        """Two rows share a byte, in two's complement."""
         if codes_NK.shape[0] % 2:
             raise RecipeError(
                 f"{name} has {codes_NK.shape[0]} outputs, and this target packs two of them into a byte",
@@ -95,23 +98,27 @@ class ModeloptLayout(Layout):
                 field="/target/format",
             )
         nibbles = codes_NK.view(torch.uint8) & 15
-        # Engines assert that it has the model's type, which is that of the stored scales.
-        ones = torch.ones(codes_NK.shape[1], dtype=scales.scale.dtype)
         packed = nibbles[0::2] | (nibbles[1::2] << 4)
-        return {"weight": packed, "weight_scale": scales.scale.float(), "pre_quant_scale": ones}
+        return {"weight": packed, "weight_scale": scales.scale.float()}
+
+    def _pre_scale(self, name: str, codes_NK: torch.Tensor, scales: Scales) -> Tensors:
+        """Readers look for it in experts and in layers that run alone, and nowhere else."""
+        if len(fused_group(name, self.state.description.modules)) > 1 and not experts_of(name):
+            return {}
+        # Engines assert that it has the model's type, which is that of the stored scales.
+        return {"pre_quant_scale": torch.ones(codes_NK.shape[1], dtype=scales.scale.dtype)}
 
     def _w4a8(self, name: str) -> Tensors:
-        """The FP8 range of the decoded weight. Readers assert that fused layers share it, so all siblings do."""
-        parent = name.rpartition(".")[0]
-        second = torch.tensor(self._joint_amax(parent) / _E4M3_MAX, dtype=torch.float32)
+        """The FP8 range of the decoded weight. Readers assert that fused layers share it."""
+        group = fused_group(name, self.state.description.linears)
+        second = torch.tensor(self._joint_amax(group) / _E4M3_MAX, dtype=torch.float32)
         given = self._input(name)
         if not given:
             raise ExportMismatch(f"{name} has no calibrated input scale, which W4A8_AWQ needs")
         return {"weight_scale_2": second, **given}
 
-    def _amax_below(self, parent: str) -> float:
-        names = [name for name in self.state.description.modules if name.rpartition(".")[0] == parent]
-        return max(float(self.state.weight(name).abs().max()) for name in names) or 1.0
+    def _largest(self, group: tuple[str, ...]) -> float:
+        return max(float(self.state.weight(name).abs().max()) for name in group) or 1.0
 
     def _projection(self, attention: str, kind: str) -> str:
         """The module below which readers look for a key's or value's scale."""

@@ -183,7 +183,14 @@ def _engine_notes(notes: EngineNotes) -> str:
     conditions = "".join(f" Condition: {escape(condition)}." for condition in notes.conditions)
     without = f" Without the draft: it {escape(notes.without_draft)}." if notes.without_draft else ""
     given = f"As {escape(notes.given)} (see {escape(notes.documentation)}).{conditions}{without}"
-    return f"### {escape(notes.engine)}\n\n{given}\n\n" + "\n".join(lines)
+    hardware = "".join(f"\n- What makes it fast: {escape(said)}" for said in notes.hardware)
+    typed = [fenced(_language(command), command) for command in notes.commands]
+    parts = [f"### {escape(notes.engine)}", *(["Typed in this folder:", *typed] if typed else []), given]
+    return "\n\n".join([*parts, "\n".join(lines), *([hardware.strip()] if hardware else [])])
+
+
+def _language(command: str) -> str:
+    return "python" if command.startswith(("import ", "from ")) else "shell"
 
 
 def _trials(report: Report) -> str:

@@ -202,6 +202,10 @@ class EngineNotes(Frozen):
     without_draft: str = ""
     """Why it cannot use the draft that ships beside the result, as the end of a sentence; empty where it can."""
     settings: tuple[Setting, ...]
+    commands: tuple[str, ...] = ()
+    """What is typed in the result's folder, in this order: shell commands, or a piece of Python."""
+    hardware: tuple[str, ...] = ()
+    """What makes its number formats fast, and what does not."""
 
 
 class Report(Frozen):

@@ -32,7 +32,17 @@ def render_table(report: Report) -> str:
     lines += ["", *_stage_lines(report)] if report.stages else []
     lines += [*map(printable, map(_trial_line, report.trials)), ""] if report.trials else []
     lines += [f"note: {printable(notice)}" for notice in report.notices]
+    lines += ["", *_commands(report)] if report.deployment else []
     return "\n".join(line.rstrip() for line in lines) + "\n"
+
+
+def _commands(report: Report) -> list[str]:
+    """What takes one line of a shell; files to write first and Python are on the page."""
+    lines = ["typed in the result's folder:"]
+    for notes in report.deployment:
+        one_line = [command.replace(" \\\n  ", " ") for command in notes.commands]
+        lines += [printable(f"  {notes.engine}: {command}") for command in one_line if "\n" not in command]
+    return lines
 
 
 def printable(text: str) -> str:

@@ -59,7 +59,15 @@ def report(text: str = "tiny", **more: object) -> Report:
 
 def notes(text: str) -> EngineNotes:
     settings = (Setting(name=text, value=text, why=text), Setting(name="--flag", why="why"))
-    return EngineNotes(engine=text, given=text, documentation=text, conditions=(text,), settings=settings)
+    return EngineNotes(
+        engine=text,
+        given=text,
+        documentation=text,
+        conditions=(text,),
+        settings=settings,
+        commands=(text,),
+        hardware=(text,),
+    )
 
 
 def trial(text: str, kl: float, then: str) -> Trial:

@@ -1,0 +1,203 @@
+"""Bytes against Model Optimizer's own export, where both are told the same statistics.
+
+The tool measures with its own kernels, so it is given what our pass measured: largest magnitudes of weights, inputs,
+keys and values. All that is left is its arithmetic and its layout.
+"""
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from fixtures.exporting import Quantize, export, plain, run_of
+from safetensors.torch import load_file, save_file
+
+from optcore.export import Modelopt
+from optcore.export.raw_reader import Array, RawFiles, e2m1
+from optcore.streaming.quantized import QuantizedCheckpoint
+
+ROOT = Path(__file__).parents[2]
+TOOL = ROOT / ".lathe" / "peers" / "modelopt" / "bin" / "python"
+pytestmark = [
+    pytest.mark.proof,
+    pytest.mark.slow,
+    pytest.mark.skipif(not TOOL.exists(), reason="Model Optimizer is installed by `make bench-ptq` only"),
+]
+SUPERSET = {"group_size", "has_zero_point", "pre_quant_scale", "config_groups"}
+"""What we tell in `config.json` too, where the tool leaves it to `hf_quant_config.json`."""
+
+
+class Both(NamedTuple):
+    """The same model in our export and in the tool's."""
+
+    ours: RawFiles
+    theirs: RawFiles
+
+    def same(self, name: str) -> bool:
+        """Whether a tensor has one type, one shape and the same bytes in both."""
+        return all(
+            one == other
+            for one, other in (
+                (self.ours.dtype(name), self.theirs.dtype(name)),
+                (self.ours.shape(name), self.theirs.shape(name)),
+                (self.ours.bits(name).tobytes(), self.theirs.bits(name).tobytes()),
+            )
+        )
+
+    def documents(self, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        """A JSON file of both."""
+        one, other = (json.loads((files.folder / name).read_text()) for files in self)
+        return one, other
+
+
+def both(quantized: Path, model: Path, folder: Path, configurations: str) -> Both:
+    """Export a quantized checkpoint, and have the tool export the model it was made of."""
+    ours = export(Modelopt(), quantized, folder / "ours", model)
+    save_file(statistics(QuantizedCheckpoint(quantized)), folder / "statistics.safetensors")
+    program = ROOT / "tests" / "fixtures" / "modelopt_export.py"
+    command = [TOOL, program, model, folder / "theirs", configurations, folder / "statistics.safetensors"]
+    subprocess.run([str(part) for part in command], check=True, capture_output=True, timeout=280)
+    return Both(ours, RawFiles(folder / "theirs"))
+
+
+def statistics(state: QuantizedCheckpoint) -> dict[str, torch.Tensor]:
+    """Largest magnitudes by the name of the quantizer that the tool keeps them in."""
+    found = {}
+    for name in state.description.modules:
+        scheme, (_, scales) = state.scheme(name), state.codes(name)
+        quantizer, top = f"{name}.weight_quantizer", {"int": 7.0, "float": 448.0}[scheme.weights.type]
+        if scheme.name == "int4_fp8_static":  # INT4, and then FP8 of what that decodes to
+            found[f"{quantizer}.0"] = largest(scales.scale, top)
+            found[f"{quantizer}.1"] = state.weight(name).abs().amax()
+        elif scales.global_scale is None:
+            found[quantizer] = largest(scales.scale, top)
+        if (scale := state.input_scale(name)) is not None:
+            is_divisor = scheme.weights.strategy == "tensor_group"
+            found[f"{name}.input_quantizer"] = 2688 / scale.float() if is_divisor else largest(scale, 448.0)
+    for name in state.description.attentions:
+        for suffix, tensor in state.kv_tensors(name).items():
+            kind, _, what = suffix.partition("_")
+            amax = 2688 / tensor.float() if what == "global_scale" else tensor.float()
+            amax = largest(tensor, 448.0) if what == "scale" else amax
+            found[f"{name}.{kind}_bmm_quantizer{'.bias' if what == 'bias' else ''}"] = amax
+    return found
+
+
+def largest(scale: torch.Tensor, top: float) -> torch.Tensor:
+    """The magnitude whose quotient by `top` is this scale to the last bit, float32, shaped like it."""
+    near = scale.float() * top
+    choices = (near, torch.nextafter(near, near * 2), torch.nextafter(near, near / 2))
+    for other in choices[1:]:
+        near = torch.where(near / top == scale.float(), near, other)
+    return near
+
+
+@pytest.fixture(scope="module")
+def float32_model(tmp_path_factory: pytest.TempPathFactory, stdlib_model: Path) -> Path:
+    """The shipped model with its weights in float32: the tool divides bfloat16 weights by one scale in bfloat16, and
+    so rounds twice what we round once."""
+    folder = tmp_path_factory.mktemp("float32") / "model"
+    shutil.copytree(stdlib_model, folder)
+    tensors = {name: tensor.float() for name, tensor in load_file(folder / "model.safetensors").items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"dtype": "float32"}))
+    return folder
+
+
+@pytest.mark.parametrize(("kv_cache", "caches"), [(None, ""), ("fp8", ",FP8_KV_CFG")])
+def test_every_byte_of_fp8_is_the_tools(kv_cache: str | None, caches: str, float32_model: Path, tmp_path: Path) -> None:
+    plain("fp8", kv_cache=kv_cache).apply(run_of(float32_model, float32_model, tmp_path / "checkpoint"))
+    pair = both(tmp_path / "checkpoint", float32_model, tmp_path, f"FP8_DEFAULT_CFG{caches}")
+    same_bytes(pair, f"fp8 of float32 weights, cache {kv_cache}")
+
+
+CASES = [
+    ("fp8_dynamic", "FP8_PER_CHANNEL_PER_TOKEN_CFG"),
+    ("fp8_block", "FP8_2D_BLOCKWISE_WEIGHT_ONLY_CFG"),
+    ("int4", "INT4_AWQ_CFG"),
+    ("int4_fp8_static", "W4A8_AWQ_BETA_CFG"),
+]
+
+
+@pytest.mark.parametrize(("scheme", "configurations"), CASES)
+def test_every_byte_is_the_tools(
+    scheme: str, configurations: str, quantized: Quantize, stdlib_model: Path, tmp_path: Path
+) -> None:
+    same_bytes(both(quantized(scheme), stdlib_model, tmp_path, configurations), scheme)
+
+
+def same_bytes(pair: Both, title: str) -> None:
+    """The same tensors, and the same descriptions."""
+    assert pair.ours.names == pair.theirs.names
+    differing = [name for name in sorted(pair.ours.names) if not pair.same(name)]
+    total = len(pair.ours.names)
+    print(f"{title}, against Model Optimizer: {total - len(differing)} of {total} tensors equal")
+    assert differing == []
+    same_descriptions(pair)
+
+
+def same_descriptions(pair: Both) -> None:
+    """Key by key: the tool lists the embedding among what it leaves, and we tell some facts in both files."""
+    mine, other = pair.documents("hf_quant_config.json")
+    assert mine["producer"] == other["producer"]
+    assert mine["quantization"].pop("exclude_modules") == ["lm_head"]
+    assert other["quantization"].pop("exclude_modules") == ["lm_head", "model.embed_tokens"]
+    assert mine["quantization"] == other["quantization"]
+    flat, their_flat = (document["quantization_config"] for document in pair.documents("config.json"))
+    assert flat.pop("ignore") == ["lm_head"]
+    assert their_flat.pop("ignore") == ["lm_head", "model.embed_tokens"]
+    assert set(flat) - set(their_flat) <= SUPERSET
+    assert {key: value for key, value in flat.items() if key in their_flat} == their_flat
+
+
+@pytest.mark.parametrize(
+    ("scheme", "kv_cache", "configurations"),
+    [
+        ("nvfp4", "nvfp4", "NVFP4_DEFAULT_CFG,NVFP4_KV_CFG"),
+        ("nvfp4_w4a16", "nvfp4_affine", "W4A16_NVFP4_CFG,NVFP4_AFFINE_KV_CFG"),
+    ],
+)
+def test_nvfp4_is_the_tools_but_for_ties(
+    scheme: str, kv_cache: str, configurations: str, quantized: Quantize, stdlib_model: Path, tmp_path: Path
+) -> None:
+    """Every block scale is the same byte, and every code that is not a tie is the same.
+
+    The tool multiplies by amax / 2688 where compressed-tensors, whose bytes ours are, divides by 2688 / amax: the last
+    bit of a quotient can differ, and with it the way in which a weight in the middle of two codes goes.
+    """
+    pair = both(quantized(scheme, kv_cache=kv_cache), stdlib_model, tmp_path, configurations)
+    assert pair.ours.names == pair.theirs.names
+    equal = [name for name in pair.ours.names if pair.same(name)]
+    modules = sorted(n.removesuffix(".weight_scale_2") for n in pair.ours.names if n.endswith(".weight_scale_2"))
+    found = [_tied(pair, RawFiles(stdlib_model), module) for module in modules]
+    ties, total = (sum(counts) for counts in zip(*found, strict=True))
+    for name in sorted(pair.ours.names - set(equal) - {f"{module}.weight" for module in modules}):
+        one, other = (files.floats(name).item() for files in pair)  # single numbers, an ulp or two apart
+        assert one == pytest.approx(other, rel=2.0**-22), name
+    of = f"{len(equal)} of {len(pair.ours.names)} tensors equal"
+    print(f"{scheme}, cache {kv_cache}, against Model Optimizer: {of}; {ties} of {total} codes are ties")
+    assert len(modules) == 42
+    assert ties < total / 500
+    same_descriptions(pair)
+
+
+def _tied(pair: Both, source: RawFiles, module: str) -> tuple[int, int]:
+    """Codes that differ, all of which must stand for weights in the middle of two values; and all codes."""
+    assert pair.same(f"{module}.weight_scale")
+    ours = pair.ours
+    mine, other = (_fp4(files.bits(f"{module}.weight")) for files in pair)
+    second = np.float32(ours.floats(f"{module}.weight_scale_2").item())
+    step = np.repeat(ours.floats(f"{module}.weight_scale") * second, 16, axis=1)
+    differs = mine != other
+    quotient = source.floats(f"{module}.weight")[differs] / step[differs]
+    assert np.abs(quotient - ((mine + other) / 2)[differs]).max(initial=0) < 2.0**-20
+    return int(differs.sum()), differs.size
+
+
+def _fp4(octets: Array) -> Array:
+    return e2m1(np.stack([octets & 15, octets >> 4], -1).reshape(len(octets), -1))
