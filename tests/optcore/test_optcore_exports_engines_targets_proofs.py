@@ -1,4 +1,4 @@
-"""Acceptance of the comparison of engines on our own files: GGUF, ONNX and packed safetensors of one state in one job."""
+"""Engines compared on our own files: GGUF, ONNX and packed safetensors of one state in one job."""
 
 from pathlib import Path
 
