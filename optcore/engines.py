@@ -227,7 +227,7 @@ _ONNX = [
     *_rows(
         "onnx",
         "onnxruntime-genai",
-        ((*_INT4, *_INT4_ASYM, "int8_w8a16", MIXED), "yes", _RUN | _ONE_NETWORK),
+        ((*_INT4, *_INT4_ASYM, *_INT8, MIXED), "yes", _RUN | _ONE_NETWORK),
     ),
     *_rows("onnx", "onnxruntime", (("int8", "int8_static", "int8_w8a16", MIXED), "yes", _RUN | _ONE_NETWORK)),
 ]

@@ -1,9 +1,15 @@
 """Which matrices of a checkpoint a node of the builder's graph multiplies by."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
 _TRIPLET = ("q_proj", "k_proj", "v_proj")
+_OWN_NAMES = {
+    "self_attn.o_proj": ("self_attn.dense", "self_attn.out_proj"),  # Phi, LFM2
+    **{f"mlp.{ours}": (f"feed_forward.{theirs}",) for ours, theirs in (("gate_proj", "w1"), ("up_proj", "w3"))},
+    "mlp.down_proj": ("feed_forward.w2",),
+}
+"""What checkpoints of some families call the modules that the builder gives one name."""
 
 
 class Rows(NamedTuple):
@@ -27,8 +33,8 @@ def rows_of(node: str, known: Collection[str]) -> tuple[Rows, ...]:
     together, and takes a stored `gate_up_proj` apart.
     """
     module = node.strip("/").removesuffix("/MatMul").replace("/", ".").replace(".attn.", ".self_attn.")
-    if module in known:
-        return (Rows(module),)
+    if found := next((name for name in _names(module) if name in known), None):
+        return (Rows(found),)
     parent, _, own = module.rpartition(".")
     triplet = [f"{parent}.{name}" for name in _TRIPLET]
     if own == "qkv_proj" and all(name in known for name in triplet):
@@ -36,6 +42,12 @@ def rows_of(node: str, known: Collection[str]) -> tuple[Rows, ...]:
     if own in ("gate_proj", "up_proj") and f"{parent}.gate_up_proj" in known:
         return (Rows(f"{parent}.gate_up_proj", int(own == "up_proj"), 2),)
     return ()
+
+
+def _names(module: str) -> Iterator[str]:
+    yield module
+    for ours, theirs in _OWN_NAMES.items():
+        yield from (module.removesuffix(ours) + name for name in theirs if module.endswith(ours))
 
 
 def can_pack(formats: dict[str, str]) -> bool:
