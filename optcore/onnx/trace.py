@@ -4,9 +4,11 @@ import inspect
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import onnxscript.optimizer
 import torch
+from onnx_ir.passes.common import DeduplicateHashedInitializersPass
 from transformers import PreTrainedModel
 
 from optcore.onnx.rounded_linears import MODULE, OPSET
@@ -57,10 +59,13 @@ def write_graph(model: PreTrainedModel, inputs: Inputs, path: Path) -> None:
             optimize=False,
             verbose=False,
         )
+        DeduplicateHashedInitializersPass()(program.model)  # a tied head, layers that are one
         onnxscript.optimizer.optimize_ir(program.model, should_fold=_may_fold)
     program.save(path)
 
 
-def _may_fold(node: object) -> bool | None:
-    """Codes stay codes: folded, the weight would be stored as floats."""
-    return False if MODULE in node.metadata_props else None  # type: ignore[attr-defined]
+def _may_fold(node: Any) -> bool | None:
+    """Codes stay codes: folded, the weight would be stored as floats. And a head that is tied to the table of tokens
+    stays that table turned: ONNX Runtime turns it when it loads the file."""
+    is_shared = node.op_type == "Transpose" and len(node.inputs[0].uses()) > 1
+    return False if is_shared or MODULE in node.metadata_props else None

@@ -2,8 +2,6 @@
 
 from typing import TYPE_CHECKING
 
-from optcore.errors import RecipeError
-
 if TYPE_CHECKING:
     from optcore.export.onnx import Onnx
     from optcore.run import Run
@@ -12,7 +10,10 @@ if TYPE_CHECKING:
 def write_onnx(run: "Run", export: "Onnx") -> None:
     """Write the graph and what belongs to it to `run.out`: of a generator with its KV cache, of an encoder without."""
     if run.task == "text-generation":
-        raise RecipeError("ONNX is not written yet", remedy="choose another target", field="/target/format")
-    from optcore.onnx.encoder import write_encoder
+        from optcore.onnx.generator import write_generator
 
-    write_encoder(run, export)
+        write_generator(run, export)
+    else:
+        from optcore.onnx.encoder import write_encoder
+
+        write_encoder(run, export)

@@ -117,7 +117,7 @@ def _recipe(classifier: Path, texts: tuple[Path, Path]) -> dict[str, Any]:
     recipe: dict[str, Any] = yaml.safe_load(RECIPE.read_text())
     recipe["model"] = {"path": str(classifier)}
     recipe["calibration"] |= {"path": str(texts[0]), "samples": 128, "sequence_length": 64}
-    recipe["chain"][1] |= {**SETTINGS, "steps": 80, "learning_rate": 5e-4}
+    recipe["chain"][1] |= {**SETTINGS, "steps": 60, "learning_rate": 5e-4}
     recipe["evaluate"] = [{"evaluator": "classification", "path": str(texts[1]), "sequence_length": 64}]
     return recipe
 
