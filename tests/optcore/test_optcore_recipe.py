@@ -56,7 +56,7 @@ def test_defaults_are_filled_in() -> None:
         ({"model": {"id": "a/b", "path": "c"}}, "/model", "exactly one"),
         ({"model": {"id": "../../etc"}}, "/model/id", "pattern"),
         ({"model": {"id": "a/b", "revision": "-x"}}, "/model/revision", "pattern"),
-        ({"target": {"format": "gguf"}}, "/target", "compressed-tensors"),
+        ({"target": {"format": "ggml"}}, "/target", "compressed-tensors"),
         ({"calibration": {"samples": 0}}, "/calibration/samples", "greater than or equal to 1"),
         ({"publish": {"repo_id": "a/b", "token": "hf_x"}}, "/publish/token", "not permitted"),
         ({"name": "a\x00b"}, "", "NUL"),
