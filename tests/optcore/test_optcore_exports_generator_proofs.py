@@ -25,7 +25,7 @@ ROPE = {"rope_theta": 10000.0, "factor": 4.0}
 LLAMA3 = {**ROPE, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 128}
 LINEAR = {"rope_parameters": {**ROPE, "rope_type": "linear"}}
 EXACT, NEAR = 1e-5, 1e-2
-"""Relative error of logits: float32's own, and of families that come out a little off, which is less than bfloat16 does."""
+"""Relative error of logits: float32's own, and of families that come out a little off, about what bfloat16 does."""
 CASES: list[tuple[str, dict[str, Any], float]] = [
     ("Llama", {"attention_bias": True, "mlp_bias": True}, EXACT),
     ("Llama", {"rope_parameters": {**LLAMA3, "rope_type": "llama3"}}, EXACT),
