@@ -16,6 +16,7 @@ from optcore.engines import loading
 from optcore.quantization import load_quantization
 from optcore.report import Measurement
 from optcore.serving.memory import free_memory_bytes, peak_memory_bytes
+from optcore.runners import CPU_TARGETS
 from optcore.sizes import weight_bytes
 
 if TYPE_CHECKING:
@@ -27,8 +28,10 @@ _ROOM = 3  # loading needs the file and the unpacked tensors at once
 
 
 def measure_throughput(run: "Run", evaluator: "Throughput") -> list[Measurement]:
-    """Rows for prefill and decode speed and peak memory; none, with a notice, where it cannot be measured."""
+    """Rows for prefill and decode speed and peak memory; none, with a notice, where it cannot be measured here."""
     assert run.export
+    if run.target in CPU_TARGETS:
+        return []  # the evaluator `engines` measures it in the engine that it is written for
     if reason := _cannot(run):
         run.notice(f"throughput not measured: {reason}")
         return []

@@ -6,52 +6,28 @@ the tokens they are sums over. llama.cpp's quantizer weights a rounding error by
 """
 
 from contextlib import closing
-from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import gguf
 import numpy as np
-from safetensors import safe_open
 
-from optcore.export.raw_reader import Array
 from optcore.gguf.architectures import Architecture, Config, expert_count
 from optcore.gguf.layout import expert_number, gguf_name, gguf_names
+from optcore.importance import Importance, load_importance
 
 if TYPE_CHECKING:
     from optcore.run import Run
 
-MEASURED = "importance.safetensors"
 MATRIX = "imatrix.gguf"
-
-
-class InputPower(NamedTuple):
-    """What a quantized module's inputs were like."""
-
-    mean_square_K: Array
-    """Mean of each input's square, float32."""
-    tokens: int
-
-
-def read_importance(folder: Path) -> dict[str, InputPower]:
-    """By module name; empty where none was kept."""
-    path = folder / MEASURED
-    if not path.exists():
-        return {}
-    with safe_open(path, framework="numpy") as file:
-        modules = [name.removesuffix(".mean_square") for name in file.keys() if name.endswith(".mean_square")]  # noqa: SIM118 (no mapping)
-        return {
-            module: InputPower(file.get_tensor(f"{module}.mean_square"), int(file.get_tensor(f"{module}.tokens")))
-            for module in sorted(modules)
-        }
 
 
 def write_importance(run: "Run", config: Config, architecture: Architecture) -> None:
     """Write `imatrix.gguf` to `run.out`, with which llama.cpp makes other sizes of the same model."""
-    if not (measured := read_importance(run.checkpoint)):
+    if not (measured := load_importance(run.checkpoint)):
         return
     names = gguf_names(architecture, int(config["num_hidden_layers"]))
-    by_name: dict[str, dict[int, InputPower]] = {}
-    for module, power in measured.items():
+    by_name: dict[str, dict[int, Importance]] = {}
+    for module, power in sorted(measured.items()):
         if name := gguf_name(names, f"{module}.weight"):
             by_name.setdefault(name, {})[expert_number(module)] = power
     with closing(gguf.GGUFWriter(run.out / MATRIX, architecture.name)) as writer:
@@ -63,7 +39,10 @@ def write_importance(run: "Run", config: Config, architecture: Architecture) -> 
             counts_E1 = np.zeros(((expert_count(config) or 1) if "_exps." in name else 1, 1), np.float32)
             sums_EK = np.zeros((len(counts_E1), len(next(iter(powers.values())).mean_square_K)), np.float32)
             for number, power in powers.items():
-                counts_E1[number], sums_EK[number] = power.tokens, power.mean_square_K * np.float32(power.tokens)
+                counts_E1[number], sums_EK[number] = (
+                    power.tokens,
+                    power.mean_square_K.numpy() * np.float32(power.tokens),
+                )
             writer.add_tensor(f"{name}.in_sum2", sums_EK)
             writer.add_tensor(f"{name}.counts", counts_E1)
         writer.write_header_to_file()

@@ -6,11 +6,11 @@ import pytest
 from fixtures.exporting import Quantize
 from fixtures.llama import gap_to_simulation
 
+from optcore.schemes import GGML_FORMATS
+
 pytest.importorskip("llama_cpp", reason="the peer that runs the file")
 
 FORMATS = {
-    "q8_0": "Q8_0",
-    "q4_0": "Q4_0",
     "int4": "Q4_0",
     "int4_g64": "Q4_0",
     "int4_g32": "Q4_0",
@@ -20,6 +20,9 @@ FORMATS = {
     "int8_w8a16": "Q8_0",
     "mxfp4_w4a16": "MXFP4",
     "nvfp4_w4a16": "NVFP4",
+    **{name: name.upper() for name in sorted(GGML_FORMATS)},
+    "q4_k_m": "Q4_K",
+    "q2_k_m": "Q3_K",
 }
 
 

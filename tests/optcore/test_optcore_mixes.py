@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import gguf
-import llama_cpp
 import numpy as np
 import pytest
 from gguf.constants import GGMLQuantizationType, LlamaFileType
@@ -17,6 +16,7 @@ from optcore.recipe import Recipe, recipe_from
 from optcore.schemes import GGML_FORMATS
 from optcore.tables import formats_of_tables, tables
 
+llama_cpp = pytest.importorskip("llama_cpp", reason="llama.cpp was not compiled, and its quantizer is the source here")
 FILE_TYPES = {name: getattr(LlamaFileType, f"MOSTLY_{name.upper()}") for name in MIXES if name != "q2_k_m"}
 FILE_TYPES["q2_k_m"] = LlamaFileType.MOSTLY_Q2_K
 PARTS = {
