@@ -15,8 +15,8 @@ from optcore.conditional import load_conditional
 from optcore.engines import loading
 from optcore.quantization import load_quantization
 from optcore.report import Measurement
-from optcore.serving.memory import free_memory_bytes, peak_memory_bytes
 from optcore.runners import CPU_TARGETS
+from optcore.serving.memory import free_memory_bytes, peak_memory_bytes
 from optcore.sizes import weight_bytes
 
 if TYPE_CHECKING:

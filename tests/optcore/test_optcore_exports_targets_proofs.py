@@ -40,13 +40,12 @@ def test_one_calibrated_state_in_six_targets(stdlib_model: Path, tmp_path: Path)
         alone[target["format"]] = seconds(ran)
         print(f"{target['format']} alone: {seconds(ran):.1f} s, its export {seconds(ran, 'export'):.1f} s")
     slowest, whole = max(alone.values()), seconds(together)
-    print(
-        f"six in one job: {whole:.1f} s, exports {seconds(together, 'export'):.1f} s: {whole / slowest:.2f}x {slowest:.1f} s"
-    )
+    exports = seconds(together, "export")
+    print(f"six in one job: {whole:.1f} s, exports {exports:.1f} s: {whole / slowest:.2f} times {slowest:.1f} s")
     print(render_table(Report.model_validate(together.report())))
     assert sum("ptq" in name for name in together.stages) == 1, "calibrated once"
     assert len(list((together.out / "also").iterdir())) == 5
-    assert not verify(together.out).findings
+    assert not verify(together.out)
     assert whole <= 1.5 * slowest
 
 
