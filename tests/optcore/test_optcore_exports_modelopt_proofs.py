@@ -16,19 +16,22 @@ import torch
 from fixtures.exporting import Quantize, export, plain, run_of
 from safetensors.torch import load_file, save_file
 
+from benchmarks.peers.venvs import make_venv, peer_python
 from optcore.export import Modelopt
 from optcore.export.raw_reader import Array, RawFiles, e2m1
 from optcore.streaming.quantized import QuantizedCheckpoint
 
 ROOT = Path(__file__).parents[2]
 TOOL = ROOT / ".lathe" / "peers" / "modelopt" / "bin" / "python"
-pytestmark = [
-    pytest.mark.proof,
-    pytest.mark.slow,
-    pytest.mark.skipif(not TOOL.exists(), reason="Model Optimizer is installed by `make bench-ptq` only"),
-]
+pytestmark = [pytest.mark.proof, pytest.mark.slow, pytest.mark.timeout(1800)]
 SUPERSET = {"group_size", "has_zero_point", "pre_quant_scale", "config_groups"}
 """What we tell in `config.json` too, where the tool leaves it to `hf_quant_config.json`."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tool() -> None:
+    """Model Optimizer, in an environment of its own that the first run makes."""
+    assert (peer_python("modelopt") or make_venv("modelopt")) == TOOL
 
 
 class Both(NamedTuple):
