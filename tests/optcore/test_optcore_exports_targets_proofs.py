@@ -1,4 +1,4 @@
-"""One calibrated state in many targets: `six-targets.yaml` and `phone.yaml` of the docs, whole, beside single targets."""
+"""One calibrated state in many targets: `six-targets.yaml` and `phone.yaml` of the docs, beside single targets."""
 
 import json
 from pathlib import Path
