@@ -12,6 +12,7 @@ from optcore.export.layout_writer import write_layout
 from optcore.links import link_companions, link_documents
 from optcore.onnx.builder import DATA, GRAPH, build_graph
 from optcore.onnx.matrices import can_pack
+from optcore.onnx.mended_graph import mend_graph
 from optcore.onnx.quantized_graph import QuantizedGraph
 from optcore.onnx.verify_generator import verify_graph
 from optcore.quantization import load_quantization
@@ -41,6 +42,7 @@ def write_generator(run: "Run", export: "Onnx") -> None:
         state = QuantizedCheckpoint(run.checkpoint)
         dense = _write_rounded(run, state)
         built = build_graph(run, dense, export.plain, packs=_packs(state))
+    mend_graph(built / GRAPH, dense)
     _take_companions(built, run.out)
     if state is None:
         for name in (GRAPH, DATA):

@@ -57,7 +57,7 @@ def classifier(
     transformers.BertForMaskedLM(config).save_pretrained(folder / "begun")
     AutoTokenizer.from_pretrained(package_encoder).save_pretrained(folder / "begun")
     data = {"kind": "labelled", "path": str(package_texts[0])}
-    settings = {**SETTINGS, "steps": 200, "learning_rate": 5e-4, "data": data}
+    settings = {**SETTINGS, "steps": 300, "batch": 16, "micro_batch": 16, "learning_rate": 5e-4, "data": data}
     run = trained_on(Finetune.model_validate(settings), folder / "begun", folder / "begun", folder, package_texts[0])
     return run.out
 
