@@ -57,7 +57,7 @@ def classifier(
     transformers.BertForMaskedLM(config).save_pretrained(folder / "begun")
     AutoTokenizer.from_pretrained(package_encoder).save_pretrained(folder / "begun")
     data = {"kind": "labelled", "path": str(package_texts[0])}
-    settings = {**SETTINGS, "steps": 300, "batch": 16, "micro_batch": 16, "learning_rate": 5e-4, "data": data}
+    settings = {**SETTINGS, "steps": 600, "batch": 16, "micro_batch": 16, "learning_rate": 5e-4, "data": data}
     run = trained_on(Finetune.model_validate(settings), folder / "begun", folder / "begun", folder, package_texts[0])
     return run.out
 
@@ -113,11 +113,11 @@ def test_latency_at_the_width_of_bert_base(package_encoder: Path, tmp_path: Path
 
 
 def _recipe(classifier: Path, texts: tuple[Path, Path]) -> dict[str, Any]:
-    """The documented recipe, with this model, these texts, and a training of a minute."""
+    """The documented recipe, with this model, these texts, and a training of minutes."""
     recipe: dict[str, Any] = yaml.safe_load(RECIPE.read_text())
     recipe["model"] = {"path": str(classifier)}
     recipe["calibration"] |= {"path": str(texts[0]), "samples": 128, "sequence_length": 64}
-    recipe["chain"][1] |= {**SETTINGS, "steps": 60, "learning_rate": 5e-4}
+    recipe["chain"][1] |= {**SETTINGS, "steps": 100, "learning_rate": 5e-4}
     recipe["evaluate"] = [{"evaluator": "classification", "path": str(texts[1]), "sequence_length": 64}]
     return recipe
 
