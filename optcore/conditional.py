@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from optcore.documents import read_document
+from optcore.errors import RecipeError
 from optcore.frozen import Frozen
 
 DESCRIPTION = "conditional.json"
@@ -83,3 +84,13 @@ class Conditional(Frozen):
 def load_conditional(folder: Path) -> Conditional | None:
     """Read the document; None for a model that is run as its configuration says."""
     return read_document(folder / DESCRIPTION, Conditional)
+
+
+def check_unconditional(folder: Path, engine: str, field: str) -> None:
+    """Raises `RecipeError` for a model that is to be run under conditions, of which `engine` knows nothing."""
+    if (folder / DESCRIPTION).exists():
+        raise RecipeError(
+            f"the model is to be run as {DESCRIPTION} says, and {engine} would run all of it for every token",
+            remedy="leave out the technique that wrote it, or use `target: {format: dense}`, which keeps the file",
+            field=field,
+        )

@@ -2,13 +2,14 @@
 
 from typing import NamedTuple
 
+from optcore.engines import ENGINES, loading
 from optcore.errors import RecipeError
 from optcore.export import AnyExport
 from optcore.frozen import tag
 from optcore.measures import check_measures
 from optcore.recipe import Recipe
 from optcore.references import REPO_ID_LIMIT
-from optcore.targets import belongs, check_target
+from optcore.targets import belongs, check_target, targets
 from optcore.techniques import Technique
 from optcore.techniques.distilling import Distilling
 from optcore.techniques.draft import Draft
@@ -201,6 +202,8 @@ def check(recipe: Recipe) -> None:
         properties = (properties | technique.makes) - technique.removes
     if "quantized" not in properties:
         _check_unquantized(recipe)
+    if "conditional" in properties:
+        _check_conditions(recipe)
     _check_draft(recipe)
     _check_also(recipe)
     _check_places(recipe)
@@ -221,6 +224,19 @@ def _check_unquantized(recipe: Recipe) -> None:
                 f"nothing in the chain quantizes, and {export.title} holds quantized weights only",
                 remedy="add a `ptq` entry, or `target: {format: dense}`",
                 field="/chain",
+            )
+
+
+def _check_conditions(recipe: Recipe) -> None:
+    maker = next(technique for technique in recipe.chain if "conditional" in technique.makes)
+    for place, export in targets(recipe):
+        if not export.keeps_conditions:
+            engines = " and ".join(ENGINES[engine] for engine in loading(tag(type(export)), ()))
+            raise RecipeError(
+                f"{maker.title} says in conditional.json how the model is to be run, which {export.title} has no place "
+                f"for: {engines} would run all of it for every token",
+                remedy=f"leave `{tag(type(maker))}` out, or use `target: {{format: dense}}`, which keeps the file",
+                field=f"{place}/format",
             )
 
 

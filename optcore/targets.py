@@ -28,7 +28,7 @@ def check_target(recipe: "Recipe", family: Family | None = None) -> None:
 
     The family is known once the model's configuration is here. Raises `RecipeError` with the reason and a way out.
     """
-    exports = tuple(_exports(recipe))
+    exports = tuple(targets(recipe))
     for number, technique in enumerate(recipe.chain):
         if isinstance(technique, Upcycle):
             family = "moe"
@@ -49,7 +49,7 @@ def belongs(name: str, export: Export | type[Export]) -> bool:
 def check_exports(recipe: "Recipe", model: Path, task: Task) -> None:
     """Refuse models that a target has no place for, once the source is here, and number formats that it holds for
     other models only. Raises `RecipeError`."""
-    for place, export in _exports(recipe):
+    for place, export in targets(recipe):
         export.check_model(model, task, place)
         if task != "text-generation" and export.encoder_schemes is not None:
             _check_encoder(recipe, export, export.encoder_schemes)
@@ -67,7 +67,7 @@ def _check_encoder(recipe: "Recipe", export: Export, held: frozenset[str]) -> No
                 )
 
 
-def _exports(recipe: "Recipe") -> Iterator[tuple[str, Export]]:
+def targets(recipe: "Recipe") -> Iterator[tuple[str, Export]]:
     """Every target with its place in the recipe."""
     yield "/target", recipe.target
     more: tuple[Export, ...] = getattr(recipe, "also", ())

@@ -22,6 +22,8 @@ class Export(Frozen):
     """Names of those that it can hold for an encoder, where these are others."""
     kv_caches: ClassVar[frozenset[str]] = frozenset()
     """Names of the KV cache formats it can hold."""
+    keeps_conditions: ClassVar[bool] = True
+    """Whether its files have `conditional.json` beside them, which says how a model is to be run."""
     takes_unquantized: ClassVar[bool] = False
     """Whether it can hold a model in which nothing was quantized."""
 

@@ -20,6 +20,7 @@ class Gguf(Export):
         *("int4", "int4_g64", "int4_g32", "int4_asym", "int4_asym_g64", "int4_asym_g32"),
         *("int8_w8a16", "mxfp4_w4a16", "nvfp4_w4a16"),
     }
+    keeps_conditions: ClassVar[bool] = False
     takes_unquantized: ClassVar[bool] = True
 
     format: Literal["gguf"] = "gguf"

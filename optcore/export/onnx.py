@@ -22,6 +22,7 @@ class Onnx(Export):
         }
     )
     encoder_schemes: ClassVar[frozenset[str] | None] = frozenset({"int8", "int8_static", "int8_w8a16"})
+    keeps_conditions: ClassVar[bool] = False
     takes_unquantized: ClassVar[bool] = True
 
     format: Literal["onnx"] = "onnx"

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from optcore.conditional import DESCRIPTION as CONDITIONAL
+from optcore.conditional import check_unconditional
 from optcore.errors import RecipeError
 from optcore.report import Task
 
@@ -25,14 +25,4 @@ def check_model(folder: Path, task: Task, place: str) -> None:
     architecture_of(config, field)
     rope_of(config, field)
     check_tokenizer(folder, field)
-    check_forms(folder, field)
-
-
-def check_forms(folder: Path, field: str) -> None:
-    """Raises `RecipeError` for a model that is to be run under conditions which llama.cpp knows nothing of."""
-    if (folder / CONDITIONAL).exists():
-        raise RecipeError(
-            f"the model is to be run as {CONDITIONAL} says, and llama.cpp would run every layer of every token",
-            remedy="leave out the technique that wrote it, or choose `dense`, which keeps the file",
-            field=field,
-        )
+    check_unconditional(folder, "llama.cpp", field)

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import gguf
 import numpy as np
 
+from optcore.conditional import check_unconditional
 from optcore.gguf.architectures import Architecture, Config, architecture_of, head_width, ignored_window
 from optcore.gguf.contents import Contents
-from optcore.gguf.fitness import check_forms
 from optcore.gguf.importance import write_importance
 from optcore.gguf.layout import Entry, lay_out
 from optcore.gguf.metadata import add_metadata
@@ -38,7 +38,7 @@ def write_gguf(run: "Run", export: "Gguf") -> None:
     Raises `RecipeError` for what the file cannot say, and `ExportMismatch` when it does not decode to the weights that
     were simulated.
     """
-    check_forms(run.checkpoint, _FIELD)
+    check_unconditional(run.checkpoint, "llama.cpp", _FIELD)
     config = json.loads((run.checkpoint / "config.json").read_text())
     architecture = architecture_of(config, _FIELD)
     contents = Contents(Weights(run.checkpoint), config, architecture)

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from optcore.errors import RecipeError
+from optcore.conditional import check_unconditional
 from optcore.links import link_companions
 from optcore.onnx.encoder_check import Expected, check_run, expected_logits
 from optcore.onnx.graph_weights import check_weights
@@ -36,6 +36,7 @@ def write_encoder(run: "Run", export: "Onnx") -> None:
     Raises `RecipeError` for a model that is told to run by conditions, `ExportMismatch` when ONNX Runtime does not
     compute what was simulated.
     """
+    check_unconditional(run.checkpoint, "ONNX Runtime", "/target/format")
     state = QuantizedCheckpoint(run.checkpoint) if load_quantization(run.checkpoint) else None
     path = run.out / GRAPH
     expected = _write(run, export, state, path)
@@ -53,12 +54,6 @@ def write_encoder(run: "Run", export: "Onnx") -> None:
 def _write(run: "Run", export: "Onnx", state: QuantizedCheckpoint | None, path: "Path") -> Expected:
     """Write the graph; returns what it should compute."""
     decoder = Decoder(run.checkpoint, torch.device("cpu"), torch.float32)
-    if decoder.conditional:
-        raise RecipeError(
-            "an ONNX graph runs the whole model: it has no place for thresholds, windows and early exits",
-            remedy="leave the conditions out, or choose `target: {format: dense}`",
-            field="/target/format",
-        )
     model = decoder.load_all()
     model.set_attn_implementation("eager")  # what it takes apart is what ONNX Runtime knows to fuse
     run.progress("packing", 0, 1)

@@ -6,13 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from optcore.errors import RecipeError
+from optcore.conditional import check_unconditional
 from optcore.export.dense_writer import DenseLayout
 from optcore.export.layout_writer import write_layout
-from optcore.forms import FORMS, SPARSITY
 from optcore.links import link_companions, link_documents
 from optcore.onnx.builder import DATA, GRAPH, build_graph
 from optcore.onnx.matrices import can_pack
+from optcore.onnx.mended_graph import mend_graph
 from optcore.onnx.quantized_graph import QuantizedGraph
 from optcore.onnx.verify_generator import verify_graph
 from optcore.quantization import load_quantization
@@ -32,7 +32,7 @@ def write_generator(run: "Run", export: "Onnx") -> None:
     and scales: the graph needs no reader of our layout, and what it multiplies by is what was simulated. On the way
     the scratch folder holds the weights twice, once in the model's type and once in float32 or float16.
     """
-    _check_form(run.checkpoint)
+    check_unconditional(run.checkpoint, "ONNX Runtime", "/target/format")
     link_companions(run.checkpoint, run.out)
     link_documents(run.checkpoint, run.out)
     if load_quantization(run.checkpoint) is None:
@@ -42,6 +42,7 @@ def write_generator(run: "Run", export: "Onnx") -> None:
         state = QuantizedCheckpoint(run.checkpoint)
         dense = _write_rounded(run, state)
         built = build_graph(run, dense, export.plain, packs=_packs(state))
+    mend_graph(built / GRAPH, dense)
     _take_companions(built, run.out)
     if state is None:
         for name in (GRAPH, DATA):
@@ -51,16 +52,6 @@ def write_generator(run: "Run", export: "Onnx") -> None:
         graph.put_codes()
         graph.save(run.out / GRAPH)
     verify_graph(run, run.out / GRAPH, dense, state)
-
-
-def _check_form(checkpoint: Path) -> None:
-    forms = [name for name in FORMS if name != SPARSITY and (checkpoint / name).is_file()]
-    if forms:
-        raise RecipeError(
-            f"the builder of ONNX graphs knows the plain form of a model, and this one is told by {forms[0]}",
-            remedy="choose `target: {format: dense}`, or leave the technique out that gave it this form",
-            field="/target/format",
-        )
 
 
 def _write_rounded(run: "Run", state: QuantizedCheckpoint) -> Path:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
+from optcore.algorithms.rounding import scale_reach
 from optcore.onnx.initializers import constant, lazy_initializer
 from optcore.onnx.matrices import Rows
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 MIDDLE = 128
 """What is added to a signed code."""
-_REACH = 127.5  # the largest magnitude of a token falls half a step beyond the last code, as compressed-tensors has it
 _SMALLEST = float(np.finfo(np.float32).tiny)  # the step of a token that is all zeros
 
 
@@ -56,7 +56,7 @@ class IntegerMatMul:
         if key not in self._rounded:
             stem = f"{key[0]}/Int8" + ("" if fixed is None else f"/{fixed.hex()}")
             x = self._cast(node, node.inputs[0], ir.DataType.FLOAT, f"{stem}/Input")
-            step = self._steps(node, x, stem) if fixed is None else self._number(f"{stem}/step", fixed)
+            step = self._steps(node, x, stem, module) if fixed is None else self._number(f"{stem}/step", fixed)
             nearest = self._before(
                 node, "Round", [self._before(node, "Div", [x, step], f"{stem}/Div")], f"{stem}/Round"
             )
@@ -66,14 +66,17 @@ class IntegerMatMul:
             self._rounded[key] = self._cast(node, lifted, ir.DataType.UINT8, f"{stem}/Codes"), step
         return self._rounded[key]
 
-    def _steps(self, node: ir.Node, x: ir.Value, stem: str) -> ir.Value:
-        """A step for each token: its largest magnitude / 127.5, never zero."""
+    def _steps(self, node: ir.Node, x: ir.Value, stem: str, module: str) -> ir.Value:
+        """A step for each token: its largest magnitude over the reach of the codes, never zero."""
+        args = self.state.scheme(module).activations
+        assert args
+        reach = self._number("/int8/reach", scale_reach(args))
         magnitude = self._before(node, "Abs", [x], f"{stem}/Abs")
         last = constant(self.graph, "/int8/last", np.array([-1], np.int64))
         largest = self._before(
             node, "ReduceMax", [magnitude, last], f"{stem}/Max", keepdims=ir.AttrInt64("keepdims", 1)
         )
-        step = self._before(node, "Div", [largest, self._number("/int8/reach", _REACH)], f"{stem}/Step")
+        step = self._before(node, "Div", [largest, reach], f"{stem}/Step")
         return self._before(node, "Max", [step, self._number("/int8/tiny", _SMALLEST)], f"{stem}/NotZero")
 
     def _weight(self, stem: str, row: Rows, shape_KN: tuple[int, int]) -> ir.Value:

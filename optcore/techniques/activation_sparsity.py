@@ -21,7 +21,7 @@ class ActivationSparsity(Restructuring):
 
     title: ClassVar[str] = "Activation sparsity"
     paper: ClassVar[str] = "https://arxiv.org/abs/2408.14690"
-    leaves: ClassVar[frozenset[str]] = frozenset({"thresholded"})
+    leaves: ClassVar[frozenset[str]] = frozenset({"thresholded", "conditional"})
 
     technique: Literal["activation_sparsity"] = "activation_sparsity"
     ratio: float = Field(default=0.25, ge=0, le=0.9)

@@ -37,6 +37,11 @@ class AttentionWindow(Restructuring):
         return frozenset({"sparse", "factored", "palettized", "shared", "tied"})
 
     @property
+    def makes(self) -> frozenset[str]:
+        """Sinks stand in no model's configuration; a window alone may, which the model says."""
+        return self.leaves | ({"conditional"} if self.sinks else set())
+
+    @property
     def summary(self) -> str:
         """What it does to a model, in one line for people."""
         where = "all layers" if self.layers == "all" else f"{len(self.layers)} layers"

@@ -28,7 +28,7 @@ class EarlyExit(Distilling, Restructuring):
     title: ClassVar[str] = "Early exit"
     paper: ClassVar[str] = "https://arxiv.org/abs/2404.16710"
     needs: ClassVar[frozenset[str]] = frozenset({"dense"})
-    leaves: ClassVar[frozenset[str]] = frozenset({"dense", "exits"})
+    leaves: ClassVar[frozenset[str]] = frozenset({"dense", "exits", "conditional"})
     rival_goes_on: ClassVar[bool] = True
 
     technique: Literal["early_exit"] = "early_exit"

@@ -262,5 +262,5 @@ def test_conditions_have_no_place_in_a_graph(encoder: Path, tmp_path: Path) -> N
     (tmp_path / "conditional.json").write_text(
         Conditional(window=Window(tokens=4, sinks=0, layers=(0,))).model_dump_json()
     )
-    with pytest.raises(RecipeError, match="no place for thresholds"):
+    with pytest.raises(RecipeError, match=r"as conditional\.json says"):
         _write(tmp_path, tmp_path / "out")

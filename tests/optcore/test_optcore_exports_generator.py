@@ -13,6 +13,7 @@ import torch
 from fixtures.exporting import Quantize, run_of, simulated_logits
 from fixtures.generating import greedy, logits_of, reference_greedy, run_graph
 from fixtures.tiny_models import MakeModel
+from safetensors.torch import save_file
 
 from optcore.algorithms.activations import fake_quantize_activation
 from optcore.errors import ExportMismatch, OptError, OutOfMemory, RecipeError
@@ -24,6 +25,7 @@ from optcore.onnx.generator_fitness import check_generator
 from optcore.onnx.integer_matmul import IntegerMatMul
 from optcore.onnx.matmul_nbits import decode, pack
 from optcore.onnx.matrices import Rows, can_pack, rows_of
+from optcore.onnx.mended_graph import mend_graph
 from optcore.onnx.verify_generator import verify_graph
 from optcore.run import Run
 from optcore.streaming.quantized import QuantizedCheckpoint
@@ -247,3 +249,41 @@ def test_nodes_are_found_in_the_checkpoint() -> None:
     assert rows_of("/model/layers.1/attn/qkv_proj/MatMul", known) == ()
     assert can_pack({"a.q_proj": "int4", "a.k_proj": "int4", "a.v_proj": "int4", "a.o_proj": "int8"})
     assert not can_pack({"a.q_proj": "int4", "a.k_proj": "int4"})
+
+
+def test_what_the_builder_rounds_is_put_right(tmp_path: Path) -> None:
+    """Gemma's 1 + w as bfloat16 adds it up, and its scale of two decimals; the largest tensors stay where they are."""
+    norms_K = {name: torch.full((8,), 0.0123, dtype=torch.bfloat16) for name in ("model.norm", "model.layers.0.q_norm")}
+    save_file({f"{name}.weight": norm_K for name, norm_K in norms_K.items()}, tmp_path / "model.safetensors")
+    _configure(tmp_path, architectures=["GemmaForCausalLM"], hidden_size=200)
+    x, scaled = value("x", "T", 8), value("/model/embed_tokens/Mul/output_0", "T", 8)
+    names = ("model.layers.1.final_norm_layernorm.weight", "model.layers.0.q_norm.weight")
+    built = [ir.Tensor((norms_K["model.norm"] + 1).float().numpy(), name=name) for name in names]
+    constants = [ir.Value(name=one.name, const_value=one) for one in (*built, ir.Tensor(np.float32(14.14), name="s"))]
+    outputs = [value(f"y{place}", "T", 8) for place in range(2)]
+    nodes = [ir.Node("", "Mul", [x, constants[2]], outputs=[scaled])]
+    nodes += [ir.Node("", "Mul", [scaled, constants[place]], outputs=[outputs[place]]) for place in range(2)]
+    imports = {"": 22}
+    graph = ir.Graph([x], outputs, nodes=nodes, initializers=constants, opset_imports=imports, name="one")
+    ir.save(ir.Model(graph, ir_version=10), tmp_path / "model.onnx")
+    mend_graph(tmp_path / "model.onnx", tmp_path)
+    session = ort.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    expected = np.sqrt(200.0) * (1 + norms_K["model.norm"].double().numpy())
+    for got in session.run(None, {"x": np.ones((1, 8), np.float32)}):
+        np.testing.assert_allclose(got[0], expected, rtol=2e-7)
+
+
+def test_an_epsilon_is_the_configurations_own(tmp_path: Path) -> None:
+    _configure(tmp_path, architectures=["PhiForCausalLM"], layer_norm_eps=1e-5)
+    x, y = value("x", "T", 8), value("y", "T", 8)
+    scale = ir.Value(name="w", const_value=ir.Tensor(np.ones(8, np.float32), name="w"))
+    node = ir.Node("", "LayerNormalization", [x, scale], [ir.AttrFloat32("epsilon", 1e-6)], outputs=[y])
+    graph = ir.Graph([x], [y], nodes=[node], initializers=[scale], opset_imports={"": 22}, name="one")
+    ir.save(ir.Model(graph, ir_version=10), tmp_path / "model.onnx")
+    mend_graph(tmp_path / "model.onnx", tmp_path)
+    (mended,) = ir.load(tmp_path / "model.onnx").graph
+    assert mended.attributes["epsilon"].as_float() == np.float32(1e-5)
+
+
+def _configure(folder: Path, **config: Any) -> None:
+    (folder / "config.json").write_text(json.dumps(config))
