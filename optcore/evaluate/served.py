@@ -13,10 +13,10 @@ from optcore.evaluate.reference import Reference, write_reference
 from optcore.quantization import load_quantization
 from optcore.report import EngineRun
 from optcore.runners import TRANSFORMERS, Runner, find_runner
-from optcore.serving.memory import free_memory_bytes
 from optcore.serving.process import EngineFailed, run_engine
 from optcore.serving.session import ServingTask
 from optcore.sizes import shapes, weight_bytes
+from optcore.streaming.free_memory import machine_bytes
 from optcore.targets import family_of
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def _measured(
     size = _file_bytes(folder, target)
     unpacked = max(size, weight_bytes(run.source)) if runner is TRANSFORMERS else size
     try:
-        if unpacked * _ROOM > free_memory_bytes():
+        if unpacked * _ROOM > machine_bytes():
             raise EngineFailed("the model does not fit into this machine's free memory as a whole")
         served = run_engine(runner.engine, folder, task, run.scratch, limit_seconds)
     except EngineFailed as error:
