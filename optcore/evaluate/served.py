@@ -1,6 +1,7 @@
 """The exported result in the engine that serves it, and the source in transformers, one after the other."""
 
 import json
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,7 +9,7 @@ import torch
 
 from optcore.conditional import load_conditional
 from optcore.deployment import formats_of
-from optcore.errors import OptError
+from optcore.errors import OptError, typed_error
 from optcore.evaluate.reference import Reference, write_reference
 from optcore.quantization import load_quantization
 from optcore.report import EngineRun
@@ -38,7 +39,9 @@ def measure_engines(run: "Run", evaluator: "Engines") -> list[EngineRun]:
         return []
     try:
         reference = write_reference(run, evaluator)
-    except OptError as error:
+    except (OptError, OSError, RuntimeError, ValueError, MemoryError) as failed:  # torch's own for memory among them
+        traceback.print_exc()  # to the log: a finished checkpoint is not lost for it
+        error = typed_error(failed, run.stage)
         _miss(run, f"the {run.target} result was not measured in an engine, for want of a reference: {error}")
         return []
     found, task = [], _task(run, evaluator, reference)
