@@ -3,7 +3,6 @@
 Shapes: S prompts of P tokens.
 """
 
-import os
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,6 +19,7 @@ from optcore.speculative.cost import Cost, MakeDrafter, Wall, measure_cost, meas
 from optcore.speculative.sampling import Sampling
 from optcore.speculative.stopping import ends_of
 from optcore.speculative.target import Target
+from optcore.streaming.free_memory import machine_bytes
 
 if TYPE_CHECKING:
     from optcore.evaluate.acceptance import Acceptance
@@ -143,7 +143,6 @@ def _read_draft(run: "Run", target: Target) -> Draft | None:
 def _cannot(run: "Run") -> str:
     if load_conditional(run.checkpoint):
         return "the model computes as conditional.json says, which is not decoded here"
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if not torch.cuda.is_available() and 4 * parameters(run.checkpoint) * _ROOM > free:
+    if not torch.cuda.is_available() and 4 * parameters(run.checkpoint) * _ROOM > machine_bytes():
         return "the model does not fit into this machine's free memory as a whole"
     return ""

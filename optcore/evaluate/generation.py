@@ -16,8 +16,9 @@ from optcore.engines import loading
 from optcore.quantization import load_quantization
 from optcore.report import Measurement
 from optcore.runners import CPU_TARGETS
-from optcore.serving.memory import free_memory_bytes, peak_memory_bytes
+from optcore.serving.memory import peak_memory_bytes
 from optcore.sizes import weight_bytes
+from optcore.streaming.free_memory import machine_bytes
 
 if TYPE_CHECKING:
     from optcore.evaluate.throughput import Throughput
@@ -65,7 +66,7 @@ def _cannot(run: "Run") -> str:
         return f"transformers does not read the {run.target} format"
     if formats and run.target != "dense" and not find_spec("compressed_tensors"):
         return "the package compressed-tensors is not installed"
-    if weight_bytes(run.source) * _ROOM > free_memory_bytes():
+    if weight_bytes(run.source) * _ROOM > machine_bytes():
         return "the model does not fit into this machine's free memory as a whole"
     return ""
 

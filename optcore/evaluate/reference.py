@@ -3,6 +3,8 @@
 Legend: S windows, T tokens, P positions (T, or 1 for classifiers), V vocabulary or labels.
 """
 
+import os
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -11,6 +13,7 @@ import torch
 from numpy.lib.format import open_memmap
 
 from optcore.calibration.text import Texts
+from optcore.errors import OutOfDisk
 from optcore.evaluate.positions import only, parts
 from optcore.evaluate.walked import Walked
 from optcore.streaming.decoder import Decoder
@@ -48,9 +51,21 @@ def write_reference(run: "Run", evaluator: "Engines") -> Reference:
     np.save(tokens, tokens_ST.numpy())
     if decoder.is_classifier != (run.task == "text-classification"):
         return Reference(tokens, None, decoder.longest_sequence)
+    if not decoder.is_classifier:
+        _check_disk(run.scratch, len(tokens_ST) * window_bytes)
     logits = run.scratch / "source.npy"
     _write_logits(decoder, tokens_ST, run.scratch, logits)
     return Reference(tokens, logits, decoder.longest_sequence)
+
+
+def _check_disk(scratch: Path, nbytes: int) -> None:
+    """Before the source is walked for them."""
+    free = shutil.disk_usage(scratch).free
+    if nbytes > free:
+        raise OutOfDisk(
+            f"the source's logits take {nbytes / 2**20:.0f} MiB, {free / 2**20:.0f} are free in the work folder",
+            remedy="free space, or name another folder with --work",
+        )
 
 
 def _write_logits(decoder: Decoder, tokens_ST: torch.Tensor, scratch: Path, out: Path) -> None:
@@ -66,7 +81,18 @@ def _write_logits(decoder: Decoder, tokens_ST: torch.Tensor, scratch: Path, out:
             found_BPV = found[:, None] if decoder.is_classifier else found
             if file is None:
                 shape = (len(tokens_ST), 1 if decoder.is_classifier else positions, found_BPV.shape[-1])
-                file = open_memmap(out, mode="w+", dtype=np.float32, shape=shape)
+                file = _mapped(out, shape)
             file[place.rows, part] = found_BPV.numpy()
     assert file is not None
     file.flush()
+
+
+def _mapped(out: Path, shape: tuple[int, ...]) -> np.memmap:
+    """A file of float32 whose blocks are reserved: writing to a mapping of a full disk would be a SIGBUS.
+
+    Raises `OSError` where they do not fit.
+    """
+    mapped = open_memmap(out, mode="w+", dtype=np.float32, shape=shape)
+    with out.open("r+b") as file:
+        os.posix_fallocate(file.fileno(), 0, out.stat().st_size)
+    return mapped

@@ -1,6 +1,7 @@
 """The exported result in the engine that serves it, and the source in transformers, one after the other."""
 
 import json
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,15 +9,15 @@ import torch
 
 from optcore.conditional import load_conditional
 from optcore.deployment import formats_of
-from optcore.errors import OptError
+from optcore.errors import OptError, typed_error
 from optcore.evaluate.reference import Reference, write_reference
 from optcore.quantization import load_quantization
 from optcore.report import EngineRun
 from optcore.runners import TRANSFORMERS, Runner, find_runner
-from optcore.serving.memory import free_memory_bytes
 from optcore.serving.process import EngineFailed, run_engine
 from optcore.serving.session import ServingTask
 from optcore.sizes import shapes, weight_bytes
+from optcore.streaming.free_memory import machine_bytes
 from optcore.targets import family_of
 
 if TYPE_CHECKING:
@@ -38,7 +39,9 @@ def measure_engines(run: "Run", evaluator: "Engines") -> list[EngineRun]:
         return []
     try:
         reference = write_reference(run, evaluator)
-    except OptError as error:
+    except (OptError, OSError, RuntimeError, ValueError, MemoryError) as failed:  # torch's own for memory among them
+        traceback.print_exc()  # to the log: a finished checkpoint is not lost for it
+        error = typed_error(failed, run.stage)
         _miss(run, f"the {run.target} result was not measured in an engine, for want of a reference: {error}")
         return []
     found, task = [], _task(run, evaluator, reference)
@@ -89,7 +92,7 @@ def _measured(
     size = _file_bytes(folder, target)
     unpacked = max(size, weight_bytes(run.source)) if runner is TRANSFORMERS else size
     try:
-        if unpacked * _ROOM > free_memory_bytes():
+        if unpacked * _ROOM > machine_bytes():
             raise EngineFailed("the model does not fit into this machine's free memory as a whole")
         served = run_engine(runner.engine, folder, task, run.scratch, limit_seconds)
     except EngineFailed as error:

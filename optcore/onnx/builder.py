@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from optcore.errors import OutOfMemory, typed_error
 from optcore.sizes import weight_bytes
+from optcore.streaming.free_memory import machine_bytes
 
 if TYPE_CHECKING:
     from optcore.run import Run
@@ -42,7 +43,7 @@ def build_graph(run: "Run", checkpoint: Path, plain: Literal["fp32", "fp16"], *,
 
 def _check_memory(checkpoint: Path) -> None:
     needed = weight_bytes(checkpoint) * _ROOM
-    available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    available = machine_bytes()
     if needed > available:
         raise OutOfMemory(
             f"the builder holds the whole model: {needed / 2**20:.0f} MiB may be needed, "

@@ -2,10 +2,11 @@
 
 import inspect
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import onnx_ir
 import onnxscript.optimizer
 import torch
 from onnx_ir.passes.common import DeduplicateHashedInitializersPass
@@ -61,7 +62,33 @@ def write_graph(model: PreTrainedModel, inputs: Inputs, path: Path) -> None:
         )
         DeduplicateHashedInitializersPass()(program.model)  # a tied head, layers that are one
         onnxscript.optimizer.optimize_ir(program.model, should_fold=_may_fold)
+    _forget_origin(program.model)
     program.save(path)
+
+
+def _forget_origin(model: onnx_ir.Model) -> None:
+    """Drop what the exporter notes for whoever debugs it: stack traces with this machine's paths, and the names of
+    modules and calls. Our own mark alone stays."""
+    ours = {node: about for node in model.graph.all_nodes() if (about := node.metadata_props.get(MODULE))}
+    for place in _places(model):
+        place.metadata_props.clear()
+        place.doc_string = None
+    for node, about in ours.items():
+        node.metadata_props[MODULE] = about
+
+
+def _places(model: onnx_ir.Model) -> Iterator[Any]:
+    """All of a model that may have notes: itself, functions, graphs, nodes, and values with their tensors."""
+    yield model
+    yield from model.functions.values()
+    for graph in model.graphs():
+        yield graph
+        yield from graph.inputs
+        yield from graph.initializers.values()
+        yield from (value.const_value for value in graph.initializers.values() if value.const_value)
+        for node in graph:
+            yield node
+            yield from node.outputs
 
 
 def _may_fold(node: Any) -> bool | None:

@@ -12,7 +12,7 @@ from optcore.restructure.depth import may_go
 from optcore.restructure.stack import relist
 from optcore.restructure.width_plan import planned
 from optcore.sources.checkpoint_files import CONFIG
-from optcore.training.free_memory import gpu_bytes, machine_bytes
+from optcore.streaming.free_memory import gpu_bytes, machine_bytes
 
 if TYPE_CHECKING:
     from optcore.restructure.shapes import Shape

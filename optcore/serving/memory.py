@@ -1,6 +1,5 @@
-"""How much memory a process took at its highest, and how much there is."""
+"""How much memory a process took at its highest."""
 
-import os
 from pathlib import Path
 
 
@@ -11,8 +10,3 @@ def peak_memory_bytes() -> int:
     """
     status = Path("/proc/self/status").read_text()
     return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:"))
-
-
-def free_memory_bytes() -> int:
-    """Bytes of this machine's memory that nothing uses, not even as a cache of files."""
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

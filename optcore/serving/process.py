@@ -17,9 +17,9 @@ class EngineFailed(Exception):
 def run_engine(engine: str, folder: Path, task: ServingTask, scratch: Path, limit_seconds: float) -> Served:
     """Measure an exported folder. Raises `EngineFailed`; why is then in the log."""
     task_file = scratch / "task.json"
-    task_file.write_text(json.dumps(task._asdict()))
     command = [sys.executable, "-m", "optcore.serving", engine, str(folder), str(task_file)]
     try:
+        task_file.write_text(json.dumps(task._asdict()))
         done = subprocess.run(
             command,
             check=True,
@@ -32,7 +32,12 @@ def run_engine(engine: str, folder: Path, task: ServingTask, scratch: Path, limi
         raise EngineFailed(f"it took longer than {limit_seconds:g} s") from error
     except subprocess.CalledProcessError as error:
         raise EngineFailed(_ended(error.returncode)) from error
-    return Served(**json.loads(done.stdout))
+    except OSError as error:  # of the machine: no memory for another process, no room for its task
+        raise EngineFailed(f"it could not be started: {error}") from error
+    try:
+        return Served(**json.loads(done.stdout))
+    except (ValueError, TypeError) as error:  # a library may end the process with status 0
+        raise EngineFailed("it ended without an answer; the end of the engine's log says why") from error
 
 
 def _environment(threads: int) -> dict[str, str]:

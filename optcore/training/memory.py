@@ -6,8 +6,8 @@ from typing import NamedTuple
 import torch
 
 from optcore.errors import OutOfMemory
+from optcore.streaming.free_memory import gpu_bytes, machine_bytes, process_bytes
 from optcore.streaming.reader import TensorReader
-from optcore.training.free_memory import gpu_bytes, machine_bytes, process_bytes
 
 _MASTER_bytes, _GRADIENT_bytes, _MOMENTS_bytes = 4, 4, 8
 _REMEDY = (

@@ -1,6 +1,7 @@
 """Encoders as ONNX graphs: the codes of the pass bit for bit, and the logits of the simulation by ONNX Runtime."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+import transformers
 from fixtures.classifiers import MakeClassifier, sentences, write_sentences
 from fixtures.exporting import plain, run_of
 from onnx import numpy_helper
@@ -22,6 +24,7 @@ from optcore.export.onnx import Onnx
 from optcore.links import link_checkpoint
 from optcore.onnx.encoder_check import Call, Expected, check_run
 from optcore.onnx.graph_weights import check_weights, graph_linears
+from optcore.onnx.rounded_linears import MODULE
 from optcore.recipe import recipe_from
 from optcore.references import Calibration
 from optcore.report import Task
@@ -125,6 +128,19 @@ def test_a_masked_language_model_whose_head_is_tied(encoder: Path, tmp_path: Pat
     graph = onnx.load(tmp_path / "out" / "model.onnx").graph
     tables = [one for one in graph.initializer if sorted(one.dims) == [32, 48]]
     assert len(tables) == 1  # the head is the table of tokens, stored once
+
+
+@pytest.mark.parametrize("scheme", ["", "int8"])
+def test_the_file_does_not_say_where_it_was_made(scheme: str, exported: Exported) -> None:
+    _, out = exported(scheme)
+    written = (out / "model.onnx").read_bytes()
+    for place in (Path(torch.__file__).parents[1], Path(transformers.__file__).parents[1], Path(__file__).parents[2]):
+        assert str(place).encode() not in written
+    assert not re.search(rb'File "|\.py\b', written)
+    model = onnx.load(out / "model.onnx")
+    notes = {one.key for node in model.graph.node for one in node.metadata_props}
+    assert notes == ({MODULE} if scheme else set())
+    assert not any(one.metadata_props for one in (*model.graph.value_info, *model.graph.initializer, model.graph))
 
 
 @pytest.mark.parametrize("scheme", ["int8", "int8_static", "int8_w8a16"])

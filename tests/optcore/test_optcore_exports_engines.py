@@ -1,7 +1,9 @@
 """Results in the engines that serve them: the harness on weights that are the source's own, and what can go wrong."""
 
+import errno
 import json
 import shutil
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +19,7 @@ from torch.nn.functional import kl_div, log_softmax
 
 from optcore.artifact import Outcome, assemble
 from optcore.evaluate import Engines, Fidelity
+from optcore.evaluate.reference import _mapped
 from optcore.events import AnyEvent, Notice
 from optcore.measures import evaluators, result_evaluators, step_evaluators
 from optcore.plan import results
@@ -137,6 +140,52 @@ def test_too_little_text_is_a_notice(stdlib_model: Path, served_gguf: Path, tmp_
     assert "for want of a reference" in str(run.results["notices"])
 
 
+@pytest.mark.parametrize(
+    ("place", "raised", "said"),
+    [
+        ("os.posix_fallocate", OSError(errno.ENOSPC, "No space left on device"), "no room left"),
+        ("optcore.evaluate.reference.Decoder.layer", torch.OutOfMemoryError("CUDA out of memory."), "out of memory"),
+        ("optcore.evaluate.reference.np.save", MemoryError(), "out of memory"),
+        ("optcore.evaluate.reference.Texts", ValueError("odd"), "ValueError: odd"),
+    ],
+    ids=["disk", "torch", "memory", "value"],
+)
+def test_no_reference_fails_no_job(
+    place: str,
+    raised: Exception,
+    said: str,
+    stdlib_model: Path,
+    served_gguf: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*given: object, **more: object) -> None:
+        raise raised
+
+    monkeypatch.setattr(place, fail)
+    found, (notice,) = measured(SMALL, stdlib_model, served_gguf, "gguf", tmp_path / "out")
+    assert found == []
+    assert "for want of a reference" in notice
+    assert said in notice
+
+
+def test_too_small_a_disk_is_told_before_the_source_is_walked(
+    stdlib_model: Path, served_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two windows of 64 tokens, a vocabulary of 2048, four bytes each: 1 MiB."""
+    room = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: room._replace(free=(1 << 20) - 1))
+    monkeypatch.delattr("optcore.evaluate.reference._write_logits")
+    found, (notice,) = measured(SMALL, stdlib_model, served_gguf, "gguf", tmp_path / "out")
+    assert found == []
+    assert "the source's logits take 1 MiB" in notice
+
+
+def test_a_file_of_logits_has_its_blocks(tmp_path: Path) -> None:
+    _mapped(tmp_path / "source.npy", (4, 8, 4096))
+    assert (tmp_path / "source.npy").stat().st_blocks * 512 >= 4 * 8 * 4096 * 4
+
+
 @pytest.fixture
 def task(tmp_path: Path) -> ServingTask:
     np.save(tmp_path / "tokens.npy", np.ones((1, 4), np.int64))
@@ -146,6 +195,16 @@ def task(tmp_path: Path) -> ServingTask:
 def test_an_engine_that_hangs_is_ended(stdlib_model: Path, tmp_path: Path, task: ServingTask) -> None:
     with pytest.raises(EngineFailed, match=r"it took longer than 0\.05 s"):
         run_engine("transformers", stdlib_model, task, tmp_path, 0.05)
+
+
+def test_an_engine_without_an_answer_is_none(
+    stdlib_model: Path, tmp_path: Path, task: ServingTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", shutil.which("true"))
+    with pytest.raises(EngineFailed, match="without an answer"):
+        run_engine("transformers", stdlib_model, task, tmp_path, 9)
+    with pytest.raises(EngineFailed, match="could not be started"):
+        run_engine("transformers", stdlib_model, task, tmp_path / "missing", 9)
 
 
 def test_code_in_a_folder_is_never_run(stdlib_model: Path, tmp_path: Path, task: ServingTask) -> None:

@@ -9,13 +9,13 @@ from fixtures.tiny_models import MakeModel
 from fixtures.training import training_run
 
 from optcore.errors import OutOfMemory
+from optcore.streaming.free_memory import machine_bytes
 from optcore.streaming.reader import TensorReader
 from optcore.techniques import Finetune, HashShare, Palettize, Sparsify, TieLayers
 from optcore.techniques.base import Technique
 from optcore.tied import load_tied
 from optcore.training import memory
 from optcore.training.constraints import Shared, constraints_of, held_bytes
-from optcore.training.free_memory import machine_bytes
 from optcore.training.memory import check_memory
 from optcore.training.ranks import Ranks
 from optcore.training.student import Student
