@@ -261,7 +261,7 @@ def test_logits_that_are_none_are_no_distance(own_PV: np.ndarray, said: str) -> 
             None,
             "reading it needs gptqmodel and optimum, which this machine lacks",
         ),
-        ("onnx", ("int8",), "text-generation", None, "does not load int8 from onnx"),
+        ("onnx", ("fp8",), "text-generation", None, "does not load fp8 from onnx"),
     ],
 )
 def test_the_engine_is_the_one_that_reads_the_target(
