@@ -211,6 +211,7 @@ def test_what_llama_would_compute_otherwise_is_refused(
     shutil.copy(stdlib_model / "tokenizer.json", tmp_path)
     config = json.loads((stdlib_model / "config.json").read_text()) | changes
     (tmp_path / "config.json").write_text(json.dumps(config))
+        ({"rope_parameters": None, "partial_rotary_factor": 0.5}, "only a part of each head"),
     with pytest.raises(RecipeError, match=message) as raised:
         check_model(tmp_path, "text-generation", "/target")
     assert (raised.value.field, "compressed-tensors" in raised.value.remedy) == ("/target/format", True)
