@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from optcore.coverage import coverage
 from optcore.errors import ExportMismatch, RecipeError
 from optcore.events import AnyEvent, Notice
+from optcore.export import Gguf
 from optcore.gguf.architectures import ARCHITECTURES
 from optcore.gguf.contents import Contents
 from optcore.gguf.fitness import check_model
@@ -26,6 +27,7 @@ from optcore.gguf.layout import Entry, lay_out
 from optcore.gguf.verify import verify
 from optcore.gguf.weights import Weights
 from optcore.gguf.write import file_type
+from optcore.references import Calibration
 from optcore.sizes import weight_bytes
 
 pytest.importorskip("llama_cpp", reason="the peer that runs the file")
@@ -185,6 +187,17 @@ def test_importance_becomes_an_imatrix(tiny_model: MakeModel, tmp_path: Path) ->
     assert not sums[[0, 1, 3]].any()
 
 
+def test_an_imatrix_names_a_file_without_its_folder(tiny_model: MakeModel, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model("Qwen3"), folder)
+    name = "model.layers.0.self_attn.q_proj"
+    measured = {f"{name}.mean_square": torch.ones(128), f"{name}.tokens": torch.tensor(8)}
+    save_file(measured, folder / "importance.safetensors")
+    run = run_of(folder, folder, tmp_path / "out", calibration=Calibration(path="/home/somebody/letters.txt"))
+    Gguf().write(run)
+    assert keys_of(tmp_path / "out" / "imatrix.gguf")("imatrix.datasets") == ["letters.txt"]
+
+
 def test_no_imatrix_without_importance(tiny_model: MakeModel, tmp_path: Path) -> None:
     write(tiny_model("Qwen3"), tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.gguf"]
@@ -198,6 +211,7 @@ def test_no_imatrix_without_importance(tiny_model: MakeModel, tmp_path: Path) ->
         ({"rope_parameters": {"rope_type": "longrope"}}, "'longrope' are not written"),
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}, "rope_parameters": None}, "'dynamic' are not written"),
         ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "only a part of each head"),
+        ({"rope_parameters": None, "partial_rotary_factor": 0.5}, "only a part of each head"),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "attention_factor": 2.0}}, "attention factor"),
         ({"architectures": ["Qwen3MoeForCausalLM"]}, "norm_topk_prob True, and the model has False"),
         ({"architectures": ["Gemma2ForCausalLM"], "num_hidden_layers": 2}, "the root of 64, and the model has 256"),
@@ -211,7 +225,6 @@ def test_what_llama_would_compute_otherwise_is_refused(
     shutil.copy(stdlib_model / "tokenizer.json", tmp_path)
     config = json.loads((stdlib_model / "config.json").read_text()) | changes
     (tmp_path / "config.json").write_text(json.dumps(config))
-        ({"rope_parameters": None, "partial_rotary_factor": 0.5}, "only a part of each head"),
     with pytest.raises(RecipeError, match=message) as raised:
         check_model(tmp_path, "text-generation", "/target")
     assert (raised.value.field, "compressed-tensors" in raised.value.remedy) == ("/target/format", True)
