@@ -55,10 +55,13 @@ class Weights:
         return self._quantized.codes(name.removesuffix(".weight"))
 
     def value(self, name: str) -> torch.Tensor:
-        """What a tensor stands for, float32. Raises `ExportMismatch` where that is not what the pass simulated."""
+        """What a tensor stands for: float32 of codes, else its own type.
+
+        Raises `ExportMismatch` where codes are not those of the weight that the pass simulated.
+        """
         module = name.removesuffix(".weight")
         if self.scheme(name) is None:
-            return self.plain(name).float()
+            return self.plain(name)
         value = self._quantized.weight(module)
         if weight_digest(value) != self._linears[module].digest:
             raise ExportMismatch(f"{module} in the checkpoint is not the weight that was simulated")

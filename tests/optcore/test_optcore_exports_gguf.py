@@ -2,7 +2,9 @@
 
 import json
 import shutil
+import tracemalloc
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +149,33 @@ def test_a_damaged_file_is_noticed(quantized: Quantize, tmp_path: Path) -> None:
             verify(run, damaged, entries, contents)
     with pytest.raises(ExportMismatch, match="not in model"):
         verify(run, path, [*entries, Entry("blk.0.more.weight", "F32", (1,), ("more",))], contents)
+
+
+@pytest.mark.parametrize("type_", ["F16", "BF16"])
+def test_a_table_is_compared_a_few_rows_at_a_time(type_: str, tmp_path: Path) -> None:
+    """numpy's peak is far below a float64 copy of the table, 32 MiB; and a wrong value is told by its row."""
+    table = torch.randn((16384, 256), generator=torch.Generator().manual_seed(2))
+    save_file({"table": table}, tmp_path / "model.safetensors")
+    contents = Contents(Weights(tmp_path), {"num_attention_heads": 1}, ARCHITECTURES["Qwen2ForCausalLM"])
+    entry, path = Entry("token_embd.weight", type_, (16384, 256), ("table",)), tmp_path / "model.gguf"
+    with closing(gguf.GGUFWriter(path, "qwen2")) as writer:
+        writer.add_tensor_info(entry.name, entry.shape, np.dtype(np.float32), entry.nbytes, entry.ggml_type)
+        for write_part in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_ti_data_to_file):
+            write_part()
+        writer.write_tensor_data(contents.written(entry))
+    run = run_of(tmp_path, tmp_path, tmp_path / "out")
+    tracemalloc.start()
+    verify(run, path, [entry], contents)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    print(f"{type_}: numpy held {peak / 2**20:.1f} MiB")
+    assert peak < 16 * 2**20
+    (tensor,) = gguf.GGUFReader(path).tensors
+    with path.open("r+b") as file:
+        file.seek(int(tensor.data_offset) + 2 * (256 * 2050 + 7))
+        file.write(b"\x10\x10")
+    with pytest.raises(ExportMismatch, match=r"table\[2048:3072\] decodes to .* at \[2, 7\], .* 1 of 262144 values"):
+        verify(run, path, [entry], contents)
 
 
 def test_rows_of_queries_and_keys_alternate_between_halves(tiny_model: MakeModel, tmp_path: Path) -> None:
