@@ -128,6 +128,35 @@ def test_quantized_experts_are_one_tensor(stdlib_model: Path, tmp_path: Path) ->
     assert np.abs(found - simulated).max() <= 1e-4
 
 
+@pytest.mark.parametrize("family", ["Mixtral", "Qwen2Moe", "Qwen3Moe"])
+def test_fused_experts_are_taken_apart(family: str, stdlib_model: Path, tmp_path: Path) -> None:
+    """The same file from a checkpoint with all experts of a layer in one tensor, which transformers saves too."""
+    extras = EXTRAS[family] | {"norm_topk_prob": family == "Qwen3Moe"}
+    folder = make_model(family, extras, tmp_path / "model", stdlib_model)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    shutil.copytree(folder, tmp_path / "fused", ignore=shutil.ignore_patterns("*.safetensors"))
+    model.save_pretrained(tmp_path / "fused", save_original_format=False)
+    assert "model.layers.1.mlp.experts.gate_up_proj" in load_file(tmp_path / "fused" / "model.safetensors")
+    of = {}
+    for checkpoint in (folder, tmp_path / "fused"):
+        path = write(checkpoint, tmp_path / f"{checkpoint.name}-out", "f16")
+        of[checkpoint.name] = {tensor.name: tensor.data for tensor in gguf.GGUFReader(path).tensors}
+    assert of["fused"].keys() == of["model"].keys()
+    for name, data in of["model"].items():
+        np.testing.assert_array_equal(of["fused"][name], data)
+
+
+def test_fused_experts_that_were_not_quantized_are_taken_apart(stdlib_model: Path, tmp_path: Path) -> None:
+    from fixtures.exporting import plain
+
+    extras = EXTRAS["Qwen3Moe"] | {"norm_topk_prob": True}
+    folder = make_model("Qwen3Moe", extras, tmp_path / "model", stdlib_model)
+    AutoModelForCausalLM.from_pretrained(folder).save_pretrained(folder, save_original_format=False)
+    plain("q8_0", ignore=[r"re:.*layers\.0\.mlp\.experts.*"]).apply(run_of(folder, folder, tmp_path / "quantized"))
+    types = types_of(write(tmp_path / "quantized", tmp_path / "out", "bf16"))
+    assert [types[f"blk.{layer}.ffn_up_exps.weight"] for layer in (0, 1)] == ["BF16", "Q8_0"]
+
+
 def test_a_damaged_file_is_noticed(quantized: Quantize, tmp_path: Path) -> None:
     """One bit of one code of a row that was moved, of a norm, and of NVFP4's second scale."""
     folder = quantized("nvfp4_w4a16")
@@ -222,7 +251,7 @@ def test_an_imatrix_names_a_file_without_its_folder(tiny_model: MakeModel, tmp_p
     name = "model.layers.0.self_attn.q_proj"
     measured = {f"{name}.mean_square": torch.ones(128), f"{name}.tokens": torch.tensor(8)}
     save_file(measured, folder / "importance.safetensors")
-    run = run_of(folder, folder, tmp_path / "out", calibration=Calibration(path="/home/somebody/letters.txt"))
+    run = run_of(folder, folder, tmp_path / "out", calibration=Calibration(path="/data/of-somebody/letters.txt"))
     Gguf().write(run)
     assert keys_of(tmp_path / "out" / "imatrix.gguf")("imatrix.datasets") == ["letters.txt"]
 
