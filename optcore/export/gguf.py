@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 class Gguf(Export):
     """One `model.gguf` with weights, tokenizer and chat template; formats of other engines become the block format
-    that holds their codes and scales exactly."""
+    that holds their codes, and their scales but for what float16 lacks: minimums of `int4_asym`, tiny scales."""
 
     title: ClassVar[str] = "GGUF"
     schemes: ClassVar[frozenset[str]] = GGML_FORMATS | {

@@ -1,5 +1,7 @@
 """The bytes of each tensor of a GGUF file, and how far they may be from what they stand for."""
 
+from collections.abc import Iterator
+from math import prod
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +20,18 @@ BOUNDS = {"F32": EXACT, "F16": Bound(2.0**-11, 2.0**-25), "BF16": Bound(2.0**-8,
 """Half a unit in the last place, and half of the smallest subnormal number."""
 _ORDER = 2.0**-22
 """Of the same product in another order, relative."""
+_VALUES = 2**18
+"""In a chunk: a float64 copy of it has 2 MiB, and one of a table of tokens would have gigabytes."""
+
+
+class Chunk(NamedTuple):
+    """Some rows of a tensor, in the order of the file; of a vector some values."""
+
+    rows: slice
+    expected: torch.Tensor
+    """What they stand for, float32."""
+    allowed: Array | None
+    """How far each value may be from that, float64; None where it must be that very number."""
 
 
 class Contents(NamedTuple):
@@ -28,48 +42,65 @@ class Contents(NamedTuple):
     architecture: Architecture
 
     def written(self, entry: Entry) -> Array:
-        """A tensor as it is stored; blocks and bfloat16 as bytes."""
+        """A tensor as it is stored: float32 scales, or bytes, uint8 [experts or 1, bytes of one]."""
         if entry.is_scale:
             return np.array([self.second(source) for source in entry.sources], np.float32)
-        parts = [self._part(entry, source) for source in entry.sources]
-        return np.stack(parts) if entry.has_experts else parts[0]
+        octets = np.empty((len(entry.sources), entry.nbytes // len(entry.sources)), np.uint8)
+        for own, source in zip(octets, entry.sources, strict=True):
+            self._fill(own, entry, source)
+        return octets
 
     def second(self, source: str) -> float:
         """What llama.cpp multiplies an NVFP4 layer's output by."""
         _, scales = self.weights.codes(source)
         return second_scale(scales)
 
-    def expected(self, source: str) -> torch.Tensor:
-        """What a tensor of the file stands for, in the order of its rows, float32."""
-        value = self.weights.value(source)
-        if self.architecture.norms_from_one and source.endswith("norm.weight"):
-            value = value + 1.0
-        return value[torch.from_numpy(order)] if (order := self._order(source)) is not None else value
+    def chunks(self, entry: Entry, source: str) -> Iterator[Chunk]:
+        """All of a tensor from the first row to the last."""
+        value, order = self.weights.value(source), self._order(source)
+        is_from_one = self.architecture.norms_from_one and source.endswith("norm.weight")
+        rounded_NG = self._rounding(source)
+        step = max(1, _VALUES // prod(value.shape[1:]))
+        for start in range(0, len(value), step):
+            rows = slice(start, start + step)
+            own = value[rows] if order is None else value[torch.from_numpy(order[rows])]
+            expected = own.float() + 1.0 if is_from_one else own.float()
+            own_NG = rounded_NG[rows] if rounded_NG is not None and len(rounded_NG) > 1 else rounded_NG
+            yield Chunk(rows, expected, _allowed(entry, expected.numpy(), own_NG))
 
-    def allowed(self, entry: Entry, source: str, expected: Array) -> Array | None:
-        """How far each value may be from the expected one, float64; None where it must be that very number."""
-        if (scheme := self.weights.scheme(source)) is None:
-            bound = BOUNDS[entry.type]
-            return None if bound == EXACT else np.abs(expected.astype(np.float64)) * bound.relative + bound.absolute
-        _, scales = self.weights.codes(source)
-        if (per_group := rounding(scheme, scales)) is None:
-            return None
-        order = self._order(source)
-        per_group = per_group[order] if order is not None and len(per_group) > 1 else per_group
-        spread = np.repeat(per_group, expected.shape[1] // per_group.shape[1], axis=1)
-        allowed: Array = spread + np.abs(expected.astype(np.float64)) * _ORDER
-        return allowed
-
-    def _part(self, entry: Entry, source: str) -> Array:
+    def _fill(self, octets: Array, entry: Entry, source: str) -> None:
+        """Set a tensor's bytes, or an expert's."""
         if scheme := self.weights.scheme(source):
             rows = encode_blocks(scheme, *self.weights.codes(source))
-            return rows if (order := self._order(source)) is None else rows[order]
-        return _stored(entry, self.expected(source))
+            octets[:] = (rows if (order := self._order(source)) is None else rows[order]).reshape(-1)
+            return
+        end = 0
+        for chunk in self.chunks(entry, source):
+            stored = _stored(entry, chunk.expected).reshape(-1).view(np.uint8)
+            octets[end : (end := end + len(stored))] = stored
+
+    def _rounding(self, source: str) -> Array | None:
+        """What rounding of its scales does to the groups of a quantized weight, its rows in the order of the file."""
+        if (scheme := self.weights.scheme(source)) is None:
+            return None
+        _, scales = self.weights.codes(source)
+        rounded_NG, order = rounding(scheme, scales), self._order(source)
+        return rounded_NG if rounded_NG is None or order is None or len(rounded_NG) == 1 else rounded_NG[order]
 
     def _order(self, source: str) -> Array | None:
         """The rows of the checkpoint in the order of the file."""
         heads = rotated_heads(source, self.config, self.architecture)
         return neighbours(*heads) if heads else None
+
+
+def _allowed(entry: Entry, expected: Array, rounded_NG: Array | None) -> Array | None:
+    if (bound := BOUNDS.get(entry.type)) is not None:
+        return None if bound == EXACT else np.abs(expected.astype(np.float64)) * bound.relative + bound.absolute
+    if rounded_NG is None:
+        return None
+    spread = np.repeat(rounded_NG, expected.shape[1] // rounded_NG.shape[1], axis=1)
+    allowed: Array = spread + np.abs(expected.astype(np.float64)) * _ORDER
+    return allowed
 
 
 def _stored(entry: Entry, value: torch.Tensor) -> Array:

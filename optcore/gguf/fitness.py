@@ -12,7 +12,7 @@ def check_model(folder: Path, task: Task, place: str) -> None:
     """Raises `RecipeError` for a model that llama.cpp would not know, or would compute otherwise."""
     from optcore.gguf.architectures import architecture_of
     from optcore.gguf.rope import rope_of
-    from optcore.gguf.tokenizer import check_tokenizer
+    from optcore.gguf.tokenizer import check_tokenizer, read_vocabulary
 
     field = f"{place}/format"
     if task != "text-generation":
@@ -25,4 +25,5 @@ def check_model(folder: Path, task: Task, place: str) -> None:
     architecture_of(config, field)
     rope_of(config, field)
     check_tokenizer(folder, field)
+    read_vocabulary(folder, config)
     check_unconditional(folder, "llama.cpp", field)

@@ -6,6 +6,7 @@ the tokens they are sums over. llama.cpp's quantizer weights a rounding error by
 """
 
 from contextlib import closing
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import gguf
@@ -14,6 +15,7 @@ import numpy as np
 from optcore.gguf.architectures import Architecture, Config, expert_count
 from optcore.gguf.layout import expert_number, gguf_name, gguf_names
 from optcore.importance import Importance, load_importance
+from optcore.references import Calibration
 
 if TYPE_CHECKING:
     from optcore.run import Run
@@ -32,7 +34,7 @@ def write_importance(run: "Run", config: Config, architecture: Architecture) -> 
             by_name.setdefault(name, {})[expert_number(module)] = power
     with closing(gguf.GGUFWriter(run.out / MATRIX, architecture.name)) as writer:
         writer.add_type("imatrix")
-        writer.add_array("imatrix.datasets", [run.calibration.dataset])
+        writer.add_array("imatrix.datasets", [_source(run.calibration)])
         writer.add_uint32("imatrix.chunk_count", run.calibration.samples)
         writer.add_uint32("imatrix.chunk_size", run.calibration.sequence_length)
         for name, powers in by_name.items():
@@ -48,3 +50,8 @@ def write_importance(run: "Run", config: Config, architecture: Architecture) -> 
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
+
+
+def _source(text: Calibration) -> str:
+    """What people know the text by. Of a file its bare name: where it lies is nobody's business who gets the model."""
+    return Path(text.path).name if text.path else text.dataset

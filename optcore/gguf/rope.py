@@ -22,7 +22,7 @@ def rope_of(config: Config, field: str, layers: str = "full_attention") -> Mappi
     rope |= {"rope_type": kind, "rope_theta": float(rope.get("rope_theta") or config.get("rope_theta") or 10_000.0)}
     if kind not in KINDS:
         raise _refused(f"rotary positions of kind {kind!r} are not written as GGUF; {', '.join(KINDS)} are", field)
-    if rope.get("partial_rotary_factor", 1.0) != 1.0:
+    if rope.get("partial_rotary_factor", config.get("partial_rotary_factor")) not in (None, 1.0):
         raise _refused("only a part of each head is rotated, which is not written as GGUF", field)
     if kind == "yarn":
         _check_yarn(rope, field)

@@ -176,7 +176,7 @@ def _ends(
     template = next((step["single"] for step in steps if step.get("type") == "TemplateProcessing"), None)
     if template is None:
         return Ends(bool(settings.get("add_bos_token")), bool(settings.get("add_eos_token")))
-    marks = [part["SpecialToken"]["id"] if "SpecialToken" in part else "" for part in template]
+    marks = [part["SpecialToken"]["id"] if "SpecialToken" in part else "" for part in template] or [""]
 
     def is_at(name: str, place: int) -> bool:
         return name in specials and marks[place] == tokens[specials[name]]

@@ -9,7 +9,7 @@ import numpy as np
 from optcore.errors import ExportMismatch
 from optcore.export.layout_writer import EXACT, compare
 from optcore.export.raw_reader import Array
-from optcore.gguf.contents import Contents
+from optcore.gguf.contents import Chunk, Contents
 from optcore.gguf.layout import Entry
 
 if TYPE_CHECKING:
@@ -32,15 +32,20 @@ def _verify(entry: Entry, tensor: gguf.ReaderTensor, contents: Contents) -> None
         if not np.array_equal(tensor.data, [np.float32(contents.second(source)) for source in entry.sources]):
             raise ExportMismatch(f"{entry.name} are not the second scales of its weights")
         return
+    if (shape := tuple(int(length) for length in reversed(tensor.shape))) != entry.shape:
+        raise ExportMismatch(f"{entry.name} has the shape {shape}, not {entry.shape}")
     slices = tensor.data if entry.has_experts else tensor.data[None]
     for source, stored in zip(entry.sources, slices, strict=True):
-        decoded: Array = gguf.quants.dequantize(stored, tensor.tensor_type)
-        if entry.type == "NVFP4":
-            decoded = decoded * np.float32(contents.second(source))
-        simulated = contents.expected(source)
-        values: Array = simulated.numpy()
-        if decoded.shape == values.shape and (allowed := contents.allowed(entry, source, values)) is not None:
-            is_close = np.abs(decoded.astype(np.float64) - values) <= allowed
-            decoded = np.where(is_close, values, decoded)
-        rows = (-1, values.shape[-1])
-        compare(source, decoded.reshape(rows), simulated.reshape(rows), EXACT)
+        factor = np.float32(contents.second(source) if entry.type == "NVFP4" else 1.0)
+        for chunk in contents.chunks(entry, source):
+            decoded = gguf.quants.dequantize(stored[chunk.rows], tensor.tensor_type) * factor
+            _compare(f"{source}[{chunk.rows.start}:{chunk.rows.stop}]", decoded, chunk)
+
+
+def _compare(name: str, decoded: Array, chunk: Chunk) -> None:
+    values: Array = chunk.expected.numpy()
+    if decoded.shape == values.shape and chunk.allowed is not None:
+        is_close = np.abs(decoded.astype(np.float64) - values) <= chunk.allowed
+        decoded = np.where(is_close, values, decoded)
+    rows = (-1, values.shape[-1])
+    compare(name, decoded.reshape(rows), chunk.expected.reshape(rows), EXACT)

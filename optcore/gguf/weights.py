@@ -8,6 +8,7 @@ import torch
 from optcore.algorithms.scales import Scales
 from optcore.calibration.digest import weight_digest
 from optcore.errors import ExportMismatch
+from optcore.gguf.fused import Slice, slices
 from optcore.quantization import load_quantization
 from optcore.sizes import read_header
 from optcore.streaming.quantized import QuantizedCheckpoint
@@ -28,10 +29,8 @@ class Weights:
 
     @cached_property
     def names(self) -> list[str]:
-        """Every weight, bias and vector, in the order of the files."""
-        if self._dense is not None:
-            return self._dense.names
-        return list(dict.fromkeys(self._whole(name) for name in self._headers))
+        """Every weight, bias and vector, in the order of the files; experts one by one."""
+        return [name for stored in self._stored for name in (slices(stored, self._shape(stored)) or (stored,))]
 
     def scheme(self, name: str) -> str | None:
         """The format of a tensor's codes; None for one that was left alone."""
@@ -40,29 +39,50 @@ class Weights:
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Of the values, not of what stores them; the headers tell."""
-        if self._dense is not None:
-            return self._dense.shape(name)
-        if self.scheme(name) is None:
-            return self._stored_shape(name)
-        return self._shape_of_codes(name.removesuffix(".weight"))
+        return part.shape if (part := self._slices.get(name)) else self._shape(name)
 
     def plain(self, name: str) -> torch.Tensor:
         """A tensor that was left alone, in its own type."""
-        return self._dense.tensor(name) if self._dense is not None else self._quantized.tensor(name)
+        state = self._dense if self._dense is not None else self._quantized
+        if part := self._slices.get(name):
+            return state.entry(part.stored, part.number)[part.rows]
+        return state.tensor(name)
 
     def codes(self, name: str) -> tuple[torch.Tensor, Scales]:
         """Codes [N, K] and scales of a quantized weight."""
         return self._quantized.codes(name.removesuffix(".weight"))
 
     def value(self, name: str) -> torch.Tensor:
-        """What a tensor stands for, float32. Raises `ExportMismatch` where that is not what the pass simulated."""
+        """What a tensor stands for: float32 of codes, else its own type.
+
+        Raises `ExportMismatch` where codes are not those of the weight that the pass simulated.
+        """
         module = name.removesuffix(".weight")
         if self.scheme(name) is None:
-            return self.plain(name).float()
+            return self.plain(name)
         value = self._quantized.weight(module)
         if weight_digest(value) != self._linears[module].digest:
             raise ExportMismatch(f"{module} in the checkpoint is not the weight that was simulated")
         return value
+
+    @cached_property
+    def _stored(self) -> list[str]:
+        """The same, but all experts of a layer as one where the checkpoint has them so."""
+        if self._dense is not None:
+            return self._dense.names
+        return list(dict.fromkeys(self._whole(name) for name in self._headers))
+
+    @cached_property
+    def _slices(self) -> dict[str, Slice]:
+        found = (slices(stored, self._shape(stored)) for stored in self._stored)
+        return {name: part for parts in found for name, part in parts.items()}
+
+    def _shape(self, stored: str) -> tuple[int, ...]:
+        if self._dense is not None:
+            return self._dense.shape(stored)
+        if self.scheme(stored) is None:
+            return self._stored_shape(stored)
+        return self._shape_of_codes(stored.removesuffix(".weight"))
 
     @property
     def _quantized(self) -> QuantizedCheckpoint:

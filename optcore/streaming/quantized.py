@@ -46,6 +46,12 @@ class QuantizedCheckpoint:
         with safe_open(self.folder / self._file_of[name], framework="pt") as file:
             return file.get_tensor(name)
 
+    def entry(self, name: str, number: int) -> torch.Tensor:
+        """`tensor(name)[number]`; nothing else is read."""
+        with safe_open(self.folder / self._file_of[name], framework="pt") as file:
+            found: torch.Tensor = file.get_slice(name)[number]
+            return found
+
     def scheme(self, name: str) -> Scheme:
         """The number format of a quantized linear layer or table."""
         return PRESETS[self.description.matrices[name].scheme]

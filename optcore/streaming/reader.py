@@ -92,11 +92,14 @@ class TensorReader:
 
     def tensor(self, name: str) -> torch.Tensor:
         """One tensor on the CPU in its stored type, in memory of its own. Raises `BadCheckpoint` when it is missing."""
-        place = self._place(name)
-        raw = torch.empty(place.nbytes, dtype=torch.uint8)
-        _read(self.folder / place.file, place.start, memoryview(raw.numpy()))
-        self.bytes_read += place.nbytes
-        return raw.view(place.dtype).view(place.shape)
+        return self._read(self._place(name))
+
+    def entry(self, name: str, number: int) -> torch.Tensor:
+        """`tensor(name)[number]`; nothing else is read."""
+        whole = self._place(name)
+        nbytes = whole.nbytes // whole.shape[0]
+        part = whole._replace(shape=whole.shape[1:], start=whole.start + number * nbytes, nbytes=nbytes)
+        return self._read(part)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """A tensor's shape, from the header alone."""
@@ -109,6 +112,12 @@ class TensorReader:
     def nbytes(self, name: str) -> int:
         """A tensor's size, from the header alone."""
         return self._place(name).nbytes
+
+    def _read(self, place: _Place) -> torch.Tensor:
+        raw = torch.empty(place.nbytes, dtype=torch.uint8)
+        _read(self.folder / place.file, place.start, memoryview(raw.numpy()))
+        self.bytes_read += place.nbytes
+        return raw.view(place.dtype).view(place.shape)
 
     def _place(self, name: str) -> _Place:
         if name not in self._places:

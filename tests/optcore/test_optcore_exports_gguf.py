@@ -2,7 +2,9 @@
 
 import json
 import shutil
+import tracemalloc
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from optcore.coverage import coverage
 from optcore.errors import ExportMismatch, RecipeError
 from optcore.events import AnyEvent, Notice
+from optcore.export import Gguf
 from optcore.gguf.architectures import ARCHITECTURES
 from optcore.gguf.contents import Contents
 from optcore.gguf.fitness import check_model
@@ -26,6 +29,7 @@ from optcore.gguf.layout import Entry, lay_out
 from optcore.gguf.verify import verify
 from optcore.gguf.weights import Weights
 from optcore.gguf.write import file_type
+from optcore.references import Calibration
 from optcore.sizes import weight_bytes
 
 pytest.importorskip("llama_cpp", reason="the peer that runs the file")
@@ -124,6 +128,35 @@ def test_quantized_experts_are_one_tensor(stdlib_model: Path, tmp_path: Path) ->
     assert np.abs(found - simulated).max() <= 1e-4
 
 
+@pytest.mark.parametrize("family", ["Mixtral", "Qwen2Moe", "Qwen3Moe"])
+def test_fused_experts_are_taken_apart(family: str, stdlib_model: Path, tmp_path: Path) -> None:
+    """The same file from a checkpoint with all experts of a layer in one tensor, which transformers saves too."""
+    extras = EXTRAS[family] | {"norm_topk_prob": family == "Qwen3Moe"}
+    folder = make_model(family, extras, tmp_path / "model", stdlib_model)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    shutil.copytree(folder, tmp_path / "fused", ignore=shutil.ignore_patterns("*.safetensors"))
+    model.save_pretrained(tmp_path / "fused", save_original_format=False)
+    assert "model.layers.1.mlp.experts.gate_up_proj" in load_file(tmp_path / "fused" / "model.safetensors")
+    of = {}
+    for checkpoint in (folder, tmp_path / "fused"):
+        path = write(checkpoint, tmp_path / f"{checkpoint.name}-out", "f16")
+        of[checkpoint.name] = {tensor.name: tensor.data for tensor in gguf.GGUFReader(path).tensors}
+    assert of["fused"].keys() == of["model"].keys()
+    for name, data in of["model"].items():
+        np.testing.assert_array_equal(of["fused"][name], data)
+
+
+def test_fused_experts_that_were_not_quantized_are_taken_apart(stdlib_model: Path, tmp_path: Path) -> None:
+    from fixtures.exporting import plain
+
+    extras = EXTRAS["Qwen3Moe"] | {"norm_topk_prob": True}
+    folder = make_model("Qwen3Moe", extras, tmp_path / "model", stdlib_model)
+    AutoModelForCausalLM.from_pretrained(folder).save_pretrained(folder, save_original_format=False)
+    plain("q8_0", ignore=[r"re:.*layers\.0\.mlp\.experts.*"]).apply(run_of(folder, folder, tmp_path / "quantized"))
+    types = types_of(write(tmp_path / "quantized", tmp_path / "out", "bf16"))
+    assert [types[f"blk.{layer}.ffn_up_exps.weight"] for layer in (0, 1)] == ["BF16", "Q8_0"]
+
+
 def test_a_damaged_file_is_noticed(quantized: Quantize, tmp_path: Path) -> None:
     """One bit of one code of a row that was moved, of a norm, and of NVFP4's second scale."""
     folder = quantized("nvfp4_w4a16")
@@ -145,6 +178,33 @@ def test_a_damaged_file_is_noticed(quantized: Quantize, tmp_path: Path) -> None:
             verify(run, damaged, entries, contents)
     with pytest.raises(ExportMismatch, match="not in model"):
         verify(run, path, [*entries, Entry("blk.0.more.weight", "F32", (1,), ("more",))], contents)
+
+
+@pytest.mark.parametrize("type_", ["F16", "BF16"])
+def test_a_table_is_compared_a_few_rows_at_a_time(type_: str, tmp_path: Path) -> None:
+    """numpy's peak is far below a float64 copy of the table, 32 MiB; and a wrong value is told by its row."""
+    table = torch.randn((16384, 256), generator=torch.Generator().manual_seed(2))
+    save_file({"table": table}, tmp_path / "model.safetensors")
+    contents = Contents(Weights(tmp_path), {"num_attention_heads": 1}, ARCHITECTURES["Qwen2ForCausalLM"])
+    entry, path = Entry("token_embd.weight", type_, (16384, 256), ("table",)), tmp_path / "model.gguf"
+    with closing(gguf.GGUFWriter(path, "qwen2")) as writer:
+        writer.add_tensor_info(entry.name, entry.shape, np.dtype(np.float32), entry.nbytes, entry.ggml_type)
+        for write_part in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_ti_data_to_file):
+            write_part()
+        writer.write_tensor_data(contents.written(entry))
+    run = run_of(tmp_path, tmp_path, tmp_path / "out")
+    tracemalloc.start()
+    verify(run, path, [entry], contents)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    print(f"{type_}: numpy held {peak / 2**20:.1f} MiB")
+    assert peak < 16 * 2**20
+    (tensor,) = gguf.GGUFReader(path).tensors
+    with path.open("r+b") as file:
+        file.seek(int(tensor.data_offset) + 2 * (256 * 2050 + 7))
+        file.write(b"\x10\x10")
+    with pytest.raises(ExportMismatch, match=r"table\[2048:3072\] decodes to .* at \[2, 7\], .* 1 of 262144 values"):
+        verify(run, path, [entry], contents)
 
 
 def test_rows_of_queries_and_keys_alternate_between_halves(tiny_model: MakeModel, tmp_path: Path) -> None:
@@ -185,6 +245,17 @@ def test_importance_becomes_an_imatrix(tiny_model: MakeModel, tmp_path: Path) ->
     assert not sums[[0, 1, 3]].any()
 
 
+def test_an_imatrix_names_a_file_without_its_folder(tiny_model: MakeModel, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model("Qwen3"), folder)
+    name = "model.layers.0.self_attn.q_proj"
+    measured = {f"{name}.mean_square": torch.ones(128), f"{name}.tokens": torch.tensor(8)}
+    save_file(measured, folder / "importance.safetensors")
+    run = run_of(folder, folder, tmp_path / "out", calibration=Calibration(path="/data/of-somebody/letters.txt"))
+    Gguf().write(run)
+    assert keys_of(tmp_path / "out" / "imatrix.gguf")("imatrix.datasets") == ["letters.txt"]
+
+
 def test_no_imatrix_without_importance(tiny_model: MakeModel, tmp_path: Path) -> None:
     write(tiny_model("Qwen3"), tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.gguf"]
@@ -198,6 +269,7 @@ def test_no_imatrix_without_importance(tiny_model: MakeModel, tmp_path: Path) ->
         ({"rope_parameters": {"rope_type": "longrope"}}, "'longrope' are not written"),
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}, "rope_parameters": None}, "'dynamic' are not written"),
         ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "only a part of each head"),
+        ({"rope_parameters": None, "partial_rotary_factor": 0.5}, "only a part of each head"),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "attention_factor": 2.0}}, "attention factor"),
         ({"architectures": ["Qwen3MoeForCausalLM"]}, "norm_topk_prob True, and the model has False"),
         ({"architectures": ["Gemma2ForCausalLM"], "num_hidden_layers": 2}, "the root of 64, and the model has 256"),

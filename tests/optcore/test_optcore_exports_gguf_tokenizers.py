@@ -158,6 +158,15 @@ def test_numbers_of_special_tokens(tmp_path: Path) -> None:
     assert read_vocabulary(tmp_path, config).template == "{{ there }}"
 
 
+def test_an_empty_template_puts_nothing_around_a_text(tmp_path: Path) -> None:
+    byte_tokenizer(("bytes, cut",)).save(str(tmp_path / "tokenizer.json"))
+    tokenizer = json.loads((tmp_path / "tokenizer.json").read_text())
+    tokenizer["post_processor"] = {"type": "TemplateProcessing", "single": [], "pair": [], "special_tokens": {}}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(SETTINGS))
+    assert read_vocabulary(tmp_path, {"vocab_size": 600}).ends == Ends(False, False)
+
+
 def test_tokenizers_without_a_place_are_refused(tmp_path: Path, stdlib_model: Path) -> None:
     (tmp_path / "config.json").write_text((stdlib_model / "config.json").read_text())
     with pytest.raises(RecipeError, match=r"no tokenizer\.json"):
@@ -169,5 +178,7 @@ def test_tokenizers_without_a_place_are_refused(tmp_path: Path, stdlib_model: Pa
     tokenizer = byte_tokenizer(("bytes, cut",))
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     rows = tokenizer.get_vocab_size() - 1
+    config = json.loads((stdlib_model / "config.json").read_text()) | {"vocab_size": rows}
+    (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(RecipeError, match=f"{rows + 1} tokens, and the embedding {rows} rows"):
-        read_vocabulary(tmp_path, {"vocab_size": rows})
+        check_model(tmp_path, "text-generation", "/also/0")
