@@ -13,6 +13,7 @@ from optcore.deployment import deployment_notes, encoder_notes, formats_of
 from optcore.draft_document import DRAFT, load_draft_document
 from optcore.draft_made import MADE, Made
 from optcore.draft_settings import ServedDraft
+from optcore.hardware import hardware
 from optcore.links import link
 from optcore.manifest import (
     ALSO,
@@ -246,5 +247,4 @@ def _public(recipe: Recipe) -> Recipe:
 
 def _environment(outcome: Outcome) -> dict[str, str]:
     packages = (*_COMPUTING, *_WRITING.get(outcome.result.export.format, ()))
-    hardware = f"{platform.machine()}, {os.cpu_count()} CPU cores"
-    return {"hardware": hardware, "python": platform.python_version(), **{name: installed(name) for name in packages}}
+    return {"hardware": hardware(), "python": platform.python_version(), **{name: installed(name) for name in packages}}
