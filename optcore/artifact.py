@@ -55,8 +55,6 @@ from optcore.techniques import Technique
 from optcore.version import installed
 
 _COMPUTING = ("torch", "transformers", "tokenizers", "safetensors", "compressed-tensors", "numpy", "lathe")
-_WRITING = {"gguf": ("gguf",), "onnx": ("onnx", "onnxscript", "onnxruntime", "onnxruntime-genai")}
-"""Packages that only some targets are written by."""
 
 
 class Outcome(NamedTuple):
@@ -246,5 +244,5 @@ def _public(recipe: Recipe) -> Recipe:
 
 
 def _environment(outcome: Outcome) -> dict[str, str]:
-    packages = (*_COMPUTING, *_WRITING.get(outcome.result.export.format, ()))
+    packages = (*_COMPUTING, *outcome.result.export.packages)
     return {"hardware": hardware(), "python": platform.python_version(), **{name: installed(name) for name in packages}}

@@ -21,6 +21,7 @@ class Gguf(Export):
         *("int8_w8a16", "mxfp4_w4a16", "nvfp4_w4a16"),
     }
     takes_unquantized: ClassVar[bool] = True
+    packages: ClassVar[tuple[str, ...]] = ("gguf",)
 
     format: Literal["gguf"] = "gguf"
     plain: Literal["f32", "f16", "bf16"] = "f16"
