@@ -13,6 +13,7 @@ from optcore.deployment import deployment_notes, encoder_notes, formats_of
 from optcore.draft_document import DRAFT, load_draft_document
 from optcore.draft_made import MADE, Made
 from optcore.draft_settings import ServedDraft
+from optcore.hardware import hardware
 from optcore.links import link
 from optcore.manifest import (
     ALSO,
@@ -54,8 +55,6 @@ from optcore.techniques import Technique
 from optcore.version import installed
 
 _COMPUTING = ("torch", "transformers", "tokenizers", "safetensors", "compressed-tensors", "numpy", "lathe")
-_WRITING = {"gguf": ("gguf",), "onnx": ("onnx", "onnxscript", "onnxruntime", "onnxruntime-genai")}
-"""Packages that only some targets are written by."""
 
 
 class Outcome(NamedTuple):
@@ -245,6 +244,5 @@ def _public(recipe: Recipe) -> Recipe:
 
 
 def _environment(outcome: Outcome) -> dict[str, str]:
-    packages = (*_COMPUTING, *_WRITING.get(outcome.result.export.format, ()))
-    hardware = f"{platform.machine()}, {os.cpu_count()} CPU cores"
-    return {"hardware": hardware, "python": platform.python_version(), **{name: installed(name) for name in packages}}
+    packages = (*_COMPUTING, *outcome.result.export.packages)
+    return {"hardware": hardware(), "python": platform.python_version(), **{name: installed(name) for name in packages}}

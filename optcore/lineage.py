@@ -1,6 +1,7 @@
 """Where a model comes from: its parents by digest, and theirs where they are artifacts of ours."""
 
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,10 @@ from optcore.techniques import Technique
 
 MAX_GENERATIONS = 8
 """Of parents in a manifest. A chain of jobs, each on the last one's result, would grow it without end."""
+MAX_ANCESTORS = 256
+"""Of one parent, in all: models that were merged with their relatives are named once for every way to them."""
+MAX_WORD_characters = 256
+"""Of a name, a commit or a digest in a manifest that somebody else may have written."""
 
 
 def lineage_of(recipe: Recipe, applied: Mapping[str, Technique], fetched: Mapping[str, Any]) -> tuple[Parent, ...]:
@@ -46,15 +51,35 @@ def _own_manifest(folder: Path, digest: str) -> dict[str, Any]:
     try:
         manifest = read_manifest(folder)
         names = set(check_checkpoint(folder, ""))
-    except OptError:  # most models are no artifacts of ours; a draft is no checkpoint of the usual kind
+    except (OptError, OSError):  # most models are no artifacts of ours; a draft is no checkpoint of the usual kind
         return {}
     listed = {file.path: file.sha256 for file in manifest.files if file.path in names}
-    if content_digest(listed) != digest:
+    if content_digest(listed) != digest or len(manifest.digest) > MAX_WORD_characters:
         return {}
-    return {"artifact": manifest.digest, "parents": _bounded(manifest.lineage, MAX_GENERATIONS - 1)}
+    parents = _bounded(manifest.lineage, MAX_GENERATIONS - 1)
+    if _is_too_much(parents):  # a job must not fail at its end for what its source says of itself
+        return {"artifact": manifest.digest, "parents_left_out": True}
+    return {"artifact": manifest.digest, "parents": parents}
 
 
 def _bounded(parents: tuple[Parent, ...], generations: int) -> tuple[Parent, ...]:
+    return tuple(_cut(each, generations - 1) for each in parents)
+
+
+def _cut(parent: Parent, generations: int) -> Parent:
     if not generations:
-        return ()
-    return tuple(each.model_copy(update={"parents": _bounded(each.parents, generations - 1)}) for each in parents)
+        is_cut = parent.parents_left_out or bool(parent.parents)
+        return parent.model_copy(update={"parents": (), "parents_left_out": is_cut})
+    return parent.model_copy(update={"parents": _bounded(parent.parents, generations)})
+
+
+def _is_too_much(parents: tuple[Parent, ...]) -> bool:
+    rows = list(islice(_all(parents), MAX_ANCESTORS + 1))
+    words = (word for row in rows for word in (row.role, row.name, row.revision, row.sha256, row.artifact))
+    return len(rows) > MAX_ANCESTORS or any(len(word) > MAX_WORD_characters for word in words)
+
+
+def _all(parents: tuple[Parent, ...]) -> Iterator[Parent]:
+    for each in parents:
+        yield each
+        yield from _all(each.parents)

@@ -69,6 +69,8 @@ class Parent(Frozen):
     """The digest in its own manifest, where it is an artifact of ours and holds what that manifest lists."""
     parents: tuple["Parent", ...] = Field(default=(), max_length=256)
     """What that one was made from."""
+    parents_left_out: bool = False
+    """Whether its own manifest says more of that than is repeated here."""
 
 
 class Artifact(Frozen):

@@ -237,7 +237,9 @@ def _is_timed(work: AnyWork) -> bool:
 
 
 def _made_by(work: AnyWork) -> tuple[str, ...]:
-    """Packages that compute for some techniques and evaluators only."""
+    """Packages that compute for some techniques, targets and evaluators only."""
+    if isinstance(work, ExportWork):
+        return work.export.packages
     if isinstance(work, EvaluateWork) and any(isinstance(evaluator, Engines) for evaluator in work.evaluators):
         return tuple(runner.package for runner in RUNNERS)
     technique = work.technique if isinstance(work, TechniqueWork) else None

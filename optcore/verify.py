@@ -7,7 +7,7 @@ that fits; only a signature (`optcore.signing`) shows that.
 
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
@@ -49,15 +49,11 @@ def verify(folder: Path, progress: Progress = lambda done, total: None) -> tuple
     that is as it was made. Reads all files once. Raises `ManifestUnreadable` for a folder that is no artifact."""
     artifact = read_manifest(folder)
     found = [*_of_files(folder, artifact, progress), *_extra(folder, artifact), *_of_manifest(folder, artifact, "")]
-    for file in artifact.files:
-        parts = PurePosixPath(file.path).parts
-        if (
-            len(parts) == 3
-            and parts[0] == ALSO
-            and parts[2] == MANIFEST
-            and not any(f.path == file.path for f in found)
-        ):
-            found += _of_result(folder, artifact, f"{ALSO}/{parts[1]}/")
+    doubted, rows = {each.path for each in found}, {file.path: file for file in artifact.files}
+    for path in rows:
+        parts = PurePosixPath(path).parts
+        if len(parts) == 3 and parts[0] == ALSO and parts[2] == MANIFEST and path not in doubted:
+            found += _of_result(folder, rows, f"{ALSO}/{parts[1]}/")
     return tuple(found)
 
 
@@ -143,14 +139,13 @@ def _of_manifest(folder: Path, artifact: Artifact, below: str) -> Iterator[Findi
         yield Finding(kind="recipe", path=below + RECIPE, message="is not the recipe that the manifest was written for")
 
 
-def _of_result(folder: Path, artifact: Artifact, below: str) -> Iterator[Finding]:
-    """A further result has a manifest of its own, which must say of its files what the whole one says."""
+def _of_result(folder: Path, rows: Mapping[str, ArtifactFile], below: str) -> Iterator[Finding]:
+    """A further result has a manifest of its own, which must say of its files what the whole one's rows say."""
     try:
         own = read_manifest(folder / below)
     except ManifestUnreadable as error:
         yield Finding(kind="manifest", path=below + MANIFEST, message=error.message)
         return
-    rows = {file.path: file for file in artifact.files}
     for file in own.files:
         row = rows.get(below + file.path)
         if row is None or (row.bytes, row.sha256) != (file.bytes, file.sha256):

@@ -1,8 +1,10 @@
 """What an export is: a target format on disk and its writer."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from optcore.errors import RecipeError
 from optcore.frozen import Frozen
 from optcore.report import Task
 
@@ -27,9 +29,26 @@ class Export(Frozen):
     takes_unquantized: ClassVar[bool] = False
     """Whether it can hold a model in which nothing was quantized."""
 
+    packages: ClassVar[tuple[str, ...]] = ()
+    """Those that only this target is written by. What it holds depends on their versions."""
+    extra: ClassVar[str] = "engine"
+    """The extra of ours that installs them."""
+
     engine: EngineName | None = None
     """An engine that must load the result. A recipe whose number formats it cannot load in this target is refused
     before any work, with the nearest target that it can."""
+
+    def check_packages(self, place: str) -> None:
+        """Raises `RecipeError`, before any work, where a package is missing that the writer imports.
+
+        `place` is where the recipe names the target, a JSON Pointer.
+        """
+        if missing := [name for name in self.packages if not find_spec(name.replace("-", "_"))]:
+            raise RecipeError(
+                f"{self.title} is written by {', '.join(missing)}, not installed here",
+                remedy=f"pip install 'lathe[{self.extra}]', or choose another target",
+                field=f"{place}/format",
+            )
 
     def check_model(self, folder: Path, task: Task, place: str) -> None:
         """Raises `RecipeError`, before any work, for a model that cannot be written in this format.

@@ -22,6 +22,7 @@ class Gguf(Export):
     }
     keeps_conditions: ClassVar[bool] = False
     takes_unquantized: ClassVar[bool] = True
+    packages: ClassVar[tuple[str, ...]] = ("gguf",)
 
     format: Literal["gguf"] = "gguf"
     plain: Literal["f32", "f16", "bf16"] = "f16"

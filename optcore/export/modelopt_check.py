@@ -48,8 +48,9 @@ class _Tensors:
     def __init__(self, files: RawFiles, description: Description, dtype: str) -> None:
         self.files, self.description, self.dtype = files, description, dtype
         matrices = [n.removesuffix(".weight") for n in sorted(files.names) if self._is_matrix(n)]
-        self.quantized = [name for name in matrices if self._is_quantized(name)]
-        self.plain = [name for name in matrices if not self._is_quantized(name)]
+        self.quantized = {name: None for name in matrices if self._is_quantized(name)}  # sets that keep their order
+        self.plain = {name: None for name in matrices if name not in self.quantized}
+        self.linears = self.quantized | self.plain
 
     def coverage(self) -> Iterator[str]:
         """Layers and scales that the description contradicts."""
@@ -61,7 +62,7 @@ class _Tensors:
         for name in self.plain:
             if not self.description.excludes(name) and not any(part in name for part in _TABLES):
                 yield f"{name} is not quantized, and `exclude_modules` does not list it"
-        for name in sorted(self.description.listed - set(self.quantized)):
+        for name in sorted(self.description.listed - self.quantized.keys()):
             yield f"{name} is listed in `quantized_layers`, and is not quantized"
         for name in sorted(self.files.names):
             module, _, suffix = name.rpartition(".")
@@ -81,7 +82,7 @@ class _Tensors:
         blocks: dict[str, list[str]] = {}
         for name in self.quantized:
             blocks.setdefault(experts_of(name), []).append(name)
-            group = fused_group(name, {*self.quantized, *self.plain})
+            group = fused_group(name, self.linears)
             if name == group[0] or group[0] in self.plain:
                 yield from self._group(group)
         for block, names in blocks.items():

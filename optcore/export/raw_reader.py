@@ -39,11 +39,8 @@ class RawFiles:
                 header = json.loads(file.read(length))
             header.pop("__metadata__", None)
             self._where |= {name: (path, 8 + length, entry) for name, entry in header.items()}
-
-    @property
-    def names(self) -> set[str]:
-        """Names of all tensors."""
-        return set(self._where)
+        self.names = frozenset(self._where)
+        """Of all tensors."""
 
     def dtype(self, name: str) -> str:
         """A tensor's type, as the file names it, such as `F8_E4M3`."""

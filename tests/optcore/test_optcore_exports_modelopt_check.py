@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -298,6 +299,23 @@ def test_a_layer_of_a_fused_group_that_is_left_alone(written: Written, tmp_path:
     found = planted(written("fp8"), tmp_path / "copy", left)
     assert f"{ATTENTION}.q_proj is not quantized, and `exclude_modules` does not list it" in found
     assert any(_has("q_proj, .* run as one matrix, and have several formats", sentence) for sentence in found)
+
+
+def test_thousands_of_layers_are_one_walk(tmp_path: Path) -> None:
+    """A model of many experts; sets of all names, made anew for every one of them, took minutes."""
+    names = [f"layers.{layer}.{leaf}" for layer in range(4000) for leaf in ("gate_proj", "up_proj")]
+    weight, scale = torch.zeros(1, 1, dtype=torch.float8_e4m3fn), torch.ones(())
+    tensors = {f"{name}.weight": weight.clone() for name in names}
+    tensors |= {f"{name}.{kind}": scale.clone() for name in names for kind in ("weight_scale", "input_scale")}
+    save_file(tensors, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(
+        json.dumps({"quantization_config": {"quant_method": "modelopt", "quant_algo": "FP8"}})
+    )
+    nested = {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "FP8"}}
+    (tmp_path / "hf_quant_config.json").write_text(json.dumps(nested))
+    before = time.process_time()
+    assert check_modelopt(tmp_path) == []
+    assert time.process_time() - before < 10
 
 
 def test_the_writer_raises(

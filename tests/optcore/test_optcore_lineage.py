@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from fixtures.artifacts import change_manifest, write_manifest
 
-from optcore.lineage import MAX_GENERATIONS, lineage_of
-from optcore.manifest import Parent, read_manifest
+from optcore.lineage import MAX_ANCESTORS, MAX_GENERATIONS, MAX_WORD_characters, lineage_of
+from optcore.manifest import MAX_MANIFEST_bytes, Parent, read_manifest
 from optcore.recipe import Recipe, recipe_from
 from optcore.references import ModelRef
 from optcore.sources.models import fetch_model
@@ -64,8 +64,10 @@ def test_a_chain_of_runs_does_not_grow_without_end(source: Path) -> None:
     generations = 0
     level: tuple[Parent, ...] = (only,)
     while level:
-        generations, level = generations + 1, level[0].parents
+        last, generations, level = level[0], generations + 1, level[0].parents
     assert generations == MAX_GENERATIONS
+    assert last.parents_left_out
+    assert not only.parents_left_out
 
 
 def test_every_model_that_was_read_is_named_by_its_part(source: Path) -> None:
@@ -82,3 +84,28 @@ def test_every_model_that_was_read_is_named_by_its_part(source: Path) -> None:
         ("merged", "a/b", commit),
         ("teacher", "a/teacher", commit),
     ]
+
+
+@pytest.mark.parametrize(
+    "lineage",
+    [
+        [parent(str(number)) for number in range(MAX_ANCESTORS + 1)],
+        [parent("wide", *(parent(str(number)) for number in range(MAX_ANCESTORS)))],
+        [parent("n" * (MAX_WORD_characters + 1))],
+        [parent("deep", parent("deeper", parent("n" * 8_000_000)))],
+    ],
+)
+def test_a_lineage_that_is_too_much_is_left_out(lineage: list[Parent], source: Path) -> None:
+    """It would not fit a manifest of ours, and a job would fail at its end."""
+    write_manifest(source, lineage=[each.model_dump() for each in lineage])
+    (only,) = lineage_of(recipe(source), {}, fetched(source))
+    assert (only.artifact, only.parents) == (read_manifest(source).digest, ())
+    assert only.parents_left_out
+
+
+def test_the_longest_lineage_that_is_taken_on_is_a_small_part_of_a_manifest(source: Path) -> None:
+    longest = dict.fromkeys(("role", "name", "revision", "sha256", "artifact"), "\x01" * MAX_WORD_characters)
+    write_manifest(source, lineage=[longest] * MAX_ANCESTORS)
+    (only,) = lineage_of(recipe(source), {}, fetched(source))
+    assert len(only.parents) == MAX_ANCESTORS
+    assert len(only.model_dump_json(indent=2)) < MAX_MANIFEST_bytes // 7

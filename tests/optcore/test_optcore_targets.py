@@ -1,6 +1,8 @@
 """The matrix of engines: whole, consistent with the exports, and asked before any work."""
 
 import json
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,13 +10,14 @@ from fixtures.tiny_models import MakeModel
 
 from optcore.engines import ENGINES, KV, MATRIX, MIXED, conditions, loading, obstacles, support
 from optcore.errors import RecipeError
-from optcore.export import AnyExport, Export
+from optcore.export import AnyExport, CompressedTensors, Export, Gguf, Onnx
 from optcore.frozen import members, tag
 from optcore.plan import check
 from optcore.recipe import recipe_from
 from optcore.schemes import KV_CACHE_PRESETS, PRESETS
+from optcore.stage import ExportWork, environment
 from optcore.streaming.reader import TensorReader
-from optcore.targets import check_target, family_of
+from optcore.targets import check_exports, check_target, family_of
 
 EXPORTS = {tag(kind): kind for kind in members(AnyExport) if issubclass(kind, Export)}
 
@@ -164,3 +167,25 @@ def test_conditions_are_told() -> None:
     row = support("fp8", "transformers", "fp8_block")
     assert row is not None
     assert (row.loads, row.evidence) == ("yes", "run")
+
+
+def test_a_target_whose_writer_is_not_installed_is_refused_before_any_work(
+    stdlib_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = recipe({"format": "gguf"}, scheme="int4", also=[])
+    document = {**made.model_dump(mode="json"), "also": [{"format": "onnx"}]}
+    check_exports(recipe_from(document), stdlib_model, "text-generation")
+    monkeypatch.setattr(Onnx, "packages", (*Onnx.packages, "no-such-writer"))
+    with pytest.raises(RecipeError, match="ONNX is written by no-such-writer, not installed here") as error:
+        check_exports(recipe_from(document), stdlib_model, "text-generation")
+    assert error.value.field == "/also/0/format"
+    assert "pip install 'lathe[onnx]'" in (error.value.remedy or "")
+
+
+def test_what_a_target_was_written_by_is_in_the_key_of_its_stage() -> None:
+    common = set(environment(ExportWork(export=CompressedTensors())))
+    assert common == {"torch", "transformers", "device"}  # as ever: stages that were finished before are found
+    for export in (Gguf(), Onnx()):
+        told = environment(ExportWork(export=export))
+        assert set(told) - common == set(export.packages) > set()
+        assert all(told[name] == version(name) for name in export.packages)
