@@ -175,14 +175,14 @@ def test_coverage_counts_them(tiny_model: MakeModel, tmp_path: Path) -> None:
 
 
 def test_containers_of_other_targets_are_counted_too(tiny_model: MakeModel, tmp_path: Path) -> None:
-    """A GGUF or ONNX file has no headers that we read: formats say what their blocks take."""
+    """A GGUF or ONNX file has no headers that we read: the codes and scales that it was made from are counted."""
     model = tiny_model("Mixtral")
     checkpoint = applied(plain("q8_0"), model, tmp_path / "out")
     folder = tmp_path / "exported"
     folder.mkdir()
     (folder / "model.gguf").write_bytes(bytes(1000))
     assert weight_bytes(folder) == 1000
-    rows = {row.name: row for row in coverage(described(checkpoint), model, folder).classes}
+    rows = {row.name: row for row in coverage(described(checkpoint), checkpoint, folder).classes}
     head, norm = rows[HEAD], rows["model.norm"]
     assert (head.result_bytes, norm.result_bytes) == (head.parameters * 34 // 32, norm.source_bytes)
     experts = next(row for name, row in rows.items() if "experts" in name)
