@@ -209,14 +209,6 @@ def test_what_the_builder_writes_wrong_is_refused(
     assert "gguf" in error.value.remedy
 
 
-def test_a_form_that_the_builder_does_not_know_is_refused(stdlib_model: Path, tmp_path: Path) -> None:
-    """Such as layers of different shapes."""
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "puzzle.json").write_text("{}")
-    with pytest.raises(RecipeError, match=r"puzzle\.json"):
-        write_generator(run_of(stdlib_model, tmp_path / "model", tmp_path / "out"), Onnx())
-
-
 def test_what_the_builder_says_at_its_end_is_passed_on(stdlib_model: Path, tmp_path: Path) -> None:
     """It fails on a folder without a configuration."""
     run = run_of(stdlib_model, stdlib_model, tmp_path / "out")
