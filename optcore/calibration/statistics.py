@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from optcore.algorithms.gram import accumulate, accumulate_cross, symmetric
+from optcore.kernels.gram import accumulate, accumulate_cross, symmetric
 from optcore.streaming.experts import Expert
 
 Group = tuple[str, ...]
