@@ -207,7 +207,7 @@ class StageTask(Frozen):
         return digest_of(
             {
                 "engine": ENGINE_VERSION,
-                "environment": environment(self.work),
+                "environment": environment(self.work, inputs.task),
                 "work": _without_gates(self.work.model_dump(mode="json")),
                 "source": inputs.source_digest,
                 "checkpoint": inputs.checkpoint_digest,
@@ -220,11 +220,11 @@ class StageTask(Frozen):
         )
 
 
-def environment(work: AnyWork) -> dict[str, str]:
+def environment(work: AnyWork, task: Task = "text-generation") -> dict[str, str]:
     """What the same work depends on beyond its inputs: the libraries that compute, on what, and for timings where."""
     if isinstance(work, FetchWork):
         return {}
-    libraries = {name: installed(name) for name in ("torch", "transformers", *_made_by(work))}
+    libraries = {name: installed(name) for name in ("torch", "transformers", *_made_by(work, task))}
     device = "cuda" if Path("/dev/nvidia0").exists() and os.environ.get("CUDA_VISIBLE_DEVICES") != "" else "cpu"
     machine = {"machine": platform.node()} if _is_timed(work) else {}
     return {**libraries, "device": device, **machine}
@@ -236,10 +236,10 @@ def _is_timed(work: AnyWork) -> bool:
     return isinstance(work, EvaluateWork) or (isinstance(target, Target) and target.measure == "latency")
 
 
-def _made_by(work: AnyWork) -> tuple[str, ...]:
-    """Packages that compute for some techniques, targets and evaluators only."""
+def _made_by(work: AnyWork, task: Task) -> tuple[str, ...]:
+    """Packages that compute for some techniques, targets, tasks and evaluators only."""
     if isinstance(work, ExportWork):
-        return work.export.packages
+        return work.export.packages_for(task)
     if isinstance(work, EvaluateWork) and any(isinstance(evaluator, Engines) for evaluator in work.evaluators):
         return tuple(runner.package for runner in RUNNERS)
     technique = work.technique if isinstance(work, TechniqueWork) else None
