@@ -258,6 +258,11 @@ class StageRecord(Frozen):
     """Size in bytes and time of change in nanoseconds of each file. Weights may be links to files that others can write
     to, so a stage whose files changed is run again."""
 
+    @property
+    def reusable(self) -> bool:
+        """Whether a later run may take it for its own; the stage says when not (`Run.do_again`)."""
+        return bool(self.results.get("reusable", True))
+
 
 def _is_pinned_model(model: ModelRef) -> bool:
     return bool(model.id) and _is_commit(model.revision)
