@@ -31,6 +31,8 @@ class Export(Frozen):
 
     packages: ClassVar[tuple[str, ...]] = ()
     """Those that only this target is written by. What it holds depends on their versions."""
+    generator_packages: ClassVar[tuple[str, ...]] = ()
+    """Further ones that a model that generates is written by."""
     extra: ClassVar[str] = "engine"
     """The extra of ours that installs them."""
 
@@ -38,12 +40,16 @@ class Export(Frozen):
     """An engine that must load the result. A recipe whose number formats it cannot load in this target is refused
     before any work, with the nearest target that it can."""
 
-    def check_packages(self, place: str) -> None:
+    def packages_for(self, task: Task) -> tuple[str, ...]:
+        """What a model for this task is written by."""
+        return (*self.packages, *(self.generator_packages if task == "text-generation" else ()))
+
+    def check_packages(self, task: Task, place: str) -> None:
         """Raises `RecipeError`, before any work, where a package is missing that the writer imports.
 
         `place` is where the recipe names the target, a JSON Pointer.
         """
-        if missing := [name for name in self.packages if not find_spec(name.replace("-", "_"))]:
+        if missing := [name for name in self.packages_for(task) if not find_spec(name.replace("-", "_"))]:
             raise RecipeError(
                 f"{self.title} is written by {', '.join(missing)}, not installed here",
                 remedy=f"pip install 'lathe[{self.extra}]', or choose another target",
