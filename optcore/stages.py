@@ -27,6 +27,7 @@ from optcore.stage import (
     TechniqueWork,
 )
 from optcore.targets import family_of
+from optcore.techniques.attention_window import AttentionWindow
 from optcore.techniques.draft import Draft
 
 
@@ -134,6 +135,7 @@ def _fetch(run: Run, work: FetchWork, cache: Path) -> None:
         source_digest=model.digest,
         longest_sequence=longest,
         task=task,
+        conditional=work.window is not None and _needs_conditions(run, model.path, work.window),
         labels=list(labels_of(model.path).values()),
         labelled_digest="" if task == "text-generation" else _fetch_labelled(run, work, last, data.files),
         model_revision=model.revision,
@@ -150,6 +152,12 @@ def _check_grouping(run: Run, model: Path, grouping: Grouping) -> None:
     from optcore.restructure.grouping import check_grouping
 
     check_grouping(model, grouping, run.scratch)
+
+
+def _needs_conditions(run: Run, model: Path, window: AttentionWindow) -> bool:
+    from optcore.restructure.attention_window import needs_conditions
+
+    return needs_conditions(model, window, run.scratch)
 
 
 def _fetch_beside(run: Run, model: Path, place: str, ref: ModelRef, cache: Path) -> dict[str, Any]:
