@@ -9,7 +9,7 @@ from optcore.measures import evaluators
 from optcore.places import rewritten
 from optcore.recipe import Recipe
 from optcore.schemes import PRESETS
-from optcore.stage import FetchWork, Grouping
+from optcore.stage import FetchWork, Grouping, Windowing
 from optcore.targets import targets
 from optcore.techniques.attention_window import AttentionWindow
 from optcore.techniques.merge import Merge
@@ -32,7 +32,7 @@ def fetch_work(recipe: Recipe) -> FetchWork:
         drafts={f"/chain/{n}/{name}": ref for n, one in chain for name, ref in one.drafts.items()},
         texts={f"/chain/{n}/{name}": needed for n, one in chain for name, needed in one.texts.items()},
         grouping=_grouping(recipe),
-        window=_window(recipe),
+        windowing=_windowing(recipe),
     )
 
 
@@ -58,14 +58,14 @@ def _grouping(recipe: Recipe) -> Grouping | None:
     return None
 
 
-def _window(recipe: Recipe) -> AttentionWindow | None:
+def _windowing(recipe: Recipe) -> Windowing | None:
     """Of the first entry that may need conditions though it makes none by itself, where the source tells and a target
     has no place for them."""
-    if all(export.keeps_conditions for _, export in targets(recipe)):
-        return None
-    for entry in recipe.chain:
+    exports = {place: export for place, export in targets(recipe) if not export.keeps_conditions}
+    for entry in recipe.chain if exports else ():
         if isinstance(entry, AttentionWindow):
-            return None if "conditional" in entry.makes else entry.model_copy(update={"gate": None})
+            is_settled = "conditional" in entry.makes
+            return None if is_settled else Windowing(technique=entry.model_copy(update={"gate": None}), exports=exports)
         if not entry.keeps_sizes and (not isinstance(entry, Prune) or entry.depth or entry.target):
             return None
     return None

@@ -35,6 +35,14 @@ class Grouping(Frozen):
     """Targets that hold the format for some sizes only, by JSON Pointer into the recipe."""
 
 
+class Windowing(Frozen):
+    """A window of attention that stands in the model's configuration or beside the weights, which the model says."""
+
+    technique: AttentionWindow
+    exports: dict[str, AnyExport]
+    """Targets without a place for what stands beside the weights, by JSON Pointer into the recipe."""
+
+
 class FetchWork(Frozen):
     """Pin and bring here everything that comes from outside."""
 
@@ -55,8 +63,8 @@ class FetchWork(Frozen):
     """Training text, by JSON Pointer into the recipe."""
     grouping: Grouping | None = None
     """Whose groups must divide what the chain will leave of the model."""
-    window: AttentionWindow | None = None
-    """A window that no target has a place for unless the model's configuration has."""
+    windowing: Windowing | None = None
+    """A window that the targets may have no place for."""
 
     @property
     def is_pinned(self) -> bool:

@@ -11,7 +11,7 @@ from optcore.evaluate import AnyEvaluator, Throughput
 from optcore.events import AnyEvent
 from optcore.frozen import digest_of
 from optcore.references import ModelRef, NeededText
-from optcore.report import Measurement
+from optcore.report import Measurement, Task
 from optcore.run import Run
 from optcore.stage import (
     DataWork,
@@ -25,9 +25,9 @@ from optcore.stage import (
     StageTask,
     TeacherWork,
     TechniqueWork,
+    Windowing,
 )
 from optcore.targets import family_of
-from optcore.techniques.attention_window import AttentionWindow
 from optcore.techniques.draft import Draft
 
 
@@ -135,7 +135,7 @@ def _fetch(run: Run, work: FetchWork, cache: Path) -> None:
         source_digest=model.digest,
         longest_sequence=longest,
         task=task,
-        conditional=work.window is not None and _needs_conditions(run, model.path, work.window),
+        conditional=work.windowing is not None and _needs_conditions(run, model.path, work.windowing, task),
         labels=list(labels_of(model.path).values()),
         labelled_digest="" if task == "text-generation" else _fetch_labelled(run, work, last, data.files),
         model_revision=model.revision,
@@ -154,10 +154,10 @@ def _check_grouping(run: Run, model: Path, grouping: Grouping) -> None:
     check_grouping(model, grouping, run.scratch)
 
 
-def _needs_conditions(run: Run, model: Path, window: AttentionWindow) -> bool:
+def _needs_conditions(run: Run, model: Path, windowing: Windowing, task: Task) -> bool:
     from optcore.restructure.attention_window import needs_conditions
 
-    return needs_conditions(model, window, run.scratch)
+    return needs_conditions(model, windowing, task, run.scratch)
 
 
 def _fetch_beside(run: Run, model: Path, place: str, ref: ModelRef, cache: Path) -> dict[str, Any]:

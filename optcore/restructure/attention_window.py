@@ -10,6 +10,7 @@ import torch
 from optcore.conditional import NOTHING, Conditional, Window
 from optcore.errors import RecipeError, UnknownArchitecture
 from optcore.links import link_checkpoint, link_forms
+from optcore.report import Task
 from optcore.sources.checkpoint_files import CONFIG
 from optcore.streaming.conditions import visible
 from optcore.streaming.decoder import Decoder
@@ -17,6 +18,7 @@ from optcore.streaming.groups import probe_state
 
 if TYPE_CHECKING:
     from optcore.run import Run
+    from optcore.stage import Windowing
     from optcore.techniques.attention_window import AttentionWindow
 
 IN_CONFIG = "any engine that honours `sliding_window` of config.json: its KV cache holds the window alone"
@@ -44,11 +46,19 @@ def set_window(run: "Run", technique: "AttentionWindow") -> None:
     )
 
 
-def needs_conditions(model: Path, technique: "AttentionWindow", scratch: Path) -> bool:
+def needs_conditions(model: Path, windowing: "Windowing", task: Task, scratch: Path) -> bool:
     """Whether `conditional.json` must say the window, because the configuration of the model cannot. Raises
-    `RecipeError` for layers that cannot have one."""
-    decoder = Decoder(model)
-    return not _stands_in_config(decoder, technique, _layers(decoder, technique.layers), scratch)
+    `RecipeError` for layers that cannot have one, and for a target that cannot hold the model with it."""
+    decoder, technique = Decoder(model), windowing.technique
+    if not _stands_in_config(decoder, technique, _layers(decoder, technique.layers), scratch):
+        return True
+    windowed = scratch / "windowed"
+    windowed.mkdir(parents=True, exist_ok=True)
+    link_checkpoint(model, windowed)
+    _write_config(windowed, decoder, technique.window)
+    for place, export in windowing.exports.items():
+        export.check_model(windowed, task, place)
+    return False
 
 
 def _stands_in_config(decoder: Decoder, technique: "AttentionWindow", layers: tuple[int, ...], scratch: Path) -> bool:

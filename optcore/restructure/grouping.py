@@ -1,5 +1,4 @@
-"""Whether a format's groups divide what pruning will leave, and targets have a place for it: asked before the work that
-a late answer would lose."""
+"""Whether a format's groups divide what pruning will leave, and targets hold it: asked before work would be lost."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -13,7 +13,7 @@ from fixtures.whole_runs import stages_in_this_process
 from optcore.engine import optimize
 from optcore.errors import OptError, RecipeError
 from optcore.events import AnyEvent, StageStarted
-from optcore.export import Gguf, Modelopt
+from optcore.export import Gguf, Modelopt, Onnx
 from optcore.export.base import Export
 from optcore.export.sizes import check_modelopt
 from optcore.fetching import fetch_work
@@ -22,6 +22,7 @@ from optcore.recipe import Recipe, recipe_from
 from optcore.restructure.attention_window import needs_conditions, set_window
 from optcore.restructure.grouping import check_grouping
 from optcore.schemes import GGML_FORMATS, PRESETS
+from optcore.stage import Windowing
 from optcore.techniques import AttentionWindow
 
 DOWN, FFN, ATTENTION = "re:.*down_proj", "re:.*(gate|up|down)_proj", "re:.*self_attn.*"
@@ -167,7 +168,7 @@ def test_a_window_is_tried_where_the_source_tells(
     before: list[dict[str, Any]], window: dict[str, Any], format_: str, is_asked: bool
 ) -> None:
     recipe = recipe_from(recipe_for(Path("model"), *before, window, target={"format": format_}))
-    assert bool(fetch_work(recipe).window) == is_asked
+    assert bool(fetch_work(recipe).windowing) == is_asked
 
 
 @pytest.mark.parametrize(
@@ -185,10 +186,25 @@ def test_what_is_said_of_a_window_early_comes_true(
     (tmp_path / "model").mkdir()
     model = make_model(family, extras, tmp_path / "model", stdlib_model)
     technique = AttentionWindow(window=4, sinks=0, layers=layers)
-    assert needs_conditions(model, technique, tmp_path / "tried") == expected
+    windowing = Windowing(technique=technique, exports={"/target": Gguf()})
+    assert needs_conditions(model, windowing, "text-generation", tmp_path / "tried") == expected
     run = run_of(model, model, tmp_path / "out")
     set_window(run, technique)
     assert (run.out / "conditional.json").exists() == expected
+
+
+def test_a_window_that_a_graph_would_leave_out_is_refused(stdlib_model: Path, tmp_path: Path) -> None:
+    """ONNX Runtime GenAI's builder writes Mistral's attention without the window of its configuration."""
+    (tmp_path / "model").mkdir()
+    model = make_model("Mistral", {"sliding_window": None}, tmp_path / "model", stdlib_model)
+    technique, run = AttentionWindow(window=4, sinks=0), run_of(model, model, tmp_path / "out")
+    windowing = Windowing(technique=technique, exports={"/target": Onnx()})
+    with pytest.raises(RecipeError, match="a window of 4 of 512 tokens, which it leaves out") as early:
+        needs_conditions(model, windowing, "text-generation", tmp_path / "tried")
+    set_window(run, technique)
+    with pytest.raises(RecipeError) as late:
+        Onnx().write(run_of(model, run.out, tmp_path / "written"))
+    assert early.value.failure("") == late.value.failure("")
 
 
 @pytest.mark.parametrize(
