@@ -14,7 +14,7 @@ from optcore.frozen import Frozen, digest_of
 from optcore.references import Calibration, ModelRef, NeededText, TextSource
 from optcore.report import Task
 from optcore.runners import RUNNERS
-from optcore.techniques import AnyTechnique, Prune, Ptq
+from optcore.techniques import AnyTechnique, AttentionWindow, Prune, Ptq
 from optcore.techniques.data import TrainingData
 from optcore.techniques.draft import Draft
 from optcore.techniques.target import Target
@@ -23,13 +23,24 @@ from optcore.version import ENGINE_VERSION, installed
 
 
 class Grouping(Frozen):
-    """A format in groups that a recipe asks for behind other work, and all that changes sizes before it."""
+    """A format that a recipe asks for, and all that changes sizes before it: its groups, and the blocks of the targets
+    that hold it, must divide what is left."""
 
     prunes: tuple[Prune, ...]
     """What makes layers fewer or narrower; the inputs of linear layers in no more than one of them."""
     ptq: Ptq
     place: str
     """Where `ptq` stands in the recipe, a JSON Pointer."""
+    exports: dict[str, AnyExport] = Field(default={})
+    """Targets that hold the format for some sizes only, by JSON Pointer into the recipe."""
+
+
+class Windowing(Frozen):
+    """A window of attention that stands in the model's configuration or beside the weights, which the model says."""
+
+    technique: AttentionWindow
+    exports: dict[str, AnyExport]
+    """Targets without a place for what stands beside the weights, by JSON Pointer into the recipe."""
 
 
 class FetchWork(Frozen):
@@ -52,6 +63,8 @@ class FetchWork(Frozen):
     """Training text, by JSON Pointer into the recipe."""
     grouping: Grouping | None = None
     """Whose groups must divide what the chain will leave of the model."""
+    windowing: Windowing | None = None
+    """A window that the targets may have no place for."""
 
     @property
     def is_pinned(self) -> bool:

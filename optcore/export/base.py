@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from optcore.errors import RecipeError
 from optcore.frozen import Frozen
 from optcore.report import Task
+from optcore.schemes import Scheme
 
 if TYPE_CHECKING:
     from optcore.run import Run
@@ -20,6 +21,8 @@ class Export(Frozen):
     title: ClassVar[str]
     schemes: ClassVar[frozenset[str]]
     """Names of the schemes it can hold."""
+    sized_schemes: ClassVar[frozenset[str]] = frozenset()
+    """Names of those that it can hold for linear layers of some sizes only: see `check_linear`."""
     encoder_schemes: ClassVar[frozenset[str] | None] = None
     """Names of those that it can hold for an encoder, where these are others."""
     kv_caches: ClassVar[frozenset[str]] = frozenset()
@@ -60,6 +63,13 @@ class Export(Frozen):
         """Raises `RecipeError`, before any work, for a model that cannot be written in this format.
 
         `place` is where the recipe names the target, a JSON Pointer.
+        """
+
+    def check_linear(self, name: str, scheme: Scheme, shape_NK: tuple[int, int], place: str) -> None:
+        """Raises `RecipeError`, before any work, for a linear layer of N outputs and K inputs that cannot be written in
+        one of `sized_schemes`.
+
+        `name` is the layer's in the checkpoint, `place` where the recipe names the target, a JSON Pointer.
         """
 
     def write(self, run: "Run") -> None:

@@ -8,13 +8,14 @@ import torch
 
 from optcore.algorithms.packing import pack_nibbles
 from optcore.algorithms.scales import Scales
-from optcore.errors import ExportMismatch, RecipeError
+from optcore.errors import ExportMismatch
 from optcore.export.layout_writer import EXACT, Bound, Config, Layout
 from optcore.export.modelopt_config import hf_quant_config, quantization_config
 from optcore.export.modelopt_decoder import ModeloptDecoder
 from optcore.export.modelopt_groups import experts_of, fused_group
 from optcore.export.modelopt_multiplier import NVFP4_REACH, amax_of
 from optcore.export.raw_reader import Array, RawFiles
+from optcore.export.sizes import check_modelopt
 from optcore.streaming.reader import TensorReader
 
 if TYPE_CHECKING:
@@ -37,16 +38,17 @@ class ModeloptLayout(Layout):
     def linear(self, name: str) -> Mapping[str, torch.Tensor]:
         """The weight, its scales and its input's."""
         codes, scales = self.state.codes(name)
+        check_modelopt(name, self.state.scheme(name), (codes.shape[0], codes.shape[1]))
         scheme = self.state.scheme(name).name
         if scheme.startswith("int4"):
-            return {**self._int4(name, codes, scales), **self._pre_scale(name, codes, scales)} | (
+            return {**_int4(codes, scales), **self._pre_scale(name, codes, scales)} | (
                 self._w4a8(name) if scheme != "int4" else {}
             )
         if scheme.startswith("nvfp4"):
             return self._nvfp4(name, codes, scales) | self._input(name)
         shape: tuple[int, ...] = {"fp8": (), "fp8_dynamic": (-1,)}.get(scheme) or ()
         if scheme == "fp8_block":
-            return {"weight": codes, "weight_scale": _tiles(name, codes, scales.scale)}
+            return {"weight": codes, "weight_scale": _tiles(scales.scale)}
         return {"weight": codes, "weight_scale": scales.scale.float().reshape(shape), **self._input(name)}
 
     def attention(self, name: str) -> Mapping[str, torch.Tensor]:
@@ -100,18 +102,6 @@ class ModeloptLayout(Layout):
             "weight_scale": _one_where_empty(codes_NK, scales.scale),
             "weight_scale_2": _quotient(amax, NVFP4_REACH),
         }
-
-    def _int4(self, name: str, codes_NK: torch.Tensor, scales: Scales) -> Tensors:
-        """Two rows share a byte, in two's complement."""
-        if codes_NK.shape[0] % 2:
-            raise RecipeError(
-                f"{name} has {codes_NK.shape[0]} outputs, and this target packs two of them into a byte",
-                remedy="`ignore` this layer, or choose `compressed-tensors`",
-                field="/target/format",
-            )
-        nibbles = codes_NK.view(torch.uint8) & 15
-        packed = nibbles[0::2] | (nibbles[1::2] << 4)
-        return {"weight": packed, "weight_scale": scales.scale.float()}
 
     def _pre_scale(self, name: str, codes_NK: torch.Tensor, scales: Scales) -> Tensors:
         """Readers look for it in experts and in layers that run alone, and nowhere else."""
@@ -167,13 +157,13 @@ def _one_where_empty(codes_NK: torch.Tensor, scale_NG: torch.Tensor) -> torch.Te
     return torch.where(is_empty_NG, 1.0, scale_NG.float()).to(scale_NG.dtype)
 
 
-def _tiles(name: str, codes_NK: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """Block scales as Model Optimizer stores them, [N/128, 1, K/128, 1]; its readers know no partial blocks."""
-    rows, columns = codes_NK.shape
-    if rows % 128 or columns % 128:
-        raise RecipeError(
-            f"{name} is {rows} x {columns}, and this target knows whole blocks of 128 x 128 only",
-            remedy="`ignore` this layer, or choose the target `fp8`",
-            field="/target/format",
-        )
+def _int4(codes_NK: torch.Tensor, scales: Scales) -> Tensors:
+    """Two rows share a byte, in two's complement."""
+    nibbles = codes_NK.view(torch.uint8) & 15
+    packed = nibbles[0::2] | (nibbles[1::2] << 4)
+    return {"weight": packed, "weight_scale": scales.scale.float()}
+
+
+def _tiles(scale: torch.Tensor) -> torch.Tensor:
+    """Block scales as Model Optimizer stores them, [N/128, 1, K/128, 1]."""
     return scale.float()[:, None, :, None]
