@@ -244,5 +244,5 @@ def _public(recipe: Recipe) -> Recipe:
 
 
 def _environment(outcome: Outcome) -> dict[str, str]:
-    packages = (*_COMPUTING, *outcome.result.export.packages)
+    packages = (*_COMPUTING, *outcome.result.export.packages_for(outcome.inputs.task))
     return {"hardware": hardware(), "python": platform.python_version(), **{name: installed(name) for name in packages}}

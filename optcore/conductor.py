@@ -97,9 +97,11 @@ class Conductor:
         return record
 
     def _finished(self, task: StageTask, key: str) -> StageRecord | None:
-        """A stage that need not run: a fetch only while its commits are pinned and its files still there."""
+        """A stage that need not run: a fetch only while its commits are pinned and its files still there, another one
+        unless it asked to be done again."""
         if not isinstance(task.work, FetchWork):
-            return self.work.record(key)
+            record = self.work.record(key)
+            return record if record and record.reusable else None
         record = self.work.record(key) if task.work.is_pinned else None
         return record if record and all(map(Path.exists, _fetched(record))) else None
 

@@ -33,6 +33,7 @@ from optcore.places import attempts
 from optcore.plan import (
     Result,
     check,
+    check_conditions,
     evaluate_stage,
     export_stage,
     gate_stage,
@@ -52,7 +53,7 @@ from optcore.report import Step, Task, Trial
 from optcore.stage import EvaluateWork, ExportWork, GateWork, Inputs, StageRecord, StageTask, TechniqueWork
 from optcore.steps import measured_step
 from optcore.targets import check_exports, check_target
-from optcore.techniques import Gate, Technique
+from optcore.techniques import AttentionWindow, Gate, Technique
 from optcore.techniques.draft import Draft
 from optcore.techniques.merge import Merge
 from optcore.techniques.restructuring import Restructuring
@@ -146,6 +147,8 @@ class _Walk(Conductor):
         check_drafts(recipe, Path(results["source"]))
         check_target(recipe, results["family"])
         check_exports(recipe, Path(results["source"]), task)
+        if results["conditional"]:
+            check_conditions(recipe, next(one for one in recipe.chain if isinstance(one, AttentionWindow)))
         resolved = pinned(recipe, results)
         self._remember_pinned(resolved, record)
         self.emit(RecipeResolved(recipe=resolved.model_dump(mode="json")))

@@ -30,6 +30,7 @@ import re
 from typing import Literal
 
 from optcore.frozen import Frozen
+from optcore.out_of_memory import is_out_of_memory
 
 Kind = Literal["user_error", "out_of_memory", "quality_gate", "timeout", "infrastructure", "upstream_hub", "internal"]
 
@@ -169,12 +170,6 @@ class OutOfMemory(OptError):
     kind: Kind = "out_of_memory"
 
 
-NO_MEMORY = re.compile(
-    r"not enough memory|can't allocate memory|cannot allocate memory|out of memory|ALLOC_FAILED|std::bad_alloc"
-    r"|MemoryError",
-    re.IGNORECASE,
-)
-"""What torch, its allocators and the system say when memory ran out."""
 NO_ROOM = re.compile(r"No space left on device|Disk quota exceeded")
 """What the system says of a full disk, which is all that libraries that are no Python pass on."""
 _TOO_LARGE = re.compile(r"File too large")
@@ -184,13 +179,6 @@ GPU_FAILED = re.compile(
     re.IGNORECASE,
 )
 """Faults of a card or its driver, which another one may not have; a failed assertion in a kernel is none."""
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether it says that memory ran out, of the machine or its accelerator; torch says so in several ways."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    return isinstance(error, RuntimeError | OSError) and bool(NO_MEMORY.search(str(error)))
 
 
 class OutOfDisk(OptError):

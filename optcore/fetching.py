@@ -9,7 +9,9 @@ from optcore.measures import evaluators
 from optcore.places import rewritten
 from optcore.recipe import Recipe
 from optcore.schemes import PRESETS
-from optcore.stage import FetchWork, Grouping
+from optcore.stage import FetchWork, Grouping, Windowing
+from optcore.targets import targets
+from optcore.techniques.attention_window import AttentionWindow
 from optcore.techniques.merge import Merge
 from optcore.techniques.prune import Prune
 from optcore.techniques.ptq import Ptq
@@ -30,23 +32,41 @@ def fetch_work(recipe: Recipe) -> FetchWork:
         drafts={f"/chain/{n}/{name}": ref for n, one in chain for name, ref in one.drafts.items()},
         texts={f"/chain/{n}/{name}": needed for n, one in chain for name, needed in one.texts.items()},
         grouping=_grouping(recipe),
+        windowing=_windowing(recipe),
     )
 
 
 def _grouping(recipe: Recipe) -> Grouping | None:
-    """Of the first entry that quantizes, where the sizes that it meets follow from the source's alone; None where it
-    has no work before it that a late refusal would lose, or no groups. Fallbacks may never be needed."""
+    """Of the first entry that quantizes, where the sizes that it meets follow from the source's alone; None where no
+    late refusal would lose work: its own, of groups behind nothing, comes at once. Fallbacks may never be needed."""
     for number, entry in enumerate(recipe.chain):
         if isinstance(entry, Ptq):
             before = recipe.chain[:number]
             prunes = tuple(one for one in before if isinstance(one, Prune))
+            exports = {place: export for place, export in targets(recipe) if export.sized_schemes & set(entry.schemes)}
             asked = Grouping(
-                prunes=prunes, ptq=entry.model_copy(update={"gate": None, "fallback": ()}), place=f"/chain/{number}"
+                prunes=prunes,
+                ptq=entry.model_copy(update={"gate": None, "fallback": ()}),
+                place=f"/chain/{number}",
+                exports=exports,
             )
             has_groups = any(PRESETS[name].weights.group_size for name in entry.schemes)
             is_known = sum(bool(one.sliced) for one in prunes) <= 1
-            return asked if before and has_groups and is_known else None
+            return asked if is_known and ((before and has_groups) or exports) else None
         if not entry.keeps_sizes and (not isinstance(entry, Prune) or entry.target):
+            return None
+    return None
+
+
+def _windowing(recipe: Recipe) -> Windowing | None:
+    """Of the first entry that may need conditions though it makes none by itself, where the source tells and a target
+    has no place for them."""
+    exports = {place: export for place, export in targets(recipe) if not export.keeps_conditions}
+    for entry in recipe.chain if exports else ():
+        if isinstance(entry, AttentionWindow):
+            is_settled = "conditional" in entry.makes
+            return None if is_settled else Windowing(technique=entry.model_copy(update={"gate": None}), exports=exports)
+        if not entry.keeps_sizes and (not isinstance(entry, Prune) or entry.depth or entry.target):
             return None
     return None
 

@@ -203,7 +203,7 @@ def check(recipe: Recipe) -> None:
     if "quantized" not in properties:
         _check_unquantized(recipe)
     if "conditional" in properties:
-        _check_conditions(recipe)
+        check_conditions(recipe, next(technique for technique in recipe.chain if "conditional" in technique.makes))
     _check_draft(recipe)
     _check_also(recipe)
     _check_places(recipe)
@@ -227,8 +227,8 @@ def _check_unquantized(recipe: Recipe) -> None:
             )
 
 
-def _check_conditions(recipe: Recipe) -> None:
-    maker = next(technique for technique in recipe.chain if "conditional" in technique.makes)
+def check_conditions(recipe: Recipe, maker: Technique) -> None:
+    """Refuse targets without a place for the conditions that an entry of the chain makes. Raises `RecipeError`."""
     for place, export in targets(recipe):
         if not export.keeps_conditions:
             engines = " and ".join(ENGINES[engine] for engine in loading(tag(type(export)), ()))

@@ -79,6 +79,10 @@ class Run:
         """Say a measured number."""
         self.emit(Metric(stage=self.stage, name=name, value=value, step=step))
 
+    def do_again(self) -> None:
+        """Let no later run take this stage's results for its own: they are what they are for how the machine was."""
+        self.results["reusable"] = False
+
     def notice(self, message: str) -> None:
         """Say something that a person should know."""
         self.emit(Notice(stage=self.stage, message=message))

@@ -14,7 +14,7 @@ from optcore.frozen import Frozen, digest_of
 from optcore.references import Calibration, ModelRef, NeededText, TextSource
 from optcore.report import Task
 from optcore.runners import RUNNERS
-from optcore.techniques import AnyTechnique, Prune, Ptq
+from optcore.techniques import AnyTechnique, AttentionWindow, Prune, Ptq
 from optcore.techniques.data import TrainingData
 from optcore.techniques.draft import Draft
 from optcore.techniques.target import Target
@@ -23,13 +23,24 @@ from optcore.version import ENGINE_VERSION, installed
 
 
 class Grouping(Frozen):
-    """A format in groups that a recipe asks for behind other work, and all that changes sizes before it."""
+    """A format that a recipe asks for, and all that changes sizes before it: its groups, and the blocks of the targets
+    that hold it, must divide what is left."""
 
     prunes: tuple[Prune, ...]
     """What makes layers fewer or narrower; the inputs of linear layers in no more than one of them."""
     ptq: Ptq
     place: str
     """Where `ptq` stands in the recipe, a JSON Pointer."""
+    exports: dict[str, AnyExport] = Field(default={})
+    """Targets that hold the format for some sizes only, by JSON Pointer into the recipe."""
+
+
+class Windowing(Frozen):
+    """A window of attention that stands in the model's configuration or beside the weights, which the model says."""
+
+    technique: AttentionWindow
+    exports: dict[str, AnyExport]
+    """Targets without a place for what stands beside the weights, by JSON Pointer into the recipe."""
 
 
 class FetchWork(Frozen):
@@ -52,6 +63,8 @@ class FetchWork(Frozen):
     """Training text, by JSON Pointer into the recipe."""
     grouping: Grouping | None = None
     """Whose groups must divide what the chain will leave of the model."""
+    windowing: Windowing | None = None
+    """A window that the targets may have no place for."""
 
     @property
     def is_pinned(self) -> bool:
@@ -207,7 +220,7 @@ class StageTask(Frozen):
         return digest_of(
             {
                 "engine": ENGINE_VERSION,
-                "environment": environment(self.work),
+                "environment": environment(self.work, inputs.task),
                 "work": _without_gates(self.work.model_dump(mode="json")),
                 "source": inputs.source_digest,
                 "checkpoint": inputs.checkpoint_digest,
@@ -220,11 +233,11 @@ class StageTask(Frozen):
         )
 
 
-def environment(work: AnyWork) -> dict[str, str]:
+def environment(work: AnyWork, task: Task = "text-generation") -> dict[str, str]:
     """What the same work depends on beyond its inputs: the libraries that compute, on what, and for timings where."""
     if isinstance(work, FetchWork):
         return {}
-    libraries = {name: installed(name) for name in ("torch", "transformers", *_made_by(work))}
+    libraries = {name: installed(name) for name in ("torch", "transformers", *_made_by(work, task))}
     device = "cuda" if Path("/dev/nvidia0").exists() and os.environ.get("CUDA_VISIBLE_DEVICES") != "" else "cpu"
     machine = {"machine": platform.node()} if _is_timed(work) else {}
     return {**libraries, "device": device, **machine}
@@ -236,10 +249,10 @@ def _is_timed(work: AnyWork) -> bool:
     return isinstance(work, EvaluateWork) or (isinstance(target, Target) and target.measure == "latency")
 
 
-def _made_by(work: AnyWork) -> tuple[str, ...]:
-    """Packages that compute for some techniques, targets and evaluators only."""
+def _made_by(work: AnyWork, task: Task) -> tuple[str, ...]:
+    """Packages that compute for some techniques, targets, tasks and evaluators only."""
     if isinstance(work, ExportWork):
-        return work.export.packages
+        return work.export.packages_for(task)
     if isinstance(work, EvaluateWork) and any(isinstance(evaluator, Engines) for evaluator in work.evaluators):
         return tuple(runner.package for runner in RUNNERS)
     technique = work.technique if isinstance(work, TechniqueWork) else None
@@ -257,6 +270,11 @@ class StageRecord(Frozen):
     files: dict[str, tuple[int, int]] = Field(default={})
     """Size in bytes and time of change in nanoseconds of each file. Weights may be links to files that others can write
     to, so a stage whose files changed is run again."""
+
+    @property
+    def reusable(self) -> bool:
+        """Whether a later run may take it for its own; the stage says when not (`Run.do_again`)."""
+        return bool(self.results.get("reusable", True))
 
 
 def _is_pinned_model(model: ModelRef) -> bool:

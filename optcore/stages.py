@@ -11,7 +11,7 @@ from optcore.evaluate import AnyEvaluator, Throughput
 from optcore.events import AnyEvent
 from optcore.frozen import digest_of
 from optcore.references import ModelRef, NeededText
-from optcore.report import Measurement
+from optcore.report import Measurement, Task
 from optcore.run import Run
 from optcore.stage import (
     DataWork,
@@ -25,6 +25,7 @@ from optcore.stage import (
     StageTask,
     TeacherWork,
     TechniqueWork,
+    Windowing,
 )
 from optcore.targets import family_of
 from optcore.techniques.draft import Draft
@@ -134,6 +135,7 @@ def _fetch(run: Run, work: FetchWork, cache: Path) -> None:
         source_digest=model.digest,
         longest_sequence=longest,
         task=task,
+        conditional=work.windowing is not None and _needs_conditions(run, model.path, work.windowing, task),
         labels=list(labels_of(model.path).values()),
         labelled_digest="" if task == "text-generation" else _fetch_labelled(run, work, last, data.files),
         model_revision=model.revision,
@@ -150,6 +152,12 @@ def _check_grouping(run: Run, model: Path, grouping: Grouping) -> None:
     from optcore.restructure.grouping import check_grouping
 
     check_grouping(model, grouping, run.scratch)
+
+
+def _needs_conditions(run: Run, model: Path, windowing: Windowing, task: Task) -> bool:
+    from optcore.restructure.attention_window import needs_conditions
+
+    return needs_conditions(model, windowing, task, run.scratch)
 
 
 def _fetch_beside(run: Run, model: Path, place: str, ref: ModelRef, cache: Path) -> dict[str, Any]:

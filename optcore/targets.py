@@ -50,7 +50,7 @@ def check_exports(recipe: "Recipe", model: Path, task: Task) -> None:
     """Refuse targets whose writers are not installed, models that a target has no place for, once the source is here,
     and number formats that it holds for other models only. Raises `RecipeError`."""
     for place, export in targets(recipe):
-        export.check_packages(place)
+        export.check_packages(task, place)
         export.check_model(model, task, place)
         if task != "text-generation" and export.encoder_schemes is not None:
             _check_encoder(recipe, export, export.encoder_schemes)

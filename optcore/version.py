@@ -2,7 +2,7 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-ENGINE_VERSION = "5"
+ENGINE_VERSION = "6"
 """Raised when the same recipe would give other bytes or other numbers; part of every stage's key."""
 
 

@@ -13,7 +13,8 @@
 import signal
 from dataclasses import dataclass
 
-from optcore.errors import GPU_FAILED, NO_MEMORY, NO_ROOM, Failure, StageCrashed
+from optcore.errors import GPU_FAILED, NO_ROOM, Failure, StageCrashed
+from optcore.out_of_memory import NO_MEMORY
 from worker.confinement import Memory
 from worker.leash import GPU_BUSY
 

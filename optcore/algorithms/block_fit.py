@@ -5,12 +5,27 @@ each of B super-blocks (S = 1 where there are none). What belongs to a block is 
 are weighted by the importance of inputs. A *gain* is what a fit takes off the error of all zeros: larger is better.
 """
 
-from collections.abc import Sequence
+from math import prod
 from typing import NamedTuple
 
 import torch
 
 from optcore.algorithms.rounding import Grid
+
+_LARGEST = torch.finfo(torch.float32).max
+
+
+class Room:
+    """Memory that parts of a weight use one after the other: fresh pages cost more than the sums taken there."""
+
+    def __init__(self, values: int, device: torch.device) -> None:
+        """For Blocks of so many values."""
+        self._flat = torch.empty(5, values, device=device)
+
+    def tensors(self, shape: tuple[int, int, int]) -> tuple[torch.Tensor, ...]:
+        """Five [V, S, B] of uninitialised float32; in memory [S, V, B], so that a weight is one matrix transposed."""
+        values, blocks, supers = shape
+        return self._flat[:, : prod(shape)].unflatten(1, (blocks, values, supers)).transpose(1, 2).unbind()
 
 
 class Blocks(NamedTuple):
@@ -24,45 +39,54 @@ class Blocks(NamedTuple):
     """Sum of the importance, [S, B] or [] where all count alike."""
     total: torch.Tensor
     """Sum of `weighted` [S, B]."""
+    codes: torch.Tensor
+    products: torch.Tensor
+    """Scratch [V, S, B], and so are the codes."""
 
     @classmethod
-    def of(cls, values: torch.Tensor, importance: torch.Tensor | None) -> "Blocks":
-        """With the sums taken."""
-        weighted = values if importance is None else values * importance
-        mass = values.new_tensor(len(values)) if importance is None else importance.sum(0)
-        return cls(values, importance, weighted, mass, weighted.sum(0))
+    def of(cls, values: torch.Tensor, importance: torch.Tensor | None, room: Room) -> "Blocks":
+        """Of views that are copied, with the sums taken. Blocks share the room: only the latest ones are to be used."""
+        own, counted, weighted, codes, products = room.tensors(values.shape)
+        _copy(values, own)
+        if importance is None:
+            return cls(own, None, own, own.new_tensor(len(own)), own.sum(0), codes, products)
+        _copy(importance, counted)
+        torch.mul(own, counted, out=weighted)
+        return cls(own, counted, weighted, counted.sum(0), weighted.sum(0), codes, products)
 
-    def at(self, grid: Grid, step: torch.Tensor, floor: torch.Tensor | None) -> "Sums":
-        """The sums at the nearest codes."""
-        return self._sums(self._codes(grid, step, floor), is_affine=floor is not None)
-
-    def judged(self, grid: Grid, step: torch.Tensor, floor: torch.Tensor | None) -> "tuple[Sums, torch.Tensor]":
-        """The sums at the nearest codes, and the error there [S, B]: taken from the differences, since that of 8 bits
-        is a rounding error of float32 beside the sums."""
-        codes = self._codes(grid, step, floor)
-        error = torch.addcmul(self.values, codes, step, value=-1)
+    def error(self, grid: Grid, step: torch.Tensor, floor: torch.Tensor | None) -> torch.Tensor:
+        """At the nearest codes [S, B], from the differences: beside a large floor that of sums is rounding."""
+        inverse = step.reciprocal().clamp_(-_LARGEST, _LARGEST)
+        codes = self._rounded(grid, inverse, None if floor is None else floor.mul(inverse).neg_())
+        error = torch.addcmul(self.values, codes, step, value=-1, out=self.products)
         error = (error if floor is None else error.sub_(floor)).square_()
-        error = (error if self.importance is None else error.mul_(self.importance)).sum(0)
-        return self._sums(codes, is_affine=floor is not None), error
+        return (error if self.importance is None else error.mul_(self.importance)).sum(0)
 
-    def _codes(self, grid: Grid, step: torch.Tensor, floor: torch.Tensor | None) -> torch.Tensor:
-        inverse = torch.where(step == 0, 1, step).reciprocal()
-        codes = self.values * inverse if floor is None else (self.values - floor).mul_(inverse)
-        return grid.round(codes) if grid.range is None else codes.round_().clamp_(*grid.range)
+    def at(self, grid: Grid, step_FSB: torch.Tensor, floor_FSB: torch.Tensor | None) -> "Sums":
+        """The sums [F, S, B] at the codes nearest to each of F lines."""
+        # Times the zeros of a step of zero this is zero, not NaN.
+        inverse_FSB = step_FSB.reciprocal().clamp_(-_LARGEST, _LARGEST)
+        start_FSB = None if floor_FSB is None else floor_FSB.mul(inverse_FSB).neg_()
+        square, product, code = step_FSB.new_empty(3, *step_FSB.shape)
+        for line, inverse in enumerate(inverse_FSB):
+            codes = self._rounded(grid, inverse, None if start_FSB is None else start_FSB[line])
+            torch.sum(torch.mul(codes, self.weighted, out=self.products), 0, out=product[line])
+            counted = codes if self.importance is None else torch.mul(codes, self.importance, out=self.products)
+            if floor_FSB is not None:
+                torch.sum(counted, 0, out=code[line])
+            torch.sum(codes.mul_(counted), 0, out=square[line])
+        return Sums(square, product, None if floor_FSB is None else code, self)
 
-    def _sums(self, codes: torch.Tensor, *, is_affine: bool) -> "Sums":
-        """Uses the codes up."""
-        first = (codes * self.weighted).sum(0)
-        if self.importance is None:
-            mean = codes.sum(0) if is_affine else None
-            return Sums(codes.square_().sum(0), first, mean, self)
-        counted = codes * self.importance
-        mean = counted.sum(0) if is_affine else None
-        return Sums(codes.mul_(counted).sum(0), first, mean, self)
+    def _rounded(self, grid: Grid, inverse_SB: torch.Tensor, start_SB: torch.Tensor | None) -> torch.Tensor:
+        if start_SB is None:
+            torch.mul(self.values, inverse_SB, out=self.codes)
+        else:
+            torch.addcmul(start_SB, self.values, inverse_SB, out=self.codes)
+        return grid.round(self.codes) if grid.range is None else self.codes.round_().clamp_(*grid.range)
 
 
 class Sums(NamedTuple):
-    """Weighted sums over each block, [S, B]: all that its error depends on while codes stay."""
+    """Weighted sums over each block, [S, B], of F lines [F, S, B]: all that its error depends on while codes stay."""
 
     square: torch.Tensor
     """Of c^2."""
@@ -92,6 +116,20 @@ class Sums(NamedTuple):
             floor = floor.clamp(max=0)
         return Fit(step, floor, self.gain(step, floor))
 
+    def of_best(self, *, below_zero: bool) -> "Sums":
+        """Of F sums, block by block those through whose codes the best least-squares line goes."""
+        # No line where all codes are alike. Not argmax, which takes longer than all the sums.
+        gain_FSB = self.best(below_zero=below_zero).gain.nan_to_num_(nan=-torch.inf)
+        best_1SB = gain_FSB.max(0, keepdim=True).indices
+        square, product = self.square.gather(0, best_1SB)[0], self.product.gather(0, best_1SB)[0]
+        return Sums(square, product, None if self.code is None else self.code.gather(0, best_1SB)[0], self.blocks)
+
+    def line(self, index: int) -> "Sums":
+        """One of F."""
+        return Sums(
+            self.square[index], self.product[index], None if self.code is None else self.code[index], self.blocks
+        )
+
     def floor_at(self, step: torch.Tensor) -> torch.Tensor:
         """The best floor for a step."""
         assert self.code is not None
@@ -104,6 +142,11 @@ class Fit(NamedTuple):
     step: torch.Tensor
     floor: torch.Tensor | None
     gain: torch.Tensor
+
+
+def _copy(source: torch.Tensor, into: torch.Tensor) -> None:
+    """In two dimensions, which torch transposes fastest."""
+    into.transpose(0, 1).flatten(0, 1).copy_(source.transpose(0, 1).flatten(0, 1))
 
 
 def plain_fit(blocks: Blocks, grid: Grid, *, below_zero: bool | None) -> Fit:
@@ -119,13 +162,3 @@ def plain_fit(blocks: Blocks, grid: Grid, *, below_zero: bool | None) -> Fit:
         floor = low.clamp(max=0) if below_zero else low
         step = (high - floor) / grid.ends[1]
     return Fit(step, floor, torch.full_like(step, -torch.inf))
-
-
-def searched_sums(blocks: Blocks, grid: Grid, plain: Fit, factors: Sequence[float], *, below_zero: bool) -> Sums:
-    """Through the codes of that multiple of the plain step by which the best least-squares line goes."""
-    tried = [blocks.at(grid, plain.step * factor, plain.floor) for factor in factors]
-    square, product = torch.stack([one.square for one in tried]), torch.stack([one.product for one in tried])
-    code = torch.stack([one.code for one in tried if one.code is not None]) if plain.floor is not None else None
-    together = Sums(square, product, code, blocks)  # [F, S, B]: starting small operations costs as much as the sums
-    factor = plain.step.new_tensor(factors)[together.best(below_zero=below_zero).gain.argmax(0)]
-    return blocks.at(grid, plain.step * factor, plain.floor)

@@ -12,11 +12,19 @@ from optcore.algorithms.rounding import grid_of
 from optcore.algorithms.scales import Scales
 from optcore.schemes import QuantArgs
 
+_PART_values = 2**17
+
 
 def encode(weight_NK: torch.Tensor, scales: Scales, args: QuantArgs) -> torch.Tensor:
     """Codes [N, K] of the grid values nearest to W."""
-    points = lattice(scales, args, _shape(weight_NK))
-    return points.grid.encode(points.in_steps(weight_NK))
+    if args.scale_type not in ("f16", "super"):
+        return _encoded(weight_NK, scales, args)
+    # All that these scales consist of goes by rows: some at a time stay in the cache, and reuse each other's memory.
+    at_once = max(1, _PART_values // weight_NK.shape[1])
+    fields = [part if part is None else part.split(at_once) for part in scales]
+    rows = weight_NK.split(at_once)
+    parts = [Scales(*(part if part is None else part[i] for part in fields)) for i in range(len(rows))]
+    return torch.cat([_encoded(part_NK, part, args) for part_NK, part in zip(rows, parts, strict=True)])
 
 
 def decode(codes_NK: torch.Tensor, scales: Scales, args: QuantArgs) -> torch.Tensor:
@@ -27,6 +35,11 @@ def decode(codes_NK: torch.Tensor, scales: Scales, args: QuantArgs) -> torch.Ten
 def fake_quantize(weight_NK: torch.Tensor, scales: Scales, args: QuantArgs) -> torch.Tensor:
     """The weight as it will be decoded, float32 [N, K]: `decode(encode(W))` bit for bit."""
     return decode(encode(weight_NK, scales, args), scales, args)
+
+
+def _encoded(weight_NK: torch.Tensor, scales: Scales, args: QuantArgs) -> torch.Tensor:
+    points = lattice(scales, args, _shape(weight_NK))
+    return points.grid.encode(points.in_steps(weight_NK))
 
 
 def _shape(matrix: torch.Tensor) -> tuple[int, int]:

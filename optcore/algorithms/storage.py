@@ -77,9 +77,8 @@ def super_scaled(super_scale: torch.Tensor, codes: tuple[int, int]) -> Storage:
 def half(step: torch.Tensor) -> torch.Tensor:
     """float16 of steps: what overflows saturates, and what would be zero gets the smallest subnormal number, at which
     a small block keeps some of its values."""
-    stored = step.clamp(-_HALF.max, _HALF.max).to(torch.float16)
-    least = torch.where(step < 0, -_HALF_LEAST, _HALF_LEAST).to(torch.float16)
-    return torch.where(stored == 0, least, stored)
+    magnitude = step.abs().clamp_(_HALF_LEAST, _HALF.max)
+    return torch.copysign(magnitude, step + 0.0).to(torch.float16)  # minus zero counts as zero
 
 
 def second_level(step: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

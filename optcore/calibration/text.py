@@ -14,7 +14,8 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from optcore.calibration import stdlib
-from optcore.errors import BadCheckpoint, DataError, is_out_of_memory
+from optcore.errors import BadCheckpoint, DataError
+from optcore.out_of_memory import is_out_of_memory
 from optcore.references import Calibration
 from optcore.sources.texts import read_texts
 

@@ -33,7 +33,8 @@ class Engines(Evaluator):
     source: bool = True
     """Measure the source too; a run with several results does so once."""
     time_limit_seconds: int = Field(default=600, ge=1, le=86_400)
-    """For one engine, its start and loading among them; one that takes longer is left out with a notice."""
+    """For one engine, its start and loading among them; one that takes longer is left out with a notice, as
+    one that runs out of memory is, and measured again when the recipe is run again."""
 
     def measure(self, run: "Run") -> list[Measurement]:
         """No rows of the before/after table: what each engine did is left in the run's results."""

@@ -1,6 +1,7 @@
 """The exported result in the engine that serves it, and the source in transformers, one after the other."""
 
 import json
+import os
 import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ from optcore.evaluate.reference import Reference, write_reference
 from optcore.quantization import load_quantization
 from optcore.report import EngineRun
 from optcore.runners import TRANSFORMERS, Runner, find_runner
-from optcore.serving.process import EngineFailed, run_engine
+from optcore.serving.process import EngineFailed, EngineStopped, run_engine
 from optcore.serving.session import ServingTask
 from optcore.sizes import shapes, weight_bytes
 from optcore.streaming.free_memory import machine_bytes
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 _ROOM = 3  # loading needs the file and the unpacked tensors at once
 _FILES = {"gguf": ("model*.gguf",), "onnx": ("*.onnx", "*.onnx.data")}
 """Weights of targets that do not hold them in safetensors."""
+_OF_THE_MACHINE = ("out_of_memory", "infrastructure")
+"""Kinds of errors that another attempt may not meet."""
 
 
 def measure_engines(run: "Run", evaluator: "Engines") -> list[EngineRun]:
@@ -34,7 +37,7 @@ def measure_engines(run: "Run", evaluator: "Engines") -> list[EngineRun]:
     assert run.export
     runner, why = _runner(run)
     if runner is None:
-        _miss(run, f"the {run.target} result was not measured in an engine: {why}")
+        _miss(run, f"the {run.target} result was not measured in an engine: {why}", lasts=True)
     if runner is None and not evaluator.source:
         return []
     try:
@@ -42,7 +45,8 @@ def measure_engines(run: "Run", evaluator: "Engines") -> list[EngineRun]:
     except (OptError, OSError, RuntimeError, ValueError, MemoryError) as failed:  # torch's own for memory among them
         traceback.print_exc()  # to the log: a finished checkpoint is not lost for it
         error = typed_error(failed, run.stage)
-        _miss(run, f"the {run.target} result was not measured in an engine, for want of a reference: {error}")
+        why = f"the {run.target} result was not measured in an engine, for want of a reference: {error}"
+        _miss(run, why, lasts=error.kind not in _OF_THE_MACHINE)
         return []
     found, task = [], _task(run, evaluator, reference)
     if evaluator.source and reference.logits and not load_conditional(run.source):
@@ -54,9 +58,12 @@ def measure_engines(run: "Run", evaluator: "Engines") -> list[EngineRun]:
     return [measured for measured in found if measured]
 
 
-def _miss(run: "Run", why: str) -> None:
-    """Say it now, and leave it for the report that compares all results."""
+def _miss(run: "Run", why: str, *, lasts: bool) -> None:
+    """Say it now, and leave it for the report that compares all results; what does not last is tried by the next run
+    that comes to this stage."""
     run.notice(why)
+    if not lasts:
+        run.do_again()
     missing = run.results.setdefault("not_in_engines", [])
     assert isinstance(missing, list)
     missing.append(why)
@@ -92,11 +99,12 @@ def _measured(
     size = _file_bytes(folder, target)
     unpacked = max(size, weight_bytes(run.source)) if runner is TRANSFORMERS else size
     try:
-        if unpacked * _ROOM > machine_bytes():
-            raise EngineFailed("the model does not fit into this machine's free memory as a whole")
+        _check_memory(unpacked * _ROOM)
         served = run_engine(runner.engine, folder, task, run.scratch, limit_seconds)
     except EngineFailed as error:
-        _miss(run, f"the {f'{target} result' if exported else 'source'} was not measured in {runner.engine}: {error}")
+        what = f"{target} result" if exported else "source"
+        lasts = not isinstance(error, EngineStopped)
+        _miss(run, f"the {what} was not measured in {runner.engine}: {error}", lasts=lasts)
         return None
     return EngineRun(
         engine=runner.engine,
@@ -109,6 +117,13 @@ def _measured(
         new_tokens=task.new_tokens,
         **served._asdict(),
     )
+
+
+def _check_memory(needed: int) -> None:
+    if needed > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):
+        raise EngineFailed("the model does not fit into this machine's memory as a whole")
+    if needed > machine_bytes():
+        raise EngineStopped("the model does not fit into this machine's free memory as a whole")
 
 
 def _file_bytes(folder: Path, target: str) -> int:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from optcore.export.base import Export
 from optcore.report import Task
-from optcore.schemes import GGML_FORMATS
+from optcore.schemes import GGML_FORMATS, Scheme
 
 if TYPE_CHECKING:
     from optcore.run import Run
@@ -20,6 +20,7 @@ class Gguf(Export):
         *("int4", "int4_g64", "int4_g32", "int4_asym", "int4_asym_g64", "int4_asym_g32"),
         *("int8_w8a16", "mxfp4_w4a16", "nvfp4_w4a16"),
     }
+    sized_schemes: ClassVar[frozenset[str]] = frozenset({"int8_w8a16", "nvfp4_w4a16"})
     keeps_conditions: ClassVar[bool] = False
     takes_unquantized: ClassVar[bool] = True
     packages: ClassVar[tuple[str, ...]] = ("gguf",)
@@ -33,6 +34,12 @@ class Gguf(Export):
         from optcore.gguf.fitness import check_model
 
         check_model(folder, task, place)
+
+    def check_linear(self, name: str, scheme: Scheme, shape_NK: tuple[int, int], place: str) -> None:
+        """Refuse rows that ggml's blocks do not divide: they are longer than NVFP4's groups, and INT8 has none."""
+        from optcore.gguf.layout import check_blocks
+
+        check_blocks(f"{name}.weight", scheme.name, shape_NK[1], f"{place}/format")
 
     def write(self, run: "Run") -> None:
         """Lay every tensor out in its block format, then decode the file and compare it with the simulated weights."""

@@ -3,6 +3,8 @@
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from optcore.export.base import Export
+from optcore.export.sizes import check_words
+from optcore.schemes import Scheme
 
 if TYPE_CHECKING:
     from optcore.run import Run
@@ -17,8 +19,13 @@ class GptqFormat(Export):
 
     title: ClassVar[str] = "GPTQ"
     schemes: ClassVar[frozenset[str]] = frozenset({"int4", "int4_g64", "int4_g32", "int8_w8a16"})
+    sized_schemes: ClassVar[frozenset[str]] = schemes
 
     format: Literal["gptq"] = "gptq"
+
+    def check_linear(self, name: str, scheme: Scheme, shape_NK: tuple[int, int], place: str) -> None:
+        """Refuse sides that are no whole number of words."""
+        check_words(name, scheme, shape_NK, place)
 
     def write(self, run: "Run") -> None:
         """Pack shard by shard, then decode every weight and compare it with the simulated one."""

@@ -8,6 +8,7 @@ import torch
 from optcore.algorithms.codes import decode
 from optcore.errors import RecipeError
 from optcore.export.layout_writer import EXACT, Bound, Layout
+from optcore.export.sizes import check_words
 
 _HALF_ROUNDING = 2.0**-11
 _HALF_SMALLEST = 2.0**-24
@@ -48,7 +49,7 @@ class HalfScaleLayout(Layout):
     def groups(self, name: str) -> Groups:
         """Codes, zero points and scales of a linear layer. Raises `RecipeError` when they do not fit the layout."""
         codes, scales = self.state.codes(name)
-        self._check_shape(name, codes)
+        check_words(name, self.state.scheme(name), (codes.shape[0], codes.shape[1]))
         half = scales.scale.float().to(torch.float16)
         if not half.isfinite().all():
             raise RecipeError(
@@ -68,16 +69,6 @@ class HalfScaleLayout(Layout):
         ones = scales._replace(scale=torch.ones_like(step))
         reach = decode(codes, ones, self.state.scheme(name).weights).abs().max().item()
         return Bound(_HALF_ROUNDING * (1 + 2**-10), reach * _HALF_SMALLEST / 2)
-
-    def _check_shape(self, name: str, codes_NK: torch.Tensor) -> None:
-        rows, columns = codes_NK.shape
-        per_word = 32 // self.state.scheme(name).weights.bits
-        if rows % per_word or columns % per_word:
-            raise RecipeError(
-                f"{name} is {rows} x {columns}, and this target packs {per_word} values along either side into a word",
-                remedy="`ignore` this layer, or choose `compressed-tensors`",
-                field="/target/format",
-            )
 
 
 def pack_words(unsigned: torch.Tensor, bits: int) -> torch.Tensor:

@@ -3,6 +3,8 @@
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from optcore.export.base import Export
+from optcore.export.sizes import check_modelopt
+from optcore.schemes import Scheme
 
 if TYPE_CHECKING:
     from optcore.run import Run
@@ -20,9 +22,14 @@ class Modelopt(Export):
     schemes: ClassVar[frozenset[str]] = frozenset(
         {"fp8", "fp8_dynamic", "fp8_block", "nvfp4", "nvfp4_w4a16", "int4", "int4_fp8_static"}
     )
+    sized_schemes: ClassVar[frozenset[str]] = frozenset({"int4", "int4_fp8_static", "fp8_block"})
     kv_caches: ClassVar[frozenset[str]] = frozenset({"fp8", "nvfp4", "nvfp4_affine"})
 
     format: Literal["modelopt"] = "modelopt"
+
+    def check_linear(self, name: str, scheme: Scheme, shape_NK: tuple[int, int], place: str) -> None:
+        """Refuse INT4 in an odd number of outputs, and partial blocks of FP8."""
+        check_modelopt(name, scheme, shape_NK, place)
 
     def write(self, run: "Run") -> None:
         """Write the tensors and both descriptions, decode every weight, and ask what TensorRT-LLM's loader asks."""

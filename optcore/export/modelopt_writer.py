@@ -1,26 +1,29 @@
 """Tensors of a Model Optimizer checkpoint."""
 
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
 import torch
 
 from optcore.algorithms.packing import pack_nibbles
 from optcore.algorithms.scales import Scales
-from optcore.errors import ExportMismatch, RecipeError
+from optcore.errors import ExportMismatch
 from optcore.export.layout_writer import EXACT, Bound, Config, Layout
 from optcore.export.modelopt_config import hf_quant_config, quantization_config
 from optcore.export.modelopt_decoder import ModeloptDecoder
 from optcore.export.modelopt_groups import experts_of, fused_group
+from optcore.export.modelopt_multiplier import NVFP4_REACH, amax_of
 from optcore.export.raw_reader import Array, RawFiles
+from optcore.export.sizes import check_modelopt
+from optcore.streaming.reader import TensorReader
 
 if TYPE_CHECKING:
     from optcore.streaming.quantized import QuantizedCheckpoint
 
 Tensors = dict[str, torch.Tensor]
-_E4M3_MAX, _E2M1_MAX = 448.0, 6.0
-_NVFP4_BOUND = Bound(2.0**-21, 2.0**-140)  # 1 / divisor and two products are rounded, where we divided once
+_E4M3_MAX = 448.0
+_NVFP4_BOUND = Bound(2.0**-21, 2.0**-140)  # a quotient and two products are rounded, where we divided once
 
 
 class ModeloptLayout(Layout):
@@ -30,20 +33,22 @@ class ModeloptLayout(Layout):
         super().__init__(state)
         self._decoder: ModeloptDecoder | None = None
         self._joint_amax = lru_cache(maxsize=4)(self._largest)
+        self._dense_amaxes = lru_cache(maxsize=4)(self._largest_dense)
 
     def linear(self, name: str) -> Mapping[str, torch.Tensor]:
         """The weight, its scales and its input's."""
         codes, scales = self.state.codes(name)
+        check_modelopt(name, self.state.scheme(name), (codes.shape[0], codes.shape[1]))
         scheme = self.state.scheme(name).name
         if scheme.startswith("int4"):
-            return {**self._int4(name, codes, scales), **self._pre_scale(name, codes, scales)} | (
+            return {**_int4(codes, scales), **self._pre_scale(name, codes, scales)} | (
                 self._w4a8(name) if scheme != "int4" else {}
             )
         if scheme.startswith("nvfp4"):
-            return self._nvfp4(codes, scales) | self._input(name)
+            return self._nvfp4(name, codes, scales) | self._input(name)
         shape: tuple[int, ...] = {"fp8": (), "fp8_dynamic": (-1,)}.get(scheme) or ()
         if scheme == "fp8_block":
-            return {"weight": codes, "weight_scale": _tiles(name, codes, scales.scale)}
+            return {"weight": codes, "weight_scale": _tiles(scales.scale)}
         return {"weight": codes, "weight_scale": scales.scale.float().reshape(shape), **self._input(name)}
 
     def attention(self, name: str) -> Mapping[str, torch.Tensor]:
@@ -55,7 +60,8 @@ class ModeloptLayout(Layout):
             if what == "bias":
                 tensors[f"{place}.{kind}_bias"] = tensor
             else:  # Model Optimizer writes amax / 448, for NVFP4 too
-                scale = _E2M1_MAX / tensor.float() if what == "global_scale" else tensor.float()
+                is_divisor = what == "global_scale"
+                scale = _quotient(amax_of(tensor.item(), tuple), _E4M3_MAX) if is_divisor else tensor.float()
                 tensors[f"{place}.{kind}_scale"] = scale.reshape(())
         return tensors
 
@@ -81,25 +87,21 @@ class ModeloptLayout(Layout):
         scale = self.state.input_scale(name)
         if scale is None:
             return {}
-        is_divisor = self.state.scheme(name).weights.strategy == "tensor_group"
-        return {"input_scale": (1 / scale.float() if is_divisor else scale.float()).reshape(())}
+        if self.state.scheme(name).weights.strategy != "tensor_group":
+            return {"input_scale": scale.float().reshape(())}
+        measured = self.state.description.linears[name].input_amax
+        amax = amax_of(scale.item(), lambda: () if measured is None else (measured,))
+        return {"input_scale": _quotient(amax, NVFP4_REACH)}
 
-    def _nvfp4(self, codes_NK: torch.Tensor, scales: Scales) -> Tensors:
+    def _nvfp4(self, name: str, codes_NK: torch.Tensor, scales: Scales) -> Tensors:
         assert scales.global_scale is not None
-        multiplier = (1 / scales.global_scale.float()).reshape(())
-        return {"weight": pack_nibbles(codes_NK), "weight_scale": scales.scale, "weight_scale_2": multiplier}
-
-    def _int4(self, name: str, codes_NK: torch.Tensor, scales: Scales) -> Tensors:
-        """Two rows share a byte, in two's complement."""
-        if codes_NK.shape[0] % 2:
-            raise RecipeError(
-                f"{name} has {codes_NK.shape[0]} outputs, and this target packs two of them into a byte",
-                remedy="`ignore` this layer, or choose `compressed-tensors`",
-                field="/target/format",
-            )
-        nibbles = codes_NK.view(torch.uint8) & 15
-        packed = nibbles[0::2] | (nibbles[1::2] << 4)
-        return {"weight": packed, "weight_scale": scales.scale.float()}
+        # Asked by folder, so that layers which share a divisor get one answer.
+        amax = amax_of(scales.global_scale.item(), lambda: self._dense_amaxes(name.rpartition(".")[0]))
+        return {
+            "weight": pack_nibbles(codes_NK),
+            "weight_scale": _one_where_empty(codes_NK, scales.scale),
+            "weight_scale_2": _quotient(amax, NVFP4_REACH),
+        }
 
     def _pre_scale(self, name: str, codes_NK: torch.Tensor, scales: Scales) -> Tensors:
         """Readers look for it in experts and in layers that run alone, and nowhere else."""
@@ -111,7 +113,7 @@ class ModeloptLayout(Layout):
     def _w4a8(self, name: str) -> Tensors:
         """The FP8 range of the decoded weight. Readers assert that fused layers share it."""
         group = fused_group(name, self.state.description.linears)
-        second = torch.tensor(self._joint_amax(group) / _E4M3_MAX, dtype=torch.float32)
+        second = _quotient(self._joint_amax(group), _E4M3_MAX)
         given = self._input(name)
         if not given:
             raise ExportMismatch(f"{name} has no calibrated input scale, which W4A8_AWQ needs")
@@ -119,6 +121,23 @@ class ModeloptLayout(Layout):
 
     def _largest(self, group: tuple[str, ...]) -> float:
         return max(float(self.state.weight(name).abs().max()) for name in group) or 1.0
+
+    @cached_property
+    def _dense(self) -> TensorReader:
+        return TensorReader(self.state.folder)
+
+    @cached_property
+    def _children(self) -> dict[str, list[str]]:
+        """The quantized layers by the module that they are in."""
+        found: dict[str, list[str]] = {}
+        for name in self.state.description.linears:
+            found.setdefault(name.rpartition(".")[0], []).append(name)
+        return found
+
+    def _largest_dense(self, parent: str) -> tuple[float, ...]:
+        """Of the weights before rounding, where each has a tensor of its own."""
+        stored = (f"{name}.weight" for name in self._children.get(parent, ()))
+        return tuple(float(self._dense.tensor(weight).abs().max()) for weight in stored if weight in self._dense)
 
     def _projection(self, attention: str, kind: str) -> str:
         """The module below which readers look for a key's or value's scale."""
@@ -128,13 +147,23 @@ class ModeloptLayout(Layout):
         return next(kept, attention)
 
 
-def _tiles(name: str, codes_NK: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """Block scales as Model Optimizer stores them, [N/128, 1, K/128, 1]; its readers know no partial blocks."""
-    rows, columns = codes_NK.shape
-    if rows % 128 or columns % 128:
-        raise RecipeError(
-            f"{name} is {rows} x {columns}, and this target knows whole blocks of 128 x 128 only",
-            remedy="`ignore` this layer, or choose the target `fp8`",
-            field="/target/format",
-        )
+def _quotient(amax: float, reach: float) -> torch.Tensor:
+    return torch.tensor(amax / reach, dtype=torch.float32)
+
+
+def _one_where_empty(codes_NK: torch.Tensor, scale_NG: torch.Tensor) -> torch.Tensor:
+    """Model Optimizer gives blocks of zeros the scale 1, compressed-tensors the epsilon of E4M3."""
+    is_empty_NG = ((codes_NK & 7) == 0).unflatten(1, (scale_NG.shape[1], -1)).all(-1)
+    return torch.where(is_empty_NG, 1.0, scale_NG.float()).to(scale_NG.dtype)
+
+
+def _int4(codes_NK: torch.Tensor, scales: Scales) -> Tensors:
+    """Two rows share a byte, in two's complement."""
+    nibbles = codes_NK.view(torch.uint8) & 15
+    packed = nibbles[0::2] | (nibbles[1::2] << 4)
+    return {"weight": packed, "weight_scale": scales.scale.float()}
+
+
+def _tiles(scale: torch.Tensor) -> torch.Tensor:
+    """Block scales as Model Optimizer stores them, [N/128, 1, K/128, 1]."""
     return scale.float()[:, None, :, None]

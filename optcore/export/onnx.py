@@ -24,7 +24,8 @@ class Onnx(Export):
     encoder_schemes: ClassVar[frozenset[str] | None] = frozenset({"int8", "int8_static", "int8_w8a16"})
     keeps_conditions: ClassVar[bool] = False
     takes_unquantized: ClassVar[bool] = True
-    packages: ClassVar[tuple[str, ...]] = ("onnx", "onnxscript", "onnxruntime", "onnxruntime-genai")
+    packages: ClassVar[tuple[str, ...]] = ("onnx", "onnxscript", "onnxruntime")
+    generator_packages: ClassVar[tuple[str, ...]] = ("onnxruntime-genai",)
     extra: ClassVar[str] = "onnx"
 
     format: Literal["onnx"] = "onnx"

@@ -94,6 +94,17 @@ def rotated_heads(stored: str, config: Config, architecture: Architecture) -> tu
     return (int(config.get("num_key_value_heads") or heads), head_width(config)) if ".k_proj." in stored else None
 
 
+def check_blocks(name: str, scheme: str, inputs: int, field: str = "/target/format") -> None:
+    """Raises `RecipeError` for a tensor whose rows are no whole number of the blocks that hold its scheme."""
+    elements, _ = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[TYPES[scheme]]]
+    if inputs % elements:
+        raise RecipeError(
+            f"{name} has {inputs} inputs, and {TYPES[scheme]} stores {elements} together",
+            remedy="`ignore` this layer, or choose a format with smaller blocks such as `q8_0`",
+            field=field,
+        )
+
+
 def _named(weights: Weights, config: Config, architecture: Architecture) -> Iterator[tuple[str, str]]:
     """Every tensor of the checkpoint that is written, experts in their order, with its name in the file."""
     names = gguf_names(architecture, int(config["num_hidden_layers"]))
@@ -116,13 +127,8 @@ def _entry(weights: Weights, name: str, sources: tuple[str, ...], plain: str) ->
     (shape,), (scheme,) = shapes, schemes
     has_vectors = len(shape) == 1 or "ffn_gate_inp" in name  # a router is small, and decides much
     type_ = TYPES[scheme] if scheme else "F32" if has_vectors else plain.upper()
-    elements, _ = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[type_]]
-    if shape[-1] % elements:
-        raise RecipeError(
-            f"{sources[0]} has {shape[-1]} inputs, and {type_} stores {elements} together",
-            remedy="`ignore` this layer, or choose a format with smaller blocks such as `q8_0`",
-            field="/target/format",
-        )
+    if scheme:
+        check_blocks(sources[0], scheme, shape[-1])
     entry = Entry(name, type_, shape, sources)
     return entry._replace(shape=(len(sources), *shape)) if entry.has_experts else entry
 

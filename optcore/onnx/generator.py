@@ -11,6 +11,7 @@ from optcore.export.dense_writer import DenseLayout
 from optcore.export.layout_writer import write_layout
 from optcore.links import link_companions, link_documents
 from optcore.onnx.builder import DATA, GRAPH, build_graph
+from optcore.onnx.generator_fitness import check_generator
 from optcore.onnx.matrices import can_pack
 from optcore.onnx.mended_graph import mend_graph
 from optcore.onnx.quantized_graph import QuantizedGraph
@@ -33,6 +34,7 @@ def write_generator(run: "Run", export: "Onnx") -> None:
     the scratch folder holds the weights twice, once in the model's type and once in float32 or float16.
     """
     check_unconditional(run.checkpoint, "ONNX Runtime", "/target/format")
+    check_generator(run.checkpoint, "/target")  # the chain may have changed what the configuration said
     link_companions(run.checkpoint, run.out)
     link_documents(run.checkpoint, run.out)
     if load_quantization(run.checkpoint) is None:

@@ -1,8 +1,10 @@
 """An encoder as a graph: torch's exporter, with any number of texts of any length."""
 
 import inspect
+import logging
 import warnings
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +48,7 @@ def write_graph(model: PreTrainedModel, inputs: Inputs, path: Path) -> None:
     Weights of more than 1.5 GiB go to a file beside it.
     """
     axes = {0: "batch", 1: "sequence"}
-    with warnings.catch_warnings(), torch.no_grad():
+    with warnings.catch_warnings(), _silent_of_vision(), torch.no_grad():
         for said in _OWN_WARNINGS:
             warnings.filterwarnings("ignore", message=said)
         program = torch.onnx.export(
@@ -64,6 +66,22 @@ def write_graph(model: PreTrainedModel, inputs: Inputs, path: Path) -> None:
         onnxscript.optimizer.optimize_ir(program.model, should_fold=_may_fold)
     _forget_origin(program.model)
     program.save(path)
+
+
+@contextmanager
+def _silent_of_vision() -> Iterator[None]:
+    """The exporter's table of operators has some of torchvision. It logs a warning for each where that is missing: no
+    fault here, since no encoder of text calls them. All else that it logs is heard."""
+    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
+    logger.addFilter(_is_no_vision)
+    try:
+        yield
+    finally:
+        logger.removeFilter(_is_no_vision)
+
+
+def _is_no_vision(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith("torchvision is not installed")
 
 
 def _forget_origin(model: onnx_ir.Model) -> None:

@@ -10,6 +10,7 @@ import torch
 from optcore.conditional import NOTHING, Conditional, Window
 from optcore.errors import RecipeError, UnknownArchitecture
 from optcore.links import link_checkpoint, link_forms
+from optcore.report import Task
 from optcore.sources.checkpoint_files import CONFIG
 from optcore.streaming.conditions import visible
 from optcore.streaming.decoder import Decoder
@@ -17,6 +18,7 @@ from optcore.streaming.groups import probe_state
 
 if TYPE_CHECKING:
     from optcore.run import Run
+    from optcore.stage import Windowing
     from optcore.techniques.attention_window import AttentionWindow
 
 IN_CONFIG = "any engine that honours `sliding_window` of config.json: its KV cache holds the window alone"
@@ -31,7 +33,7 @@ def set_window(run: "Run", technique: "AttentionWindow") -> None:
     layers = _layers(decoder, technique.layers)
     link_checkpoint(run.checkpoint, run.out)
     link_forms(run.checkpoint, run.out)
-    if len(layers) == len(decoder) and not technique.sinks and _config_says_all(run, decoder):
+    if _stands_in_config(decoder, technique, layers, run.scratch):
         _write_config(run.out, decoder, technique.window)
         truth = IN_CONFIG
     else:
@@ -42,6 +44,25 @@ def set_window(run: "Run", technique: "AttentionWindow") -> None:
         f"{len(layers)} of {len(decoder)} layers see {technique.window} tokens and {technique.sinks} sinks; "
         f"accelerated by: {truth}"
     )
+
+
+def needs_conditions(model: Path, windowing: "Windowing", task: Task, scratch: Path) -> bool:
+    """Whether `conditional.json` must say the window, because the configuration of the model cannot. Raises
+    `RecipeError` for layers that cannot have one, and for a target that cannot hold the model with it."""
+    decoder, technique = Decoder(model), windowing.technique
+    if not _stands_in_config(decoder, technique, _layers(decoder, technique.layers), scratch):
+        return True
+    windowed = scratch / "windowed"
+    windowed.mkdir(parents=True, exist_ok=True)
+    link_checkpoint(model, windowed)
+    _write_config(windowed, decoder, technique.window)
+    for place, export in windowing.exports.items():
+        export.check_model(windowed, task, place)
+    return False
+
+
+def _stands_in_config(decoder: Decoder, technique: "AttentionWindow", layers: tuple[int, ...], scratch: Path) -> bool:
+    return len(layers) == len(decoder) and not technique.sinks and _config_says_all(decoder, scratch)
 
 
 def _layers(decoder: Decoder, asked: str | Sequence[int]) -> tuple[int, ...]:
@@ -74,14 +95,14 @@ def _is_full(decoder: Decoder, index: int) -> bool:
     return not getattr(config, "sliding_window", None)
 
 
-def _config_says_all(run: "Run", decoder: Decoder) -> bool:
+def _config_says_all(decoder: Decoder, scratch: Path) -> bool:
     """Whether `sliding_window` in the configuration gives every layer just our masks: tried, on a few tokens."""
     config = decoder.model.config.get_text_config()
     if not hasattr(config, "sliding_window") or getattr(config, "layer_types", None) or decoder.conditional:
         return False
-    tried = run.scratch / "sliding"
+    tried = scratch / "sliding"
     tried.mkdir(parents=True, exist_ok=True)
-    link_checkpoint(run.checkpoint, tried)
+    link_checkpoint(decoder.reader.folder, tried)
     _write_config(tried, decoder, _TRIED.tokens)
     expected_TT = visible(_TRIED_tokens, _TRIED)
     try:

@@ -4,9 +4,12 @@ import argparse
 import json
 import os
 import re
+import sys
+import traceback
 from importlib import import_module
 from pathlib import Path
 
+from optcore.serving.memory import OUT_OF_MEMORY, ran_out
 from optcore.serving.serve import serve
 from optcore.serving.session import ServingTask
 
@@ -20,8 +23,14 @@ def main() -> None:
     options = parser.parse_args()
     with os.fdopen(os.dup(1), "w") as answer:
         os.dup2(2, 1)  # also what a library of C prints, which does not know `sys.stdout`
-        room = import_module(f"optcore.serving.{re.sub(r'[.-]', '_', options.engine)}")
-        served = serve(room.Session, options.folder, ServingTask(**json.loads(options.task.read_text())))
+        try:
+            room = import_module(f"optcore.serving.{re.sub(r'[.-]', '_', options.engine)}")
+            served = serve(room.Session, options.folder, ServingTask(**json.loads(options.task.read_text())))
+        except Exception as error:
+            if not ran_out(error):
+                raise
+            traceback.print_exc()
+            sys.exit(OUT_OF_MEMORY)
         answer.write(json.dumps(served._asdict(), allow_nan=False) + "\n")
 
 

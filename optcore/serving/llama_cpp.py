@@ -14,11 +14,17 @@ from optcore.serving.session import ServingTask
 FILE = "model.gguf"
 _WARNING, _ERROR = 3, 4  # of ggml_log_level; the Python package has them in an older order, and hides errors
 
+_errors: list[str] = []
+"""What it said of its failures, which its functions do not: an exception repeats it, or memory would be missed."""
+
 
 @lib.llama_log_callback
 def _log(level: int, text: bytes, _: object) -> None:
+    said = text.decode(errors="replace")
     if level in (_WARNING, _ERROR):
-        sys.stderr.write(text.decode(errors="replace"))
+        sys.stderr.write(said)
+    if level == _ERROR:
+        _errors.append(said.strip())
 
 
 class Session:
@@ -32,13 +38,13 @@ class Session:
         # The library frees both when the process ends.
         self._model = lib.llama_model_load_from_file(str(folder / FILE).encode(), model_params)
         if not self._model:
-            raise ValueError(f"llama.cpp does not load {FILE}")
+            raise ValueError(f"llama.cpp does not load {FILE}: {_errors}")
         params = lib.llama_context_default_params()
         params.n_ctx = params.n_batch = task.longest
         params.n_threads = params.n_threads_batch = task.threads
         self._context = lib.llama_init_from_model(self._model, params)
         if not self._context:
-            raise ValueError(f"llama.cpp makes no context of {task.longest} tokens for {FILE}")
+            raise ValueError(f"llama.cpp makes no context of {task.longest} tokens for {FILE}: {_errors}")
         self._vocabulary = int(lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(self._model)))
         self._batch = lib.llama_batch_init(task.longest, 0, 1)
         self._filled, self._next = 0, 0
@@ -72,6 +78,6 @@ class Session:
             batch.seq_id[index][0] = 0
             batch.logits[index] = index >= count - outputs
         if status := lib.llama_decode(self._context, batch):
-            raise RuntimeError(f"llama_decode ended with status {status}")
+            raise RuntimeError(f"llama_decode ended with status {status}: {_errors}")
         self._filled += count
         return np.ctypeslib.as_array(lib.llama_get_logits(self._context), (outputs, self._vocabulary))

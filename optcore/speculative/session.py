@@ -14,7 +14,8 @@ from weakref import WeakSet
 import torch
 
 from optcore.attention import attention_of
-from optcore.errors import RecipeError, is_out_of_memory
+from optcore.errors import RecipeError
+from optcore.out_of_memory import is_out_of_memory
 from optcore.speculative.key_values import cut, empty_cache, settle
 from optcore.speculative.masks import additive_masks, kinds_of
 from optcore.speculative.target import Features, Target

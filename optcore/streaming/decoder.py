@@ -23,7 +23,8 @@ import torch
 from torch import nn
 
 from optcore.conditional import SparseInput, load_conditional
-from optcore.errors import RecipeError, UnknownArchitecture, is_out_of_memory
+from optcore.errors import RecipeError, UnknownArchitecture
+from optcore.out_of_memory import is_out_of_memory
 from optcore.streaming.conditions import check_conditions, masked, thresholded
 from optcore.streaming.exits import leaving
 from optcore.streaming.memory import return_free_memory

@@ -16,7 +16,8 @@ from transformers import (
 )
 
 from optcore.architecture import NO_limit, is_classifier, is_encoder
-from optcore.errors import UnknownArchitecture, is_out_of_memory
+from optcore.errors import UnknownArchitecture
+from optcore.out_of_memory import is_out_of_memory
 from optcore.streaming.experts import unfuse
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)

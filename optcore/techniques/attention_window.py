@@ -42,6 +42,11 @@ class AttentionWindow(Restructuring):
         return self.leaves | ({"conditional"} if self.sinks else set())
 
     @property
+    def keeps_sizes(self) -> bool:
+        """Weights are linked."""
+        return True
+
+    @property
     def summary(self) -> str:
         """What it does to a model, in one line for people."""
         where = "all layers" if self.layers == "all" else f"{len(self.layers)} layers"

@@ -89,7 +89,7 @@ class Technique(Frozen):
 
     @property
     def keeps_sizes(self) -> bool:
-        """Whether each linear layer has as many inputs as before, and its name."""
+        """Whether each linear layer has as many inputs and outputs as before, and its name."""
         return False
 
     @property

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import shutil
 import sys
 import warnings
@@ -28,7 +29,7 @@ from optcore.report import EngineRun, Task
 from optcore.runners import find_runner
 from optcore.serving import comparison
 from optcore.serving.comparison import distance
-from optcore.serving.process import EngineFailed, run_engine
+from optcore.serving.process import EngineFailed, EngineStopped, run_engine
 from optcore.serving.session import ServingTask
 from optcore.serving.transformers import Session
 from optcore.stage import Inputs
@@ -129,6 +130,21 @@ def test_a_broken_file_is_a_notice(stdlib_model: Path, tmp_path: Path, capfd: py
     assert "llama.cpp does not load model.gguf" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("lasts", [True, False])
+def test_only_a_model_larger_than_the_machine_is_left_out_for_good(
+    lasts: bool, stdlib_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "model.gguf").touch()
+    os.truncate(tmp_path / "model.gguf", 1 << 40 if lasts else 1 << 20)  # no byte of it is on the disk
+    monkeypatch.setattr("optcore.evaluate.served.machine_bytes", lambda: 0.0)
+    run = run_of(stdlib_model, stdlib_model, tmp_path / "out")
+    run.export, run.target = tmp_path, "gguf"
+    SMALL.measure(run)
+    (notice,) = run.results["notices"]  # type: ignore[misc]
+    assert notice.endswith(f"does not fit into this machine's {'' if lasts else 'free '}memory as a whole")
+    assert run.results.get("reusable", True) is lasts
+
+
 def test_too_little_text_is_a_notice(stdlib_model: Path, served_gguf: Path, tmp_path: Path) -> None:
     run = run_of(stdlib_model, stdlib_model, tmp_path / "out")
     (tmp_path / "short.jsonl").write_text(json.dumps({"text": "a"}) + "\n")
@@ -163,10 +179,13 @@ def test_no_reference_fails_no_job(
         raise raised
 
     monkeypatch.setattr(place, fail)
-    found, (notice,) = measured(SMALL, stdlib_model, served_gguf, "gguf", tmp_path / "out")
-    assert found == []
-    assert "for want of a reference" in notice
-    assert said in notice
+    run = run_of(stdlib_model, stdlib_model, tmp_path / "out")
+    run.export, run.target = served_gguf, "gguf"
+    SMALL.measure(run)
+    assert run.results["engine_runs"] == []
+    assert "for want of a reference" in str(run.results["notices"])
+    assert said in str(run.results["notices"])
+    assert run.results.get("reusable", True) is isinstance(raised, ValueError), "another run may find more room"
 
 
 def test_too_small_a_disk_is_told_before_the_source_is_walked(
@@ -193,7 +212,7 @@ def task(tmp_path: Path) -> ServingTask:
 
 
 def test_an_engine_that_hangs_is_ended(stdlib_model: Path, tmp_path: Path, task: ServingTask) -> None:
-    with pytest.raises(EngineFailed, match=r"it took longer than 0\.05 s"):
+    with pytest.raises(EngineStopped, match=r"it took longer than 0\.05 s"):
         run_engine("transformers", stdlib_model, task, tmp_path, 0.05)
 
 
@@ -203,7 +222,7 @@ def test_an_engine_without_an_answer_is_none(
     monkeypatch.setattr(sys, "executable", shutil.which("true"))
     with pytest.raises(EngineFailed, match="without an answer"):
         run_engine("transformers", stdlib_model, task, tmp_path, 9)
-    with pytest.raises(EngineFailed, match="could not be started"):
+    with pytest.raises(EngineStopped, match="could not be started"):
         run_engine("transformers", stdlib_model, task, tmp_path / "missing", 9)
 
 

@@ -8,7 +8,7 @@ from gguf.quants import dequantize, quantize
 
 from benchmarks.ggml_encoder import ggml_blocks, ggml_decoded
 from benchmarks.kquants import relative_error
-from optcore.algorithms.block_fit import Blocks, plain_fit, searched_sums
+from optcore.algorithms.block_fit import Blocks, Room, plain_fit
 from optcore.algorithms.codes import decode, encode, fake_quantize
 from optcore.algorithms.packing import pack, unpack
 from optcore.algorithms.rounding import IQ4_VALUES, encode_iq4, grid_of
@@ -143,6 +143,20 @@ def test_tiny_rows_keep_what_float16_scales_can_tell(name: str, weight_NK: torch
     assert tiny < usual * 2 + 0.01
 
 
+@ALL
+@pytest.mark.parametrize("offset", [0.0, -3.0, 3.0])
+def test_a_search_loses_no_more_than_the_ends_of_a_block(name: str, offset: float, weight_NK: torch.Tensor) -> None:
+    """Also far from zero, where sums of squares in float32 say little of the error."""
+    shifted_NK = weight_NK + offset
+    searched, plain = (
+        (fake_quantize(shifted_NK, _scales(shifted_NK, name, method), PRESETS[name].weights) - shifted_NK)
+        .double()
+        .norm()
+        for method in ("mse", "max")
+    )
+    assert searched <= plain
+
+
 @pytest.mark.parametrize("name", K_QUANTS)
 def test_inputs_that_fill_no_super_block_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match="multiple of 256"):
@@ -178,10 +192,11 @@ def test_the_line_through_codes_is_that_of_least_squares(name: str, weighted: bo
     args, random = PRESETS[name].weights, torch.Generator().manual_seed(5)
     values = torch.randn(args.group_size or 0, 2, 6, generator=random)
     importance = torch.rand(values.shape, generator=random) if weighted else None
-    blocks, grid = Blocks.of(values, importance), grid_of(args)
+    blocks, grid = Blocks.of(values, importance, Room(values.numel(), values.device)), grid_of(args)
     below_zero = None if args.symmetric else name == "q4_k"
     plain = plain_fit(blocks, grid, below_zero=below_zero)
-    found = searched_sums(blocks, grid, plain, [1.0], below_zero=bool(below_zero)).best(below_zero=bool(below_zero))
+    floor = None if plain.floor is None else plain.floor.unsqueeze(0)
+    found = blocks.at(grid, plain.step.unsqueeze(0), floor).line(0).best(below_zero=bool(below_zero))
     shifted = values if plain.floor is None else values - plain.floor
     codes = grid.round(shifted / plain.step).double()
     for block in np.ndindex(2, 6):

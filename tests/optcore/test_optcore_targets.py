@@ -2,10 +2,12 @@
 
 import json
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fixtures.classifiers import MakeClassifier
 from fixtures.tiny_models import MakeModel
 
 from optcore.engines import ENGINES, KV, MATRIX, MIXED, conditions, loading, obstacles, support
@@ -187,5 +189,21 @@ def test_what_a_target_was_written_by_is_in_the_key_of_its_stage() -> None:
     assert common == {"torch", "transformers", "device"}  # as ever: stages that were finished before are found
     for export in (Gguf(), Onnx()):
         told = environment(ExportWork(export=export))
-        assert set(told) - common == set(export.packages) > set()
-        assert all(told[name] == version(name) for name in export.packages)
+        written_by = export.packages_for("text-generation")
+        assert set(told) - common == set(written_by) > set()
+        assert all(told[name] == version(name) for name in written_by)
+
+
+def test_an_encoder_needs_no_writer_of_generators(
+    stdlib_model: Path, tiny_classifier: MakeClassifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = recipe({"format": "onnx"}, scheme="int8")
+    monkeypatch.setattr(
+        "optcore.export.base.find_spec", lambda name: None if name == "onnxruntime_genai" else find_spec(name)
+    )
+    check_exports(made, tiny_classifier("Bert"), "text-classification")
+    with pytest.raises(RecipeError, match="ONNX is written by onnxruntime-genai, not installed here"):
+        check_exports(made, stdlib_model, "text-generation")
+    told = environment(ExportWork(export=Onnx()), "text-classification")
+    assert "onnxruntime" in told
+    assert "onnxruntime-genai" not in told
