@@ -45,13 +45,13 @@ def _is_mask(index: list[torch.Tensor | None]) -> bool:
 
 
 def _round(
-    experts: int, columns: int, options: Gptq, watch: AbstractContextManager[Any] | None = None
+    experts: int, columns: int, options: Gptq, watched: AbstractContextManager[Any] | None = None
 ) -> list[Rounded]:
     random = torch.Generator().manual_seed(columns)
     weight_ENK = torch.randn(experts, 4, columns, generator=random)
     mixing_EKK = torch.eye(columns) + 0.3 * torch.randn(experts, columns, columns, generator=random)
     scales = [find_scales([weight_NK], ARGS, "mse", torch.bfloat16)[0] for weight_NK in weight_ENK]
-    with watched:
+    with watched or nullcontext():
         return gptq_batch(weight_ENK, mixing_EKK.mT @ mixing_EKK, scales, ARGS, options)
 
 
