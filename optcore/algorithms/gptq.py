@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from optcore.algorithms.factor import coupling, damped, factored, revived
+from optcore.algorithms.factor import among, coupling, damped, factored, revived
 from optcore.algorithms.gptq_descent import descend
 from optcore.algorithms.gptq_refit import can_refit, refit
 from optcore.algorithms.lattice import Lattice, lattice
@@ -70,13 +70,31 @@ def gptq_batch(
         for e, damping in enumerate(damping_E)
     ]
     usable = [e for e, damping in enumerate(damping_E) if damping is not None]
-    rounded_E = [problem.nearest() for problem in problems]
+    made = {e: problem.nearest() for e, problem in enumerate(problems) if problem.damping is None}
     if usable:
-        pulls = None if not options.asymmetry or cross_EKK is None else cross_EKK[usable].float()
-        solved = _solve([problems[e] for e in usable], feedback_EKK[usable], options, pulls)
-        for e, rounded in zip(usable, solved, strict=True):
-            rounded_E[e] = rounded
-    return rounded_E
+        which = among(usable, len(problems))
+        pulls = None if not options.asymmetry or cross_EKK is None else cross_EKK[which].float()
+        solved = _solve([problems[e] for e in usable], feedback_EKK[which], options, pulls)
+        made |= zip(usable, solved, strict=True)
+    return _told([made[e] for e in range(len(problems))], damping_E)
+
+
+class _Made(NamedTuple):
+    """One weight rounded, its losses still on the device."""
+
+    weight_NK: torch.Tensor
+    scales: Scales
+    loss: torch.Tensor
+    nearest_loss: torch.Tensor
+
+
+def _told(made_E: Sequence[_Made], damping_E: Sequence[float | None]) -> list[Rounded]:
+    """With the losses of all as numbers: the only wait for the device after the factors are made."""
+    losses_E2 = torch.stack([torch.stack([one.loss, one.nearest_loss]) for one in made_E]).tolist()
+    parts = zip(made_E, losses_E2, damping_E, strict=True)
+    return [
+        Rounded(one.weight_NK, one.scales, loss, nearest_loss, damping) for one, (loss, nearest_loss), damping in parts
+    ]
 
 
 class _Problem(NamedTuple):
@@ -93,12 +111,12 @@ class _Problem(NamedTuple):
         rows, columns = self.weight_NK.shape
         return lattice(scales, self.args, (rows, columns))
 
-    def nearest(self) -> Rounded:
+    def nearest(self) -> _Made:
         nearest_NK = self.points(self.scales).nearest(self.weight_NK)
-        loss = float(_losses(self.weight_NK, nearest_NK, self.gram_KK).sum())
-        return Rounded(nearest_NK, self.scales, loss, loss, self.damping)
+        loss = _losses(self.weight_NK, nearest_NK, self.gram_KK).sum()
+        return _Made(nearest_NK, self.scales, loss, loss)
 
-    def finished(self, target_KN: torch.Tensor, rounded_KN: torch.Tensor, scales: Scales) -> Rounded:
+    def finished(self, target_KN: torch.Tensor, rounded_KN: torch.Tensor, scales: Scales) -> _Made:
         """Back in the weight's order; outputs that plain rounding serves better take that, and its scales."""
         place_K = self.order_K.argsort()
         target_NK, rounded_NK = target_KN[place_K].mT, rounded_KN[place_K].mT
@@ -110,13 +128,12 @@ class _Problem(NamedTuple):
             scales = scales._replace(scale=torch.where(worse_N1, self.scales.scale, scales.scale))
         # Once more through the lattice: the bits of decoding, whatever the arithmetic on the way.
         weight_NK = self.points(scales).nearest(torch.where(worse_N1, nearest_NK, rounded_NK))
-        loss = float(torch.minimum(loss_N, nearest_loss_N).sum())
-        return Rounded(weight_NK, scales, loss, float(nearest_loss_N.sum()), self.damping)
+        return _Made(weight_NK, scales, torch.minimum(loss_N, nearest_loss_N).sum(), nearest_loss_N.sum())
 
 
 def _solve(
     problems: Sequence[_Problem], feedback_EKK: torch.Tensor, options: Gptq, cross_EKK: torch.Tensor | None
-) -> list[Rounded]:
+) -> list[_Made]:
     order_EK = torch.stack([problem.order_K for problem in problems])
     gram_EKK = _permuted(torch.stack([problem.gram_KK for problem in problems]), order_EK)
     weight_EKN = torch.stack([problem.weight_NK.mT[problem.order_K] for problem in problems])

@@ -59,6 +59,44 @@ def round_e4m3(x):
 
 
 @device
+def round_nf4(x):
+    """The nearest NF4 value, ties to the lower."""
+    values = (
+        -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453,
+        -0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0,
+        0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+        0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
+    )  # fmt: skip
+    return _of_levels(x, values)
+
+
+@device
+def round_iq4(x):
+    """The nearest value of ggml's IQ4 codebook, ties to the lower; NaN, of a step of zero, counts as zero."""
+    values = (
+        -127.0, -104.0, -83.0, -65.0, -49.0, -35.0, -22.0, -10.0,
+        1.0, 13.0, 25.0, 38.0, 53.0, 69.0, 89.0, 113.0,
+    )  # fmt: skip
+    return _of_levels(tl.where(x == x, x, 0.0), values)
+
+
+@device
+def nearest(x, low, high, GRID: tl.constexpr):
+    """The nearest value of one of `GRIDS`; that of integers ends at `low` and `high`."""
+    if GRID == 0:
+        value = round_int(x, low, high)
+    elif GRID == 1:
+        value = round_e4m3(x)
+    elif GRID == 2:
+        value = round_e2m1(x)
+    elif GRID == 3:
+        value = round_nf4(x)
+    else:
+        value = round_iq4(x)
+    return value
+
+
+@device
 def encode_e2m1(x):
     """The code of the nearest E2M1 value, int32 in 0..15."""
     magnitude = tl.minimum(tl.abs(x), 6.0)
@@ -115,6 +153,15 @@ def round_bf16(x):
     """The nearest bfloat16 value as float32, ties to even. Casting that to bfloat16 is exact everywhere."""
     bits = x.to(tl.uint32, bitcast=True)
     return ((bits + 32767 + ((bits >> 16) & 1)) & 4294901760).to(tl.float32, bitcast=True)
+
+
+@device
+def _of_levels(x, values):
+    """The nearest of sixteen values in rising order: the last one whose middle with the one before is below x."""
+    found = tl.where(x > (values[0] + values[1]) / 2, values[1], values[0])
+    for level in tl.static_range(2, 16):
+        found = tl.where(x > (values[level - 1] + values[level]) / 2, values[level], found)
+    return found
 
 
 @device
