@@ -92,7 +92,7 @@ def fused_linear_kl(
         return linear_kl(part.hidden_nH, part.weight_VH, teacher_NG[rows], weight_VG, temperature, wanted)
 
     if chunk_rows is None:
-        chunk_rows = _rows_at_once(weight_VG)
+        chunk_rows = rows_at_once(weight_VG)
     return _summed(student_hidden_NH, student_weight_VH, None, step, chunk_rows)
 
 
@@ -111,6 +111,14 @@ def head_logits(
         return transform(wide(found_nV)) if transform else found_nV
 
     return logits
+
+
+def rows_at_once(weight_VG: torch.Tensor) -> int:
+    """How many rows a chunk has, from a head in the type that it is multiplied in."""
+    if not weight_VG.is_cuda:
+        return CHUNK_rows
+    rows = _CHUNK_bytes_on_gpu // (2 * weight_VG.element_size() * len(weight_VG))
+    return max(rows // _TILE_rows, 1) * _TILE_rows
 
 
 def _summed(
@@ -197,13 +205,6 @@ def _for_products(
         return inputs
     hidden, weight, bias = (one if one is None else one.to(torch.get_autocast_dtype(device)) for one in inputs)
     return hidden, weight, bias
-
-
-def _rows_at_once(weight_VG: torch.Tensor) -> int:
-    if not weight_VG.is_cuda:
-        return CHUNK_rows
-    rows = _CHUNK_bytes_on_gpu // (2 * weight_VG.element_size() * len(weight_VG))
-    return max(rows // _TILE_rows, 1) * _TILE_rows
 
 
 def _scaled(gradient: torch.Tensor, factor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

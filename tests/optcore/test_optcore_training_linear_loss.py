@@ -3,11 +3,12 @@
 import pytest
 import torch
 from fixtures.tensor_bytes import TensorBytes
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 
 from optcore.training import divergences
 from optcore.training.divergences import forward_kl, jsd, reverse_kl
-from optcore.training.linear_loss import chunked_linear_loss, fused_linear_kl, head_logits
+from optcore.training.linear_loss import CHUNK_rows, chunked_linear_loss, fused_linear_kl, head_logits, rows_at_once
 
 torch.set_num_threads(1)
 CHUNKS = [1, 7, 1024]
@@ -181,6 +182,16 @@ class TestChunked:
         loss = chunked_linear_loss(hidden, weight, lambda own, rows: divergences.cross_entropy(own, labels[rows]), 1)
         loss.backward()
         assert weight.grad.flatten().tolist() == [-2048, 2048]
+
+
+@pytest.mark.parametrize("tokens", [7, 32_000, 50_257, 128_256, 151_936, 262_144])
+def test_a_gpu_s_chunks_are_as_large_as_a_gib_of_logits_allows(tokens: int) -> None:
+    with FakeTensorMode():
+        head = torch.empty(tokens, 8, dtype=torch.bfloat16, device="cuda")
+        rows = rows_at_once(head)
+        assert rows_at_once(head.cpu()) == CHUNK_rows
+    assert rows % 256 == 0
+    assert 4 * rows * tokens <= 2**30 < 4 * (rows + 256) * tokens
 
 
 def _peak_bytes(way: str, rows: int, vocabulary: int) -> int:
