@@ -15,6 +15,7 @@ import torch
 
 from optcore.kernels.dispatch import launched_by
 from optcore.kernels.jit import interpreted, kernel
+from optcore.kernels.products import add_product
 
 if TYPE_CHECKING:
     import triton.language as tl
@@ -72,13 +73,13 @@ def accumulate(gram_KK: torch.Tensor, x_TK: torch.Tensor) -> None:
         operand_TK = _operand(part_TK)
         for start in range(0, len(gram_KK), width):
             panel_TP, right_TJ = operand_TK[:, start : start + width], operand_TK[:, start:]
-            _add_product(gram_KK[start : start + width, start:], panel_TP, right_TJ)
+            add_product(gram_KK[start : start + width, start:], panel_TP, right_TJ)
 
 
 def accumulate_cross(cross_KK: torch.Tensor, x_TK: torch.Tensor, other_TK: torch.Tensor) -> None:
     """Add X^T Y to `cross_KK` (float32) in place: not symmetric, so all of it. X and Y are of one type."""
     for part_TK, other_part_TK in zip(x_TK.split(CHUNK_tokens), other_TK.split(CHUNK_tokens), strict=True):
-        _add_product(cross_KK, _operand(part_TK), _operand(other_part_TK))
+        add_product(cross_KK, _operand(part_TK), _operand(other_part_TK))
 
 
 def symmetric(gram_KK: torch.Tensor) -> torch.Tensor:
@@ -89,10 +90,3 @@ def symmetric(gram_KK: torch.Tensor) -> torch.Tensor:
 def _operand(x_TK: torch.Tensor) -> torch.Tensor:
     """X in the type that is multiplied: bfloat16 stays itself where the device sums its products in float32."""
     return x_TK if x_TK.is_cuda and x_TK.dtype == torch.bfloat16 else x_TK.float()
-
-
-def _add_product(sum_KJ: torch.Tensor, left_TK: torch.Tensor, right_TJ: torch.Tensor) -> None:
-    if left_TK.dtype == torch.float32:
-        sum_KJ.addmm_(left_TK.mT, right_TJ)
-    else:
-        sum_KJ += torch.mm(left_TK.mT, right_TJ, out_dtype=torch.float32)
