@@ -73,6 +73,11 @@ def grid_of(args: QuantArgs) -> Grid:
     raise ValueError(f"no {args.bits}-bit {args.type} grid")
 
 
+def divided(values: torch.Tensor, number: float) -> torch.Tensor:
+    """The nearest quotients: by a plain number, torch on a GPU multiplies with its reciprocal, another last bit."""
+    return values / values.new_full((), number)
+
+
 def scale_reach(args: QuantArgs) -> float:
     """What the largest magnitude is divided by: for powers of two one of them, so that their rule sees it unchanged."""
     reach = grid_of(args).reach

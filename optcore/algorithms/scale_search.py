@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from optcore.algorithms.rounding import Grid, code_range, grid_of
+from optcore.algorithms.rounding import Grid, code_range, divided, grid_of
 from optcore.algorithms.storage import Storage
 from optcore.schemes import QuantArgs
 
@@ -83,7 +83,7 @@ def _where(better: torch.Tensor, candidate: Choice, best: Choice) -> Choice:
 def asymmetric(storage: Storage, bits: int, low: torch.Tensor, high: torch.Tensor) -> Choice:
     """The scale and zero point that map [low, high], which holds 0, onto the codes."""
     first, last = code_range(bits)
-    stored = storage.store((high - low) / (last - first))
+    stored = storage.store(divided(high - low, last - first))
     zero = (first - low / storage.step(stored)).round().clamp(first, last)
     return Choice(stored, torch.where(high == low, 0, zero).to(torch.int8))
 

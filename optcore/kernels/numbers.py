@@ -42,8 +42,9 @@ def signed_as(magnitude, x):
 
 @device
 def round_int(x, low, high):
-    """The nearest integer from `low` to `high`; minus zero becomes zero."""
-    return tl.minimum(tl.maximum(round_even(x), low), high) + 0.0
+    """The nearest integer from `low` to `high`, both small; minus zero becomes zero."""
+    magic = 12582912.0  # as in `round_even`
+    return (tl.minimum(tl.maximum(x, low), high) + magic) - magic
 
 
 @device
@@ -166,9 +167,9 @@ def _of_levels(x, values):
 
 @device
 def _round_float(x, largest, normal, mantissa):
-    """A multiple of the spacing in the binade of x; see `rounding._round_float`."""
-    magnitude = tl.minimum(tl.maximum(tl.abs(x), normal), largest)
-    spacing_bits = (magnitude.to(tl.int32, bitcast=True) & 2139095040) - (mantissa << 23)
-    spacing = spacing_bits.to(tl.float32, bitcast=True)
-    inverse = (2130706432 - spacing_bits).to(tl.float32, bitcast=True)  # of a power of two: 254 - its exponent
-    return tl.minimum(tl.maximum(round_even(x * inverse) * spacing, -largest), largest)
+    """A multiple of the spacing in the binade of x; see `rounding._round_float`. Adding a number so large that its own
+    spacing is that one rounds, ties to even, and taking it away again is exact."""
+    magnitude = tl.minimum(tl.abs(x), largest)
+    binade = tl.maximum(magnitude, normal).to(tl.int32, bitcast=True) & 2139095040
+    magic = (binade + ((23 - mantissa) << 23) | 4194304).to(tl.float32, bitcast=True)  # 1.5 * 2^23 spacings
+    return signed_as((magnitude + magic) - magic, x)
