@@ -5,9 +5,9 @@ Legend: M rows of x, K inputs, N outputs.
 
 import torch
 
-from optcore.algorithms.activations import fake_quantize_activation
 from optcore.algorithms.rounding import E4M3_MAX, round_e4m3
 from optcore.algorithms.storage import own_type
+from optcore.kernels.activations import fake_quantize_activation
 from optcore.kernels.dispatch import launched_by
 from optcore.schemes import PRESETS
 
