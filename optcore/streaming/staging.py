@@ -6,7 +6,7 @@ that need not be.
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import torch
@@ -89,6 +89,17 @@ class Staging:
         leaving.done.synchronize()
         if leaving.pinned is not leaving.into:
             leaving.into.copy_(leaving.pinned)
+
+
+def on_cpu(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """All of them on the CPU, contiguous; a GPU is waited for once, for all of them."""
+    found = {
+        name: _pinned_like(tensor).copy_(tensor, non_blocking=True) if tensor.is_cuda else tensor.contiguous()
+        for name, tensor in tensors.items()
+    }
+    for device in {tensor.device for tensor in tensors.values() if tensor.is_cuda}:
+        torch.cuda.current_stream(device).synchronize()
+    return found
 
 
 def _pinned_like(tensor: torch.Tensor) -> torch.Tensor:
