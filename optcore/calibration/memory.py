@@ -14,7 +14,9 @@ from optcore.streaming.free_memory import check_room, gpu_bytes
 from optcore.streaming.groups import linears
 from optcore.streaming.hidden import BATCH_tokens
 
-_REMEDY = "use a GPU with more memory, or a technique without Gram matrices (`rounding: nearest`)"
+_REMEDY = (
+    "use a larger machine, or what takes no Gram matrices: `rounding: nearest`, `smoothing: none`, `scale_search: mse`"
+)
 _FLOAT_bytes = 4
 _GIB = 2**30
 

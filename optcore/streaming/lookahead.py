@@ -56,12 +56,6 @@ class Lookahead:
         if following is not None and self._is_on and self._has_room(following):
             self._journey = _Journey(self._reader, following, self._layers[following], self._device)
 
-    def drop(self) -> None:
-        """Free what was read ahead."""
-        journey, self._journey = self._journey, None
-        if journey:
-            journey.arrive(is_wanted=False)
-
     def _read(self, name: str) -> Staged:
         stored = finite(name, self._reader.uncounted(name))
         return Staged(stored, stored.to(self._device))

@@ -26,7 +26,6 @@ def test_layers_come_as_they_are_stored_in_any_order(order: Sequence[int], tmp_p
         assert all(torch.equal(staged.stored, tensors[name]) for name, staged in found.items())
         assert all(staged.moved is staged.stored for staged in found.values())
         assert reader.bytes_read == done * sum(tensors[name].nbytes for name in LAYERS[0])
-    lookahead.drop()
 
 
 def test_the_walks_next_layer_is_in_memory_when_it_is_asked_for(tmp_path: Path) -> None:
