@@ -32,9 +32,9 @@ class ChannelStatistics:
 
     @classmethod
     def of(cls, states_BHTD: torch.Tensor) -> Self:
-        """Of one batch, on the CPU."""
+        """Of one batch, where it is: nobody waits for a GPU."""
         states = states_BHTD.float()
-        low_HD, high_HD, sum_HD = (measure(states, dim=(0, 2)).cpu() for measure in (torch.amin, torch.amax, torch.sum))
+        low_HD, high_HD, sum_HD = (measure(states, dim=(0, 2)) for measure in (torch.amin, torch.amax, torch.sum))
         return cls(low_HD, high_HD, sum_HD, states.shape[0] * states.shape[2])
 
     def __add__(self, other: Self) -> Self:
@@ -46,9 +46,10 @@ def measured_tensors(seen: ChannelStatistics, args: QuantArgs, dtype: torch.dtyp
     """What a format stores: `scale` or (NVFP4's divisor) `global_scale`; `bias`."""
     if args.dynamic and args.strategy != "tensor_group":
         return {}
-    tensors, low_HD, high_HD = {}, seen.low_HD, seen.high_HD
+    tensors = {}
+    low_HD, high_HD, sum_HD = torch.stack((seen.low_HD, seen.high_HD, seen.sum_HD)).cpu()
     if not args.symmetric:  # a floating grid is finest near its zero, which is where most values should be
-        bias = (seen.sum_HD / seen.tokens).to(dtype)
+        bias = (sum_HD / seen.tokens).to(dtype)
         tensors["bias"] = bias[None, :, None, :]
         low_HD, high_HD = low_HD - bias.float(), high_HD - bias.float()
     amax_H = torch.maximum(-low_HD, high_HD).amax(1).clamp(min=0)

@@ -23,7 +23,7 @@ from optcore.algorithms.scales import Scales, find_scales
 from optcore.algorithms.smoothing import Consumer, smoothquant_scales, smoothquant_search
 from optcore.calibration.assignment import Assignment, all_experts
 from optcore.calibration.digest import weight_digest
-from optcore.calibration.statistics import InputStatistics
+from optcore.calibration.statistics import InputStatistics, largest_magnitudes
 from optcore.importance import Importance
 from optcore.quantization import QuantizedLinear
 from optcore.schemes import QuantArgs, Scheme
@@ -232,7 +232,7 @@ class LayerQuantizer:
 def _input_amax(statistics: Statistics) -> dict[tuple[str, ...], float]:
     """Largest magnitude of each input. All experts of a layer share one, whoever got the tokens: engines keep one."""
     together: dict[str, float] = {}
-    for group, found in statistics.items():
+    for group, amax in zip(statistics, largest_magnitudes(statistics.values()), strict=True):
         key = all_experts(group[0])
-        together[key] = max(together.get(key, 0.0), found.amax)
+        together[key] = max(together.get(key, 0.0), amax)
     return {group: together[all_experts(group[0])] for group in statistics}

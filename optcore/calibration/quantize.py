@@ -14,9 +14,10 @@ from optcore.calibration.assignment import Assignment, all_experts, check_groups
 from optcore.calibration.journal import Journal
 from optcore.calibration.kv import attention_name, attention_path, check_kv_cache, named, no_cache
 from optcore.calibration.layer import LayerQuantizer, Quantized
+from optcore.calibration.memory import check_memory, ran_out
 from optcore.calibration.propagate import Propagation, calibrated
 from optcore.calibration.tables import Table, round_tables, tables_of
-from optcore.errors import OutOfDisk, RecipeError
+from optcore.errors import OutOfDisk, RecipeError, is_out_of_memory
 from optcore.links import link_checkpoint
 from optcore.mixes import anatomy
 from optcore.quantization import Quantization, QuantizedLayer, also_folder, layer_file, quantized_files
@@ -74,13 +75,21 @@ class _Pass:
         self._check()
         states = calibrated(self.run, self.decoder, self.technique) if self._needs_text() else None
         for index in range(len(self.decoder)):
-            with self.decoder.layer(index, keep_stored=True) as layer:
-                if self._is_finished(index):
-                    self._skip(index, layer, states)
-                else:
-                    self._quantize(index, layer, states)
+            try:
+                self._pass(index, states)
+            except (RuntimeError, MemoryError) as error:
+                if is_out_of_memory(error):
+                    raise ran_out(self.decoder, index, gram=self.technique.measures_gram) from error
+                raise
             self.run.progress("calibrating" if states else "searching", index + 1, len(self.decoder))
         self._finish(states)
+
+    def _pass(self, index: int, states: Propagation | None) -> None:
+        with self.decoder.layer(index, keep_stored=True) as layer:
+            if self._is_finished(index):
+                self._skip(index, layer, states)
+            else:
+                self._quantize(index, layer, states)
 
     def _check(self) -> None:
         if self.technique.kv_cache:
@@ -104,6 +113,7 @@ class _Pass:
                 )
             for name, scheme in schemes.items():
                 check_groups(name, inputs[name], scheme)
+        check_memory(self.decoder, gram=self.technique.measures_gram)
         _check_disk(self.run, [variant.out for variant in self.variants])
 
     def _notice_fallbacks(self, assignment: Assignment) -> None:

@@ -33,11 +33,6 @@ class InputStatistics:
     """Mean square of each channel, float32, where it was measured without the Gram matrix."""
 
     @property
-    def amax(self) -> float:
-        """Largest magnitude; 0 where no token came by."""
-        return float(self.channel_amax_K.amax()) if self.tokens else 0.0
-
-    @property
     def importance_K(self) -> torch.Tensor | None:
         """Mean square of each channel, the diagonal of the Gram matrix."""
         return self.squares_K if self.gram_KK is None else self.gram_KK.diagonal()
@@ -52,6 +47,14 @@ class InputStatistics:
             None if self.cross_KK is None else self.cross_KK / pairs,
             None if self.squares_K is None else self.squares_K / divisor_K.square(),
         )
+
+
+def largest_magnitudes(statistics: Iterable[InputStatistics]) -> list[float]:
+    """Of each input, 0 where no token came by; a GPU is waited for once, for all of them."""
+    found = list(statistics)
+    seen = [one.channel_amax_K.amax() for one in found if one.tokens]
+    values = iter(torch.stack(seen).tolist() if seen else ())
+    return [next(values) if one.tokens else 0.0 for one in found]
 
 
 class _AllSeen(Exception):

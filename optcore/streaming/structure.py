@@ -8,7 +8,7 @@ after random scales left the output of the smallest module around it as it was.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Literal
 
 import torch
@@ -53,10 +53,15 @@ class Fold:
         """Parameters that `apply` changes besides the weights of `consumers`."""
         return (*self.parameters, *(f"{path}.weight" for path in self.routers))
 
+    @cached_property
+    def _reach(self) -> int:
+        """How many of the producer's output channels there are at least."""
+        return int(self.rows_K.max()) + 1
+
     def tie(self, s_K: torch.Tensor) -> torch.Tensor:
         """The nearest scales [K] that the producer can take: one per output channel, the largest of its readers'."""
-        rows_K = self.rows_K.to(s_K.device)
-        largest_N = torch.zeros(int(rows_K.max()) + 1, device=s_K.device)
+        rows_K = self.rows_K.to(s_K.device, non_blocking=True)
+        largest_N = torch.zeros(self._reach, device=s_K.device)
         return largest_N.scatter_reduce_(0, rows_K, s_K.float(), "amax", include_self=False)[rows_K]
 
     def per_row(self, s_K: torch.Tensor, outputs: int) -> torch.Tensor:
