@@ -17,9 +17,10 @@ from optcore.calibration.layer import LayerQuantizer, Quantized
 from optcore.calibration.memory import check_memory, ran_out
 from optcore.calibration.propagate import Propagation, calibrated
 from optcore.calibration.tables import Table, round_tables, tables_of
-from optcore.errors import OutOfDisk, RecipeError, is_out_of_memory
+from optcore.errors import OutOfDisk, RecipeError
 from optcore.links import link_checkpoint
 from optcore.mixes import anatomy
+from optcore.out_of_memory import is_out_of_memory
 from optcore.quantization import Quantization, QuantizedLayer, also_folder, layer_file, quantized_files
 from optcore.schemes import KV_CACHE_PRESETS
 from optcore.sizes import weight_bytes

@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import torch
 
-from optcore.errors import BadCheckpoint, is_out_of_memory
+from optcore.errors import BadCheckpoint
+from optcore.out_of_memory import is_out_of_memory
 from optcore.streaming.free_memory import gpu_bytes
 from optcore.streaming.reader import TensorReader
 
