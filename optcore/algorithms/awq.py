@@ -11,7 +11,7 @@ from functools import partial
 
 import torch
 
-from optcore.algorithms.scales import Method
+from optcore.algorithms.scale_search import Method
 from optcore.algorithms.smoothing import Consumer, Family, Smoothing, Tie, balance, search, smoothquant_scales
 from optcore.schemes import Scheme
 

@@ -12,7 +12,8 @@ import torch
 
 from optcore.algorithms.codes import fake_quantize
 from optcore.algorithms.noise import input_noise
-from optcore.algorithms.scales import Method, find_scales
+from optcore.algorithms.scale_search import Method
+from optcore.algorithms.scales import find_scales
 from optcore.schemes import Scheme
 
 _LARGEST = 1e4

@@ -12,7 +12,8 @@ from optcore.algorithms.block_fit import Blocks, Room, plain_fit
 from optcore.algorithms.codes import decode, encode, fake_quantize
 from optcore.algorithms.packing import pack, unpack
 from optcore.algorithms.rounding import IQ4_VALUES, encode_iq4, grid_of
-from optcore.algorithms.scales import Method, Scales, find_scales, storage_of
+from optcore.algorithms.scale_search import Method
+from optcore.algorithms.scales import Scales, find_scales, storage_of
 from optcore.schemes import GGML_FORMATS, PRESETS
 
 NAMES = sorted(GGML_FORMATS)
