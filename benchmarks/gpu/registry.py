@@ -1,0 +1,15 @@
+"""Every operator that is measured."""
+
+from collections.abc import Iterator
+
+from benchmarks.gpu import gram
+from benchmarks.gpu.case import Case
+from benchmarks.gpu.sizes import Sizes
+
+OPERATORS = (gram,)
+
+
+def cases(sizes: Sizes) -> Iterator[Case]:
+    """In order of need."""
+    for operator in OPERATORS:
+        yield from operator.cases(sizes)
