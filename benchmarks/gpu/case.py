@@ -5,6 +5,8 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
+from optcore.kernels.dispatch import Operator
+
 Limit = Literal["copy", "bf16", "float32"]
 """What bounds a kernel: memory, or products of one type."""
 
@@ -13,8 +15,8 @@ class Work(NamedTuple):
     """A call on tensors that lie ready."""
 
     run: Callable[[], Any]
-    result: Callable[[], Any] | None = None
-    """What it has left to compare, of a call that returns nothing or more than is defined."""
+    result: Callable[[Any], Any] | None = None
+    """From what it returned to what is compared, where that is something else."""
 
 
 Prepare = Callable[[torch.device], Work]
@@ -46,11 +48,23 @@ class Case(NamedTuple):
     tolerance: float = 0.0
     """How far results may be apart, as a norm over the definition's norm; 0: not a bit."""
     rivals: Mapping[str, Prepare] = {}
+    has_kernel: bool = True
+    """Of our own; some operators call a library on a GPU."""
 
 
 def times(*sizes: int) -> str:
     """A shape for people."""
     return " x ".join(map(str, sizes))
+
+
+def compiled(operator: Operator[..., Any], arguments: Callable[[torch.device], tuple[Any, ...]]) -> Prepare:
+    """A rival that everybody has: the definition, compiled by torch for these shapes."""
+
+    def prepare(device: torch.device) -> Work:
+        given, run = arguments(device), torch.compile(operator.definition, dynamic=False)
+        return Work(lambda: run(*given))
+
+    return prepare
 
 
 def normal(device: torch.device, *shape: int, dtype: torch.dtype = torch.bfloat16, scale: float = 1.0) -> torch.Tensor:

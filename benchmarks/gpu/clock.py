@@ -11,7 +11,7 @@ _FLUSHED_bytes = 2**29
 """Written before each call: no cache holds what it reads, and the host has the time of that writing to launch it."""
 
 
-def seconds_of(run: Callable[[], Any], device: torch.device, budget_s: float = 0.6, most: int = 20) -> float:
+def seconds_of(run: Callable[[], Any], device: torch.device, budget_s: float = 0.3, most: int = 20) -> float:
     """Median over as many calls as the budget holds, by the device's own clock where it is a GPU."""
     measure = _on_gpu if device.type == "cuda" else _on_cpu
     first = measure(run, device, 1)[0]

@@ -23,7 +23,7 @@ def cases(sizes: Sizes) -> Iterator[Case]:
 def _prepare(tokens: int, columns: int, device: torch.device) -> Work:
     x_TK = normal(device, tokens, columns)
     gram_KK = torch.zeros(columns, columns, device=device)
-    return Work(lambda: accumulate(gram_KK, x_TK), gram_KK.triu)
+    return Work(lambda: accumulate(gram_KK, x_TK), lambda _: gram_KK.triu())
 
 
 def _upcast(tokens: int, columns: int, device: torch.device) -> Work:

@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator
 
-from benchmarks.gpu import gram
+from benchmarks.gpu import descent, gram, linear_kl, super_blocks
 from benchmarks.gpu.case import Case
 from benchmarks.gpu.sizes import Sizes
 
-OPERATORS = (gram,)
+OPERATORS = (descent, gram, linear_kl, super_blocks)
 
 
 def cases(sizes: Sizes) -> Iterator[Case]:
