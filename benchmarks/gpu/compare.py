@@ -17,13 +17,12 @@ from optcore.kernels.dispatch import SWITCH
 
 def compare(case: Case, limits: Limits, device: torch.device) -> Row:
     """What was found; a kernel that did not run, or came out otherwise, is a problem."""
-    with counting() as counts:
-        ours = _made(case.prepare, device)
+    ours, launches = _made(case.prepare, device)
     with definitions():
-        apart = _apart(ours, _made(case.prepare, device))
+        apart = _apart(ours, _made(case.prepare, device)[0])
     del ours
     problem = "" if apart <= case.tolerance else f"{apart:.1e} apart, {case.tolerance:.1e} is allowed"
-    if case.has_kernel and device.type == "cuda" and not counts.launches:
+    if case.has_kernel and device.type == "cuda" and not launches:
         problem = "no kernel ran"
     taken = _taken(case.prepare, device)
     with definitions():
@@ -46,15 +45,22 @@ def definitions() -> Iterator[None]:
             os.environ[SWITCH] = before
 
 
-def _made(prepare: Prepare, device: torch.device) -> list[torch.Tensor]:
-    work = prepare(device)
-    made = work.run()
-    return _tensors_of(work.result(made) if work.result else made)
+def _prepared(prepare: Prepare, device: torch.device) -> Work:
+    """Made without kernels: what is measured gets the same tensors whatever the kernels do."""
+    with definitions():
+        return prepare(device)
+
+
+def _made(prepare: Prepare, device: torch.device) -> tuple[list[torch.Tensor], int]:
+    """Results, and how many kernels were launched for them."""
+    work = _prepared(prepare, device)
+    with counting() as counts:
+        made = work.run()
+    return _tensors_of(work.result(made) if work.result else made), counts.launches.total()
 
 
 def _taken(prepare: Prepare, device: torch.device) -> float:
-    work: Work = prepare(device)
-    return seconds_of(work.run, device)
+    return seconds_of(_prepared(prepare, device).run, device)
 
 
 def _taken_by_rival(prepare: Prepare, device: torch.device) -> float | str:
