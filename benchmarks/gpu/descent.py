@@ -29,7 +29,8 @@ def cases(sizes: Sizes) -> Iterator[Case]:
 
 
 def _prepare(experts: int, rows: int, columns: int, device: torch.device) -> Work:
-    """The result is each output's loss: a sum that ends at a tie may be rounded either way, which costs nothing."""
+    """The result is the loss: a sum that ends at a tie may be rounded either way, and all behind it in its output then
+    comes out otherwise, on the whole no worse."""
     weight_EKN = normal(device, experts, columns, rows, dtype=torch.float32)
     mixing_KK = normal(device, columns, columns, dtype=torch.float32, scale=0.5 / columns**0.5).diagonal_scatter(
         torch.ones(columns, device=device)
@@ -43,8 +44,8 @@ def _prepare(experts: int, rows: int, columns: int, device: torch.device) -> Wor
         rounded_EKN.copy_(weight_EKN)
         descend(weight_EKN, rounded_EKN, feedback_EKK, points, causal=True)
 
-    def losses(_: None) -> torch.Tensor:
+    def loss(_: None) -> torch.Tensor:
         off_EKN = weight_EKN - rounded_EKN
-        return (off_EKN * (gram_KK @ off_EKN)).sum(-2)
+        return (off_EKN * (gram_KK @ off_EKN)).sum((-2, -1))
 
-    return Work(run, losses)
+    return Work(run, loss)
