@@ -59,7 +59,7 @@ def _search_levels(
     importance_RSV, weighted_RSV, mass_RS = value_RSV, value_RSV, V * 1.0
     if WEIGHTED:
         importance_at = importance_ptr + column_R[:, None, None] + place_SV[None, :, :]
-        importance_RSV = tl.load(importance_at, mask=here_R[:, None, None], other=0.0).to(tl.float32)
+        importance_RSV = tl.load(importance_at, mask=here_R[:, None, None], other=1.0).to(tl.float32)
         weighted_RSV, mass_RS = value_RSV * importance_RSV, tl.sum(importance_RSV, 2)
     total_RS = tl.sum(weighted_RSV, 2)
 
