@@ -327,8 +327,8 @@ def block_scales(
     """Scales of W, float32 [N, K], by the ends of each block, or `searched` for the least squared error.
 
     The error is weighted by the importance of inputs. K must be a multiple of 256 where blocks have super-blocks.
-    A kernel adds in another order, so that near ties fall otherwise; over some hundred thousand weights the squared
-    error is within 3e-4 of this one's, on either side. Without the search the bits are the same.
+    A kernel adds in another order, so that near ties fall otherwise: for some hundred thousand weights the squared
+    error is then up to 3e-4 larger, or smaller. Without the search the bits are the same.
     """
     rows, columns = weight_NK.shape
     width = _width(columns, args)
