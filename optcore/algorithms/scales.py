@@ -25,7 +25,8 @@ from optcore.algorithms.storage import (
     second_level,
     super_scaled,
 )
-from optcore.algorithms.super_blocks import block_scales, scale_codes
+from optcore.algorithms.super_blocks import scale_codes
+from optcore.kernels.block_scales import block_scales
 from optcore.kernels.scale_search import Found, choose_scales
 from optcore.schemes import QuantArgs
 

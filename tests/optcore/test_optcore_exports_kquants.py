@@ -171,7 +171,7 @@ def test_parts_of_a_large_weight_lose_as_much(
     """Sums over other widths round otherwise, so that near ties fall either way."""
     args = PRESETS[name].weights
     whole = fake_quantize(weight_NK, _scales(weight_NK, name), args)
-    monkeypatch.setattr("optcore.algorithms.super_blocks._PART_values", 2000)
+    monkeypatch.setattr("optcore.kernels.block_scales._PART_values", 2000)
     parts = fake_quantize(weight_NK, _scales(weight_NK, name), args)
     assert relative_error(weight_NK, parts, None) == pytest.approx(relative_error(weight_NK, whole, None), rel=2e-3)
     assert (parts == whole).float().mean() > 0.95

@@ -3,6 +3,7 @@
 from ast import Import, ImportFrom, parse
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from fixtures.kernels import Call, calls, compare
@@ -15,7 +16,8 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.parametrize("call", list(calls()), ids=lambda call: call.name)
 def test_a_kernel_gives_what_its_definition_gives(call: Call) -> None:
-    assert compare(call, "cpu", call.arguments()) == []
+    with np.errstate(all="ignore"):  # the interpreter divides with numpy, which warns of what torch does not
+        assert compare(call, "cpu", call.arguments()) == []
 
 
 def test_the_definition_runs_on_a_cpu_unless_the_switch_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
