@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -70,6 +70,7 @@ class _Pass:
             self.variants.append(_Variant(Assignment(scheme, technique, chosen), folder, records / scheme))
         self._probe = probe_state(decoder)
         self._kinds_checked: set[frozenset[str]] = set()
+        self._known_folds: dict[frozenset[Any], list[Fold]] = {}
 
     def walk(self) -> None:
         """Check, go through the layers, write what is outside them, describe the result."""
@@ -193,7 +194,9 @@ class _Pass:
         """What may be rescaled. Values that were measured for a quantized cache must stay as they are."""
         if self.technique.smoothing == "none":
             return []
-        found = folds(self.decoder, index, layer, self._probe)
+        kind = frozenset((path, layer.get_submodule(path).weight.shape) for path in self._paths(index))
+        found = folds(self.decoder, index, layer, self._probe, self._known_folds.get(kind))
+        self._known_folds[kind] = found
         attention = attention_path(layer) if self.technique.kv_cache else None
         return [fold for fold in found if attention is None or not fold.producer.startswith(f"{attention}.")]
 

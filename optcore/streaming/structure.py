@@ -6,7 +6,7 @@ their consumer one by one: v -> o, through attention and repeated KV heads, and 
 after random scales left the output of the smallest module around it as it was.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Literal
@@ -103,9 +103,17 @@ class Fold:
             linear.bias.data = (linear.bias.data.float() / s_N).to(linear.bias.dtype)
 
 
-def folds(decoder: Decoder, index: int, layer: nn.Module, probe: State) -> list[Fold]:
-    """Every fold of a layer in memory that holds when tried; no linear is a consumer in two of them."""
+def folds(
+    decoder: Decoder, index: int, layer: nn.Module, probe: State, known: Sequence[Fold] | None = None
+) -> list[Fold]:
+    """Every fold of a layer in memory that holds when tried; no linear is a consumer in two of them.
+
+    `known` are those of a layer of the same modules: where all of them hold here too, nothing else is looked for, since
+    a search makes the host wait for a GPU a hundred times.
+    """
     recording = Recording(decoder, index, layer, probe)
+    if known is not None and all(_holds(recording, fold) for fold in known):
+        return list(known)
     groups = fused_groups(decoder, index, recording.layer, recording.probe)
     found = [fold for fold in _norm_folds(recording, groups) if _holds(recording, fold)]
     taken = {path for fold in found for path in fold.consumers}
@@ -257,9 +265,10 @@ def _holds(recording: Recording, fold: Fold) -> bool:
     s_K = fold.tie(_random_scales(len(fold.rows_K), seed=1)).to(device)
     outputs = {fold.producer: 1 / fold.per_row(s_K, recording.calls[fold.producer].output.shape[-1])}
     plain = recording.replay(ancestor)
-    moved = (recording.replay(ancestor, outputs) - plain).norm().item()
-    left = (recording.replay(ancestor, outputs, dict.fromkeys(readers, s_K)) - plain).norm().item()
-    return left <= min(_LEFT * moved + _NOISE * plain.norm().item(), 0.1 * moved) and moved > 0
+    apart = recording.replay(ancestor, outputs) - plain
+    rest = recording.replay(ancestor, outputs, dict.fromkeys(readers, s_K)) - plain
+    moved, left, whole = torch.stack([apart.norm(), rest.norm(), plain.norm()]).tolist()
+    return left <= min(_LEFT * moved + _NOISE * whole, 0.1 * moved) and moved > 0
 
 
 def _heads(decoder: Decoder) -> tuple[int, int]:
