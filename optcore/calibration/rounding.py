@@ -157,11 +157,12 @@ class _Rounder:
         elif self._technique.rounding != "nearest":
             fallback = f"{_NO_TOKENS}: rounded to nearest"
         args, importance_K = group.scheme.weights, group.found.importance_K
-        weights = [weight.float() for weight in group.weights.values()]
+        weights = list(group.weights.values())
         if has_own_scales(args):
             weighing_K = weighing(method, importance_K)
             made = [quantize_and_decode(weight, args, method, self._dtype, weighing_K) for weight in weights]
         else:
+            weights = [weight.float() for weight in weights]
             scales = find_scales(weights, args, method, self._dtype, importance_K)
             made = [_nearest(*parts, args) for parts in zip(weights, scales, strict=True)]
         for path, (stored, weight_NK) in zip(group.weights, made, strict=True):
@@ -223,10 +224,10 @@ def _batches(problems: Sequence[Problem]) -> Iterator[Sequence[Problem]]:
 
 
 def _at_once(alike: Sequence[Problem]) -> int:
-    """How many of a kind a device has the memory for: a sixteenth of it, so that batches, and the last bits of their
-    products, are the same every time; less where less than four times that is free."""
+    """How many of a kind a device has the memory for: a share of all it has, so that batches, and the last bits of
+    their products, are the same every time, and less only where little is free."""
     device = alike[0].gram_KK.device
     if device.type != "cuda":
         return len(alike)
-    room = min(torch.cuda.get_device_properties(device).total_memory / 16, gpu_bytes(device) / 4)
+    room = min(torch.cuda.get_device_properties(device).total_memory / 32, gpu_bytes(device) / 4)
     return max(1, int(room / alike[0].working_bytes()))

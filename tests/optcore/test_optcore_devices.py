@@ -20,6 +20,8 @@ from optcore.calibration.quantize import quantize_checkpoint
 from optcore.calibration.rounding import Fused, Problem, round_weights
 from optcore.calibration.statistics import InputStatistics
 from optcore.errors import OutOfMemory
+from optcore.kernels.counting import counting
+from optcore.kernels.dispatch import SWITCH
 from optcore.references import Calibration
 from optcore.schemes import PRESETS
 from optcore.techniques import Ptq
@@ -152,6 +154,20 @@ def test_weights_of_one_group_part_where_they_share_no_scale(monkeypatch: pytest
         made = round_weights([group], Ptq(scheme=scheme, gptq=FEW), torch.bfloat16, [CPU, CPU])
         assert torch.equal(made["gate"].weight_NK, made["up"].weight_NK)
     assert batches == [1, 1, 2]
+
+
+def test_plain_rounding_takes_two_launches_a_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight_NK = _problem(6, 128, 0)[0].bfloat16()
+    group = Fused({"gate": weight_NK, "up": weight_NK * 0.7}, PRESETS["int4_g32"], InputStatistics())
+    technique = Ptq(scheme="int4_g32", rounding="nearest", scale_search="max")
+    plain = round_weights([group], technique, torch.bfloat16, [CPU])
+    monkeypatch.setenv(SWITCH, "triton")
+    with counting() as counts:
+        launched = round_weights([group], technique, torch.bfloat16, [CPU])
+    assert counts.launches == {"choose_group_scales": 2, "round": 2}
+    for path, one in launched.items():
+        assert one.digest == plain[path].digest
+        assert all(torch.equal(tensor, plain[path].stored[suffix]) for suffix, tensor in one.stored.items())
 
 
 def test_one_factor_serves_siblings(monkeypatch: pytest.MonkeyPatch) -> None:
