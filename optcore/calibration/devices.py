@@ -40,8 +40,8 @@ def each_on_its_own(devices: Sequence[torch.device], works: Sequence[Callable[[]
     Every device is used through the stream that is current there now, so results are ready for whoever uses it next.
     Gradients are not recorded.
     """
-    if len(works) == 1:
-        return [list(works[0]())]
+    if len(works) < 2:
+        return [list(work()) for work in works]
     streams = [torch.cuda.current_stream(device) for device in devices if device.type == "cuda"]
     stopped = Event()
 

@@ -156,6 +156,11 @@ def test_weights_of_one_group_part_where_they_share_no_scale(monkeypatch: pytest
     assert batches == [1, 1, 2]
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_level_without_a_format_gives_nothing(count: int) -> None:
+    assert round_weights([], Ptq(scheme="int4_g32"), torch.bfloat16, [CPU] * count) == {}
+
+
 def test_plain_rounding_takes_two_launches_a_weight(monkeypatch: pytest.MonkeyPatch) -> None:
     weight_NK = _problem(6, 128, 0)[0].bfloat16()
     group = Fused({"gate": weight_NK, "up": weight_NK * 0.7}, PRESETS["int4_g32"], InputStatistics())
