@@ -10,6 +10,7 @@ import torch
 
 # Multiples of the asked damping that are tried before the whole mean diagonal.
 _RUNGS = (1, 5, 10, 50)
+_SMALL_columns = 1024
 
 
 def revived(gram_EKK: torch.Tensor) -> torch.Tensor:
@@ -56,7 +57,7 @@ def factor_columns(gram_EKK: torch.Tensor, damping: float) -> tuple[torch.Tensor
         if not waiting:
             break
         # V = J L J for J H J = L L^T, J the reversal of the columns: an upper factor without an inverse.
-        lower_EKK, failure_E = torch.linalg.cholesky_ex(damped(gram_EKK[among(waiting, experts)], share).flip(-1, -2))
+        lower_EKK, failure_E = _cholesky(damped(gram_EKK[among(waiting, experts)], share).flip(-1, -2))
         tried_E = sane_E[among(waiting, experts)]
         good_E = tried_E & (failure_E == 0) & lower_EKK.isfinite().all(-1).all(-1)
         # The one time that an attempt waits for the device. What is not sane is not tried again.
@@ -68,6 +69,16 @@ def factor_columns(gram_EKK: torch.Tensor, damping: float) -> tuple[torch.Tensor
             taken[expert] = share
         waiting = [waiting[place] for place in again]
     return columns_EKK, taken
+
+
+def _cholesky(matrix_EKK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Lower factors, and what is not 0 where there is none; large matrices one by one, which nobody waits for either:
+    cuSOLVER's batched form, that torch takes for several on a GPU, is made for small ones."""
+    if len(matrix_EKK) == 1 or matrix_EKK.shape[-1] <= _SMALL_columns:
+        lower_EKK, failure_E = torch.linalg.cholesky_ex(matrix_EKK)
+        return lower_EKK, failure_E
+    lowers, failures = zip(*map(torch.linalg.cholesky_ex, matrix_EKK), strict=True)
+    return torch.stack(lowers), torch.stack(failures)
 
 
 def among(chosen: list[int], count: int) -> list[int] | slice:

@@ -55,18 +55,23 @@ def stored_as(codes: torch.Tensor, shape_NK: Sequence[int], scales: Scales, args
 
 def unpack(tensors: Mapping[str, torch.Tensor], args: QuantArgs) -> tuple[torch.Tensor, Scales]:
     """Codes [N, K] and scales of stored tensors: the inverse of `pack`."""
-    levels = {field: tensors.get(suffix) for suffix, field in _SCALE_SUFFIXES.items()}
-    scales = Scales(tensors["weight_scale"], **levels)
+    scales = stored_scales(tensors, args)
     if "weight" in tensors:
         return tensors["weight"], scales
     packed = tensors["weight_packed"]
     if "weight_shape" not in tensors:
         return unpack_bits(packed, args.bits), scales
-    rows, columns = tensors["weight_shape"].tolist()
-    if "weight_zero_point" in tensors:
-        zeros = unpack_int32(tensors["weight_zero_point"].T.contiguous(), args.bits, rows).T.contiguous()
-        scales = scales._replace(zero_point=zeros)
-    return unpack_int32(packed, args.bits, columns), scales
+    return unpack_int32(packed, args.bits, int(tensors["weight_shape"][1])), scales
+
+
+def stored_scales(tensors: Mapping[str, torch.Tensor], args: QuantArgs) -> Scales:
+    """The scales among stored tensors."""
+    levels = {field: tensors.get(suffix) for suffix, field in _SCALE_SUFFIXES.items()}
+    scales = Scales(tensors["weight_scale"], **levels)
+    if "weight_zero_point" not in tensors:
+        return scales
+    words, rows = tensors["weight_zero_point"].T.contiguous(), int(tensors["weight_shape"][0])
+    return scales._replace(zero_point=unpack_int32(words, args.bits, rows).T.contiguous())
 
 
 def pack_codes(codes_NK: torch.Tensor, args: QuantArgs) -> torch.Tensor:

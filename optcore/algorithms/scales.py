@@ -102,9 +102,7 @@ def find_scales(
     layer's output, if inputs were uncorrelated. Inputs that were never anything but zero leave it the plain `mse`.
     Codes are computed from the rounded scale, so every engine that reads it decodes exactly what we simulated.
     """
-    if method == "hessian" and importance_K is None:
-        raise ValueError("the scale search by `hessian` needs the importance of inputs")
-    importance = importance_K if method == "hessian" and importance_K is not None and importance_K.any() else None
+    importance = weighing(method, importance_K)
     if args.strategy == "tensor":
         return [_one_level(torch.cat(list(weights)), args, method, dtype, importance)] * len(weights)
     if args.scale_type in ("f16", "super"):
@@ -115,6 +113,20 @@ def find_scales(
     if args.scale_type == "double":
         return [_double(weight, args, method, importance) for weight in weights]
     return [_one_level(weight, args, method, dtype, importance) for weight in weights]
+
+
+def weighing(method: Method, importance_K: torch.Tensor | None) -> torch.Tensor | None:
+    """What a search weighs errors by; nothing where no input was ever anything but zero."""
+    if method != "hessian":
+        return None
+    if importance_K is None:
+        raise ValueError("the scale search by `hessian` needs the importance of inputs")
+    return importance_K if importance_K.any() else None
+
+
+def has_own_scales(args: QuantArgs) -> bool:
+    """Whether a weight's scales are its own alone, in one level: all that `choose_scales` finds."""
+    return args.strategy in ("channel", "group", "block") and args.scale_type in ("stored", "e8m0")
 
 
 def scales_of(found: Found, args: QuantArgs, divisor: torch.Tensor | None = None) -> Scales:

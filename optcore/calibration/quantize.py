@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from optcore.calibration.assignment import Assignment, all_experts, check_groups
+from optcore.calibration.devices import computing_devices
 from optcore.calibration.journal import Journal
 from optcore.calibration.kv import attention_name, attention_path, check_kv_cache, named, no_cache
 from optcore.calibration.layer import LayerQuantizer, Quantized
@@ -38,13 +39,19 @@ if TYPE_CHECKING:
 
 
 @torch.no_grad()
-def quantize_checkpoint(run: "Run", technique: "Ptq", chosen: Mapping[str, str | None] | None = None) -> None:
+def quantize_checkpoint(
+    run: "Run",
+    technique: "Ptq",
+    chosen: Mapping[str, str | None] | None = None,
+    devices: Sequence[torch.device] | None = None,
+) -> None:
     """Write the quantized checkpoint of `run.checkpoint` to `run.out`, and one more below it for each of `also`.
 
-    `chosen` gives single modules another format than the technique's scheme (None: leave it alone).
+    `chosen` gives single modules another format than the technique's scheme (None: leave it alone). `devices` are what
+    weights are rounded on, the first of them that of the layers; all GPUs that the process sees, where it is left out.
     """
-    decoder = Decoder(run.checkpoint)
-    _Pass(run, technique, decoder, chosen).walk()
+    decoder = Decoder(run.checkpoint, devices[0] if devices else None)
+    _Pass(run, technique, decoder, chosen, devices or computing_devices(decoder.device)).walk()
 
 
 class _Variant:
@@ -59,10 +66,18 @@ class _Variant:
 class _Pass:
     """Walks through the layers once, whatever the number of formats."""
 
-    def __init__(self, run: "Run", technique: "Ptq", decoder: Decoder, chosen: Mapping[str, str | None] | None) -> None:
+    def __init__(
+        self,
+        run: "Run",
+        technique: "Ptq",
+        decoder: Decoder,
+        chosen: Mapping[str, str | None] | None,
+        devices: Sequence[torch.device],
+    ) -> None:
         self.run = run
         self.technique = technique
         self.decoder = decoder
+        self._devices = devices
         records = run.records
         self.variants = [_Variant(Assignment(technique.scheme, technique, chosen), run.out, records / technique.scheme)]
         for scheme in technique.also:
@@ -164,7 +179,8 @@ class _Pass:
         smooth = self._folds(index, layer)
         for variant in self.variants:
             with _put_back(layer, needed=bool(smooth)):
-                quantizer = LayerQuantizer(layer, paths, self.technique, self.decoder.stored_dtype, variant.assignment)
+                dtype = self.decoder.stored_dtype
+                quantizer = LayerQuantizer(layer, paths, self.technique, dtype, variant.assignment, self._devices)
                 smoothed = quantizer.smooth(smooth, statistics)
                 for number, level in enumerate(levels):
                     if number and states:

@@ -37,6 +37,12 @@ class InputStatistics:
         """Mean square of each channel, the diagonal of the Gram matrix."""
         return self.squares_K if self.gram_KK is None else self.gram_KK.diagonal()
 
+    def to(self, device: torch.device) -> "InputStatistics":
+        """The statistics on another device."""
+        matrices = (self.gram_KK, self.cross_KK, self.squares_K)
+        moved = (None if matrix is None else matrix.to(device) for matrix in matrices)
+        return InputStatistics(self.tokens, self.channel_amax_K.to(device), *moved)
+
     def scaled(self, divisor_K: torch.Tensor) -> "InputStatistics":
         """The statistics of x / divisor."""
         pairs = divisor_K[:, None] * divisor_K[None, :]

@@ -16,11 +16,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from threading import RLock
 from typing import Any
 
 import torch
 
 from optcore.kernels.counting import count_launch
+
+_LAUNCHING = RLock()
+"""Threads that use a GPU each launch one after the other: triton's compiler and its caches know of no threads."""
 
 
 class Device:
@@ -56,7 +60,7 @@ class Kernel(Device):
         def launch(*arguments: Any, **constants: Any) -> None:
             tensors = [one for one in arguments if isinstance(one, torch.Tensor)]
             count_launch(self.function.__name__.lstrip("_"), tensors)
-            with _on(tensors[0].device):
+            with _LAUNCHING, _on(tensors[0].device):
                 self.compiled[grid](*arguments, **constants)
 
         return launch

@@ -1,16 +1,21 @@
 """A weight to what is stored of it: scales are searched, codes computed and packed in one read.
 
+What that stands for takes one more.
+
 Legend: W is [N, K] (outputs, inputs).
 """
 
+from typing import NamedTuple
+
 import torch
 
-from optcore.algorithms.codes import encode
-from optcore.algorithms.packing import pack, stored_as
+from optcore.algorithms.codes import decode, encode
+from optcore.algorithms.packing import pack, stored_as, stored_scales
 from optcore.algorithms.scale_search import Method
-from optcore.algorithms.scales import scales_of
+from optcore.algorithms.scales import Scales, scales_of
 from optcore.kernels.dispatch import launched_by
 from optcore.kernels.scale_search import choose_scales, launch_packing
+from optcore.kernels.weights import rounded_weight
 from optcore.schemes import QuantArgs
 
 
@@ -57,5 +62,53 @@ def quantize(
 
     Scales are those of `choose_scales`, whose arguments these are; codes are the definition's to the last bit.
     """
+    codes_NK, scales = _coded(weight_NK, args, method, dtype, importance_K, divisor)
+    return pack(codes_NK, scales, args)
+
+
+class Quantized(NamedTuple):
+    """A weight as it is stored."""
+
+    stored: dict[str, torch.Tensor]
+    """By suffix."""
+    weight_NK: torch.Tensor
+    """What that stands for, float32."""
+
+
+def _launch_both(
+    weight_NK: torch.Tensor,
+    args: QuantArgs,
+    method: Method,
+    dtype: torch.dtype,
+    importance_K: torch.Tensor | None = None,
+) -> Quantized:
+    stored = _launch(weight_NK, args, method, dtype, importance_K)
+    if stored is NotImplemented:
+        return NotImplemented
+    return Quantized(stored, rounded_weight(weight_NK, stored_scales(stored, args), args).weight_NK)
+
+
+@launched_by(_launch_both)
+def quantize_and_decode(
+    weight_NK: torch.Tensor,
+    args: QuantArgs,
+    method: Method,
+    dtype: torch.dtype,
+    importance_K: torch.Tensor | None = None,
+) -> Quantized:
+    """`quantize` in one level of scales, and the weight that engines will read: kernels round it once more, as they
+    can faster than they decode."""
+    codes_NK, scales = _coded(weight_NK, args, method, dtype, importance_K, None)
+    return Quantized(pack(codes_NK, scales, args), decode(codes_NK, scales, args))
+
+
+def _coded(
+    weight_NK: torch.Tensor,
+    args: QuantArgs,
+    method: Method,
+    dtype: torch.dtype,
+    importance_K: torch.Tensor | None,
+    divisor: torch.Tensor | None,
+) -> tuple[torch.Tensor, Scales]:
     scales = scales_of(choose_scales(weight_NK, args, method, dtype, importance_K, divisor), args, divisor)
-    return pack(encode(weight_NK.float(), scales, args), scales, args)
+    return encode(weight_NK.float(), scales, args), scales
