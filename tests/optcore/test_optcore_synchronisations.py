@@ -23,7 +23,7 @@ LAYERS = 2
     [
         ({"scheme": "int8", "rounding": "nearest", "smoothing": "none", "scale_search": "max"}, 8),
         ({"scheme": "fp8", "rounding": "nearest", "smoothing": "none", "scale_search": "max", "kv_cache": "fp8"}, 14),
-        ({"scheme": "int4", "rounding": "gptq", "smoothing": "none", "scale_search": "max"}, 110),
+        ({"scheme": "int4", "rounding": "gptq", "smoothing": "none", "scale_search": "max"}, 32),
         ({"scheme": "int4", "rounding": "nearest", "smoothing": "awq", "scale_search": "max"}, 45),
     ],
     ids=["nearest", "kv-cache", "gptq", "awq"],
