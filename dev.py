@@ -113,6 +113,11 @@ def proofs_exports(arguments: list[str]) -> int:
     return proofs(arguments, *sorted(ROOT.glob("tests/optcore/test_optcore_exports*.py")))
 
 
+def proofs_kernels(arguments: list[str]) -> int:
+    """All tests of Triton kernels that need no GPU: the interpreter runs them, the compiler and assembler take them."""
+    return proofs(arguments, *sorted(ROOT.glob("tests/optcore/test_optcore_kernels*.py")))
+
+
 def bench_ptq(arguments: list[str]) -> int:
     """Ours beside installed peers, each in an environment below .lathe/peers that the first run makes."""
     return bench(["ptq", *arguments])
@@ -134,7 +139,7 @@ TARGETS = {
     target.__name__.replace("_", "-"): target
     for target in (
         *(demo, test, check, up, proofs, proofs_ptq, proofs_training, proofs_restructure, proofs_drafts),
-        *(proofs_exports, chaos, bench, bench_ptq, docs, audit),
+        *(proofs_exports, proofs_kernels, chaos, bench, bench_ptq, docs, audit),
     )
 }
 

@@ -15,6 +15,7 @@ from optcore.child import RESULTS
 from optcore.errors import OptError, typed_error
 from optcore.events import AnyEvent, RunFailed
 from optcore.gang import LOST_PEER, has_lost_peer
+from optcore.numerics import is_deterministic, settle_numerics
 from optcore.recipe import Recipe, load_recipe
 
 
@@ -60,6 +61,8 @@ def stage(options: argparse.Namespace) -> None:
     is_first = os.environ.get("RANK", "0") == "0"
     try:
         import_libraries(task)
+        if "torch" in sys.modules:
+            settle_numerics(deterministic=is_deterministic(os.environ))
         results = perform(task, emit if is_first else _unheard)
     except Exception as error:
         if has_lost_peer(error):

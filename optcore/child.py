@@ -13,6 +13,7 @@ from optcore.errors import Failure, OptError, RecipeError, StageCrashed
 from optcore.events import AnyEvent, RunFailed, parse_event
 from optcore.gang import Gang
 from optcore.gpus import visible_gpus
+from optcore.numerics import stage_environment
 from optcore.stage import StageTask, TechniqueWork
 from optcore.techniques.training import Training
 
@@ -88,7 +89,7 @@ def _environment(task: StageTask) -> dict[str, str]:
     if task.work.kind == "fetch":
         return dict(os.environ)
     kept = {name: value for name, value in os.environ.items() if name not in _CREDENTIALS}
-    return {**kept, "HF_HUB_OFFLINE": "1"}
+    return {**stage_environment(kept), "HF_HUB_OFFLINE": "1"}
 
 
 def _crash(stage: str, code: int) -> StageCrashed:

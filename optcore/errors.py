@@ -170,6 +170,8 @@ class OutOfMemory(OptError):
     kind: Kind = "out_of_memory"
 
 
+_ASKED = re.compile(r"tried to allocate .{1,120}? (is free|bytes)", re.IGNORECASE | re.DOTALL)
+"""How much torch wanted, and of a GPU how much it has and how much of that was free."""
 NO_ROOM = re.compile(r"No space left on device|Disk quota exceeded")
 """What the system says of a full disk, which is all that libraries that are no Python pass on."""
 _TOO_LARGE = re.compile(r"File too large")
@@ -225,7 +227,8 @@ def typed_error(error: Exception, stage: str) -> OptError:
     if isinstance(error, OptError):
         return error
     if is_out_of_memory(error):
-        said = f"stage {stage} ran out of memory"
+        asked = _ASKED.search(str(error))
+        said = f"stage {stage} ran out of memory" + (f": {asked[0]}" if asked else "")
         return OutOfMemory(said, remedy="use a larger machine, or fewer or shorter calibration samples")
     if isinstance(error, OSError):
         return folder_error(error)

@@ -43,12 +43,14 @@ def write_importance(path: Path, found: Mapping[str, Importance]) -> None:
     import torch
     from safetensors.torch import save_file
 
+    from optcore.streaming.staging import on_cpu
+
     tensors: dict[str, torch.Tensor] = {}
     for name, one in found.items():
-        tensors[f"{name}.mean_square"] = one.mean_square_K.float().contiguous().cpu()
+        tensors[f"{name}.mean_square"] = one.mean_square_K.float()
         tensors[f"{name}.tokens"] = torch.tensor(one.tokens)
     part = path.with_name(f"{path.name}.part")
-    save_file(tensors, part, metadata={"format": "pt"})
+    save_file(on_cpu(tensors), part, metadata={"format": "pt"})
     part.chmod(0o644)
     settle(part, path)
 

@@ -8,12 +8,16 @@ from pathlib import Path
 
 import pytest
 
+from optcore.gpus import visible_gpus
+
 # Before anything imports torch or huggingface_hub, which read these once. Children of tests inherit them.
 os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"  # nobody listens: a test that needs a Hub starts its own
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = os.environ["DO_NOT_TRACK"] = "1"
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="lathe-hf-")
+if not visible_gpus():  # triton reads it once too: without a GPU its interpreter runs kernels
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 # Hundreds of short processes are started, and each would compile the same modules again.
 sys.dont_write_bytecode = False
 for _name in (

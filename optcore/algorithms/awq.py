@@ -11,7 +11,7 @@ from functools import partial
 
 import torch
 
-from optcore.algorithms.scales import Method
+from optcore.algorithms.scale_search import Method
 from optcore.algorithms.smoothing import Consumer, Family, Smoothing, Tie, balance, search, smoothquant_scales
 from optcore.schemes import Scheme
 
@@ -51,7 +51,7 @@ def _families(consumers: Sequence[Consumer]) -> list[Family]:
 
 
 def _centred(scale_K: torch.Tensor, live_K: torch.Tensor) -> torch.Tensor:
-    live = scale_K[live_K]
-    if not len(live):
-        return scale_K
-    return torch.where(live_K, scale_K / (live.amax() * live.amin()).sqrt(), 1.0)
+    """Without a look at how many are live, for which a GPU would have to be waited for."""
+    high, low = (torch.where(live_K, scale_K, end) for end in (-torch.inf, torch.inf))
+    centred_K = torch.where(live_K, scale_K / (high.amax() * low.amin()).sqrt(), 1.0)
+    return torch.where(live_K.any(), centred_K, scale_K)

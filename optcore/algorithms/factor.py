@@ -10,6 +10,7 @@ import torch
 
 # Multiples of the asked damping that are tried before the whole mean diagonal.
 _RUNGS = (1, 5, 10, 50)
+_SMALL_columns = 1024
 
 
 def revived(gram_EKK: torch.Tensor) -> torch.Tensor:
@@ -46,21 +47,43 @@ def factored(gram_EKK: torch.Tensor, damping: float) -> tuple[torch.Tensor, list
 def factor_columns(gram_EKK: torch.Tensor, damping: float) -> tuple[torch.Tensor, list[float | None]]:
     """V^T [E, K, K] of every H, lower triangular (row k holds V_ik), and the damping that it took; None, and zeros,
     where none made it a Gram matrix."""
-    taken: list[float | None] = [None] * len(gram_EKK)
+    experts = len(gram_EKK)
+    taken: list[float | None] = [None] * experts
     columns_EKK = torch.zeros_like(gram_EKK)
     diagonal_EK = gram_EKK.diagonal(dim1=-2, dim2=-1)
-    waiting_E = (gram_EKK.isfinite().all(-1).all(-1) & (diagonal_EK >= 0).all(-1)).nonzero().squeeze(1)
+    sane_E = gram_EKK.isfinite().all(-1).all(-1) & (diagonal_EK >= 0).all(-1)
+    waiting = list(range(experts))
     for share in ladder(damping):
-        if not len(waiting_E):
+        if not waiting:
             break
         # V = J L J for J H J = L L^T, J the reversal of the columns: an upper factor without an inverse.
-        lower_EKK, failure_E = torch.linalg.cholesky_ex(damped(gram_EKK[waiting_E], share).flip(-1, -2))
-        good_E = (failure_E == 0) & lower_EKK.isfinite().all(-1).all(-1)
-        columns_EKK[waiting_E[good_E]] = lower_EKK[good_E].flip(-1, -2).mT
-        for expert in waiting_E[good_E].tolist():
+        lower_EKK, failure_E = _cholesky(damped(gram_EKK[among(waiting, experts)], share).flip(-1, -2))
+        tried_E = sane_E[among(waiting, experts)]
+        good_E = tried_E & (failure_E == 0) & lower_EKK.isfinite().all(-1).all(-1)
+        # The one time that an attempt waits for the device. What is not sane is not tried again.
+        verdicts = torch.stack([good_E, tried_E & ~good_E]).tolist()
+        good, again = ([place for place, is_so in enumerate(row) if is_so] for row in verdicts)
+        done = [waiting[place] for place in good]
+        columns_EKK[among(done, experts)] = lower_EKK[among(good, len(waiting))].flip(-1, -2).mT
+        for expert in done:
             taken[expert] = share
-        waiting_E = waiting_E[~good_E]
+        waiting = [waiting[place] for place in again]
     return columns_EKK, taken
+
+
+def _cholesky(matrix_EKK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Lower factors, and what is not 0 where there is none; large matrices one by one, which nobody waits for either:
+    cuSOLVER's batched form, that torch takes for several on a GPU, is made for small ones."""
+    if len(matrix_EKK) == 1 or matrix_EKK.shape[-1] <= _SMALL_columns:
+        lower_EKK, failure_E = torch.linalg.cholesky_ex(matrix_EKK)
+        return lower_EKK, failure_E
+    lowers, failures = zip(*map(torch.linalg.cholesky_ex, matrix_EKK), strict=True)
+    return torch.stack(lowers), torch.stack(failures)
+
+
+def among(chosen: list[int], count: int) -> list[int] | slice:
+    """An index of some of `count`. All of them are a slice: a list is copied to the device, which waits for it."""
+    return slice(None) if len(chosen) == count else chosen
 
 
 def feedback_of(columns_EKK: torch.Tensor) -> torch.Tensor:

@@ -29,10 +29,10 @@ def refit(
 ) -> Scales:
     """New scales [N, G]. Columns are in `order_K`: place p holds column order_K[p] of the weight."""
     step_NG = scales.scale.float()
-    group_K = order_K // (len(order_K) // step_NG.shape[1])
+    # Sorted by group, in rounding order within: all groups are of one size, so that nothing has to be counted.
+    members_GK = (order_K // (len(order_K) // step_NG.shape[1])).argsort(stable=True).view(step_NG.shape[1], -1)
     difference_KN, fitted_NG = target_KN - rounded_KN, scales.scale.clone()
-    for group in range(step_NG.shape[1]):
-        members = (group_K == group).nonzero().squeeze(1)
+    for group, members in enumerate(members_GK):
         old_N = step_NG[:, group]
         codes_KN = rounded_KN[members] / old_N
         curvature_N = (codes_KN * (gram_KK[members][:, members] @ codes_KN)).sum(0)

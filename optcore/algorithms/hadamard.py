@@ -1,28 +1,13 @@
-"""Hadamard matrices H (entries +-1, H H^T = order * I) and the fast transform by them, normalised to be orthogonal.
+"""Hadamard matrices H (entries +-1, H H^T = order * I) whose transforms `optcore.kernels.hadamard` computes.
 
 Orders are m * 2^k: the power of two by Sylvester's doubling, m by Paley's constructions from a prime q ("On orthogonal
 matrices", J. Math. Phys. 12, 1933). With m = 12, 20, 28, 36, 44, 52, 60 ... that reaches nearly every model's width.
 """
 
 from functools import lru_cache
-from math import isqrt, sqrt
+from math import isqrt
 
 import torch
-
-
-def hadamard(x: torch.Tensor, block: int) -> torch.Tensor:
-    """Transform each `block` values along the last dimension [..., K] by H / sqrt(block): O(K (m + log block)).
-
-    `block` divides K. Orthogonal: norms and inner products stay. Same shape and type.
-    """
-    core, doublings = _factored(block)
-    values = x.reshape(-1, core, block // core)
-    for place in range(doublings):
-        half = values.unflatten(2, (-1, 2, 2**place))
-        values = torch.stack((half[..., 0, :] + half[..., 1, :], half[..., 0, :] - half[..., 1, :]), 3).flatten(2)
-    if core > 1:
-        values = torch.einsum("ij,njk->nik", _paley(core).to(values), values)
-    return (values / sqrt(block)).reshape(x.shape)
 
 
 def largest_block(size: int, limit: int | None = None) -> int:
@@ -36,7 +21,7 @@ def is_order(order: int) -> bool:
     return order in (1, 2) or _core_of(order) is not None
 
 
-def _factored(order: int) -> tuple[int, int]:
+def factored(order: int) -> tuple[int, int]:
     """Core m and doublings k of an order m * 2^k."""
     core = 1 if order in (1, 2) else _core_of(order)
     if core is None:
@@ -68,7 +53,7 @@ def _prime_of(core: int) -> tuple[int, bool] | None:
 
 
 @lru_cache
-def _paley(core: int) -> torch.Tensor:
+def paley(core: int) -> torch.Tensor:
     """A Hadamard matrix of order `core`, float32.
 
     With Q the quadratic residue characters of i - j mod q and S = [[0, 1], [+-1, Q]]: I + S for q = 3 mod 4, where S is

@@ -15,8 +15,9 @@ from typing import Self
 
 import torch
 
-from optcore.algorithms.activations import fake_quantize_activation, static_scale
-from optcore.algorithms.hadamard import hadamard
+from optcore.algorithms.activations import static_scale
+from optcore.kernels.activations import fake_quantize_activation
+from optcore.kernels.hadamard import hadamard
 from optcore.schemes import QuantArgs
 
 
@@ -31,9 +32,9 @@ class ChannelStatistics:
 
     @classmethod
     def of(cls, states_BHTD: torch.Tensor) -> Self:
-        """Of one batch, on the CPU."""
+        """Of one batch, where it is: nobody waits for a GPU."""
         states = states_BHTD.float()
-        low_HD, high_HD, sum_HD = (measure(states, dim=(0, 2)).cpu() for measure in (torch.amin, torch.amax, torch.sum))
+        low_HD, high_HD, sum_HD = (measure(states, dim=(0, 2)) for measure in (torch.amin, torch.amax, torch.sum))
         return cls(low_HD, high_HD, sum_HD, states.shape[0] * states.shape[2])
 
     def __add__(self, other: Self) -> Self:
@@ -45,9 +46,10 @@ def measured_tensors(seen: ChannelStatistics, args: QuantArgs, dtype: torch.dtyp
     """What a format stores: `scale` or (NVFP4's divisor) `global_scale`; `bias`."""
     if args.dynamic and args.strategy != "tensor_group":
         return {}
-    tensors, low_HD, high_HD = {}, seen.low_HD, seen.high_HD
+    tensors = {}
+    low_HD, high_HD, sum_HD = torch.stack((seen.low_HD, seen.high_HD, seen.sum_HD)).cpu()
     if not args.symmetric:  # a floating grid is finest near its zero, which is where most values should be
-        bias = (seen.sum_HD / seen.tokens).to(dtype)
+        bias = (sum_HD / seen.tokens).to(dtype)
         tensors["bias"] = bias[None, :, None, :]
         low_HD, high_HD = low_HD - bias.float(), high_HD - bias.float()
     amax_H = torch.maximum(-low_HD, high_HD).amax(1).clamp(min=0)
@@ -61,22 +63,27 @@ def measured_tensors(seen: ChannelStatistics, args: QuantArgs, dtype: torch.dtyp
 
 
 def fake_quantize_states(
-    states_BHTD: torch.Tensor, args: QuantArgs, scale: torch.Tensor | None = None, bias: torch.Tensor | None = None
+    states_BHTD: torch.Tensor,
+    args: QuantArgs,
+    scale: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    *,
+    rotate: bool = False,
 ) -> torch.Tensor:
-    """Round keys or values to what the cache's number format holds. Same shape and type."""
-    values = states_BHTD.float()
+    """Round keys or values to what the cache's number format holds. Same shape and type; with `rotate`, `rotated` comes
+    first, and the result is float32 as its."""
     if bias is not None:
-        values = values - bias.float().to(values.device)
+        values = rotated(states_BHTD) if rotate else states_BHTD.float()
+        bias = bias.float().to(values.device)
         args = args.model_copy(update={"symmetric": True})  # the bias is the zero point
+        return (fake_quantize_states(values - bias, args, scale) + bias).to(
+            values.dtype if rotate else states_BHTD.dtype
+        )
     if args.strategy == "head":
         assert scale is not None
-        per_tensor = args.model_copy(update={"strategy": "tensor"})
-        rounded = fake_quantize_activation(values, per_tensor, scale.view(-1, 1, 1, 1))
-    else:
-        rounded = fake_quantize_activation(values, args, scale)
-    if bias is not None:
-        rounded = rounded + bias.float().to(values.device)
-    return rounded.to(states_BHTD.dtype)
+        args, scale = args.model_copy(update={"strategy": "tensor"}), scale.view(-1, 1, 1, 1)
+    rotation = _block(states_BHTD) if rotate else 1
+    return fake_quantize_activation(states_BHTD, args, scale, rotation=rotation)
 
 
 def rotated(states: torch.Tensor) -> torch.Tensor:
@@ -86,5 +93,8 @@ def rotated(states: torch.Tensor) -> torch.Tensor:
     channels of keys over all (QuaRot, arXiv:2404.00456). Where D is no power of two, blocks of the largest power of two
     that divides it are rotated each for itself.
     """
-    size = states.shape[-1] & -states.shape[-1]
-    return hadamard(states.float(), size)
+    return hadamard(states.float(), _block(states))
+
+
+def _block(states: torch.Tensor) -> int:
+    return states.shape[-1] & -states.shape[-1]

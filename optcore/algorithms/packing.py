@@ -13,7 +13,7 @@ Layouts are those of compressed-tensors, tensors by their suffix after the modul
 | ggml's others | `weight_packed` uint8 [N, K b / 8], `weight_scale`, `weight_minimum`, and second levels of both |
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch.nn.functional import pad
@@ -33,7 +33,18 @@ _SCALE_SUFFIXES = {
 
 def pack(codes_NK: torch.Tensor, scales: Scales, args: QuantArgs) -> dict[str, torch.Tensor]:
     """The stored tensors of a weight, by suffix. Integers are stored with 2^(b-1) added, zero points too."""
-    packed = _pack_codes(codes_NK, args) | {"weight_scale": scales.scale}
+    return stored_as(pack_codes(codes_NK, args), codes_NK.shape, scales, args)
+
+
+def stored_as(codes: torch.Tensor, shape_NK: Sequence[int], scales: Scales, args: QuantArgs) -> dict[str, torch.Tensor]:
+    """Packed codes and scales of a weight [N, K], by suffix."""
+    if args.bits == 8 and not args.packed:
+        packed = {"weight": codes}
+    elif args.type == "int":
+        packed = {"weight_packed": codes, "weight_shape": torch.tensor(shape_NK, dtype=torch.int64)}
+    else:
+        packed = {"weight_packed": codes}
+    packed["weight_scale"] = scales.scale
     for suffix, field in _SCALE_SUFFIXES.items():
         if (tensor := getattr(scales, field)) is not None:
             packed[suffix] = tensor
@@ -44,18 +55,32 @@ def pack(codes_NK: torch.Tensor, scales: Scales, args: QuantArgs) -> dict[str, t
 
 def unpack(tensors: Mapping[str, torch.Tensor], args: QuantArgs) -> tuple[torch.Tensor, Scales]:
     """Codes [N, K] and scales of stored tensors: the inverse of `pack`."""
-    levels = {field: tensors.get(suffix) for suffix, field in _SCALE_SUFFIXES.items()}
-    scales = Scales(tensors["weight_scale"], **levels)
+    scales = stored_scales(tensors, args)
     if "weight" in tensors:
         return tensors["weight"], scales
     packed = tensors["weight_packed"]
     if "weight_shape" not in tensors:
         return unpack_bits(packed, args.bits), scales
-    rows, columns = tensors["weight_shape"].tolist()
-    if "weight_zero_point" in tensors:
-        zeros = unpack_int32(tensors["weight_zero_point"].T.contiguous(), args.bits, rows).T.contiguous()
-        scales = scales._replace(zero_point=zeros)
-    return unpack_int32(packed, args.bits, columns), scales
+    return unpack_int32(packed, args.bits, int(tensors["weight_shape"][1])), scales
+
+
+def stored_scales(tensors: Mapping[str, torch.Tensor], args: QuantArgs) -> Scales:
+    """The scales among stored tensors."""
+    levels = {field: tensors.get(suffix) for suffix, field in _SCALE_SUFFIXES.items()}
+    scales = Scales(tensors["weight_scale"], **levels)
+    if "weight_zero_point" not in tensors:
+        return scales
+    words, rows = tensors["weight_zero_point"].T.contiguous(), int(tensors["weight_shape"][0])
+    return scales._replace(zero_point=unpack_int32(words, args.bits, rows).T.contiguous())
+
+
+def pack_codes(codes_NK: torch.Tensor, args: QuantArgs) -> torch.Tensor:
+    """The bytes or words of codes."""
+    if args.bits == 8 and not args.packed:
+        return codes_NK
+    if args.type == "int":
+        return pack_int32(codes_NK, args.bits)
+    return pack_nibbles(codes_NK) if args.bits == 4 else pack_bits(codes_NK, args.bits)
 
 
 def pack_int32(codes: torch.Tensor, bits: int) -> torch.Tensor:
@@ -115,12 +140,3 @@ def unpack_bits(octets: torch.Tensor, bits: int) -> torch.Tensor:
             value = value | (groups[..., octet + 1] << (8 - shift))
         unsigned[..., element] = value & (2**bits - 1)
     return unsigned.flatten(1)
-
-
-def _pack_codes(codes_NK: torch.Tensor, args: QuantArgs) -> dict[str, torch.Tensor]:
-    if args.bits == 8 and not args.packed:
-        return {"weight": codes_NK}
-    if args.type == "int":
-        shape = torch.tensor(codes_NK.shape, dtype=torch.int64)
-        return {"weight_packed": pack_int32(codes_NK, args.bits), "weight_shape": shape}
-    return {"weight_packed": pack_nibbles(codes_NK) if args.bits == 4 else pack_bits(codes_NK, args.bits)}

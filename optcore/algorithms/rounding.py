@@ -31,6 +31,8 @@ IQ4_VALUES = (-127.0, -104.0, -83.0, -65.0, -49.0, -35.0, -22.0, -10.0, 1.0, 13.
 class Grid(NamedTuple):
     """A format's values before scaling."""
 
+    name: str
+    """What kernels know it by: `optcore.kernels.numbers.GRIDS`."""
     reach: float
     """The magnitude that the largest weight is mapped to: the scale by plain maximum is amax / reach."""
     round: Callable[[torch.Tensor], torch.Tensor]
@@ -55,20 +57,25 @@ def grid_of(args: QuantArgs) -> Grid:
         # Half a step more than the largest code (127.5, 7.5) uses the full signed range, as compressed-tensors does.
         reach = (high - low) / 2
         rounded, encoded = partial(_round_int, low=low, high=high), partial(_encode_int, low=low, high=high)
-        return Grid(reach, rounded, encoded, _float, (low, high))
+        return Grid("int", reach, rounded, encoded, _float, (low, high))
     if args.type == "uint" and 2 <= args.bits <= 8:
         high = 2**args.bits - 1
         rounded = partial(_round_int, low=0, high=high)
-        return Grid(high, rounded, lambda x: rounded(x).to(torch.uint8), _float, (0, high))
+        return Grid("int", high, rounded, lambda x: rounded(x).to(torch.uint8), _float, (0, high))
     if args.type == "float" and args.bits == 8:
-        return Grid(E4M3_MAX, lambda x: _round_float(x, E4M3_MAX, 2.0**-6, 3), round_e4m3, _float)
+        return Grid("e4m3", E4M3_MAX, lambda x: _round_float(x, E4M3_MAX, 2.0**-6, 3), round_e4m3, _float)
     if args.type == "float" and args.bits == 4:
-        return Grid(E2M1_MAX, round_e2m1, encode_e2m1, decode_e2m1)
+        return Grid("e2m1", E2M1_MAX, round_e2m1, encode_e2m1, decode_e2m1)
     if args.type == "nf" and args.bits == 4:
-        return Grid(1.0, lambda x: decode_nf4(encode_nf4(x)), encode_nf4, decode_nf4)
+        return Grid("nf4", 1.0, lambda x: decode_nf4(encode_nf4(x)), encode_nf4, decode_nf4)
     if args.type == "iq" and args.bits == 4:
-        return Grid(-IQ4_VALUES[0], _round_iq4, encode_iq4, decode_iq4)
+        return Grid("iq4", -IQ4_VALUES[0], _round_iq4, encode_iq4, decode_iq4)
     raise ValueError(f"no {args.bits}-bit {args.type} grid")
+
+
+def divided(values: torch.Tensor, number: float) -> torch.Tensor:
+    """The nearest quotients: by a plain number, torch on a GPU multiplies with its reciprocal, another last bit."""
+    return values / values.new_full((), number)
 
 
 def scale_reach(args: QuantArgs) -> float:

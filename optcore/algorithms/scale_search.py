@@ -3,12 +3,13 @@
 Shapes: values [R, G, g] as `blocks` gives them, a choice [R, G]; where one scale serves the tensor, a choice is [1, 1].
 """
 
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
 
 import torch
 
-from optcore.algorithms.rounding import Grid, code_range, grid_of
+from optcore.algorithms.blocks import blocks, importance_blocks
+from optcore.algorithms.rounding import Grid, code_range, divided, grid_of, scale_reach
 from optcore.algorithms.storage import Storage
 from optcore.schemes import QuantArgs
 
@@ -24,6 +25,9 @@ _PAIRS = (
     *((both, both) for both in (0.95, 0.85, 0.75, 0.65, 0.55, 0.45)),
 )
 _PART_values = 2**18
+_CLIPPED = 1e-4  # the share of values that `percentile` gives up at each end
+
+Method = Literal["max", "percentile", "mse", "hessian"]
 
 
 class Choice(NamedTuple):
@@ -62,6 +66,40 @@ class Objective(NamedTuple):
         return error.sum(-1) if self.importance is None else (error * self.importance).sum(-1)
 
 
+def objective_of(
+    weight_NK: torch.Tensor, importance_K: torch.Tensor | None, storage: Storage, args: QuantArgs
+) -> Objective:
+    """What the scales of a weight (float32) are judged by."""
+    importance = None if importance_K is None else importance_blocks(importance_K.float(), args)
+    return Objective(blocks(weight_NK, args), importance, storage, args)
+
+
+def choose(objective: Objective, method: Method) -> Choice:
+    """Scales by plain ends or by search; what weighs errors in a search is the objective's importance."""
+    args, storage = objective.args, objective.storage
+    low, high = ends(objective.values, args, method)
+    if args.symmetric:
+        amax = torch.maximum(-low, high)
+        # By a tensor: by a number, torch divides on a CPU and multiplies by the inverse on a GPU.
+        plain = Choice(storage.store(amax / amax.new_full((), scale_reach(args))))
+    else:
+        plain = asymmetric(storage, args.bits, low, high)
+    return search(objective, plain, low, high) if method in ("mse", "hessian") else plain
+
+
+def ends(values: torch.Tensor, args: QuantArgs, method: Method) -> tuple[torch.Tensor, torch.Tensor]:
+    """Lowest and highest value per scale, zero included; without the outermost share for `percentile`."""
+    if args.strategy == "tensor":
+        values = values.reshape(1, 1, -1)
+    spare = int(values.shape[-1] * _CLIPPED) if method == "percentile" else 0
+    if spare:
+        high = values.topk(spare + 1).values[..., -1]
+        low = values.topk(spare + 1, largest=False).values[..., -1]
+    else:
+        low, high = values.amin(-1), values.amax(-1)
+    return low.clamp(max=0), high.clamp(min=0)
+
+
 def search(objective: Objective, plain: Choice, low: torch.Tensor, high: torch.Tensor) -> Choice:
     """The best choice per scale; ties keep the plain one. `low` and `high` are the ends of each block's values."""
     best, best_error = plain, objective.error(plain)
@@ -83,7 +121,7 @@ def _where(better: torch.Tensor, candidate: Choice, best: Choice) -> Choice:
 def asymmetric(storage: Storage, bits: int, low: torch.Tensor, high: torch.Tensor) -> Choice:
     """The scale and zero point that map [low, high], which holds 0, onto the codes."""
     first, last = code_range(bits)
-    stored = storage.store((high - low) / (last - first))
+    stored = storage.store(divided(high - low, last - first))
     zero = (first - low / storage.step(stored)).round().clamp(first, last)
     return Choice(stored, torch.where(high == low, 0, zero).to(torch.int8))
 
@@ -98,20 +136,26 @@ def _candidates(objective: Objective, plain: Choice, low: torch.Tensor, high: to
             yield Choice((codes + offset).clamp(*storage.codes).to(plain.stored.dtype))
     else:
         step = storage.step(plain.stored)
-        for factor in _factors(args):
+        for factor in factors(args):
             yield Choice(storage.store(step * factor * _sign(args, low, high)))
 
 
-def _factors(args: QuantArgs) -> Iterable[float]:
+def factors(args: QuantArgs) -> tuple[float, ...]:
+    """Multiples of the plain scale that are tried where scales are not codes of a coarse format."""
     if args.type == "int":
         return _INT_FACTORS if args.bits < 8 else _INT8_FACTORS
     return _FLOAT_FACTORS
 
 
+def signs(args: QuantArgs) -> bool:
+    """Whether candidates may be negative."""
+    return args.type == "int" and args.bits <= 4
+
+
 def _sign(args: QuantArgs, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor | float:
     """Negative scales put the largest magnitude on the lowest code, which has no positive twin (-8 where 7 is the
     highest): with few codes that is worth a sixteenth of the range."""
-    if args.type != "int" or args.bits > 4:
+    if not signs(args):
         return 1.0
     return torch.where(high > -low, -1.0, 1.0)
 

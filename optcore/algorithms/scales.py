@@ -7,13 +7,13 @@ per tensor is then one per group.
 """
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 
-from optcore.algorithms.blocks import blocks, importance_blocks
+from optcore.algorithms.blocks import blocks
 from optcore.algorithms.rounding import E2M1_MAX, E4M3_MAX, decode_e8m0, scale_reach
-from optcore.algorithms.scale_search import Choice, Objective, asymmetric, search
+from optcore.algorithms.scale_search import Method, choose, ends, objective_of
 from optcore.algorithms.storage import (
     Storage,
     double,
@@ -25,14 +25,13 @@ from optcore.algorithms.storage import (
     second_level,
     super_scaled,
 )
-from optcore.algorithms.super_blocks import block_scales, scale_codes
+from optcore.algorithms.super_blocks import scale_codes
+from optcore.kernels.block_scales import block_scales
+from optcore.kernels.scale_search import Found, choose_scales
 from optcore.schemes import QuantArgs
-
-Method = Literal["max", "percentile", "mse", "hessian"]
 
 # A search may raise a block's FP8 scale by up to 1.75, so the largest block must not sit at 448 already.
 _SEARCH_NORMALISER = 256.0
-_CLIPPED = 1e-4  # the share of values that `percentile` gives up at each end
 
 
 class Scales(NamedTuple):
@@ -103,11 +102,9 @@ def find_scales(
     layer's output, if inputs were uncorrelated. Inputs that were never anything but zero leave it the plain `mse`.
     Codes are computed from the rounded scale, so every engine that reads it decodes exactly what we simulated.
     """
-    if method == "hessian" and importance_K is None:
-        raise ValueError("the scale search by `hessian` needs the importance of inputs")
-    importance = importance_K if method == "hessian" and importance_K is not None and importance_K.any() else None
+    importance = weighing(method, importance_K)
     if args.strategy == "tensor":
-        return [_one_level(torch.cat(list(weights)), args, method, own_type(dtype), importance)] * len(weights)
+        return [_one_level(torch.cat(list(weights)), args, method, dtype, importance)] * len(weights)
     if args.scale_type in ("f16", "super"):
         searched = method in ("mse", "hessian")
         return [Scales(**block_scales(weight, args, importance, searched)._asdict()) for weight in weights]
@@ -115,8 +112,28 @@ def find_scales(
         return _two_level(weights, args, method, importance)
     if args.scale_type == "double":
         return [_double(weight, args, method, importance) for weight in weights]
-    storage = e8m0(scale_reach(args)) if args.scale_type == "e8m0" else own_type(dtype)
-    return [_one_level(weight, args, method, storage, importance) for weight in weights]
+    return [_one_level(weight, args, method, dtype, importance) for weight in weights]
+
+
+def weighing(method: Method, importance_K: torch.Tensor | None) -> torch.Tensor | None:
+    """What a search weighs errors by; nothing where no input was ever anything but zero."""
+    if method != "hessian":
+        return None
+    if importance_K is None:
+        raise ValueError("the scale search by `hessian` needs the importance of inputs")
+    return importance_K if importance_K.any() else None
+
+
+def has_own_scales(args: QuantArgs) -> bool:
+    """Whether a weight's scales are its own alone, in one level: all that `choose_scales` finds."""
+    return args.strategy in ("channel", "group", "block") and args.scale_type in ("stored", "e8m0")
+
+
+def scales_of(found: Found, args: QuantArgs, divisor: torch.Tensor | None = None) -> Scales:
+    """What was found, as it is stored."""
+    if divisor is not None:
+        return Scales(found.stored.view(torch.float8_e4m3fn), divisor)
+    return Scales(found.stored.reshape(1) if args.strategy == "tensor" else found.stored, zero_point=found.zero)
 
 
 def _spread_level(super_NS: torch.Tensor, scale_NG: torch.Tensor) -> torch.Tensor:
@@ -125,17 +142,15 @@ def _spread_level(super_NS: torch.Tensor, scale_NG: torch.Tensor) -> torch.Tenso
 
 
 def _one_level(
-    weight_NK: torch.Tensor, args: QuantArgs, method: Method, storage: Storage, importance_K: torch.Tensor | None
+    weight_NK: torch.Tensor, args: QuantArgs, method: Method, dtype: torch.dtype, importance_K: torch.Tensor | None
 ) -> Scales:
-    choice = _choose(_objective(weight_NK, args, storage, importance_K), method)
-    stored = choice.stored.reshape(1) if args.strategy == "tensor" else choice.stored
-    return Scales(stored, zero_point=choice.zero)
+    return scales_of(choose_scales(weight_NK, args, method, dtype, importance_K), args)
 
 
 def _double(weight_NK: torch.Tensor, args: QuantArgs, method: Method, importance_K: torch.Tensor | None) -> Scales:
-    low, high = _ends(blocks(weight_NK, args), args, method)
+    low, high = ends(blocks(weight_NK, args), args, method)
     second, mean = second_level(torch.maximum(-low, high) / scale_reach(args))
-    choice = _choose(_objective(weight_NK, args, double(second, mean), importance_K), method)
+    choice = choose(objective_of(weight_NK, importance_K, double(second, mean), args), method)
     return Scales(choice.stored, second=second, mean=mean)
 
 
@@ -144,18 +159,22 @@ def _two_level(
 ) -> list[Scales]:
     """NVFP4: one divisor for the group of weights, from its joint largest magnitude."""
     whole = args.model_copy(update={"strategy": "tensor"})
-    ends = [_ends(blocks(weight, whole), whole, method) for weight in weights]
-    reach = max(max(-low.item(), high.item()) for low, high in ends)
+    outer = [ends(blocks(weight, whole), whole, method) for weight in weights]
+    reach = max(max(-low.item(), high.item()) for low, high in outer)
     plain = _with_normaliser(weights, args, "max", importance_K, E4M3_MAX, reach)
     if method in ("max", "percentile"):
         return plain.scales
     searched = _with_normaliser(weights, args, method, importance_K, _SEARCH_NORMALISER, reach)
-    return searched.scales if searched.error < plain.error else plain.scales
+    return searched.scales if searched.error() < plain.error() else plain.scales
 
 
 class _Judged(NamedTuple):
     scales: list[Scales]
-    error: float
+    errors: list[torch.Tensor]
+
+    def error(self) -> float:
+        """All errors together; asking waits for a GPU."""
+        return sum(error.sum().item() for error in self.errors)
 
 
 def _with_normaliser(
@@ -169,40 +188,7 @@ def _with_normaliser(
     """Scales and their joint error, when the largest block has `normaliser` as its scale."""
     largest = torch.finfo(torch.float32).max
     divisor = torch.tensor([min(normaliser * E2M1_MAX / reach, largest) if reach else 1.0], device=weights[0].device)
-    scales, error = [], 0.0
-    for weight in weights:
-        objective = _objective(weight, args, e4m3(divisor), importance_K)
-        choice = _choose(objective, method)
-        error += objective.error(choice).sum().item()
-        scales.append(Scales(choice.stored.view(torch.float8_e4m3fn), divisor))
-    return _Judged(scales, error)
-
-
-def _objective(
-    weight_NK: torch.Tensor, args: QuantArgs, storage: Storage, importance_K: torch.Tensor | None
-) -> Objective:
-    importance = None if importance_K is None else importance_blocks(importance_K.float(), args)
-    return Objective(blocks(weight_NK, args), importance, storage, args)
-
-
-def _choose(objective: Objective, method: Method) -> Choice:
-    args, storage = objective.args, objective.storage
-    low, high = _ends(objective.values, args, method)
-    if args.symmetric:
-        plain = Choice(storage.store(torch.maximum(-low, high) / scale_reach(args)))
-    else:
-        plain = asymmetric(storage, args.bits, low, high)
-    return search(objective, plain, low, high) if method in ("mse", "hessian") else plain
-
-
-def _ends(values: torch.Tensor, args: QuantArgs, method: Method) -> tuple[torch.Tensor, torch.Tensor]:
-    """Lowest and highest value per scale, zero included; without the outermost share for `percentile`."""
-    if args.strategy == "tensor":
-        values = values.reshape(1, 1, -1)
-    spare = int(values.shape[-1] * _CLIPPED) if method == "percentile" else 0
-    if spare:
-        high = values.topk(spare + 1).values[..., -1]
-        low = values.topk(spare + 1, largest=False).values[..., -1]
-    else:
-        low, high = values.amin(-1), values.amax(-1)
-    return low.clamp(max=0), high.clamp(min=0)
+    found = [choose_scales(weight, args, method, torch.float8_e4m3fn, importance_K, divisor) for weight in weights]
+    return _Judged(
+        [scales_of(one, args, divisor) for one in found], [one.error for one in found if one.error is not None]
+    )

@@ -4,7 +4,7 @@ Everything is computed from the weights W [N, K] and the statistics of their inp
 largest magnitude of each channel. Nothing runs the layer.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple, Protocol
 
@@ -12,7 +12,8 @@ import torch
 
 from optcore.algorithms.codes import fake_quantize
 from optcore.algorithms.noise import input_noise
-from optcore.algorithms.scales import Method, find_scales
+from optcore.algorithms.scale_search import Method
+from optcore.algorithms.scales import find_scales
 from optcore.schemes import Scheme
 
 _LARGEST = 1e4
@@ -110,22 +111,23 @@ def search(
         return Smoothing(plain_K, 0.0, 0.0)
     sampled = [_sampled(consumer) for consumer in seen]
 
-    def error_of(scale_K: torch.Tensor) -> float:
-        return output_error(sampled, scale_K, scheme, dtype, method)
+    def errors_of(scales: Sequence[torch.Tensor]) -> list[float]:
+        return output_errors(sampled, scales, scheme, dtype, method)
 
-    best_K = min((_best_member(family, tie, error_of) for family in families), key=lambda found: found[1])[0]
-    plain, loss = (output_error(seen, scale_K, scheme, dtype, method) for scale_K in (plain_K, best_K))
+    best_K = min((_best_member(family, tie, errors_of) for family in families), key=lambda found: found[1])[0]
+    plain, loss = output_errors(seen, (plain_K, best_K), scheme, dtype, method)
     needed = plain if scheme.activations is None else _MODELLED * plain
     return Smoothing(best_K, loss, plain) if loss < needed else Smoothing(plain_K, plain, plain)
 
 
-def _best_member(family: Family, tie: Tie, error_of: Callable[[torch.Tensor], float]) -> tuple[torch.Tensor, float]:
+def _best_member(
+    family: Family, tie: Tie, errors_of: Callable[[Sequence[torch.Tensor]], list[float]]
+) -> tuple[torch.Tensor, float]:
     tried: dict[int, tuple[torch.Tensor, float]] = {}
-    places: Iterable[int] = range(0, _STEPS + 1, 4)
+    places: Sequence[int] = range(0, _STEPS + 1, 4)
     for width in (2, 1, 0):
-        for place in places:
-            scale_K = tie(family(place / _STEPS))
-            tried[place] = scale_K, error_of(scale_K)
+        scales = [tie(family(place / _STEPS)) for place in places]
+        tried |= dict(zip(places, zip(scales, errors_of(scales), strict=True), strict=True))
         best = min(tried, key=lambda place: tried[place][1])
         places = [place for place in (best - width, best + width) if 0 <= place <= _STEPS]
     return tried[best]
@@ -139,16 +141,22 @@ def output_error(
     Weights: tr(dW H dW^T), exact for rounding to nearest. Inputs: each channel's expected rounding error times the
     square of its weights. Consumers count by their tokens.
     """
+    return output_errors(consumers, (scale_K,), scheme, dtype, method)[0]
+
+
+def output_errors(
+    consumers: Sequence[Consumer], scales: Sequence[torch.Tensor], scheme: Scheme, dtype: torch.dtype, method: Method
+) -> list[float]:
+    """`output_error` of each s; a GPU is waited for once, for all of them."""
+    found = [_consumer_error(consumer, scale_K, scheme, dtype, method) for scale_K in scales for consumer in consumers]
+    errors = iter(torch.stack(found).tolist() if found else ())
     tokens = sum(consumer.found.tokens for consumer in consumers)
-    return sum(
-        (consumer.found.tokens / tokens) * _consumer_error(consumer, scale_K, scheme, dtype, method)
-        for consumer in consumers
-    )
+    return [sum((consumer.found.tokens / tokens) * next(errors) for consumer in consumers) for _ in scales]
 
 
 def _consumer_error(
     consumer: Consumer, scale_K: torch.Tensor, scheme: Scheme, dtype: torch.dtype, method: Method
-) -> float:
+) -> torch.Tensor:
     scaled = [weight * scale_K for weight in consumer.weights]
     square_K = consumer.square_K / scale_K.square()
     gram_KK = consumer.found.gram_KK
@@ -162,7 +170,7 @@ def _consumer_error(
     if scheme.activations is not None:
         noise_K = input_noise(square_K, consumer.found.channel_amax_K / scale_K, scheme.activations)
         error += sum((noise_K * weight.square().sum(0)).sum() for weight in scaled)
-    return float(error)
+    return error
 
 
 def _sampled(consumer: Consumer) -> Consumer:

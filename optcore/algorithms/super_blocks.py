@@ -14,10 +14,10 @@ import torch
 from optcore.algorithms.block_fit import Blocks, Fit, Room, Sums, plain_fit
 from optcore.algorithms.rounding import Grid, grid_of
 from optcore.algorithms.storage import half
-from optcore.schemes import SUPER_BLOCK, QuantArgs
+from optcore.schemes import QuantArgs
 
-_PART_values = 2**17
-_NOISE = 2e-6  # of sums in float32 over a super-block, relative to them
+NOISE = 2e-6
+"""Of sums in float32 over a super-block, relative to them."""
 # Multiples of the plain step that are tried beside it. Above 1 the largest value does not need the last code, which
 # leaves the phase of the grid to the other values. The fewest that lose no more than half a percent to many.
 _SYMMETRIC_FACTORS = {
@@ -44,26 +44,6 @@ class BlockScales(NamedTuple):
     super_minimum: torch.Tensor | None = None
 
 
-def block_scales(
-    weight_NK: torch.Tensor, args: QuantArgs, importance_K: torch.Tensor | None, searched: bool
-) -> BlockScales:
-    """Scales of W, float32 [N, K], by the ends of each block, or `searched` for the least squared error.
-
-    The error is weighted by the importance of inputs. K must be a multiple of 256 where blocks have super-blocks.
-    """
-    rows, columns = weight_NK.shape
-    width = SUPER_BLOCK if args.scale_type == "super" else args.group_size or columns
-    if columns % width:
-        raise ValueError(f"{columns} inputs are not a multiple of {width}, the size of a block of this format")
-    at_once = min(max(1, _PART_values // columns), max(1, rows))
-    room = Room(at_once * columns, weight_NK.device)
-    parts = [
-        _part(weight_NK[start : start + at_once], args, importance_K, searched, width, room)
-        for start in range(0, rows, at_once)
-    ]
-    return BlockScales(*(None if each[0] is None else torch.cat(each) for each in zip(*parts, strict=True)))
-
-
 def scale_codes(args: QuantArgs) -> tuple[int, int]:
     """Smallest and largest integer scale of a format with super-blocks; 0, which nothing can be divided by, is used
     by no format that has a zero among its values."""
@@ -72,9 +52,17 @@ def scale_codes(args: QuantArgs) -> tuple[int, int]:
     return (-half_range, half_range - 1) if args.symmetric else (1, 2 * half_range - 1)
 
 
-def _part(
+def factors_of(args: QuantArgs) -> tuple[float, ...]:
+    """Multiples of the plain step that a search tries."""
+    table = _SYMMETRIC_FACTORS if args.symmetric else _AFFINE_FACTORS
+    return _CODEBOOK_FACTORS if args.type == "iq" else table[args.bits]
+
+
+def part_scales(
     weight_NK: torch.Tensor, args: QuantArgs, importance_K: torch.Tensor | None, searched: bool, width: int, room: Room
 ) -> BlockScales:
+    """Scales of some rows of W: see `optcore.kernels.block_scales`. What is fitted together are `width` weights; sums
+    are taken in a room that has space for these rows."""
     rows, columns = weight_NK.shape
     size = args.group_size or columns
 
@@ -135,7 +123,7 @@ def _levels(blocks: Blocks, grid: Grid, args: QuantArgs, searched: bool) -> _Lev
     if levels.floor is None:
         gains = [tried.line(0).gain(found.step, None).sum(0), sums.gain(levels.step, None).sum(0)]
         # It gains more yet, once the codes follow. By less than sums in float32 can tell, nothing is gained.
-        return levels.where(gains[1] > gains[0] * (1 + _NOISE), found)
+        return levels.where(gains[1] > gains[0] * (1 + NOISE), found)
     # A second round takes 0.4 to 0.7 % off the error of lines with a floor, next to nothing off that of others.
     sums = blocks.at(grid, levels.step.unsqueeze(0), levels.floor.unsqueeze(0)).line(0)
     levels = _fitted(sums, _sound(sums.best(below_zero=below_zero), levels), args)
@@ -145,8 +133,7 @@ def _levels(blocks: Blocks, grid: Grid, args: QuantArgs, searched: bool) -> _Lev
 
 def _lines(plain: Fit, found: _Levels, args: QuantArgs) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Steps and floors [F, S, B] whose codes are tried: the plain ones as stored, then multiples of the plain step."""
-    table = _SYMMETRIC_FACTORS if args.symmetric else _AFFINE_FACTORS
-    factors = _CODEBOOK_FACTORS if args.type == "iq" else table[args.bits]
+    factors = factors_of(args)
     factors_F11 = plain.step.new_tensor(factors)[:, None, None]
     step_FSB = torch.cat([found.step.unsqueeze(0), plain.step * factors_F11])
     if plain.floor is None or found.floor is None:

@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from optcore.durable import settle, write_settled
 from optcore.importance import IMPORTANCE, Importance, join_importance, write_importance
 from optcore.quantization import OUTSIDE, QuantizedLayer, layer_file
+from optcore.streaming.staging import on_cpu
 
 
 class Journal:
@@ -57,7 +58,7 @@ class Journal:
 
     def _save(self, tensors: dict[str, torch.Tensor], name: str) -> None:
         part = self.out / f"{name}.part"
-        save_file({key: tensor.contiguous().cpu() for key, tensor in tensors.items()}, part, metadata={"format": "pt"})
+        save_file(on_cpu(tensors), part, metadata={"format": "pt"})
         part.chmod(0o644)
         self.bytes_written += part.stat().st_size
         settle(part, self.out / name)

@@ -5,49 +5,31 @@
 Nothing here runs the layer, so the cost does not grow with the number of calibration tokens.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from optcore.algorithms.activations import static_scale
 from optcore.algorithms.awq import awq_scales
-from optcore.algorithms.codes import decode, encode
-from optcore.algorithms.gptq import gptq
-from optcore.algorithms.packing import pack
-from optcore.algorithms.scales import Scales, find_scales
 from optcore.algorithms.smoothing import Consumer, smoothquant_scales, smoothquant_search
 from optcore.calibration.assignment import Assignment, all_experts
-from optcore.calibration.digest import weight_digest
-from optcore.calibration.statistics import InputStatistics
+from optcore.calibration.devices import computing_devices
+from optcore.calibration.rounding import Fused, Rounding, round_weights
+from optcore.calibration.statistics import InputStatistics, largest_magnitudes
 from optcore.importance import Importance
 from optcore.quantization import QuantizedLinear
-from optcore.schemes import QuantArgs, Scheme
+from optcore.schemes import Scheme
 from optcore.streaming.simulate import RoundedLinear, rounded
 from optcore.streaming.structure import Fold
-from optcore.techniques.options import Gptq
 
 if TYPE_CHECKING:
     from optcore.techniques.ptq import Quantizing
 
-_ASYMMETRY_tokens = 8
-"""Calibration tokens for each input channel at which an asymmetric target counts half."""
 Statistics = Mapping[tuple[str, ...], InputStatistics]
-
-
-class Rounding(NamedTuple):
-    """A weight after rounding, and how it went."""
-
-    codes_NK: torch.Tensor
-    weight_NK: torch.Tensor
-    """What the codes stand for, float32."""
-    scales: Scales
-    loss: float | None = None
-    fallback: str = ""
 
 
 @dataclass
@@ -75,13 +57,16 @@ class LayerQuantizer:
         technique: "Quantizing",
         dtype: torch.dtype,
         assignment: Assignment,
+        devices: Sequence[torch.device] | None = None,
     ) -> None:
+        """Rounding is spread over `devices`, the first of which has the layer; over all GPUs where none are given."""
         self.done = Quantized()
         self._layer = layer
         self._names = names
         self._technique = technique
         self._dtype = dtype
         self._assignment = assignment
+        self._devices = devices or computing_devices(next(layer.parameters()).device)
         self._plain_amax: dict[tuple[str, ...], float] = {}
 
     def smooth(self, folds: Sequence[Fold], statistics: Statistics) -> Statistics:
@@ -101,9 +86,15 @@ class LayerQuantizer:
         """Quantize the groups that have a format. Groups are fused siblings, by path."""
         found = {tuple(group): statistics.get(tuple(group), InputStatistics()) for group in groups}
         amax = _input_amax(found)
-        for group, measured in found.items():
-            for scheme, members in self._by_format(group):
-                self._quantize_group(members, scheme, measured, (amax[group], self._plain_amax.get(group)))
+        fused = [
+            (group, Fused({path: self._layer.get_submodule(path).weight for path in members}, scheme, measured))
+            for group, measured in found.items()
+            for scheme, members in self._by_format(group)
+        ]
+        made = round_weights([one for _, one in fused], self._technique, self._dtype, self._devices)
+        for group, one in fused:
+            for path in one.weights:
+                self._add(path, one.scheme, made[path], one.found, (amax[group], self._plain_amax.get(group)))
 
     def applied(self) -> AbstractContextManager[None]:
         """The layer with what was quantized so far rounded."""
@@ -149,47 +140,6 @@ class LayerQuantizer:
             return smoothquant_search(consumers, scheme, self._dtype, fold.tie, method).scale_K
         return fold.tie(smoothquant_scales(consumers, technique.smoothing_alpha))
 
-    def _quantize_group(
-        self, group: Sequence[str], scheme: Scheme, found: InputStatistics, amax: tuple[float, float | None]
-    ) -> None:
-        """`amax` is the largest magnitude of the input, smoothed and as it was in the original model."""
-        weights = self._weights(group)
-        method, importance_K = self._technique.scale_search, found.importance_K
-        fallback = ""
-        if method == "hessian" and importance_K is None:
-            method, fallback = "mse", "no calibration token reached it: scales by plain squared error"
-        scales = find_scales(weights, scheme.weights, method, self._dtype, importance_K)
-        for path, weight, own in zip(group, weights, scales, strict=True):
-            rounding = self._round(weight, own, scheme.weights, found, fallback)
-            self._add(path, scheme, rounding, found, amax)
-
-    def _round(
-        self, weight_NK: torch.Tensor, scales: Scales, args: QuantArgs, found: InputStatistics, fallback: str
-    ) -> Rounding:
-        if self._technique.rounding == "nearest" or found.gram_KK is None:
-            codes_NK = encode(weight_NK, scales, args)  # of the weight itself: a small negative one keeps its sign
-            said = (
-                "" if self._technique.rounding == "nearest" else "no calibration token reached it: rounded to nearest"
-            )
-            return Rounding(codes_NK, decode(codes_NK, scales, args), scales, None, fallback or said)
-        result = gptq(weight_NK, found.gram_KK, scales, args, self._options(found), found.cross_KK)
-        energy = float((weight_NK @ found.gram_KK * weight_NK).sum())
-        share = float(result.loss) / energy if energy > 0 else 0.0
-        said = "" if result.damping is not None else "the Hessian has no Cholesky factor: rounded to nearest"
-        codes_NK = encode(result.weight_NK, result.scales, args)
-        return Rounding(codes_NK, result.weight_NK, result.scales, share if math.isfinite(share) else None, said)
-
-    def _options(self, found: InputStatistics) -> Gptq:
-        """GPTQ's settings, with the asymmetry that the measurement supports.
-
-        What few tokens say of the difference between two models is mostly noise, and it would be fitted. The first
-        trial of a format has no second model beside it.
-        """
-        options = self._technique.feedback
-        enough = found.tokens / (found.tokens + _ASYMMETRY_tokens * len(found.channel_amax_K))
-        pull = 0.0 if found.cross_KK is None else enough * (options.asymmetry or 0.0)
-        return options.model_copy(update={"asymmetry": pull})
-
     def _add(
         self,
         path: str,
@@ -198,16 +148,16 @@ class LayerQuantizer:
         found: InputStatistics,
         amax: tuple[float, float | None],
     ) -> None:
+        """`amax` is the largest magnitude of the input, smoothed and as it was in the original model."""
         name = self._names[path]
-        packed = pack(rounding.codes_NK, rounding.scales, scheme.weights)
-        self.done.tensors |= {f"{name}.{suffix}": tensor.clone() for suffix, tensor in packed.items()}
+        self.done.tensors |= {f"{name}.{suffix}": tensor.clone() for suffix, tensor in rounding.stored.items()}
         input_scale = self._input_scale(name, scheme, amax[0])
         self.done.simulated[path] = RoundedLinear(
             rounding.weight_NK, scheme.activations, input_scale, self._technique.activation_search
         )
         self.done.linears[name] = QuantizedLinear(
             scheme=scheme.name,
-            digest=weight_digest(rounding.weight_NK),
+            digest=rounding.digest,
             loss=rounding.loss,
             tokens=None if amax[1] is None else found.tokens,
             input_amax=amax[1],
@@ -232,7 +182,7 @@ class LayerQuantizer:
 def _input_amax(statistics: Statistics) -> dict[tuple[str, ...], float]:
     """Largest magnitude of each input. All experts of a layer share one, whoever got the tokens: engines keep one."""
     together: dict[str, float] = {}
-    for group, found in statistics.items():
+    for group, amax in zip(statistics, largest_magnitudes(statistics.values()), strict=True):
         key = all_experts(group[0])
-        together[key] = max(together.get(key, 0.0), found.amax)
+        together[key] = max(together.get(key, 0.0), amax)
     return {group: together[all_experts(group[0])] for group in statistics}

@@ -5,20 +5,23 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from optcore.calibration.assignment import Assignment, all_experts, check_groups
+from optcore.calibration.devices import computing_devices
 from optcore.calibration.journal import Journal
 from optcore.calibration.kv import attention_name, attention_path, check_kv_cache, named, no_cache
 from optcore.calibration.layer import LayerQuantizer, Quantized
+from optcore.calibration.memory import check_memory, ran_out
 from optcore.calibration.propagate import Propagation, calibrated
 from optcore.calibration.tables import Table, round_tables, tables_of
 from optcore.errors import OutOfDisk, RecipeError
 from optcore.links import link_checkpoint
 from optcore.mixes import anatomy
+from optcore.out_of_memory import is_out_of_memory
 from optcore.quantization import Quantization, QuantizedLayer, also_folder, layer_file, quantized_files
 from optcore.schemes import KV_CACHE_PRESETS
 from optcore.sizes import weight_bytes
@@ -36,13 +39,19 @@ if TYPE_CHECKING:
 
 
 @torch.no_grad()
-def quantize_checkpoint(run: "Run", technique: "Ptq", chosen: Mapping[str, str | None] | None = None) -> None:
+def quantize_checkpoint(
+    run: "Run",
+    technique: "Ptq",
+    chosen: Mapping[str, str | None] | None = None,
+    devices: Sequence[torch.device] | None = None,
+) -> None:
     """Write the quantized checkpoint of `run.checkpoint` to `run.out`, and one more below it for each of `also`.
 
-    `chosen` gives single modules another format than the technique's scheme (None: leave it alone).
+    `chosen` gives single modules another format than the technique's scheme (None: leave it alone). `devices` are what
+    weights are rounded on, the first of them that of the layers; all GPUs that the process sees, where it is left out.
     """
-    decoder = Decoder(run.checkpoint)
-    _Pass(run, technique, decoder, chosen).walk()
+    decoder = Decoder(run.checkpoint, devices[0] if devices else None)
+    _Pass(run, technique, decoder, chosen, devices or computing_devices(decoder.device)).walk()
 
 
 class _Variant:
@@ -57,10 +66,18 @@ class _Variant:
 class _Pass:
     """Walks through the layers once, whatever the number of formats."""
 
-    def __init__(self, run: "Run", technique: "Ptq", decoder: Decoder, chosen: Mapping[str, str | None] | None) -> None:
+    def __init__(
+        self,
+        run: "Run",
+        technique: "Ptq",
+        decoder: Decoder,
+        chosen: Mapping[str, str | None] | None,
+        devices: Sequence[torch.device],
+    ) -> None:
         self.run = run
         self.technique = technique
         self.decoder = decoder
+        self._devices = devices
         records = run.records
         self.variants = [_Variant(Assignment(technique.scheme, technique, chosen), run.out, records / technique.scheme)]
         for scheme in technique.also:
@@ -68,19 +85,28 @@ class _Pass:
             self.variants.append(_Variant(Assignment(scheme, technique, chosen), folder, records / scheme))
         self._probe = probe_state(decoder)
         self._kinds_checked: set[frozenset[str]] = set()
+        self._known_folds: dict[frozenset[Any], list[Fold]] = {}
 
     def walk(self) -> None:
         """Check, go through the layers, write what is outside them, describe the result."""
         self._check()
         states = calibrated(self.run, self.decoder, self.technique) if self._needs_text() else None
         for index in range(len(self.decoder)):
-            with self.decoder.layer(index, keep_stored=True) as layer:
-                if self._is_finished(index):
-                    self._skip(index, layer, states)
-                else:
-                    self._quantize(index, layer, states)
+            try:
+                self._pass(index, states)
+            except (RuntimeError, MemoryError) as error:
+                if is_out_of_memory(error):
+                    raise ran_out(self.decoder, index, gram=self.technique.measures_gram) from error
+                raise
             self.run.progress("calibrating" if states else "searching", index + 1, len(self.decoder))
         self._finish(states)
+
+    def _pass(self, index: int, states: Propagation | None) -> None:
+        with self.decoder.layer(index, keep_stored=True) as layer:
+            if self._is_finished(index):
+                self._skip(index, layer, states)
+            else:
+                self._quantize(index, layer, states)
 
     def _check(self) -> None:
         if self.technique.kv_cache:
@@ -104,6 +130,7 @@ class _Pass:
                 )
             for name, scheme in schemes.items():
                 check_groups(name, inputs[name], scheme)
+        check_memory(self.decoder, gram=self.technique.measures_gram)
         _check_disk(self.run, [variant.out for variant in self.variants])
 
     def _notice_fallbacks(self, assignment: Assignment) -> None:
@@ -152,7 +179,8 @@ class _Pass:
         smooth = self._folds(index, layer)
         for variant in self.variants:
             with _put_back(layer, needed=bool(smooth)):
-                quantizer = LayerQuantizer(layer, paths, self.technique, self.decoder.stored_dtype, variant.assignment)
+                dtype = self.decoder.stored_dtype
+                quantizer = LayerQuantizer(layer, paths, self.technique, dtype, variant.assignment, self._devices)
                 smoothed = quantizer.smooth(smooth, statistics)
                 for number, level in enumerate(levels):
                     if number and states:
@@ -182,7 +210,9 @@ class _Pass:
         """What may be rescaled. Values that were measured for a quantized cache must stay as they are."""
         if self.technique.smoothing == "none":
             return []
-        found = folds(self.decoder, index, layer, self._probe)
+        kind = frozenset((path, layer.get_submodule(path).weight.shape) for path in self._paths(index))
+        found = folds(self.decoder, index, layer, self._probe, self._known_folds.get(kind))
+        self._known_folds[kind] = found
         attention = attention_path(layer) if self.technique.kv_cache else None
         return [fold for fold in found if attention is None or not fold.producer.startswith(f"{attention}.")]
 

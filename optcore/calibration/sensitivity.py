@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from optcore.algorithms.gram import accumulate, symmetric
 from optcore.calibration.statistics import InputStatistics
+from optcore.kernels.gram import accumulate, symmetric
 
 Group = tuple[str, ...]
 _SAMPLE_tokens = 256

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from optcore.algorithms.gram import accumulate, accumulate_cross, symmetric
+from optcore.kernels.gram import accumulate, accumulate_cross, symmetric
 from optcore.streaming.experts import Expert
 
 Group = tuple[str, ...]
@@ -33,14 +33,15 @@ class InputStatistics:
     """Mean square of each channel, float32, where it was measured without the Gram matrix."""
 
     @property
-    def amax(self) -> float:
-        """Largest magnitude; 0 where no token came by."""
-        return float(self.channel_amax_K.amax()) if self.tokens else 0.0
-
-    @property
     def importance_K(self) -> torch.Tensor | None:
         """Mean square of each channel, the diagonal of the Gram matrix."""
         return self.squares_K if self.gram_KK is None else self.gram_KK.diagonal()
+
+    def to(self, device: torch.device) -> "InputStatistics":
+        """The statistics on another device."""
+        matrices = (self.gram_KK, self.cross_KK, self.squares_K)
+        moved = (None if matrix is None else matrix.to(device) for matrix in matrices)
+        return InputStatistics(self.tokens, self.channel_amax_K.to(device), *moved)
 
     def scaled(self, divisor_K: torch.Tensor) -> "InputStatistics":
         """The statistics of x / divisor."""
@@ -52,6 +53,14 @@ class InputStatistics:
             None if self.cross_KK is None else self.cross_KK / pairs,
             None if self.squares_K is None else self.squares_K / divisor_K.square(),
         )
+
+
+def largest_magnitudes(statistics: Iterable[InputStatistics]) -> list[float]:
+    """Of each input, 0 where no token came by; a GPU is waited for once, for all of them."""
+    found = list(statistics)
+    seen = [one.channel_amax_K.amax() for one in found if one.tokens]
+    values = iter(torch.stack(seen).tolist() if seen else ())
+    return [next(values) if one.tokens else 0.0 for one in found]
 
 
 class _AllSeen(Exception):

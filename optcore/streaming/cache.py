@@ -88,13 +88,12 @@ class RoundingCache(EmptyCache):
 
     def update(self, keys: torch.Tensor, values: torch.Tensor, layer: int, *_: object, **__: object) -> KeysAndValues:
         """What attention calls; returns what it would read back."""
-        if not self.rotate:
-            return self._round("k", keys), self._round("v", values)
-        return rotated(self._round("k", rotated(keys))).to(keys.dtype), self._round("v", values)
+        kept = self._round("k", keys, rotate=self.rotate)
+        return rotated(kept).to(keys.dtype) if self.rotate else kept, self._round("v", values)
 
-    def _round(self, kind: str, states: torch.Tensor) -> torch.Tensor:
+    def _round(self, kind: str, states: torch.Tensor, *, rotate: bool = False) -> torch.Tensor:
         scale = self.tensors.get(f"{kind}_scale", self.tensors.get(f"{kind}_global_scale"))
-        return fake_quantize_states(states, self.args, scale, self.tensors.get(f"{kind}_bias"))
+        return fake_quantize_states(states, self.args, scale, self.tensors.get(f"{kind}_bias"), rotate=rotate)
 
 
 class RoundedCache:

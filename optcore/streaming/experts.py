@@ -7,6 +7,7 @@ itself to transformers, and how gate and up are combined is its own function: no
 """
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -86,13 +87,23 @@ class Experts(nn.ModuleList):
     ) -> torch.Tensor:
         """[T, H], [T, k] expert numbers and [T, k] weights to the weighted sum [T, H]."""
         total_TH = torch.zeros_like(hidden_states)
-        for number, expert in enumerate(self):
-            token, place = torch.where(top_k_index == number)
+        for expert, (token, place) in zip(self, routed(top_k_index, len(self)), strict=True):
             if len(token):
                 expert.tokens_T = token
                 out = expert(hidden_states[token]) * top_k_weights[token, place, None]
                 total_TH.index_add_(0, token, out.to(total_TH.dtype))
         return total_TH
+
+
+def routed(chosen_Tk: torch.Tensor, count: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """For each of `count` experts, which tokens chose it, rising, and as which of their k.
+
+    A GPU is waited for once, not once for each expert as by a search for its number.
+    """
+    numbers, order = chosen_Tk.flatten().sort(stable=True)
+    bounds = torch.searchsorted(numbers, torch.arange(count + 1, device=numbers.device, dtype=numbers.dtype)).tolist()
+    token, place = order // chosen_Tk.shape[1], order % chosen_Tk.shape[1]
+    return [(token[start:end], place[start:end]) for start, end in pairwise(bounds)]
 
 
 def unfuse(module: nn.Module) -> None:

@@ -7,14 +7,29 @@ from pathlib import Path
 
 import torch
 
+from optcore.errors import OutOfMemory
+
 _ROOT = Path("/")
+_ROOM = 1.1  # allocators, buffers and libraries
+_GIB = 2**30
 _CACHED = ("inactive_file", "active_file")
 """Pages of files count as a group's memory, and the kernel drops them as soon as somebody needs the room."""
 
 
 def gpu_bytes(device: torch.device) -> float:
-    """Free memory of a GPU."""
-    return float(torch.cuda.mem_get_info(device)[0])
+    """Free memory of a GPU, with what torch keeps of it for tensors to come."""
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return float(torch.cuda.mem_get_info(device)[0] + kept)
+
+
+def check_room(doing: str, needed: float, there: float, what: str, remedy: str) -> None:
+    """Raise `OutOfMemory` where what is to be done takes more bytes than are there."""
+    if needed * _ROOM > there:
+        raise OutOfMemory(
+            f"{doing} takes about {needed * _ROOM / _GIB:.1f} GiB, {there / _GIB:.1f} GiB are free: {what}",
+            remedy=remedy,
+            field="/chain",
+        )
 
 
 def machine_bytes(root: Path = _ROOT) -> float:

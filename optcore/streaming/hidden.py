@@ -11,6 +11,7 @@ import torch
 
 from optcore.errors import OutOfDisk, UnknownArchitecture, folder_error
 from optcore.streaming.decoder import Decoder, State
+from optcore.streaming.staging import Staging
 
 IN_MEMORY_bytes = 2 * 2**30
 BATCH_tokens = 4096
@@ -29,23 +30,22 @@ class HiddenStates:
         self.batch_windows = max(1, BATCH_tokens // tokens_ST.shape[1])
         self._arguments: dict[int, tuple[dict[str, Any], ...]] = {}
         self._scratch, self._in_memory_bytes = scratch, in_memory_bytes
+        self._staging = Staging(decoder.device)
         self._tokens_1T = tokens_ST[:1]
         first = decoder.embed(self._tokens_1T)
         shape = (*tokens_ST.shape, first.hidden_BTH.shape[-1])
-        self.hidden_STH = allocate(shape, decoder.dtype, scratch, in_memory_bytes)
+        self.hidden_STH = self._allocated(shape, decoder.dtype)
         self.frozen_ST: torch.Tensor | None = None
         """Tokens that have left, where the decoder lets any."""
         for rows in self._batches():
             state = decoder.embed(tokens_ST[rows])
             self._remember(state)
-            self.hidden_STH[rows] = state.hidden_BTH.cpu()
+            self._staging.keep(state.hidden_BTH, self.hidden_STH[rows])
+        self._staging.settle()
 
     def states(self) -> Iterator[tuple[slice, State]]:
         """Batches as states to call a layer with."""
-        for rows in self._batches():
-            hidden = self.hidden_STH[rows].to(self.decoder.device)
-            frozen = None if self.frozen_ST is None else self.frozen_ST[rows].to(self.decoder.device)
-            yield rows, State(hidden, self._arguments[hidden.shape[0]], frozen)
+        return self._states(self.hidden_STH)
 
     def chosen(self, windows: Sequence[int]) -> State:
         """Some windows, in the order given, as a state to call a layer with."""
@@ -58,24 +58,33 @@ class HiddenStates:
 
     def copy(self) -> torch.Tensor:
         """All states as they are now [S, T, H], on disk when they are large."""
-        copied = allocate(tuple(self.hidden_STH.shape), self.hidden_STH.dtype, self._scratch, self._in_memory_bytes)
-        return copied.copy_(self.hidden_STH)
+        return self._allocated(tuple(self.hidden_STH.shape), self.hidden_STH.dtype).copy_(self.hidden_STH)
 
     def advance(self, index: int, layer: torch.nn.Module, cache: object = None) -> None:
         """Replace every window's state by the layer's output."""
         for rows, state in self.states():
             after = self.decoder.forward(index, layer, state, cache)
-            self.hidden_STH[rows] = after.hidden_BTH.cpu()
+            self._staging.keep(after.hidden_BTH, self.hidden_STH[rows])
             if after.frozen_BT is not None:
                 if self.frozen_ST is None:
                     self.frozen_ST = torch.zeros(self.hidden_STH.shape[:2], dtype=torch.bool)
-                self.frozen_ST[rows] = after.frozen_BT.cpu()
+                self._staging.keep(after.frozen_BT, self.frozen_ST[rows])
+        self._staging.settle()
 
     def through(self, index: int, layer: torch.nn.Module, given_STH: torch.Tensor, into_STH: torch.Tensor) -> None:
         """Other states of the same windows through a layer; `into_STH` may be `given_STH`."""
-        for rows, state in self.states():
-            own = state._replace(hidden_BTH=given_STH[rows].to(self.decoder.device))
-            into_STH[rows] = self.decoder.forward(index, layer, own).hidden_BTH.cpu()
+        for rows, state in self._states(given_STH):
+            self._staging.keep(self.decoder.forward(index, layer, state).hidden_BTH, into_STH[rows])
+        self._staging.settle()
+
+    def _states(self, hidden_STH: torch.Tensor) -> Iterator[tuple[slice, State]]:
+        for rows, hidden_BTH in self._staging.arriving(hidden_STH, self._batches()):
+            frozen = None if self.frozen_ST is None else self.frozen_ST[rows].to(self.decoder.device)
+            yield rows, State(hidden_BTH, self._arguments[len(hidden_BTH)], frozen)
+
+    def _allocated(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        pinned = self.decoder.device.type == "cuda"
+        return allocate(shape, dtype, self._scratch, self._in_memory_bytes, pinned=pinned)
 
     def _batches(self) -> Iterator[slice]:
         for start in range(0, len(self.hidden_STH), self.batch_windows):
@@ -100,12 +109,17 @@ class HiddenStates:
         )
 
 
-def allocate(shape: tuple[int, ...], dtype: torch.dtype, scratch: Path, in_memory_bytes: int) -> torch.Tensor:
-    """An uninitialised tensor in memory, or in a nameless file that goes when the tensor, or this process, does."""
+def allocate(
+    shape: tuple[int, ...], dtype: torch.dtype, scratch: Path, in_memory_bytes: int, *, pinned: bool = False
+) -> torch.Tensor:
+    """An uninitialised tensor in memory, or in a nameless file that goes when the tensor, or this process, does.
+
+    `pinned` memory is one that a GPU can copy from by itself; a file's never is.
+    """
     count = torch.Size(shape).numel()
     nbytes = count * dtype.itemsize
     if nbytes <= in_memory_bytes:
-        return torch.empty(shape, dtype=dtype)
+        return torch.empty(shape, dtype=dtype, pin_memory=pinned)
     scratch.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(scratch).free
     if nbytes > free:

@@ -52,14 +52,23 @@ class QuantizedCheckpoint:
             found: torch.Tensor = file.get_slice(name)[number]
             return found
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of a stored tensor, which is not read."""
+        with safe_open(self.folder / self._file_of[name], framework="pt") as file:
+            return tuple(file.get_slice(name).get_shape())
+
     def scheme(self, name: str) -> Scheme:
         """The number format of a quantized linear layer or table."""
         return PRESETS[self.description.matrices[name].scheme]
 
     def codes(self, name: str) -> tuple[torch.Tensor, Scales]:
         """Codes [N, K] and scales of a quantized weight, of a linear layer or a table."""
+        return unpack(self.stored(name), self.scheme(name).weights)
+
+    def stored(self, name: str) -> dict[str, torch.Tensor]:
+        """The tensors of a quantized weight by suffix, as `packing.pack` gave them."""
         kept = [suffix for suffix in self._suffixes[name] if suffix.startswith("weight")]
-        return unpack({suffix: self.tensor(f"{name}.{suffix}") for suffix in kept}, self.scheme(name).weights)
+        return {suffix: self.tensor(f"{name}.{suffix}") for suffix in kept}
 
     def weight(self, name: str) -> torch.Tensor:
         """What a quantized weight stands for, float32 [N, K]."""

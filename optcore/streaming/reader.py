@@ -92,14 +92,22 @@ class TensorReader:
 
     def tensor(self, name: str) -> torch.Tensor:
         """One tensor on the CPU in its stored type, in memory of its own. Raises `BadCheckpoint` when it is missing."""
-        return self._read(self._place(name))
+        tensor = self.uncounted(name)
+        self.bytes_read += tensor.nbytes
+        return tensor
+
+    def uncounted(self, name: str, *, pinned: bool = False) -> torch.Tensor:
+        """The same for whoever counts by himself; a GPU copies from `pinned` memory while the CPU does other things."""
+        return _read(self.folder, self._place(name), pinned=pinned)
 
     def entry(self, name: str, number: int) -> torch.Tensor:
         """`tensor(name)[number]`; nothing else is read."""
         whole = self._place(name)
         nbytes = whole.nbytes // whole.shape[0]
         part = whole._replace(shape=whole.shape[1:], start=whole.start + number * nbytes, nbytes=nbytes)
-        return self._read(part)
+        tensor = _read(self.folder, part)
+        self.bytes_read += nbytes
+        return tensor
 
     def shape(self, name: str) -> tuple[int, ...]:
         """A tensor's shape, from the header alone."""
@@ -112,12 +120,6 @@ class TensorReader:
     def nbytes(self, name: str) -> int:
         """A tensor's size, from the header alone."""
         return self._place(name).nbytes
-
-    def _read(self, place: _Place) -> torch.Tensor:
-        raw = torch.empty(place.nbytes, dtype=torch.uint8)
-        _read(self.folder / place.file, place.start, memoryview(raw.numpy()))
-        self.bytes_read += place.nbytes
-        return raw.view(place.dtype).view(place.shape)
 
     def _place(self, name: str) -> _Place:
         if name not in self._places:
@@ -160,7 +162,13 @@ def _checked(file: str, name: str, facts: dict[str, object], begin: int, size: i
     return _Place(file, dtype, shape, begin + start, nbytes)
 
 
-def _read(path: Path, start: int, into: memoryview) -> None:
+def _read(folder: Path, place: _Place, *, pinned: bool = False) -> torch.Tensor:
+    raw = torch.empty(place.nbytes, dtype=torch.uint8, pin_memory=pinned)
+    _read_into(memoryview(raw.numpy()), folder / place.file, place.start)
+    return raw.view(place.dtype).view(place.shape)
+
+
+def _read_into(into: memoryview, path: Path, start: int) -> None:
     """Fill a buffer from a file; the system may give less than asked for at a time."""
     try:
         file = os.open(path, os.O_RDONLY)

@@ -11,8 +11,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import nn
 
-from optcore.algorithms.hadamard import hadamard, is_order
+from optcore.algorithms.hadamard import is_order
 from optcore.errors import UnknownArchitecture
+from optcore.kernels.hadamard import hadamard
 from optcore.streaming.decoder import Decoder, State
 from optcore.streaming.groups import linears
 from optcore.streaming.replay import Recording, common_ancestor, has_rows_of

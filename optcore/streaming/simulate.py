@@ -9,9 +9,10 @@ import torch
 from torch import nn
 from torch.nn.functional import linear
 
-from optcore.algorithms.activations import fake_quantize_activation, outlier_columns, static_scale
+from optcore.algorithms.activations import outlier_columns, static_scale
 from optcore.algorithms.codes import fake_quantize
 from optcore.algorithms.scales import find_scales
+from optcore.kernels.activations import fake_quantize_activation
 from optcore.quantization import Quantization, QuantizedLayer, load_quantization
 from optcore.schemes import QuantArgs
 from optcore.streaming.cache import RoundedCache, RoundingCache

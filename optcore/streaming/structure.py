@@ -6,9 +6,9 @@ their consumer one by one: v -> o, through attention and repeated KV heads, and 
 after random scales left the output of the smallest module around it as it was.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Literal
 
 import torch
@@ -53,10 +53,15 @@ class Fold:
         """Parameters that `apply` changes besides the weights of `consumers`."""
         return (*self.parameters, *(f"{path}.weight" for path in self.routers))
 
+    @cached_property
+    def _reach(self) -> int:
+        """How many of the producer's output channels there are at least."""
+        return int(self.rows_K.max()) + 1
+
     def tie(self, s_K: torch.Tensor) -> torch.Tensor:
         """The nearest scales [K] that the producer can take: one per output channel, the largest of its readers'."""
-        rows_K = self.rows_K.to(s_K.device)
-        largest_N = torch.zeros(int(rows_K.max()) + 1, device=s_K.device)
+        rows_K = self.rows_K.to(s_K.device, non_blocking=True)
+        largest_N = torch.zeros(self._reach, device=s_K.device)
         return largest_N.scatter_reduce_(0, rows_K, s_K.float(), "amax", include_self=False)[rows_K]
 
     def per_row(self, s_K: torch.Tensor, outputs: int) -> torch.Tensor:
@@ -98,9 +103,17 @@ class Fold:
             linear.bias.data = (linear.bias.data.float() / s_N).to(linear.bias.dtype)
 
 
-def folds(decoder: Decoder, index: int, layer: nn.Module, probe: State) -> list[Fold]:
-    """Every fold of a layer in memory that holds when tried; no linear is a consumer in two of them."""
+def folds(
+    decoder: Decoder, index: int, layer: nn.Module, probe: State, known: Sequence[Fold] | None = None
+) -> list[Fold]:
+    """Every fold of a layer in memory that holds when tried; no linear is a consumer in two of them.
+
+    `known` are those of a layer of the same modules: where all of them hold here too, nothing else is looked for, since
+    a search makes the host wait for a GPU a hundred times.
+    """
     recording = Recording(decoder, index, layer, probe)
+    if known is not None and all(_holds(recording, fold) for fold in known):
+        return list(known)
     groups = fused_groups(decoder, index, recording.layer, recording.probe)
     found = [fold for fold in _norm_folds(recording, groups) if _holds(recording, fold)]
     taken = {path for fold in found for path in fold.consumers}
@@ -252,9 +265,10 @@ def _holds(recording: Recording, fold: Fold) -> bool:
     s_K = fold.tie(_random_scales(len(fold.rows_K), seed=1)).to(device)
     outputs = {fold.producer: 1 / fold.per_row(s_K, recording.calls[fold.producer].output.shape[-1])}
     plain = recording.replay(ancestor)
-    moved = (recording.replay(ancestor, outputs) - plain).norm().item()
-    left = (recording.replay(ancestor, outputs, dict.fromkeys(readers, s_K)) - plain).norm().item()
-    return left <= min(_LEFT * moved + _NOISE * plain.norm().item(), 0.1 * moved) and moved > 0
+    apart = recording.replay(ancestor, outputs) - plain
+    rest = recording.replay(ancestor, outputs, dict.fromkeys(readers, s_K)) - plain
+    moved, left, whole = torch.stack([apart.norm(), rest.norm(), plain.norm()]).tolist()
+    return left <= min(_LEFT * moved + _NOISE * whole, 0.1 * moved) and moved > 0
 
 
 def _heads(decoder: Decoder) -> tuple[int, int]:

@@ -8,6 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from optcore.errors import BadCheckpoint, UnknownArchitecture
+from optcore.streaming.lookahead import Lookahead, finite
 from optcore.streaming.names import NameMap, Source
 from optcore.streaming.reader import TensorReader
 
@@ -51,6 +52,7 @@ class Weights:
         self._outside_modules = {n: module for n, module in model.named_modules() if id(module) not in inside}
         self._outside_targets = self._targets(self._outside_modules)
         self._layer_targets = [self._targets(self._modules_of(index)) for index in range(len(self._layers))]
+        self.lookahead = Lookahead(reader, [list(targets) for targets in self._layer_targets], device)
         self._kept: dict[str, torch.Tensor] = {}
         self._outside: dict[str, torch.Tensor] = {}
 
@@ -58,19 +60,18 @@ class Weights:
         """Fill everything outside the layers; tensors that cannot be got back exactly are kept as stored."""
         self._build_buffers(self._outside_modules)
         for stored, targets in self._outside_targets.items():
-            tensor = self._reader.tensor(stored)
-            filled = self._fill(stored, tensor, targets)
+            tensor = finite(stored, self._reader.tensor(stored))
+            filled = self._fill(tensor, targets)
             is_exact = tensor.dtype == filled.dtype or tensor.dtype in _LOSSLESS.get(filled.dtype, ())
             self._outside[stored] = filled if is_exact else tensor
 
     def load_layer(self, index: int, *, keep_stored: bool) -> None:
         """Fill one layer."""
         self._build_buffers(self._modules_of(index))
-        for stored, targets in self._layer_targets[index].items():
-            tensor = self._reader.tensor(stored)
-            self._fill(stored, tensor, targets)
+        for stored, staged in self.lookahead.tensors(index):
+            self._fill(staged.moved, self._layer_targets[index][stored], is_ours=staged.moved is not staged.stored)
             if keep_stored:
-                self._kept[stored] = tensor
+                self._kept[stored] = staged.stored
 
     def drop_stored(self) -> None:
         """Forget the stored tensors of the live layer."""
@@ -162,9 +163,12 @@ class Weights:
             path = path.rpartition(".")[0]
             yield self._model.get_submodule(path)
 
-    def _fill(self, stored: str, tensor: torch.Tensor, targets: list[_Target]) -> torch.Tensor:
-        """Set what a stored tensor fills; parameters that share it share memory."""
-        _check_finite(stored, tensor)
+    def _fill(self, tensor: torch.Tensor, targets: list[_Target], *, is_ours: bool = False) -> torch.Tensor:
+        """Set what a stored tensor fills; parameters that share it share memory.
+
+        Whoever changes a parameter must not change what is stored: each is a copy, even of the same type, unless the
+        tensor is one already.
+        """
         made: dict[Source, torch.Tensor] = {}
         for target in targets:
             source = self._source(target.name)
@@ -176,8 +180,7 @@ class Weights:
                 value = made[source]
                 setattr(target.module, target.key, value)
             else:
-                # A copy even of the same type: whoever changes a parameter must not change what is stored.
-                value = source.of(tensor).to(self._device, self._dtype, copy=True).contiguous()
+                value = source.of(tensor).to(self._device, self._dtype, copy=not is_ours).contiguous()
                 value = made[source] = _known(nn.Parameter(value, requires_grad=False))
                 setattr(target.module, target.key, value)
         return value
@@ -219,14 +222,3 @@ def _targets_of(modules: Mapping[str, nn.Module]) -> Iterator[_Target]:
         for key, _ in module.named_buffers(recurse=False):
             if key not in module._non_persistent_buffers_set:
                 yield _Target(module, key, f"{path}.{key}" if path else key, is_buffer=True)
-
-
-def _check_finite(name: str, tensor: torch.Tensor) -> None:
-    if tensor.is_floating_point() and tensor.numel() and tensor.dtype.itemsize > 1:
-        low, high = tensor.aminmax()
-        if not (low.isfinite() and high.isfinite()):
-            raise BadCheckpoint(
-                f"{name} holds values that are not finite",
-                remedy="use an earlier checkpoint of the model; this one is damaged, or its training diverged",
-                field="/model",
-            )

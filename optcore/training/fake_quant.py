@@ -18,7 +18,7 @@ from optcore.algorithms.blocks import spread
 from optcore.algorithms.lattice import Lattice, lattice
 from optcore.algorithms.scales import Scales, find_scales, storage_of
 from optcore.schemes import QuantArgs, Scheme
-from optcore.training.straight_through import round_activation, round_weight
+from optcore.training.straight_through import learned_weight, round_activation, round_weight
 
 ScalePolicy = Literal["freeze", "recompute", "learn"]
 
@@ -57,7 +57,7 @@ class FakeQuantLinear(nn.Linear):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The rounded input times the rounded weight."""
-        weight_NK = self.rounded().to(x.dtype)
+        weight_NK = self.rounded(x.dtype)
         args = self.scheme.activations
         if args is None:
             return linear(x, weight_NK, self.bias)
@@ -65,9 +65,11 @@ class FakeQuantLinear(nn.Linear):
             return self._with_outliers(x, weight_NK, args)
         return linear(round_activation(x, args, self.input_scale, search=self._search), weight_NK, self.bias)
 
-    def rounded(self) -> torch.Tensor:
-        """The weight as it will be decoded, float32 [N, K], with a gradient to what is trained."""
-        return round_weight(self.merged().float(), self._lattice())
+    def rounded(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """The weight as it will be decoded, [N, K], with a gradient to what is trained."""
+        if self.policy == "learn":
+            return learned_weight(self.merged().float(), self._learned_lattice()).to(dtype)
+        return round_weight(self.merged(), self.scales(), self.scheme.weights, dtype)
 
     def scales(self) -> Scales:
         """The scales that the weight is rounded with now, as they are stored."""
@@ -79,10 +81,8 @@ class FakeQuantLinear(nn.Linear):
         kept = self._kept()
         return kept._replace(scale=self._stored(self._learned().detach())) if self.policy == "learn" else kept
 
-    def _lattice(self) -> Lattice:
+    def _learned_lattice(self) -> Lattice:
         args, shape = self.scheme.weights, (self.out_features, self.in_features)
-        if self.policy != "learn":
-            return lattice(self.scales(), args, shape)
         learned, kept = self._learned(), self._kept()
         stored = kept._replace(scale=self._stored(learned.detach())).step()
         step = learned + (stored - learned).detach()  # what is stored is a rounded number too

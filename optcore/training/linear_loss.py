@@ -13,26 +13,35 @@ from typing import Any, NamedTuple
 
 import torch
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import linear, log_softmax
+from torch.nn.functional import linear
 
+from optcore.kernels.linear_kl import Loss, linear_kl
+from optcore.kernels.products import add_product
 from optcore.training.divergences import wide
 
 LossOfRows = Callable[[torch.Tensor, slice], torch.Tensor]
 """From logits [n, V] of the rows in a slice to their losses [n]."""
 Transform = Callable[[torch.Tensor], torch.Tensor]
 """An elementwise, differentiable function of logits, such as a soft cap."""
-_Step = Callable[[Callable[[], torch.Tensor], slice, bool], "_Value"]
 
 CHUNK_rows = 1024
+# Of both models' logits of a chunk on a GPU. The weight's gradient, gigabytes in float32, is read and written once a
+# chunk: chunks are as large as memory allows, there 2048 rows of 128k tokens in 16 bits.
+_CHUNK_bytes_on_gpu = 2**30
+# A chunk there is a multiple of the rows that the products' tiles cover.
+_TILE_rows = 256
 
 
-class _Value(NamedTuple):
-    """Of one chunk."""
+class _Part(NamedTuple):
+    """What a chunk's logits are made of."""
 
-    total: torch.Tensor
-    """The sum of its rows' losses, a scalar."""
-    gradient_nV: torch.Tensor | None
-    """That sum's, by the logits; None where nobody wants it."""
+    hidden_nH: torch.Tensor
+    weight_VH: torch.Tensor
+    bias_V: torch.Tensor | None
+
+
+_Step = Callable[[_Part, slice, bool], Loss]
+"""From a chunk, its rows and whether a gradient is wanted to its loss."""
 
 
 def chunked_linear_loss(
@@ -51,11 +60,11 @@ def chunked_linear_loss(
     a validation pass, it only adds up.
     """
 
-    def step(logits: Callable[[], torch.Tensor], rows: slice, wanted: bool) -> _Value:
-        leaf_nV = logits().requires_grad_(wanted)
+    def step(part: _Part, rows: slice, wanted: bool) -> Loss:
+        leaf_nV = wide(linear(*part)).requires_grad_(wanted)
         with torch.set_grad_enabled(wanted):
             total = loss_of_rows(transform(leaf_nV) if transform else leaf_nV, rows).sum()
-        return _Value(total.detach(), torch.autograd.grad(total, leaf_nV)[0] if wanted else None)
+        return Loss(total.detach(), torch.autograd.grad(total, leaf_nV)[0] if wanted else None)
 
     return _summed(hidden_NH, weight_VH, bias_V, step, chunk_rows)
 
@@ -65,24 +74,25 @@ def fused_linear_kl(
     student_weight_VH: torch.Tensor,
     teacher_hidden_NG: torch.Tensor,
     teacher_weight_VG: torch.Tensor,
-    chunk_rows: int = CHUNK_rows,
+    chunk_rows: int | None = None,
     temperature: float = 1.0,
 ) -> torch.Tensor:
     """Sum over all rows of tau^2 KL(teacher || student) at temperature tau, a float32 scalar; see above.
 
-    The gradient by a student's logit is in closed form tau (q - p): tau^2 of the loss over the tau that divides the
-    logit. So no graph is built at all. The teacher gets no gradient.
+    Its gradient by a student's logit is known in closed form, so that no graph is built at all. The teacher gets no
+    gradient. Chunks have `CHUNK_rows` rows, or on a GPU as many as a GiB holds of both models' logits.
     """
-    teacher_logits = head_logits(teacher_hidden_NG, teacher_weight_VG)
+    if len(student_weight_VH) != len(teacher_weight_VG) or len(student_hidden_NH) != len(teacher_hidden_NG):
+        shapes = [tuple(one.shape) for one in (student_hidden_NH, student_weight_VH)]
+        others = [tuple(one.shape) for one in (teacher_hidden_NG, teacher_weight_VG)]
+        raise ValueError(f"rows and tokens of student and teacher differ: hidden states and weights {shapes}, {others}")
+    teacher_NG, weight_VG, _ = _for_products(teacher_hidden_NG, teacher_weight_VG, None)
 
-    def step(logits: Callable[[], torch.Tensor], rows: slice, wanted: bool) -> _Value:
-        # At no time are there more than three tensors of the chunk's logits: none of these is given a second name.
-        log_q_nV = log_softmax(_tempered(logits(), temperature), -1)
-        log_p_nV = log_softmax(_tempered(wide(teacher_logits(rows)), temperature), -1)
-        p_nV = log_p_nV.exp()
-        total = temperature**2 * log_p_nV.sub_(log_q_nV).mul_(p_nV).sum()
-        return _Value(total, log_q_nV.exp_().sub_(p_nV).mul_(temperature) if wanted else None)
+    def step(part: _Part, rows: slice, wanted: bool) -> Loss:
+        return linear_kl(part.hidden_nH, part.weight_VH, teacher_NG[rows], weight_VG, temperature, wanted)
 
+    if chunk_rows is None:
+        chunk_rows = rows_at_once(weight_VG)
     return _summed(student_hidden_NH, student_weight_VH, None, step, chunk_rows)
 
 
@@ -101,6 +111,14 @@ def head_logits(
         return transform(wide(found_nV)) if transform else found_nV
 
     return logits
+
+
+def rows_at_once(weight_VG: torch.Tensor) -> int:
+    """How many rows a chunk has, from a head in the type that it is multiplied in."""
+    if not weight_VG.is_cuda:
+        return CHUNK_rows
+    rows = _CHUNK_bytes_on_gpu // (2 * weight_VG.element_size() * len(weight_VG))
+    return max(rows // _TILE_rows, 1) * _TILE_rows
 
 
 def _summed(
@@ -164,7 +182,7 @@ class _Sums:
     def add(self, rows: slice, step: _Step) -> None:
         """One chunk more."""
         hidden_nH = self.hidden_NH[rows]
-        total, gradient_nV = step(lambda: wide(linear(hidden_nH, self.weight_VH, self.bias_V)), rows, self.wanted)
+        total, gradient_nV = step(_Part(hidden_nH, self.weight_VH, self.bias_V), rows, self.wanted)
         self.total += total
         if gradient_nV is None:
             return
@@ -174,14 +192,7 @@ class _Sums:
         if self.by_hidden_NH is not None:
             torch.mm(narrow_nV, self.weight_VH, out=self.by_hidden_NH[rows])
         if self.by_weight_VH is not None:
-            _add_product(self.by_weight_VH, narrow_nV, hidden_nH)
-
-
-def _add_product(sum_VH: torch.Tensor, gradient_nV: torch.Tensor, hidden_nH: torch.Tensor) -> None:
-    if sum_VH.dtype == hidden_nH.dtype:
-        sum_VH.addmm_(gradient_nV.T, hidden_nH)
-    else:
-        sum_VH += gradient_nV.T @ hidden_nH
+            add_product(self.by_weight_VH, narrow_nV, hidden_nH)
 
 
 def _for_products(
@@ -194,10 +205,6 @@ def _for_products(
         return inputs
     hidden, weight, bias = (one if one is None else one.to(torch.get_autocast_dtype(device)) for one in inputs)
     return hidden, weight, bias
-
-
-def _tempered(logits_nV: torch.Tensor, temperature: float) -> torch.Tensor:
-    return logits_nV if temperature == 1 else logits_nV.div_(temperature)
 
 
 def _scaled(gradient: torch.Tensor, factor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

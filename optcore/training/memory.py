@@ -5,8 +5,7 @@ from typing import NamedTuple
 
 import torch
 
-from optcore.errors import OutOfMemory
-from optcore.streaming.free_memory import gpu_bytes, machine_bytes, process_bytes
+from optcore.streaming.free_memory import check_room, gpu_bytes, machine_bytes, process_bytes
 from optcore.streaming.reader import TensorReader
 
 _MASTER_bytes, _GRADIENT_bytes, _MOMENTS_bytes = 4, 4, 8
@@ -16,7 +15,6 @@ _REMEDY = (
 _DRAFT_remedy = (
     "keep what the target computes with `features: kept`, name a smaller `vocabulary`, or use a larger machine"
 )
-_ROOM = 1.1  # allocators, buffers and libraries
 _GIB = 2**30
 
 
@@ -67,11 +65,13 @@ def check_memory(
     shared = f", {constraints_bytes / _GIB:.1f} GiB to keep zeros or shared numbers" if constraints_bytes else ""
     what = f"{parameters} parameters, {moving:.0%} of them moving{shared}{beside}"
     if is_gpu:
-        _check("training", need.peak(1), gpu_bytes(device), what)
-        _check("a checkpoint, on its way to the disk,", need.gathered, min(machine_bytes(), process_bytes()), what)
+        check_room("training", need.peak(1), gpu_bytes(device), what, _REMEDY)
+        check_room(
+            "a checkpoint, on its way to the disk,", need.gathered, min(machine_bytes(), process_bytes()), what, _REMEDY
+        )
     else:
-        _check("training", need.peak(processes, need.gathered), machine_bytes(), what)
-        _check("training", need.peak(1, need.gathered), process_bytes(), what)
+        check_room("training", need.peak(processes, need.gathered), machine_bytes(), what, _REMEDY)
+        check_room("training", need.peak(1, need.gathered), process_bytes(), what, _REMEDY)
 
 
 def check_draft_memory(
@@ -86,19 +86,10 @@ def check_draft_memory(
     needed = target * (2 if is_gpu else 4) + draft * (_MASTER_bytes + _GRADIENT_bytes + _MOMENTS_bytes)
     what = f"a draft of {draft} parameters, and its target beside it"
     if is_gpu:
-        _check("training", needed, gpu_bytes(device), what, remedy)
+        check_room("training", needed, gpu_bytes(device), what, remedy)
     else:
-        _check("training", processes * needed, machine_bytes(), what, remedy)
-        _check("training", needed, process_bytes(), what, remedy)
-
-
-def _check(doing: str, needed: float, there: float, what: str, remedy: str = _REMEDY) -> None:
-    if needed * _ROOM > there:
-        raise OutOfMemory(
-            f"{doing} takes about {needed * _ROOM / _GIB:.1f} GiB, {there / _GIB:.1f} GiB are free: {what}",
-            remedy=remedy,
-            field="/chain",
-        )
+        check_room("training", processes * needed, machine_bytes(), what, remedy)
+        check_room("training", needed, process_bytes(), what, remedy)
 
 
 def _parameters(folder: Path) -> int:

@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from optcore.algorithms.codes import decode
+from optcore.algorithms.kv_cache import rotated
 from optcore.algorithms.lattice import lattice
 from optcore.quantization import Quantization, load_quantization
 from optcore.streaming.cache import RoundingCache
@@ -124,8 +125,9 @@ def plain_parameters(
 class TrainingCache(RoundingCache):
     """Rounds keys and values in the forward pass, and lets their gradients pass."""
 
-    def _round(self, kind: str, states: torch.Tensor) -> torch.Tensor:
-        return states + (super()._round(kind, states.detach()) - states).detach()
+    def _round(self, kind: str, states: torch.Tensor, *, rotate: bool = False) -> torch.Tensor:
+        plain = rotated(states) if rotate else states
+        return plain + (super()._round(kind, states.detach(), rotate=rotate) - plain).detach()
 
 
 def with_cache(forward: Callable[..., Any], cache: RoundingCache) -> Callable[..., Any]:

@@ -9,7 +9,8 @@ import torch
 
 from benchmarks.peers.block_kernels import _dynamic, _static
 from benchmarks.peers.venvs import peer_python
-from optcore.algorithms.activations import fake_quantize_activation, static_scale
+from optcore.algorithms.activations import static_scale
+from optcore.kernels.activations import fake_quantize_activation
 from optcore.schemes import PRESETS
 
 ROOT = Path(__file__).parents[2]

@@ -20,6 +20,12 @@ def test_torchs_refusal_to_allocate_is_out_of_memory() -> None:
     assert error.failure("ptq").kind == "out_of_memory"
 
 
+def test_what_torch_asked_of_a_gpu_is_said() -> None:
+    asked = "Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.15 GiB of which 1.25 GiB is free"
+    error = typed_error(torch.OutOfMemoryError(f"CUDA out of memory. {asked}. Process 7 has 3 GiB in use."), "ptq")
+    assert error.message == f"stage ptq ran out of memory: {asked}"
+
+
 @pytest.mark.parametrize(
     ("error", "kind"),
     [

@@ -15,9 +15,9 @@ from fixtures.generating import greedy, logits_of, reference_greedy, run_graph
 from fixtures.tiny_models import MakeModel
 from safetensors.torch import save_file
 
-from optcore.algorithms.activations import fake_quantize_activation
 from optcore.errors import ExportMismatch, OptError, OutOfMemory, RecipeError
 from optcore.export.onnx import Onnx
+from optcore.kernels.activations import fake_quantize_activation
 from optcore.onnx import builder
 from optcore.onnx.builder import build_graph
 from optcore.onnx.generator import write_generator

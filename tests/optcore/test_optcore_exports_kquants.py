@@ -12,7 +12,8 @@ from optcore.algorithms.block_fit import Blocks, Room, plain_fit
 from optcore.algorithms.codes import decode, encode, fake_quantize
 from optcore.algorithms.packing import pack, unpack
 from optcore.algorithms.rounding import IQ4_VALUES, encode_iq4, grid_of
-from optcore.algorithms.scales import Method, Scales, find_scales, storage_of
+from optcore.algorithms.scale_search import Method
+from optcore.algorithms.scales import Scales, find_scales, storage_of
 from optcore.schemes import GGML_FORMATS, PRESETS
 
 NAMES = sorted(GGML_FORMATS)
@@ -170,7 +171,7 @@ def test_parts_of_a_large_weight_lose_as_much(
     """Sums over other widths round otherwise, so that near ties fall either way."""
     args = PRESETS[name].weights
     whole = fake_quantize(weight_NK, _scales(weight_NK, name), args)
-    monkeypatch.setattr("optcore.algorithms.super_blocks._PART_values", 2000)
+    monkeypatch.setattr("optcore.kernels.block_scales._PART_values", 2000)
     parts = fake_quantize(weight_NK, _scales(weight_NK, name), args)
     assert relative_error(weight_NK, parts, None) == pytest.approx(relative_error(weight_NK, whole, None), rel=2e-3)
     assert (parts == whole).float().mean() > 0.95

@@ -6,7 +6,8 @@ from compressed_tensors.quantization.lifecycle.forward import fake_quantize
 from compressed_tensors.quantization.utils import compute_dynamic_scales_and_zp
 from fixtures.library_args import library_args
 
-from optcore.algorithms.activations import fake_quantize_activation, outlier_columns, static_scale
+from optcore.algorithms.activations import outlier_columns, static_scale
+from optcore.kernels.activations import fake_quantize_activation
 from optcore.schemes import PRESETS, QuantArgs
 
 KINDS = ["fp8", "fp8_dynamic", "fp8_block", "int8", "int8_static", "nvfp4", "mxfp4", "mxfp8"]

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from optcore.algorithms.codes import decode, encode
+from optcore.algorithms.factor import factor_columns
 from optcore.algorithms.gptq import Rounded, gptq, gptq_batch
 from optcore.algorithms.lattice import Lattice, lattice
 from optcore.algorithms.scales import Scales, find_scales
@@ -268,6 +269,14 @@ def test_experts_together_are_each_alone(name: str) -> None:
     for each, weight_NK, gram_KK, own, cross_KK in zip(together, weights, grams, scales, crosses, strict=True):
         _same(each, gptq(weight_NK, gram_KK, own, args, options, cross_KK))
     assert [rounded.damping for rounded in together] == [0.01, 0.01, None, 0.01]
+
+
+def test_large_matrices_are_factored_one_by_one_to_the_same_bits() -> None:
+    x_EKT = torch.randn(2, 1030, 300, generator=torch.Generator().manual_seed(0))
+    gram_EKK = x_EKT @ x_EKT.mT
+    columns_EKK, dampings = factor_columns(gram_EKK, 0.01)
+    assert dampings == [0.01, 0.01]
+    assert torch.equal(columns_EKK, torch.cat([factor_columns(gram_KK[None], 0.01)[0] for gram_KK in gram_EKK]))
 
 
 def test_arguments_are_left_alone() -> None:

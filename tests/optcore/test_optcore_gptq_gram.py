@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from optcore.algorithms import gram
-from optcore.algorithms.gram import accumulate, accumulate_cross, symmetric
+from optcore.kernels import gram
+from optcore.kernels.gram import accumulate, accumulate_cross, symmetric
 
 
 def _inputs(tokens: int, columns: int, seed: int = 0) -> torch.Tensor:

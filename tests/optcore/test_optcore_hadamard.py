@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from optcore.algorithms.hadamard import hadamard, largest_block
+from optcore.algorithms.hadamard import largest_block
+from optcore.kernels.hadamard import hadamard
 
 ORDERS = [1, 2, 4, 8, 12, 16, 20, 24, 28, 32, 36, 40, 44, 48, 56, 60, 72, 128, 12 * 64, 20 * 32, 28 * 16, 36 * 16]
 

@@ -15,7 +15,8 @@ from optcore.algorithms.blocks import blocks, importance_blocks, spread
 from optcore.algorithms.codes import decode, encode, fake_quantize
 from optcore.algorithms.lattice import lattice
 from optcore.algorithms.packing import pack
-from optcore.algorithms.scales import Method, Scales, find_scales
+from optcore.algorithms.scale_search import Method
+from optcore.algorithms.scales import Scales, find_scales
 from optcore.schemes import GGML_FORMATS, PRESETS, SUPER_BLOCK, QuantArgs, Scheme
 
 ALL = pytest.mark.parametrize("scheme", PRESETS.values(), ids=lambda scheme: scheme.name)

@@ -7,13 +7,14 @@ import torch
 from fixtures.tiny_models import MakeModel
 from torch import nn
 
-from optcore.algorithms.activations import fake_quantize_activation, static_scale
+from optcore.algorithms.activations import static_scale
 from optcore.algorithms.awq import awq_scales
 from optcore.algorithms.codes import fake_quantize
 from optcore.algorithms.noise import input_noise
 from optcore.algorithms.scales import find_scales
 from optcore.algorithms.smoothing import Consumer, output_error, smoothquant_scales, smoothquant_search
 from optcore.calibration.statistics import InputStatistics
+from optcore.kernels.activations import fake_quantize_activation
 from optcore.schemes import PRESETS, Scheme
 from optcore.streaming.decoder import Decoder
 from optcore.streaming.groups import probe_state

@@ -1,17 +1,14 @@
 """Fused head and loss against autograd of the naive computation, and its memory."""
 
-import weakref
-from typing import Any
-
 import pytest
 import torch
+from fixtures.tensor_bytes import TensorBytes
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from optcore.training import divergences
 from optcore.training.divergences import forward_kl, jsd, reverse_kl
-from optcore.training.linear_loss import chunked_linear_loss, fused_linear_kl, head_logits
+from optcore.training.linear_loss import CHUNK_rows, chunked_linear_loss, fused_linear_kl, head_logits, rows_at_once
 
 torch.set_num_threads(1)
 CHUNKS = [1, 7, 1024]
@@ -187,36 +184,14 @@ class TestChunked:
         assert weight.grad.flatten().tolist() == [-2048, 2048]
 
 
-class _Bytes(TorchDispatchMode):
-    """Bytes of storages that operators made and that are alive, and their peak."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.alive = self.peak = 0
-        self._seen: dict[int, weakref.ref[Any]] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        known = {self._key(one) for one in tree_leaves((args, kwargs)) if isinstance(one, torch.Tensor)}
-        made = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(made):
-            if isinstance(tensor, torch.Tensor) and self._key(tensor) not in known | self._seen.keys():
-                self._watch(tensor.untyped_storage())
-        return made
-
-    @staticmethod
-    def _key(tensor: torch.Tensor) -> int:
-        return int(tensor.untyped_storage()._cdata)
-
-    def _watch(self, storage: Any) -> None:
-        key, nbytes = int(storage._cdata), storage.nbytes()
-
-        def gone(_: object) -> None:
-            self.alive -= nbytes
-            del self._seen[key]
-
-        self.alive += nbytes
-        self.peak = max(self.peak, self.alive)
-        self._seen[key] = weakref.ref(storage, gone)
+@pytest.mark.parametrize("tokens", [7, 32_000, 50_257, 128_256, 151_936, 262_144])
+def test_a_gpu_s_chunks_are_as_large_as_a_gib_of_logits_allows(tokens: int) -> None:
+    with FakeTensorMode():
+        head = torch.empty(tokens, 8, dtype=torch.bfloat16, device="cuda")
+        rows = rows_at_once(head)
+        assert rows_at_once(head.cpu()) == CHUNK_rows
+    assert rows % 256 == 0
+    assert 4 * rows * tokens <= 2**30 < 4 * (rows + 256) * tokens
 
 
 def _peak_bytes(way: str, rows: int, vocabulary: int) -> int:
@@ -225,7 +200,7 @@ def _peak_bytes(way: str, rows: int, vocabulary: int) -> int:
     student = _leaves(_randn(rows, width), _randn(vocabulary, width, seed=1))
     teacher = _randn(rows, width, seed=2), _randn(vocabulary, width, seed=3)
     gradients = sum(one.nbytes for one in student)
-    with _Bytes() as watched:
+    with TensorBytes() as watched:
         if way == "naive":
             loss = forward_kl(functional.linear(*student), functional.linear(*teacher)).sum()
         elif way == "chunked":

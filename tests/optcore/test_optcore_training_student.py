@@ -121,7 +121,7 @@ def test_the_gradient_of_weights_passes_but_beyond_the_grid() -> None:
     weight = torch.linspace(-1, 1, 64).view(2, 32).requires_grad_()
     scales = find_scales([weight.detach() * 0.5], args, "max", torch.float32)[0]
     points = lattice(scales, args, (2, 32))
-    round_weight(weight, points).sum().backward()
+    round_weight(weight, scales, args).sum().backward()
     low, high = code_range(4)
     units = points.in_steps(weight.detach())
     expected = ((units >= low - 0.5) & (units <= high + 0.5)).float()
