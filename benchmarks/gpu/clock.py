@@ -14,6 +14,7 @@ _FLUSHED_bytes = 2**29
 def seconds_of(run: Callable[[], Any], device: torch.device, budget_s: float = 0.3, most: int = 20) -> float:
     """Median over as many calls as the budget holds, by the device's own clock where it is a GPU."""
     measure = _on_gpu if device.type == "cuda" else _on_cpu
+    run()  # what is compiled or loaded at a first call is none of its time
     first = measure(run, device, 1)[0]
     return median(measure(run, device, min(most, max(1, int(budget_s / first)))))
 

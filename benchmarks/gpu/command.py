@@ -47,9 +47,9 @@ def measure_gpu(out: Path, tokenizer: Path, layers: int) -> int:
     for row in measured(device, limits, tokenizer, LLAMA_8B._replace(layers=layers), started):
         rows.append(row)
         print(row.markdown(), flush=True)
-    taken = time.monotonic() - started
-    out.write_text(json.dumps(document_of(machine, limits, rows, taken), indent=2) + "\n")
-    print(f"\n{taken:.0f} s; written to {out}")
+        taken = time.monotonic() - started  # written with every row: what ends the process takes none of them away
+        out.write_text(json.dumps(document_of(machine, limits, rows, taken), indent=2) + "\n")
+    print(f"\n{time.monotonic() - started:.0f} s; written to {out}")
     return int(any(row.problem for row in rows))
 
 
@@ -100,10 +100,10 @@ def _row(what: str, shape: str, deadline: float, measure: Measure) -> Iterator[R
         yield Row(what, shape, "", problem="no time was left")
         return
     try:
+        torch.cuda.empty_cache()
         yield from measure()
     except Exception as error:
         yield Row(what, shape, "", problem=f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
-    torch.cuda.empty_cache()
 
 
 def _machine(device: torch.device) -> dict[str, str]:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import isnan
 from typing import Any
 
 import torch
@@ -66,7 +67,8 @@ def _taken(prepare: Prepare, device: torch.device) -> float:
 def _taken_by_rival(prepare: Prepare, device: torch.device) -> float | str:
     """A rival's failure is its own: the row says it, and the others are still measured."""
     try:
-        return _taken(prepare, device)
+        with definitions():  # or what torch compiles of a definition would call our kernels
+            return _taken(prepare, device)
     except Exception as error:
         return type(error).__name__
 
@@ -80,7 +82,8 @@ def _tensors_of(value: Any) -> list[torch.Tensor]:
 
 def _apart(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> float:
     """The largest distance, as a norm over the definition's norm; exactly 0 only where no bit differs."""
-    return max((_distance(*pair) for pair in zip(ours, theirs, strict=True)), default=float("inf"))
+    found = [_distance(*pair) for pair in zip(ours, theirs, strict=True)]
+    return float("inf") if not found or any(map(isnan, found)) else max(found)
 
 
 def _distance(ours: torch.Tensor, theirs: torch.Tensor) -> float:

@@ -24,10 +24,10 @@ def cases(sizes: Sizes) -> Iterator[Case]:
 
 
 def _prepare(name: str, rows: int, columns: int, device: torch.device) -> Work:
-    """The result is each row's error: equally good scales are as good as one another."""
+    """The result is the error: equally good scales are as good as one another."""
     weight_NK, args = normal(device, rows, columns, dtype=torch.float32, scale=0.02), PRESETS[name].weights
 
     def errors(found: list[Scales]) -> torch.Tensor:
-        return (weight_NK - fake_quantize(weight_NK, found[0], args)).square().sum(1)
+        return (weight_NK - fake_quantize(weight_NK, found[0], args)).square().sum()
 
     return Work(lambda: find_scales([weight_NK], args, "mse", torch.float16), errors)

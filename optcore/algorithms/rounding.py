@@ -75,7 +75,8 @@ def grid_of(args: QuantArgs) -> Grid:
 
 def divided(values: torch.Tensor, number: float) -> torch.Tensor:
     """The nearest quotients: by a plain number, torch on a GPU multiplies with its reciprocal, another last bit."""
-    return values / values.new_full((), number)
+    wide = torch.promote_types(values.dtype, torch.float32)  # the number would be rounded to 16 bits too
+    return values / values.new_full((), number, dtype=wide)
 
 
 def scale_reach(args: QuantArgs) -> float:

@@ -155,6 +155,7 @@ class _Pass:
         """Bring the hidden states past a layer that an earlier process finished."""
         if states is None:
             return
+        self._folds(index, layer)  # what later layers of these modules were asked about by the earlier process
         variant = self.variants[0]
         record = variant.journal.layer(index)
         assert record is not None
@@ -210,11 +211,14 @@ class _Pass:
         """What may be rescaled. Values that were measured for a quantized cache must stay as they are."""
         if self.technique.smoothing == "none":
             return []
-        kind = frozenset((path, layer.get_submodule(path).weight.shape) for path in self._paths(index))
-        found = folds(self.decoder, index, layer, self._probe, self._known_folds.get(kind))
-        self._known_folds[kind] = found
+        found = self._all_folds(index, layer)
         attention = attention_path(layer) if self.technique.kv_cache else None
         return [fold for fold in found if attention is None or not fold.producer.startswith(f"{attention}.")]
+
+    def _all_folds(self, index: int, layer: nn.Module) -> list[Fold]:
+        kind = frozenset((path, layer.get_submodule(path).weight.shape) for path in self._paths(index))
+        found = folds(self.decoder, index, layer, self._probe, self._known_folds.get(kind))
+        return self._known_folds.setdefault(kind, found)
 
     def _levels(self, groups: list[list[str]]) -> list[list[list[str]]]:
         """Groups that are quantized together: all of a layer, or with an asymmetric target one after the other.

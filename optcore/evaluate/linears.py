@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch.nn.functional import linear
 
+from optcore.kernels.dispatch import uses_triton
 from optcore.kernels.fp8_matmul import fp8_matmul
 from optcore.kernels.weight_only import weight_only_matmul
 from optcore.quantization import load_quantization
@@ -20,6 +21,7 @@ from optcore.streaming.quantized import QuantizedCheckpoint
 if TYPE_CHECKING:
     from optcore.run import Run
 
+_MOST_copies = 64
 TOKENS = (1, 16)
 """Rows of the products that are timed: one text, and a small batch."""
 Product = Callable[[], Any]
@@ -40,6 +42,8 @@ def measure_linears(run: "Run") -> list[Measurement]:
     if not torch.cuda.is_available() or not load_quantization(run.checkpoint):
         return []
     device = torch.device("cuda", torch.cuda.current_device())
+    if not uses_triton(torch.empty(0, device=device)):
+        return []
     try:
         return speed_ups(QuantizedCheckpoint(run.checkpoint), device, _graph_seconds)
     except torch.OutOfMemoryError:  # a finished checkpoint is not lost for it
@@ -111,7 +115,7 @@ def _copies(tensors: dict[str, torch.Tensor]) -> Iterator[dict[str, torch.Tensor
     device = next(iter(tensors.values())).device
     cache_bytes = torch.cuda.get_device_properties(device).L2_cache_size if device.type == "cuda" else 0
     own_bytes = sum(one.nbytes for one in tensors.values())
-    for _ in range(1 + ceil(2 * cache_bytes / own_bytes)):
+    for _ in range(min(_MOST_copies, 1 + ceil(2 * cache_bytes / own_bytes))):
         yield {name: one.clone() for name, one in tensors.items()}
 
 

@@ -1,7 +1,7 @@
 """Which of an operator's two forms runs: its Triton kernel on CUDA, its definition in torch anywhere else.
 
-`LATHE_KERNELS=torch` forces the definition, `LATHE_KERNELS=triton` the kernel (without a GPU that takes triton's
-interpreter, `TRITON_INTERPRET=1`). Nothing else in the engine asks where it runs.
+`LATHE_KERNELS=torch` forces the definition. `LATHE_KERNELS=triton` forces the kernel on a GPU, where triton then must
+be, and with `TRITON_INTERPRET=1` on a CPU, which no compiled kernel can serve. Nothing else asks where it runs.
 """
 
 import os
@@ -13,6 +13,7 @@ from typing import Any, Generic, ParamSpec, TypeVar
 import torch
 
 from optcore.errors import RecipeError
+from optcore.kernels.jit import interpreted
 
 SWITCH = "LATHE_KERNELS"
 _CHOICES = ("auto", "triton", "torch")
@@ -53,7 +54,7 @@ def uses_triton(*arguments: Any) -> bool:
         return False
     first = next((one for one in arguments if isinstance(one, torch.Tensor)), None)
     on_gpu = first is not None and first.is_cuda
-    return choice == "triton" or (on_gpu and _has_triton())
+    return on_gpu or interpreted() if choice == "triton" else on_gpu and _has_triton()
 
 
 @cache

@@ -5,7 +5,7 @@ Legend: M rows of x, K inputs, N outputs.
 
 import torch
 
-from optcore.algorithms.rounding import E4M3_MAX, round_e4m3
+from optcore.algorithms.rounding import E4M3_MAX, divided, round_e4m3
 from optcore.algorithms.storage import own_type
 from optcore.kernels.activations import fake_quantize_activation
 from optcore.kernels.dispatch import launched_by
@@ -22,7 +22,7 @@ def _launch(x_MK: torch.Tensor, weight_NK: torch.Tensor, scale_N1: torch.Tensor)
     if not has_fp8 or x_MK.dtype != torch.bfloat16 or any(side % _LIBRARY_multiple for side in weight_NK.shape):
         return NotImplemented
     values_MK = x_MK.float()
-    step_M1 = own_type(torch.float32).store(values_MK.abs().amax(1, keepdim=True) / E4M3_MAX)
+    step_M1 = own_type(torch.float32).store(divided(values_MK.abs().amax(1, keepdim=True), E4M3_MAX))
     codes_MK = round_e4m3(values_MK / step_M1)
     made: torch.Tensor = torch._scaled_mm(
         codes_MK, weight_NK.mT, step_M1, scale_N1.float().mT.contiguous(), out_dtype=x_MK.dtype

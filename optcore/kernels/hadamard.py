@@ -9,6 +9,7 @@ Legend: K channels, R panels of W channels that one program transforms.
 from __future__ import annotations  # the kernels' constants are annotated with a module that is not imported
 
 from math import sqrt
+from struct import pack, unpack
 from typing import TYPE_CHECKING
 
 import torch
@@ -97,4 +98,4 @@ def is_fused(block: int) -> bool:
 
 def root(block: int) -> float:
     """sqrt(block) as float32 has it."""
-    return float(torch.tensor(sqrt(block), dtype=torch.float32))
+    return unpack("f", pack("f", sqrt(block)))[0]

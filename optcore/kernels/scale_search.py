@@ -225,6 +225,8 @@ def _has_kernel(weight_NK: torch.Tensor, args: QuantArgs, method: Method, dtype:
     if args.scale_type == "stored" and dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return False
     size = args.group_size or 1
+    if weight_NK.shape[1] % size:
+        return False
     in_groups = args.scale_type in ("stored", "e4m3", "e8m0") and size <= _LARGEST_GROUP and size & (size - 1) == 0
     return in_groups if args.group_size else args.scale_type == "stored"
 

@@ -128,6 +128,7 @@ def _launch(weight_NK: torch.Tensor, scales: Scales, args: QuantArgs, dtype: tor
     if elements is None or not {weight_NK.dtype, dtype} <= set(FLOATS) or not weight_NK.numel():
         return NotImplemented
     levels = _levels(scales, args)
+    levels = _Levels(levels.storage, *(None if one is None else one.contiguous() for one in levels[1:]))
     height, width = _shared(scales, args, rows, columns)
     if width < columns and width & (width - 1):
         return NotImplemented

@@ -92,6 +92,8 @@ class RoundingCache(EmptyCache):
         return rotated(kept).to(keys.dtype) if self.rotate else kept, self._round("v", values)
 
     def _round(self, kind: str, states: torch.Tensor, *, rotate: bool = False) -> torch.Tensor:
+        # Moved at the first call: a copy from the machine's memory makes the host wait for a GPU.
+        self.tensors = {name: tensor.to(states.device) for name, tensor in self.tensors.items()}
         scale = self.tensors.get(f"{kind}_scale", self.tensors.get(f"{kind}_global_scale"))
         return fake_quantize_states(states, self.args, scale, self.tensors.get(f"{kind}_bias"), rotate=rotate)
 

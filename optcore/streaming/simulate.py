@@ -58,9 +58,11 @@ def _round_input(module: nn.Module, one: RoundedLinear, dense_NK: torch.Tensor) 
     args = one.activations
     assert args is not None
     if args.outliers is None:
+        # Once, not in every forward: a copy from the machine's memory makes the host wait for a GPU.
+        scale = None if one.input_scale is None else one.input_scale.to(module.weight.device)
         return module.register_forward_pre_hook(
             lambda _, given: (
-                fake_quantize_activation(given[0], args, one.input_scale, one.activation_search),
+                fake_quantize_activation(given[0], args, scale, one.activation_search),
                 *given[1:],
             )
         )

@@ -112,7 +112,7 @@ def folds(
     a search makes the host wait for a GPU a hundred times.
     """
     recording = Recording(decoder, index, layer, probe)
-    if known is not None and all(_holds(recording, fold) for fold in known):
+    if known and all(_holds(recording, fold) for fold in known):
         return list(known)
     groups = fused_groups(decoder, index, recording.layer, recording.probe)
     found = [fold for fold in _norm_folds(recording, groups) if _holds(recording, fold)]

@@ -257,10 +257,14 @@ class OneJob(RuleBasedStateMachine):
 
 @pytest.mark.timeout(600)
 def test_any_order_of_what_can_happen(sessions: Sessions, recipe: Recipe) -> None:
-    """The same steps each time, so that what they reach is no luck. A failure is shrunk for up to five minutes."""
+    """A failure is shrunk for up to five minutes.
+
+    Hypothesis takes numbers from modules that are loaded, so the steps depend a little on what ran before in this
+    process: three times as many are taken as reach every move by themselves.
+    """
     OneJob.sessions, OneJob.recipe = sessions, recipe
     OneJob.moves, OneJob.push_moves = set(), set()
     quiet = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
-    steps = settings(max_examples=12, stateful_step_count=180, derandomize=True, deadline=None)
+    steps = settings(max_examples=36, stateful_step_count=180, derandomize=True, deadline=None)
     run_state_machine_as_test(OneJob, settings=settings(steps, suppress_health_check=quiet))
     assert (OneJob.moves, OneJob.push_moves) == (JOB_MOVES, PUSH_MOVES), "all that may happen did"
