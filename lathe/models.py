@@ -6,6 +6,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar, get_args
 from pydantic import BaseModel, ConfigDict, Field
 
 from optcore.errors import Failure
+from optcore.estimate.document import StageEstimate
 from optcore.events import Phase
 from optcore.recipe import Recipe
 
@@ -51,6 +52,8 @@ class Stage(Wire):
     finished_at: datetime | None = None
     seconds: float | None = None
     peak_memory_bytes: int | None = None
+    estimate: StageEstimate | None = None
+    """What it was expected to take, once the worker knows the model."""
 
 
 class Attempt(Wire):
@@ -283,6 +286,39 @@ class FormatInfo(Wire):
     targets: tuple[str, ...]
     engines: dict[str, tuple[str, ...]]
     """Engines that load it, by target."""
+
+
+class WorkerInfo(Wire):
+    """A worker process and the machine that it runs engines on."""
+
+    id: str
+    host: str
+    device: Literal["cuda", "cpu"] | None
+    """Absent for one that runs no engine."""
+    gpus: int
+    gpu_kind: str | None
+    gpu_memory_bytes: int | None
+    host_memory_bytes: int | None = None
+    cores: int | None = None
+    disk_free_bytes: int | None = None
+    status: Literal["idle", "busy", "draining", "unfit", "quarantined", "away"]
+    reason: str = ""
+    """Why it takes no job, where it does not."""
+    job_id: str | None = None
+    """What it works on, where that job is yours."""
+    started_at: datetime
+    seen_at: datetime
+
+
+class Template(Wire):
+    """A recipe to start from, for a purpose that people name."""
+
+    name: str
+    """Such as `fit-on-8-gb`."""
+    title: str
+    description: str
+    recipe: dict[str, Any]
+    """A recipe without a model, or with an example of one."""
 
 
 class Credential(Wire):

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Discriminator, TypeAdapter
 
 from optcore.errors import Failure
+from optcore.estimate.document import Machine, StageEstimate
 from optcore.frozen import Frozen
 
 Phase = Literal[
@@ -18,6 +19,14 @@ class RunPlanned(Frozen):
     event: Literal["run_planned"] = "run_planned"
     stages: tuple[str, ...]
     """Names such as `0-fetch`, `1-ptq`, `2-export`, `3-evaluate`: unique in a run, sortable, safe as file names."""
+
+
+class RunEstimated(Frozen):
+    """What the stages to come will take here, said once the model is known. A later one holds."""
+
+    event: Literal["run_estimated"] = "run_estimated"
+    machine: Machine
+    stages: tuple[StageEstimate, ...]
 
 
 class RecipeResolved(Frozen):
@@ -92,7 +101,16 @@ class RunFailed(Frozen):
 
 
 AnyEvent = Annotated[
-    RunPlanned | RecipeResolved | StageStarted | Progress | Metric | Notice | StageFinished | RunFinished | RunFailed,
+    RunPlanned
+    | RunEstimated
+    | RecipeResolved
+    | StageStarted
+    | Progress
+    | Metric
+    | Notice
+    | StageFinished
+    | RunFinished
+    | RunFailed,
     Discriminator("event"),
 ]
 

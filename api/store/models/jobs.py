@@ -121,6 +121,8 @@ class Stage(Row):
     finished_at: Mapped[datetime | None]
     seconds: Mapped[float | None]
     peak_memory_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    estimate: Mapped[dict[str, Any] | None]
+    """What it was expected to take."""
 
 
 class Attempt(Row):

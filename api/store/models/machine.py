@@ -39,11 +39,35 @@ class Worker(Row):
     gpu_kind: Mapped[str | None]
     gpu_memory_bytes: Mapped[int | None] = mapped_column(BigInteger)
     """Of the smallest of its GPUs."""
+    host_memory_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    """That one engine may use."""
+    cores: Mapped[int | None]
+    disk_free_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    """Below the engines' work folder, as of `seen_at`."""
     started_at: Mapped[datetime] = created()
     seen_at: Mapped[datetime] = created()
     draining: Mapped[bool] = mapped_column(server_default=text("false"))
     unfit: Mapped[str | None]
     """Why it takes no job at present: a full disk, a GPU that is ill."""
+
+
+class StageCost(Row):
+    """A finished stage, as estimates learn from it: no tenant, no model, and it outlives its job."""
+
+    __tablename__ = "stage_costs"
+    __table_args__ = (Index(None, "machine", "kind", "id"),)
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    machine: Mapped[str]
+    """Kind of machine, such as `cuda:NVIDIA H200`."""
+    kind: Mapped[str]
+    """Kind of stage, such as `ptq gptq`."""
+    raw_seconds: Mapped[float]
+    """By the formula alone."""
+    seconds: Mapped[float]
+    raw_memory_bytes: Mapped[int] = mapped_column(BigInteger)
+    memory_bytes: Mapped[int] = mapped_column(BigInteger)
+    at: Mapped[datetime] = created()
 
 
 class Host(Row):
