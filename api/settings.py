@@ -1,5 +1,6 @@
 """The settings of the service and its workers: every environment variable once, read at the start, frozen after."""
 
+import json
 import os
 import re
 from pathlib import Path
@@ -19,6 +20,10 @@ def _names(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     return [] if value.lower() == "false" else [part.strip() for part in value.split(",") if part.strip()]
+
+
+def _json(value: Any) -> Any:
+    return json.loads(value) if isinstance(value, str) else value
 
 
 def _plain_url(value: Any) -> Any:
@@ -64,6 +69,11 @@ class Settings(BaseSettings):
     """Requests of one API key, as in `10/second` or `1200/minute`."""
     rate_limit_storage: SecretStr = SecretStr("memory://")
     """Where they are counted: `redis://...` when several API processes serve; each counts for itself otherwise."""
+    prices: Annotated[dict[str, Annotated[float, Field(ge=0)]], NoDecode, BeforeValidator(_json)] = {}
+    """Price of an hour by kind of machine, as JSON: of one GPU by a part of its name, of a CPU worker as `cpu`, such as
+    `{"H200": 3.5, "cpu": 0.1}`. Estimates say no money without it."""
+    currency: str = Field(default="USD", pattern=r"^[A-Z]{3}$")
+    """Of the prices, by its three letters."""
     host: str = "127.0.0.1"
     """Address that `python -m api` listens on."""
     port: int = Field(default=8000, ge=0, le=65535)

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from api import lifecycle
 from api.files import open_store
-from api.store import leases, retention, webhook_messages, webhooks
+from api.store import leases, retention, stage_costs, webhook_messages, webhooks
 from api.store.session import Sessions
 from worker.removals import Removals
 from worker.settings import WorkerSettings
@@ -71,6 +71,7 @@ class Reconciler:
     def _sweep(self) -> None:
         keep = self._settings
         self._count("rows that served their turn", retention.forget_served)
+        self._count("costs of stages forgotten", stage_costs.forget_old)
         self._count("logs and metrics forgotten", partial(retention.forget_details, days=keep.detail_days))
         self._count("audit entries forgotten", partial(retention.forget_audit, days=keep.audit_days))
         if keep.job_days:

@@ -9,9 +9,18 @@ from sqlalchemy.orm import Session
 from api.lifecycle.announcements import announce
 from api.lifecycle.claims import Claim, held
 from api.store import events as history
-from api.store import logs, metrics, stages
+from api.store import logs, metrics, stage_costs, stages
 from api.store.models import Job
-from optcore.events import AnyEvent, Metric, Progress, RecipeResolved, RunPlanned, StageFinished, StageStarted
+from optcore.events import (
+    AnyEvent,
+    Metric,
+    Progress,
+    RecipeResolved,
+    RunEstimated,
+    RunPlanned,
+    StageFinished,
+    StageStarted,
+)
 
 
 def record(session: Session, claim: Claim, events: Sequence[AnyEvent]) -> None:
@@ -54,6 +63,8 @@ def _apply(session: Session, job: Job, sequence: int, event: AnyEvent) -> None:
     match event:
         case RunPlanned():
             stages.plan(session, job.id, event.stages)
+        case RunEstimated():
+            stages.expect(session, job.id, event.machine.kind, event.stages)
         case StageStarted():
             begun = {"started_at": func.now(), "finished_at": None, "phase": None, "done": 0, "total": 0}
             stages.put(session, job.id, event.stage, status="running", key=event.key, **begun)
@@ -63,6 +74,13 @@ def _apply(session: Session, job: Job, sequence: int, event: AnyEvent) -> None:
             spent = {"seconds": event.seconds, "peak_memory_bytes": event.peak_memory_bytes}
             if stages.finish(session, job.id, event.stage, event.key, cached=event.cached, **spent):
                 announce(session, job, "stage.succeeded", stage=event.stage, sequence=sequence)
+                _learn(session, job, event)
+
+
+def _learn(session: Session, job: Job, event: StageFinished) -> None:
+    """Keep what a stage took, for later estimates. A later attempt may have gone on with half of the work done."""
+    if not event.cached and job.attempt == 1 and (seen := stages.cost(session, job.id, event.stage)):
+        stage_costs.remember(session, seen)
 
 
 def _data(event: AnyEvent) -> dict[str, Any]:

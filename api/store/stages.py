@@ -8,6 +8,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from api.store.models import Stage
+from optcore.estimate.document import StageCostSeen, StageEstimate
 
 OPEN = ("pending", "running")
 
@@ -31,6 +32,32 @@ def put(session: Session, job_id: str, name: str, **values: Any) -> None:
     position = select(func.count()).where(Stage.job_id == job_id).scalar_subquery()
     statement = insert(Stage).values(job_id=job_id, name=name, position=position, **values)
     session.execute(statement.on_conflict_do_update(index_elements=["job_id", "name"], set_=values))
+
+
+def expect(session: Session, job_id: str, machine: str, estimates: Iterable[StageEstimate]) -> None:
+    """Note what planned stages should take on a kind of machine."""
+    for one in estimates:
+        statement = update(Stage).where(Stage.job_id == job_id, Stage.name == one.stage)
+        values = {"machine": machine, "estimate": one.model_dump(mode="json")}
+        session.execute(statement.values(values).execution_options(synchronize_session=False))
+
+
+def cost(session: Session, job_id: str, name: str) -> StageCostSeen | None:
+    """What a finished stage was expected to take, beside what it took; None where nothing was expected."""
+    row = session.get(Stage, (job_id, name), populate_existing=True)
+    if row is None or row.estimate is None or row.machine is None or not (row.seconds and row.peak_memory_bytes):
+        return None
+    foreseen = StageEstimate.model_validate(row.estimate)
+    if not (foreseen.raw_seconds and foreseen.raw_memory_bytes):
+        return None
+    return StageCostSeen(
+        machine=row.machine,
+        kind=foreseen.kind,
+        raw_seconds=foreseen.raw_seconds,
+        seconds=row.seconds,
+        raw_memory_bytes=foreseen.raw_memory_bytes,
+        memory_bytes=row.peak_memory_bytes,
+    )
 
 
 def finish(session: Session, job_id: str, name: str, key: str, *, cached: bool, **values: Any) -> bool:

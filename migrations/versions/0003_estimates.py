@@ -12,7 +12,7 @@ ALTER TABLE workers
     ADD COLUMN host_memory_bytes BIGINT,
     ADD COLUMN cores INTEGER,
     ADD COLUMN disk_free_bytes BIGINT;
-ALTER TABLE stages ADD COLUMN estimate JSONB;
+ALTER TABLE stages ADD COLUMN machine TEXT, ADD COLUMN estimate JSONB;
 CREATE TABLE stage_costs (
     id BIGINT GENERATED ALWAYS AS IDENTITY,
     machine TEXT NOT NULL,
@@ -29,7 +29,7 @@ CREATE INDEX stage_costs_machine_kind_id_idx ON stage_costs (machine, kind, id);
 
 DOWN = """
 DROP TABLE stage_costs;
-ALTER TABLE stages DROP COLUMN estimate;
+ALTER TABLE stages DROP COLUMN machine, DROP COLUMN estimate;
 ALTER TABLE workers DROP COLUMN host_memory_bytes, DROP COLUMN cores, DROP COLUMN disk_free_bytes;
 """
 

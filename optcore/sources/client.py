@@ -51,8 +51,11 @@ class HubRepo(Frozen):
         return f"{self.kind} {self.id}@{self.revision}"
 
 
-def hub_api(token: str | None = None) -> HfApi:
-    """The client for `HF_ENDPOINT`, as the environment says now, not when the client was imported."""
+def hub_api(token: str | bool | None = None) -> HfApi:
+    """The client for `HF_ENDPOINT`, as the environment says now, not when the client was imported.
+
+    The token `False` makes it a stranger, whatever token this account has.
+    """
     if constants.HF_HUB_DISABLE_PROGRESS_BARS is None:
         disable_progress_bars()  # what they would be written to is a log
     return HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None, token=token, library_name="lathe")
