@@ -1,11 +1,12 @@
 """A Hub repository at one commit: what is in it, and bringing some of it here."""
 
+import shutil
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from optcore.errors import HubUnavailable
+from optcore.errors import HubUnavailable, OutOfDisk
 from optcore.events import Phase
 from optcore.sources.client import HubRepo, hub_api, patiently
 
@@ -55,6 +56,7 @@ def download(repo: HubRepo, pinned: Pinned, paths: Iterable[str], cache: Path, r
     api, folder = hub_api(), folder_of(repo, pinned.commit, cache)
     wanted = [pinned.files[path] for path in paths]
     done, total = 0, sum(file.size for file in wanted)
+    _check_room(repo, folder, wanted)
     report("downloading", done, total)
 
     def bring(file: Remote) -> int:
@@ -79,6 +81,19 @@ def verify(folder: Path, pinned: Pinned, hashes: dict[str, str]) -> None:
         if pinned.files[path].sha256 not in (None, sha256):
             (folder / path).unlink()
             raise HubUnavailable(f"{path} came damaged from the Hub", remedy="run again: it is downloaded anew")
+
+
+def _check_room(repo: HubRepo, folder: Path, wanted: Iterable[Remote]) -> None:
+    """Raise `OutOfDisk` before hours of a download that cannot end."""
+    missing = sum(file.size for file in wanted if not (folder / file.path).exists())
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if missing > free:
+        raise OutOfDisk(
+            f"{repo} has {missing / 2**30:.1f} GiB to download, and {free / 2**30:.1f} GiB are free",
+            remedy="free space in the work folder, or choose a worker with a larger disk",
+            field=repo.id_field,
+        )
 
 
 def _remote(sibling: Any) -> Remote:

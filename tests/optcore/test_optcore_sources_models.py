@@ -11,7 +11,15 @@ import pytest
 from fixtures.hub import OTHER_TOKEN, OWNER_TOKEN, HubPeer
 
 import optcore.sources.client
-from optcore.errors import BadCheckpoint, HubUnavailable, OptError, SourceGated, SourceNotFound, UnsafeCheckpoint
+from optcore.errors import (
+    BadCheckpoint,
+    HubUnavailable,
+    OptError,
+    OutOfDisk,
+    SourceGated,
+    SourceNotFound,
+    UnsafeCheckpoint,
+)
 from optcore.references import ModelRef
 from optcore.sources.models import FetchedModel, fetch_model
 
@@ -335,3 +343,15 @@ def test_a_damaged_download_is_noticed_and_replaced(at_hub: HubPeer, folder: Pat
     weights.write_bytes(weights.read_bytes()[:-4] + b"flip")
     assert "damaged" in hub_refusal(HubUnavailable, tmp_path / "cache").message
     assert from_hub(tmp_path / "cache").digest == from_folder(folder).digest
+
+
+def test_a_download_that_cannot_fit_is_not_begun(
+    hub: HubPeer, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.put_folder("me/large", folder)
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100, 90, 10))
+    with pytest.raises(OutOfDisk, match="GiB are free") as caught:
+        fetch_model(ModelRef(id="me/large"), tmp_path / "cache", lambda *_: None)
+    assert caught.value.field == "/model/id"
+    assert not [request for request in hub.requests if "resolve" in request and "model.safetensors" in request]
