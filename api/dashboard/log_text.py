@@ -13,7 +13,7 @@ from lathe.models import LogChunk as Piece
 
 PAGE_characters = 256 * 1024
 """Of a page; the script keeps some more while it follows."""
-END_lines = 20
+END_lines = 14
 _END_characters = 16 * 1024
 _MAX_SPANS = 200
 _BATCH = 200

@@ -1,7 +1,6 @@
 """What was measured along the way, as plots: curves of one unit together, each with its band, its last and its best."""
 
 import json
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -17,9 +16,9 @@ _GROUPS = {
     "validation_kl": ("Loss", _NATS),
     "validation_cross_entropy": ("Loss", _NATS),
     "validation_agreement": ("Agreement with the teacher", "share"),
-    "learning_rate": ("Learning rate", ""),
     "block_error": ("Error by block", "mean squared error"),
     "block_error_before": ("Error by block", "mean squared error"),
+    "learning_rate": ("Learning rate", ""),
 }
 """Title and unit of what is known; any other metric is a plot of its own."""
 _BY_LAYER = {"block_error", "block_error_before"}
@@ -71,13 +70,13 @@ class Plot:
 
     @property
     def data(self) -> str:
-        """What the script draws, as JSON; a number that is none is a gap."""
+        """What the script draws, as JSON."""
         drawn = [
             {
                 "label": line.label,
                 "x": list(line.steps),
-                "mean": _finite(line.mean),
-                **({"low": _finite(line.low), "high": _finite(line.high)} if line.is_thinned else {}),
+                "mean": list(line.mean),
+                **({"low": list(line.low), "high": list(line.high)} if line.is_thinned else {}),
             }
             for line in self.lines
         ]
@@ -93,9 +92,9 @@ class Plot:
 def of_metrics(curves: Sequence[MetricCurve]) -> list[Plot]:
     """The curves that have more than one point, by stage and unit."""
     shown = [curve for curve in curves if len(curve.mean) > 1]
-    key: Callable[[MetricCurve], tuple[str, str, str]] = lambda curve: (curve.stage, *_group(curve.name))  # noqa: E731
+    key: Callable[[MetricCurve], tuple[str, int, str, str]] = lambda curve: (curve.stage, *_group(curve.name))  # noqa: E731
     plots = []
-    for (stage, title, unit), group in groupby(sorted(shown, key=key), key):
+    for (stage, _, title, unit), group in groupby(sorted(shown, key=key), key):
         lines = [_line(curve) for curve in group]
         x = "layer" if {line.label.replace(" ", "_") for line in lines} <= _BY_LAYER else "step"
         plots.append(Plot(title, x, unit, lines, stage))
@@ -123,8 +122,12 @@ def single(curves: Sequence[MetricCurve]) -> list[tuple[str, str, str]]:
     return [(each.stage, each.name, format_number(each.last[-1])) for each in curves if len(each.mean) == 1]
 
 
-def _group(name: str) -> tuple[str, str]:
-    return _GROUPS.get(name, (name.replace("_", " ").capitalize(), ""))
+def _group(name: str) -> tuple[int, str, str]:
+    """Its place, title and unit: what is known comes first, in our order."""
+    known = list(_GROUPS)
+    title, unit = _GROUPS.get(name, (name.replace("_", " ").capitalize(), ""))
+    first = next((i for i, each in enumerate(known) if _GROUPS[each][0] == title), len(known))
+    return first, title, unit
 
 
 def _line(curve: MetricCurve) -> Line:
@@ -150,13 +153,6 @@ def _drawn(label: str, xs: Sequence[float], ys: Sequence[float], *, lower: bool)
     return Line(label, xs, ys, ys, ys, Value(ys[-1], steps[-1]), best)
 
 
-def _extreme(values: Sequence[float], steps: Sequence[int], pick: Callable[..., float]) -> Value | None:
-    known = [(value, step) for value, step in zip(values, steps, strict=True) if math.isfinite(value)]
-    if not known:
-        return None
-    best = pick(value for value, _ in known)
-    return next(Value(value, step) for value, step in known if value == best)
-
-
-def _finite(values: Sequence[float]) -> list[float | None]:
-    return [value if math.isfinite(value) else None for value in values]
+def _extreme(values: Sequence[float], steps: Sequence[int], pick: Callable[[Sequence[float]], float]) -> Value:
+    best = pick(values)
+    return Value(best, steps[list(values).index(best)])

@@ -32,10 +32,11 @@
   }
 
   function write() {
-    const text = waiting.join("");
+    for (const text of waiting) {
+      log.append(document.createTextNode(text)); // one a piece, so that the oldest can go by themselves
+      characters += text.length;
+    }
     waiting = [];
-    log.append(document.createTextNode(text));
-    characters += text.length;
     document.getElementById("silent").hidden = true;
     trim();
     if (follows) toEnd();

@@ -4,7 +4,7 @@
   const HEIGHT = 200;
   const WHOLE = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 50000, 100000]; // layers and steps
   const COLOURS = 5;
-  const plots = new WeakMap(); // element -> { plot, text, zoomed }
+  const plots = new WeakMap(); // element -> { plot, text, shape }
 
   function colour(element, name) {
     return () => getComputedStyle(element).getPropertyValue(name).trim();
@@ -50,9 +50,10 @@
       series: [{ label: data.x }, ...found],
       bands,
       cursor: { points: { size: 7 } },
-      legend: { live: true },
+      hooks: { setScale: [(plot, scale) => scale === "x" && tell(plot)] },
     };
     const plot = new uPlot(options, table(data.lines), element);
+    plot.root.append(wayBack(plot, data.x));
     new ResizeObserver(() => plot.setSize({ width: element.clientWidth, height: HEIGHT })).observe(element);
     return plot;
   }
@@ -61,6 +62,20 @@
   function zoomOf(plot) {
     const { min, max } = plot.scales.x, steps = plot.data[0];
     return steps.length && (min > steps[0] || max < steps[steps.length - 1]) ? { min, max } : null;
+  }
+
+  function wayBack(plot, x) {
+    const button = document.createElement("button");
+    Object.assign(button, { type: "button", className: "all small", hidden: true, textContent: `Show every ${x}` });
+    button.addEventListener("click", () => plot.setData(plot.data));
+    return button;
+  }
+
+  function tell(plot) {
+    const button = plot.root.querySelector(".all"), zoom = zoomOf(plot);
+    if (!button) return;
+    button.hidden = !zoom;
+    if (zoom) button.title = `${Math.ceil(zoom.min)} to ${Math.floor(zoom.max)} are shown`;
   }
 
   function renew(known, data) {
