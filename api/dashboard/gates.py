@@ -10,10 +10,10 @@ from optcore.recipe import Recipe
 from optcore.report import Report, Trial
 from optcore.report.numbers import GATE_METRICS, format_bound, format_value
 from optcore.techniques import Gate, Technique
+from optcore.trials import trial
 
 Measured = Mapping[tuple[str, str], float]
 """Last values, by stage and metric."""
-_MISSED = {"stop": "stopped", "warn": "kept with a warning"}
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Held:
 def held(recipe: Recipe, report: Report | None, measured: Measured) -> list[Held]:
     """Every trial so far, and those that are sure to come, in the order of the chain."""
     if report and report.trials:
-        return [_of_trial(trial) for trial in report.trials]
+        return [_of_trial(each) for each in report.trials]
     return [each for number, entry in enumerate(recipe.chain) for each in _of_entry(number, entry, measured)]
 
 
@@ -56,24 +56,10 @@ def _of_entry(number: int, entry: Technique, measured: Measured) -> Iterator[Hel
         if value is None:
             yield _waiting(name, technique, technique.gate)
             return
-        trial = _trial(name, technique, technique.gate, value, following)
-        yield _of_trial(trial)
-        if trial.passed or technique.gate.on_fail != "fallback":
+        made = trial(name, technique, technique.gate, value, following)
+        yield _of_trial(made)
+        if made.passed or technique.gate.on_fail != "fallback":
             return
-
-
-def _trial(stage: str, technique: Technique, gate: Gate, value: float, following: str) -> Trial:
-    passed = gate.passes(value)
-    return Trial(
-        stage=stage,
-        tried=technique.summary,
-        metric=gate.metric,
-        value=value,
-        bound=gate.bound,
-        better="lower" if gate.min is None else "higher",
-        passed=passed,
-        then="kept" if passed else _MISSED.get(gate.on_fail, f"went on to {following}"),
-    )
 
 
 def _waiting(stage: str, technique: Technique, gate: Gate) -> Held:
@@ -83,8 +69,8 @@ def _waiting(stage: str, technique: Technique, gate: Gate) -> Held:
     return Held(stage, technique.summary, title, asked, format_value(None), "waiting", f"if missed: {on_fail}")
 
 
-def _of_trial(trial: Trial) -> Held:
-    title, unit = GATE_METRICS[trial.metric]
-    state: Literal["passed", "missed"] = "passed" if trial.passed else "missed"
-    value = format_value(trial.value, unit)
-    return Held(trial.stage, trial.tried, title, format_bound(trial), value, state, trial.then)
+def _of_trial(made: Trial) -> Held:
+    title, unit = GATE_METRICS[made.metric]
+    state: Literal["passed", "missed"] = "passed" if made.passed else "missed"
+    value = format_value(made.value, unit)
+    return Held(made.stage, made.tried, title, format_bound(made), value, state, made.then)

@@ -57,7 +57,7 @@ def show_log(
     if is_partial(request):
         return HTMLResponse(found.state(), headers=HEADERS)
     with sessions() as session:
-        rows, has_more = logs.before(session, job_id, before, log_text.PAGE_characters, chosen.part(session, job_id))
+        rows, has_more = logs.before(session, job_id, before, log_text.PAGE_bytes, chosen.part(session, job_id))
         tried = attempts.of(session, job_id)
     return page(
         "job.html",

@@ -12,7 +12,7 @@ from api.dashboard.pages import HEADERS, PageRoute, is_partial, page
 from api.dashboard.session import OURS, EditorDep, ViewerDep
 from api.dashboard.snapshot import Watch
 from api.deps import SessionsDep, SettingsDep, StoreDep
-from api.errors import Conflict, NotFound
+from api.errors import Conflict, NotFound, ServiceError
 from api.lifecycle import Verb
 from api.routes.webhook_messages import redeliver_webhook_message
 from api.store import webhook_messages
@@ -39,7 +39,7 @@ def _does(verb: Verb) -> Callable[..., Response]:
             with sessions.begin() as session:
                 ACTS[verb](session, viewer.project_id, job_id)
                 trail.note(session, viewer, f"job.{verb}", job_id)
-        except Conflict as error:
+        except ServiceError as error:
             return _refused(request, Watch(sessions, store, viewer, job_id), error)
         if is_partial(request) and verb in _FOLLOWED:
             return page("job_notice.html", refused=None)
@@ -71,19 +71,21 @@ def redeliver(
             if webhook_messages.get(session, viewer.project_id, message_id).job_id != job_id:
                 raise NotFound("the message is about another job", remedy="open that job's deliveries")
             redeliver_webhook_message(session, settings, viewer, trail, message_id)
-    except Conflict as error:
+    except ServiceError as error:
         return _refused(request, watch, error)
     if is_partial(request):
         return HTMLResponse(watch.look().state(), headers=HEADERS)
     return _go(request, f"/jobs/{job_id}/deliveries")
 
 
-def _refused(request: Request, watch: Watch, error: Conflict) -> Response:
-    """Why it cannot be done: a message on the page where it was asked for."""
+def _refused(request: Request, watch: Watch, error: ServiceError) -> Response:
+    """Why it cannot be done: a message on the page where it was asked for. Raises what leaves no such page."""
     if is_partial(request):
         answer = page("job_notice.html", status=error.status, refused=error)
         answer.headers.update({"HX-Retarget": "#notice", "HX-Reswap": "innerHTML"})
         return answer
+    if not isinstance(error, Conflict):
+        raise error
     found = watch.look()
     return page(
         "job.html",

@@ -11,10 +11,10 @@ from api.store.models import LogChunk
 from api.store.session import Sessions
 from lathe.models import LogChunk as Piece
 
-PAGE_characters = 256 * 1024
+PAGE_bytes = 256 * 1024
 """Of a page; the script keeps some more while it follows."""
 END_lines = 14
-_END_characters = 16 * 1024
+_END_bytes = 16 * 1024
 _MAX_SPANS = 200
 _BATCH = 200
 _TERMINAL = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-_])")
@@ -34,7 +34,7 @@ def piece(row: LogChunk) -> Piece:
 
 def end(session: Session, job_id: str) -> str:
     """The last lines."""
-    rows, _ = logs.before(session, job_id, None, _END_characters)
+    rows, _ = logs.before(session, job_id, None, _END_bytes)
     return "\n".join(readable("".join(row.text for row in rows)).rstrip("\n").split("\n")[-END_lines:])
 
 

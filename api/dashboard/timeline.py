@@ -124,9 +124,7 @@ class _Scale:
 
     def __init__(self, states: Sequence[_Span], now: datetime) -> None:
         self._now = now
-        ended = states[-1].kind in TERMINAL
-        shown = [span for span in states[:-1] if span.kind not in TERMINAL] + ([] if ended else [states[-1]])
-        worked = sum(span.seconds(now) for span in shown if span.kind in _WORK)
+        worked = sum(span.seconds(now) for span in states if span.kind in _WORK)
         longest = max(1.0, LONGEST_WAIT * worked)
         self.cut, at = False, 0.0
         self._places: list[tuple[datetime, float, float]] = []

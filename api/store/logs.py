@@ -51,17 +51,17 @@ def after(session: Session, job_id: str, seq: int, limit: int, part: Part = WHOL
 
 
 def before(
-    session: Session, job_id: str, seq: int | None, characters: int, part: Part = WHOLE
+    session: Session, job_id: str, seq: int | None, size_bytes: int, part: Part = WHOLE
 ) -> tuple[Sequence[LogChunk], bool]:
-    """The last pieces, or those below `seq`, of about so many characters: oldest first, and whether there are more.
+    """The last pieces, or those below `seq`, of about so many bytes: oldest first, and whether there are more.
 
     At least one piece, however long it is.
     """
-    newer = func.sum(func.length(LogChunk.text)).over(order_by=LogChunk.seq.desc(), rows=(None, -1))
+    newer = func.sum(func.octet_length(LogChunk.text)).over(order_by=LogChunk.seq.desc(), rows=(None, -1))
     below = [LogChunk.seq < seq] if seq is not None else []
     sized = select(LogChunk.seq, func.coalesce(newer, 0).label("newer")).where(*below, *part.conditions(job_id))
     each = sized.subquery()
-    first = session.scalar(select(func.min(each.c.seq)).where(each.c.newer < characters))
+    first = session.scalar(select(func.min(each.c.seq)).where(each.c.newer < size_bytes))
     if first is None:
         return [], False
     statement = select(LogChunk).where(LogChunk.seq >= first, *below, *part.conditions(job_id))

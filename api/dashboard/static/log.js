@@ -69,7 +69,6 @@
   });
   latest.addEventListener("click", () => follow(true));
   wrap.addEventListener("change", () => {
-    log.classList.toggle("wraps", wrap.checked);
     if (follows) toEnd();
   });
   for (const select of document.querySelectorAll(".tools select")) {
