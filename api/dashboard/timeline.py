@@ -16,6 +16,8 @@ TYPES = (
 MAX_EVENTS = 2000
 LONGEST_WAIT = 0.15
 """A wait is drawn no longer than this share of the time that was worked."""
+THINNEST = 0.005
+"""Share of the drawing that the shortest bar takes."""
 _WORK = ("running", "pausing", "cancelling")
 _STEPS_seconds = (1, 2, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 7200, 14400, 43200, 86400, 259200, 604800)
 
@@ -49,6 +51,10 @@ class Timeline:
     def share(self, seconds: float) -> str:
         """A place on the scale as SVG takes it."""
         return f"{100 * seconds / self.total:.3f}%"
+
+    def width(self, bar: Bar) -> str:
+        """How wide a bar is: what took no time, such as a hit in the cache, is seen too."""
+        return self.share(max(bar.end - bar.start, THINNEST * self.total))
 
 
 @dataclass

@@ -230,21 +230,25 @@ def test_a_failure_comes_with_the_end_of_the_log_in_view(page: "Page", service: 
 
 def test_a_message_is_redelivered_before_the_readers_eyes(page: "Page", service: Service) -> None:
     job_id = service.submit(OWNER, gated())
-    with service.sessions.begin() as session:
-        endpoint, _ = webhooks.create_endpoint(
-            session, service.settings.vault, OWNER, "https://hooks.example/x", ["job.failed"]
-        )
-        message = webhook_messages.add(session, endpoint.id, "job.failed", {}, job_id)
-    _deliver(service, message.id, Outcome(delivered=False, seconds=0.2, status_code=500))
+    message_id = _tell(service, job_id)
+    _deliver(service, message_id, Outcome(delivered=False, seconds=0.2, status_code=500))
     page.goto(f"{service.url}/jobs/{job_id}/deliveries")
     row = page.get_by_role("row", name=re.compile("job.failed"))
     row.get_by_text("500").wait_for()
     page.get_by_role("button", name="Redeliver job.failed to hooks.example").click()
     row.locator(".badge.pending").wait_for()
-    _deliver(service, message.id, Outcome(delivered=True, seconds=0.1, status_code=204))
+    _deliver(service, message_id, Outcome(delivered=True, seconds=0.1, status_code=204))
     row.locator(".badge.delivered").wait_for()
     row.get_by_text("204").wait_for()
     page.locator("#poll").wait_for(state="detached")
+
+
+def _tell(service: Service, job_id: str) -> str:
+    """A message about the job that is on its way."""
+    with service.sessions.begin() as session:
+        url = "https://hooks.example/x"
+        endpoint, _ = webhooks.create_endpoint(session, service.settings.vault, OWNER, url, ["job.failed"])
+        return webhook_messages.add(session, endpoint.id, "job.failed", {}, job_id).id
 
 
 def _deliver(service: Service, message_id: str, outcome: Outcome) -> None:
@@ -258,7 +262,9 @@ def _deliver(service: Service, message_id: str, outcome: Outcome) -> None:
 def in_every_state(service: Service, done: str) -> list[str]:
     """A page of each kind: every tab of a finished job, and what only others show."""
     live = running(service).job_id
-    return [*(f"{done}{tab}" for tab in TABS), live, f"{live}/logs", failed(service)]
+    _tell(service, live)
+    quiet = [f"{done}{tab}" for tab in TABS if tab not in {"/logs", "/deliveries"}]
+    return [*quiet, live, f"{live}/logs", f"{live}/deliveries", failed(service)]
 
 
 def test_nothing_keeps_anybody_out(page: "Page", service: Service, in_every_state: list[str]) -> None:

@@ -39,6 +39,7 @@ def test_a_wait_of_days_does_not_hide_the_work() -> None:
     assert second.end == pytest.approx(drawn.total)
     assert drawn.total == pytest.approx(10 + 100 + 0.15 * 200 + 10 + 100)
     assert drawn.stages["b"] == ()
+    assert drawn.width(timeline.Bar("cached", "", 5, 5)) == "0.500%", "what took no time is seen too"
     over = [*history, _event("job.failed", 230 + 3 * day)]
     assert not timeline.draw(over, ["a"], BEGIN + timedelta(days=400)).grows  # type: ignore[union-attr]
 

@@ -1,6 +1,7 @@
 // A timeline that grows between two messages of the stream.
 "use strict";
 (() => {
+  const THINNEST = 0.005; // as the server draws it
   let since = performance.now();
 
   function grow() {
@@ -11,7 +12,9 @@
       for (const mark of table.querySelectorAll("[data-start]")) {
         const start = Number(mark.dataset.start), end = Number(mark.dataset.end);
         mark.setAttribute("x", share(start));
-        if (mark.tagName !== "text") mark.setAttribute("width", share(end - start + ("grows" in mark.dataset ? grown : 0)));
+        if (mark.tagName === "text") continue;
+        const length = end - start + ("grows" in mark.dataset ? grown : 0);
+        mark.setAttribute("width", share(Math.max(length, THINNEST * total)));
       }
     }
   }
