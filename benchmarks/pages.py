@@ -16,7 +16,7 @@ from sqlalchemy.dialects.postgresql.psycopg import dialect as psycopg_dialect
 from api.store.listing import Query
 from api.store.models import Job
 from benchmarks.many_jobs import JOBS, fill
-from benchmarks.running import Service, connected, service
+from benchmarks.running import Service, connected, service, signed_in
 
 ROUNDS, WARM_UP = 25, 5
 ROWS, MOST = 20, 100
@@ -96,7 +96,7 @@ def _sql(project_id: str, query: Query, rows: int = ROWS, after: str | None = No
 def _in_turns(ours: Service, database: psycopg.Connection[Any], path: str, bare: Bare) -> tuple[float, float, float]:
     """Medians, in milliseconds; the last is that of the differences of neighbours in time."""
     client = connected(ours.port)
-    headers = ours.headers if path.startswith("/v1/") else _signed_in(client, ours)
+    headers = ours.headers if path.startswith("/v1/") else signed_in(client, ours)
     pairs = [
         (
             _timed(lambda: database.execute(bare.text.encode(), bare.values).fetchall()),
@@ -115,15 +115,6 @@ def _get(client: http.client.HTTPConnection, path: str, headers: Mapping[str, st
     body = answer.read()
     if answer.status != http.client.OK:
         raise RuntimeError(f"GET {path}: {answer.status} {body[:300]!r}")
-
-
-def _signed_in(client: http.client.HTTPConnection, ours: Service) -> dict[str, str]:
-    """The cookie of a dashboard's session."""
-    form = {"Content-Type": "application/x-www-form-urlencoded", "Origin": f"http://127.0.0.1:{ours.port}"}
-    client.request("POST", "/sign-in", urlencode({"key": ours.key}), form)
-    answer = client.getresponse()
-    answer.read()
-    return {"Cookie": (answer.getheader("set-cookie") or "").partition(";")[0]}
 
 
 def _timed(work: Callable[[], object]) -> float:
