@@ -64,6 +64,8 @@ class Settings(BaseSettings):
     """Requests of one API key, as in `10/second` or `1200/minute`."""
     rate_limit_storage: SecretStr = SecretStr("memory://")
     """Where they are counted: `redis://...` when several API processes serve; each counts for itself otherwise."""
+    metrics_token: SecretStr = SecretStr("")
+    """Bearer token for `GET /metrics`; without one, only this machine may read them."""
     host: str = "127.0.0.1"
     """Address that `python -m api` listens on."""
     port: int = Field(default=8000, ge=0, le=65535)

@@ -21,6 +21,7 @@ CREATE INDEX jobs_model_idx ON jobs
 CREATE INDEX jobs_name_idx ON jobs USING gin (lower(recipe ->> 'name') gin_trgm_ops);
 CREATE INDEX jobs_techniques_idx ON jobs USING gin (jsonb_path_query_array(recipe, '$.chain[*].technique'));
 CREATE INDEX jobs_metadata_idx ON jobs USING gin ((recipe -> 'metadata') jsonb_path_ops);
+CREATE INDEX jobs_created_idx ON jobs (created_at);
 CREATE INDEX jobs_finished_idx ON jobs (finished_at) WHERE finished_at IS NOT NULL;
 CREATE INDEX jobs_line_idx ON jobs (priority DESC, queued_at, id) WHERE status = 'queued';
 CREATE INDEX jobs_unpublished_idx ON jobs (id) WHERE publish_status = 'failed';
@@ -40,7 +41,7 @@ CREATE TABLE tallies (
 DOWN = """
 DROP TABLE tallies;
 DROP INDEX webhook_deliveries_at_idx, attempts_finished_idx, stages_finished_idx, jobs_unpublished_idx, jobs_line_idx,
-    jobs_finished_idx, jobs_metadata_idx, jobs_techniques_idx, jobs_name_idx, jobs_model_idx, jobs_status_idx;
+    jobs_finished_idx, jobs_created_idx, jobs_metadata_idx, jobs_techniques_idx, jobs_name_idx, jobs_model_idx, jobs_status_idx;
 ALTER TABLE jobs DROP COLUMN traceparent, DROP COLUMN request_id;
 """
 

@@ -37,6 +37,7 @@ class Job(Row):
         Index("jobs_name_idx", NAME, postgresql_using="gin", postgresql_ops={"name": "gin_trgm_ops"}),
         Index("jobs_techniques_idx", TECHNIQUES, postgresql_using="gin"),
         Index("jobs_metadata_idx", METADATA, postgresql_using="gin", postgresql_ops={"metadata": "jsonb_path_ops"}),
+        Index("jobs_created_idx", "created_at"),
         Index("jobs_finished_idx", "finished_at", postgresql_where=text("finished_at IS NOT NULL")),
         Index(
             "jobs_line_idx",
