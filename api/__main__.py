@@ -18,6 +18,7 @@ def main() -> None:
         port=settings.port,
         server_header=False,
         access_log=False,
+        log_config=None,  # the application has set its own form of lines
         timeout_graceful_shutdown=GRACE_seconds,
     )
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import structlog
 
+from api import tracing
+
 _SECRETS = re.compile(r"\b(lk_|hf_|whsec_)[\w+/=-]{8,}|(?<=://)[^/@\s]+:[^/@\s]+(?=@)")
 _HANDLER = "lathe-json"
 
@@ -15,6 +17,7 @@ def configure(level: str) -> None:
     """Send structlog's and the standard library's records through one JSON formatter. Doing it twice is harmless."""
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
+        _add_trace,
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -38,6 +41,13 @@ def hide_secrets(_logger: Any, _method: str, event: MutableMapping[str, Any]) ->
     for key, value in event.items():
         if isinstance(value, str):
             event[key] = _SECRETS.sub("[hidden]", value)
+    return event
+
+
+def _add_trace(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """The trace that the line belongs to, where there is one."""
+    if (trace_id := tracing.trace_id()) is not None:
+        event["trace_id"] = trace_id
     return event
 
 

@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
-from api import logs, openapi, problems
+from api import logs, openapi, problems, tracing
 from api.dashboard.mount import mount
 from api.middleware import Around
 from api.routes import (
@@ -19,6 +19,7 @@ from api.routes import (
     health,
     jobs,
     keys,
+    metrics,
     project,
     verbs,
     webhook_messages,
@@ -43,7 +44,7 @@ BODIES: list[type[BaseModel]] = [
 """Models of bodies that routes read by themselves."""
 ROOMS = (
     *(jobs, verbs, events, artifacts, catalog, webhooks, webhook_messages),
-    *(credentials, keys, project, health),
+    *(credentials, keys, project, health, metrics),
 )
 DESCRIPTION = "Optimization-as-a-service for language models: a recipe in, a smaller checkpoint and a report out."
 
@@ -51,6 +52,7 @@ DESCRIPTION = "Optimization-as-a-service for language models: a recipe in, a sma
 def create_app(settings: Settings | None = None) -> FastAPI:
     """The application; settings come from the environment unless given."""
     settings = settings or Settings()
+    logs.configure(settings.log_level)
     app = Service(
         title="Lathe",
         version="1",
@@ -83,9 +85,10 @@ class Service(FastAPI):
 @contextlib.asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
     state: State = app.state.lathe
-    logs.configure(state.settings.log_level)
+    tracing.configure("lathe-api")
     async with state.statements.open(), state.rate_limit.open(), state.listener.running():
         yield
+    tracing.shut_down()
     state.engine.dispose()
 
 

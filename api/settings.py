@@ -74,6 +74,8 @@ class Settings(BaseSettings):
     `{"H200": 3.5, "cpu": 0.1}`. Estimates say no money without it."""
     currency: str = Field(default="USD", pattern=r"^[A-Z]{3}$")
     """Of the prices, by its three letters."""
+    metrics_token: SecretStr = SecretStr("")
+    """Bearer token for `GET /metrics`; without one, only this machine may read them."""
     host: str = "127.0.0.1"
     """Address that `python -m api` listens on."""
     port: int = Field(default=8000, ge=0, le=65535)

@@ -7,6 +7,8 @@ from fastapi import Request
 from api.auth import Keyring
 from api.files import ArtifactStore, open_store
 from api.listener import Listener
+from api.monitoring.requests import RequestMetrics
+from api.monitoring.service import ServiceMetrics
 from api.rate_limit import RateLimit
 from api.settings import Settings
 from api.store.session import make_engine, make_sessions
@@ -26,6 +28,8 @@ class State:
         self.listener = Listener(settings.database_url)
         self.keyring = Keyring(self.sessions, self.listener)
         self.rate_limit = RateLimit(settings.rate_limit, settings.rate_limit_storage.get_secret_value())
+        self.requests = RequestMetrics()
+        self.service = ServiceMetrics(self.sessions)
 
     @cached_property
     def store(self) -> ArtifactStore:

@@ -15,6 +15,8 @@ PLAIN = {
     "submit": ("submit", "compare_submit"),
     "start": ("start", "measure_start"),
     "streams": ("streams", "measure_streams"),
+    "followed": ("followed", "measure_followed"),
+    "pages": ("pages", "measure_pages"),
 }
 """Those that are told nothing: their modules and functions."""
 

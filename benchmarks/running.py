@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 from lathe.local.postgres import Postgres
 from lathe.local.server import free_port
@@ -105,3 +106,12 @@ def post(
     if answer.status != http.client.CREATED:
         raise RuntimeError(f"POST {path}: {answer.status} {body}")
     return body
+
+
+def signed_in(client: http.client.HTTPConnection, ours: Service) -> dict[str, str]:
+    """The cookie of a dashboard's session."""
+    form = {"Content-Type": "application/x-www-form-urlencoded", "Origin": f"http://127.0.0.1:{ours.port}"}
+    client.request("POST", "/sign-in", urlencode({"key": ours.key}), form)
+    answer = client.getresponse()
+    answer.read()
+    return {"Cookie": (answer.getheader("set-cookie") or "").partition(";")[0]}

@@ -22,17 +22,17 @@ def compare_submit() -> None:
             "bare": (bare, "/", {}),
             "ours": (ours.port, "/v1/jobs", ours.headers),
         }
-        blocks = _medians(places)
+        blocks = medians(places)
         waits = {name: 1000 * statistics.median(found) for name, found in blocks.items()}
         times = statistics.median(ours / floor for ours, floor in zip(blocks["ours"], blocks["bare"], strict=True))
-        rates = {name: statistics.median(found) for name, found in _rates(places).items()}
+        per_second = {name: statistics.median(found) for name, found in rates(places).items()}
     print("| | one client, p50 ms | sixteen clients, requests/s |\n| :-- | --: | --: |")
-    print(f"| bare FastAPI, one INSERT | {waits['bare']:.2f} | {rates['bare']:.0f} |")
-    print(f"| submit a job | {waits['ours']:.2f} | {rates['ours']:.0f} |")
-    print(f"| ratio | {times:.2f} | {rates['ours'] / rates['bare']:.2f} |")
+    print(f"| bare FastAPI, one INSERT | {waits['bare']:.2f} | {per_second['bare']:.0f} |")
+    print(f"| submit a job | {waits['ours']:.2f} | {per_second['ours']:.0f} |")
+    print(f"| ratio | {times:.2f} | {per_second['ours'] / per_second['bare']:.2f} |")
 
 
-def _medians(places: Mapping[str, tuple[int, str, Mapping[str, str]]]) -> dict[str, list[float]]:
+def medians(places: Mapping[str, tuple[int, str, Mapping[str, str]]]) -> dict[str, list[float]]:
     """Seconds of each block: neighbours in time are compared, for the machine may be twice as slow a minute later."""
     clients = {name: connected(port) for name, (port, _, _) in places.items()}
     took: dict[str, list[float]] = {name: [] for name in places}
@@ -43,7 +43,7 @@ def _medians(places: Mapping[str, tuple[int, str, Mapping[str, str]]]) -> dict[s
     return took
 
 
-def _rates(places: Mapping[str, tuple[int, str, Mapping[str, str]]]) -> dict[str, list[float]]:
+def rates(places: Mapping[str, tuple[int, str, Mapping[str, str]]]) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {name: [] for name in places}
     for turn in range(TURNS):
         for name, (port, path, headers) in places.items():

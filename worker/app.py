@@ -8,12 +8,19 @@ from typing import Any
 
 import structlog
 from celery import Celery, Task
-from celery.signals import setup_logging, worker_process_init, worker_ready, worker_shutting_down
+from celery.signals import (
+    setup_logging,
+    worker_process_init,
+    worker_process_shutdown,
+    worker_ready,
+    worker_shutting_down,
+)
 
+from api import tracing
+from api.logs import configure
 from worker import drain
 from worker.conf import ENGINE_QUEUE, assert_safe, configuration
 from worker.context import settings
-from worker.logs import configure
 from worker.presence import announce_presence
 
 log = logging.getLogger(__name__)
@@ -36,6 +43,7 @@ def _configure_logging(**_: object) -> None:
 
 
 def _start_threads(**_: object) -> None:
+    tracing.configure("lathe-worker")
     runs_engines = ENGINE_QUEUE in app.amqp.queues.consume_from
     announce_presence(runs_engines=runs_engines)
     if runs_engines:
@@ -53,7 +61,12 @@ def _drain(**_: object) -> None:
     drain.begin()
 
 
+def _send_traces(**_: object) -> None:
+    tracing.shut_down()
+
+
 setup_logging.connect(_configure_logging)
 worker_process_init.connect(_start_threads)
+worker_process_shutdown.connect(_send_traces)
 worker_ready.connect(_check)
 worker_shutting_down.connect(_drain)

@@ -4,6 +4,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextvars import copy_context
 from enum import IntEnum
 from types import TracebackType
 from typing import Self
@@ -46,7 +47,7 @@ class Heartbeat:
         self._inbox = inbox
         self._renewed = time.monotonic()
         self._over = threading.Event()
-        self._thread = threading.Thread(name="heartbeat", target=self._beat, daemon=True)
+        self._thread = threading.Thread(name="heartbeat", target=copy_context().run, args=(self._beat,), daemon=True)
 
     def __enter__(self) -> Self:
         self._thread.start()

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from contextvars import copy_context
 from types import TracebackType
 from typing import Self
 
@@ -13,7 +14,7 @@ class Lookout:
         self._look = look
         self._period_seconds = period_seconds
         self._over = threading.Event()
-        self._thread = threading.Thread(name=name, target=self._watch, daemon=True)
+        self._thread = threading.Thread(name=name, target=copy_context().run, args=(self._watch,), daemon=True)
 
     def __enter__(self) -> Self:
         self._thread.start()

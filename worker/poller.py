@@ -15,11 +15,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 
+from api import tracing
+from api.logs import configure
 from api.store import outbox
 from worker import cache, drain
 from worker.context import Context, context
 from worker.heartbeat import UNREACHABLE
-from worker.logs import configure
 from worker.presence import announce_presence
 from worker.publisher import publish
 from worker.reconciler import Reconciler
@@ -52,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     wanted = _parser().parse_args(arguments)
     here = context()
     configure(here.settings.log_level)
+    tracing.configure("lathe-worker")
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _drain)
     announce_presence(runs_engines=wanted.kind == "gpu")
@@ -60,6 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     while not drain.is_on():
         _until_idle(step)
         drain.wait(IDLE_seconds)
+    tracing.shut_down()
     return 0
 
 

@@ -3,10 +3,11 @@
 import logging
 from pathlib import Path
 
+import structlog
 from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
-from api import lifecycle
+from api import lifecycle, tracing
 from api.errors import Fenced, ServiceError
 from api.store import credentials
 from optcore.errors import Failure, Kind, OptError
@@ -40,10 +41,15 @@ def publish(job_id: str, context: Context) -> None:
     if claim is None:
         log.info("nothing to publish for %s", job_id)
         return
-    try:
-        _push(claim, context)
-    except Fenced as error:
-        log.warning("refused: %s", error.message)
+    ids = {"job_id": claim.job_id, "request_id": claim.request_id}
+    with (
+        structlog.contextvars.bound_contextvars(**ids),
+        tracing.span("publish", parent=claim.traceparent, kind="consumer", attempt=claim.attempt, **ids),
+    ):
+        try:
+            _push(claim, context)
+        except Fenced as error:
+            log.warning("refused: %s", error.message)
 
 
 def _push(claim: lifecycle.PublishClaim, context: Context) -> None:
@@ -112,6 +118,7 @@ def _token(session: Session, claim: lifecycle.PublishClaim, context: Context, wa
 
 
 def _fail(claim: lifecycle.PublishClaim, context: Context, failure: Failure, retry_after_seconds: float = 0) -> None:
+    tracing.fail(failure.code)
     log.warning("push of %s failed: %s %s", claim.job_id, failure.code, failure.message)
     with context.sessions.begin() as session:
         lifecycle.publish_failed(session, claim, failure, retry_after_seconds=retry_after_seconds)

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from api import lifecycle
 from api.files import open_store
-from api.store import leases, retention, stage_costs, webhook_messages, webhooks
+from api.store import leases, retention, stage_costs, tallies, webhook_messages, webhooks
 from api.store.session import Sessions
 from worker.removals import Removals
 from worker.settings import WorkerSettings
@@ -59,6 +59,8 @@ class Reconciler:
             self._database_since = now
         if now - self._database_since >= self._settings.lease_amnesty_seconds:
             self._count("leases expired", lifecycle.expire_leases)
+        with self._sessions.begin() as session:
+            tallies.fold(session)
         if now >= self._sweep_due:
             self._sweep_due = now + self._settings.sweep_seconds
             self._sweep()

@@ -12,6 +12,7 @@ from types import FrameType
 
 import psycopg
 
+from api.logs import configure
 from api.store import outbox
 from api.store.session import Sessions, make_engine, make_sessions
 from worker.app import app
@@ -19,7 +20,6 @@ from worker.broker import Broker, BrokerDown
 from worker.conf import QUEUES
 from worker.context import settings as read_settings
 from worker.heartbeat import UNREACHABLE
-from worker.logs import configure
 from worker.reconciler import Reconciler
 from worker.settings import WorkerSettings
 

@@ -11,7 +11,7 @@ from typing import Any, assert_never
 
 from sqlalchemy.orm import Session
 
-from api import lifecycle
+from api import lifecycle, tracing
 from api.errors import Fenced, ServiceError
 from api.files import Bucket, Folder, name_of
 from api.store import credentials
@@ -22,6 +22,7 @@ from optcore.references import BUILT_IN
 from optcore.signing import sign
 from worker import drain
 from worker.artifact import FinishedArtifact, collect
+from worker.attempt_trace import told_of
 from worker.cache import in_use
 from worker.confinement import confined
 from worker.context import Context
@@ -61,7 +62,8 @@ def run_next(context: Context) -> bool:
         if claim is None:
             log.info("nothing to claim")
             return False
-        _Attempt(claim, context).run()
+        with told_of(claim):
+            _Attempt(claim, context).run()
         return True
     finally:
         _busy.release()
@@ -183,6 +185,7 @@ class _Attempt:
                 log.warning("%s handed back: %s", claim.job_id, failure.message)
                 self._insist(lambda session: lifecycle.release(session, claim, failure))
             case Failed(failure):
+                tracing.fail(failure.code)
                 log.warning("%s failed: %s %s", claim.job_id, failure.code, failure.message)
                 self._insist(lambda session: lifecycle.fail(session, claim, failure))
             case Order.CANCEL:

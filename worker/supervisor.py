@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from api.errors import Fenced
 from optcore.errors import Failure
 from optcore.events import AnyEvent, RecipeResolved, RunFailed, RunFinished, StageStarted
+from worker.attempt_trace import StageTrace
 from worker.confinement import Confinement, Memory
 from worker.engine_log import EngineLog
 from worker.engine_process import EngineProcess, Exited, Inbox, Said
@@ -100,18 +101,21 @@ class Supervisor:
 
         try:
             # On a thread of its own, because this one may be waiting for a database that hangs.
-            with Lookout("cut-off", kill_when_cut_off, period_seconds=LOOK_seconds):
-                return self._watch(process, engine_log, confinement)
+            with Lookout("cut-off", kill_when_cut_off, period_seconds=LOOK_seconds), StageTrace() as trace:
+                return self._watch(process, engine_log, confinement, trace)
         finally:
             process.kill()
 
-    def _watch(self, process: EngineProcess, engine_log: EngineLog, confinement: Confinement) -> Ending:
+    def _watch(
+        self, process: EngineProcess, engine_log: EngineLog, confinement: Confinement, trace: StageTrace
+    ) -> Ending:
         said, self._watchdog = _Story(), Watchdog(self._settings.stall_seconds)
         while True:
             message = self._next(min(self._settings.flush_seconds, LOOK_seconds))
             match message:
                 case Said(event):
                     said.hear(event)
+                    trace.hear(event)
                     self._watchdog.hear(event)
                     self._journal.add(event)
                 case Order() as order:

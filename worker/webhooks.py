@@ -4,8 +4,10 @@ import logging
 import time
 from datetime import UTC
 
+import structlog
 from standardwebhooks import Webhook
 
+from api import tracing
 from api.store import webhook_deliveries
 from api.store.webhook_deliveries import Outcome, Outgoing
 from optcore.frozen import canonical_json
@@ -27,7 +29,14 @@ def deliver(message_id: str, context: Context) -> None:
     if outgoing is None:
         log.info("nothing to deliver for %s", message_id)
         return
-    outcome = _attempt(outgoing, context)
+    ids = {"message_id": message_id, "job_id": outgoing.job_id}
+    with (
+        structlog.contextvars.bound_contextvars(job_id=outgoing.job_id),
+        tracing.span("webhook", parent=outgoing.traceparent, kind="client", attempt=outgoing.attempt, **ids),
+    ):
+        outcome = _attempt(outgoing, context)
+        if not outcome.delivered:
+            tracing.fail(str(outcome.status_code or outcome.error))
     log.info("%s attempt %d: %s", message_id, outgoing.attempt, outcome.status_code or outcome.error)
     with context.sessions.begin() as session:
         webhook_deliveries.end(session, outgoing, outcome, context.settings.webhook_dead_limit)

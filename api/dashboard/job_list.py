@@ -31,12 +31,12 @@ def show_jobs(
     """The newest jobs; the page asks again by itself."""
     query = listing.Query(statuses=_STATUSES[show])
     rows, has_more = listing.page(session, viewer.project_id, limit=ROWS, query=query, after=after)
-    all_stages = stages.of(session, [row.id for row in rows])
+    steps = stages.by_job(session, [row.id for row in rows])
     return page(
         "jobs_table.html" if is_partial(request) else "jobs.html",
         viewer=viewer.project_name,
         silent=[wire.endpoint(row) for row in webhooks.given_up(session, viewer.project_id)],
-        jobs=[wire.job(row, all_stages) for row in rows],
+        jobs=[wire.job(row, steps[row.id]) for row in rows],
         show=show,
         shows=list(_STATUSES),
         after=after,

@@ -1,6 +1,7 @@
 """How a worker takes a job, and keeps it."""
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import ColumnElement, func
@@ -28,6 +29,12 @@ class Claim:
     resolved: dict[str, Any] | None
     """The pinned recipe, where an earlier attempt found it: run that one."""
     lease_seconds: float = LEASE_seconds
+    request_id: str = ""
+    """Of the request that submitted the job."""
+    traceparent: str | None = None
+    """Its span, where traces are on."""
+    waited: tuple[datetime, datetime] | None = None
+    """From when to when the job was queued."""
 
     @property
     def fence(self) -> ColumnElement[bool]:
@@ -88,7 +95,19 @@ def claim(
         return None
     attempts.begin(session, job, worker)
     announce(session, job, "job.running")
-    return Claim(job_id, job.epoch, worker_id, job.attempt, job.project_id, job.recipe, job.resolved, lease_seconds)
+    return Claim(
+        job_id=job_id,
+        epoch=job.epoch,
+        worker_id=worker_id,
+        attempt=job.attempt,
+        project_id=job.project_id,
+        recipe=job.recipe,
+        resolved=job.resolved,
+        lease_seconds=lease_seconds,
+        request_id=job.request_id,
+        traceparent=job.traceparent,
+        waited=None if job.claimed_at is None else (job.queued_at, job.claimed_at),
+    )
 
 
 def renew(session: Session, claim: Claim) -> Renewal:

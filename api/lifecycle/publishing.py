@@ -46,6 +46,10 @@ class PublishClaim:
     artifact_epoch: int
     """The files lie in `artifacts/<job_id>/<artifact_epoch>/`."""
     artifact_digest: str
+    request_id: str = ""
+    """Of the request that submitted the job."""
+    traceparent: str | None = None
+    """Its span, where traces are on."""
 
     @property
     def fence(self) -> ColumnElement[bool]:
@@ -113,6 +117,8 @@ def claim_publish(session: Session, job_id: str, worker_id: str) -> PublishClaim
         job.publish_pull_requests,
         job.epoch,
         job.artifact_digest,
+        job.request_id,
+        job.traceparent,
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import func
 from sqlalchemy.orm import Session
 
+from api import tracing
 from api.errors import Conflict
 from api.ids import new_id
 from api.lifecycle.announcements import announce
@@ -164,6 +165,7 @@ def _values(project_id: str, recipe: Recipe, document: Mapping[str, Any], origin
         "priority": recipe.priority,
         **_needs(recipe),
         **document["limits"],
+        "traceparent": tracing.traceparent(),
         **vars(origin),
     }
 

@@ -18,7 +18,7 @@ def reasons(session: Session, rows: Sequence[Job]) -> Mapping[str, Waiting]:
     places, served = queue.places_in_line(session, ids), queue.with_a_worker(session, ids)
     full = projects.is_full(session, queued[0].project_id)
     resting = queue.not_yet_due(session, ids)
-    return {row.id: _reason(row, places[row.id], row.id in served, full, row.id in resting) for row in queued}
+    return {row.id: _reason(row, places.get(row.id, 0), row.id in served, full, row.id in resting) for row in queued}
 
 
 def _reason(job: Job, ahead: int, served: bool, full: bool, resting: bool) -> Waiting:

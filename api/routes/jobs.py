@@ -99,8 +99,8 @@ def list_jobs(
     """Your jobs, newest first unless `order` says otherwise."""
     rows, has_more = listing.page(session, caller.project_id, limit=limit, query=query, after=after, before=before)
     ids = [row.id for row in rows]
-    steps, waiting = stages.of(session, ids), lifecycle.waiting_reasons(session, rows)
-    found = [wire.job(row, steps, waiting=waiting.get(row.id)) for row in rows]
+    steps, waiting = stages.by_job(session, ids), lifecycle.waiting_reasons(session, rows)
+    found = [wire.job(row, steps[row.id], waiting=waiting.get(row.id)) for row in rows]
     return wire.page(found, ids, has_more=has_more)
 
 

@@ -4,12 +4,13 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, exists, or_, select
+from sqlalchemy import ColumnElement, exists, select
 from sqlalchemy.orm import Session
 
 from api.errors import BadRequest
 from api.ids import is_id
 from api.store.models import Job
+from api.store.models.jobs import METADATA, MODEL, NAME, TECHNIQUES
 
 
 @dataclass(frozen=True)
@@ -28,17 +29,16 @@ class Query:
 
     def conditions(self) -> Iterator[ColumnElement[bool]]:
         """As SQL."""
-        recipe = Job.recipe
         if self.statuses:
             yield Job.status.in_(self.statuses)
         if self.technique is not None:
-            yield recipe.contains({"chain": [{"technique": self.technique}]})
+            yield TECHNIQUES.element.contains([self.technique])
         if self.model is not None:
-            yield or_(recipe["model"]["id"].astext == self.model, recipe["model"]["path"].astext == self.model)
+            yield MODEL.element == self.model
         if self.name_contains is not None:
-            yield recipe["name"].astext.icontains(self.name_contains, autoescape=True)
+            yield NAME.element.contains(self.name_contains.lower(), autoescape=True)
         if self.metadata:
-            yield recipe.contains({"metadata": dict(self.metadata)})
+            yield METADATA.element.contains(dict(self.metadata))
         if self.created_after is not None:
             yield Job.created_at > self.created_after
         if self.created_before is not None:

@@ -1,6 +1,7 @@
 """Rows of stages: what a job's steps last reported."""
 
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import delete, func, select, update
@@ -17,6 +18,14 @@ def of(session: Session, job_ids: Iterable[str]) -> Sequence[Stage]:
     """The stages of jobs, in order."""
     statement = select(Stage).where(Stage.job_id.in_(list(job_ids))).order_by(Stage.job_id, Stage.position)
     return session.scalars(statement.execution_options(populate_existing=True)).all()
+
+
+def by_job(session: Session, job_ids: Iterable[str]) -> Mapping[str, Sequence[Stage]]:
+    """The same of each job; none for one that is not there."""
+    found: defaultdict[str, list[Stage]] = defaultdict(list)
+    for stage in of(session, job_ids):
+        found[stage.job_id].append(stage)
+    return found
 
 
 def plan(session: Session, job_id: str, names: Sequence[str]) -> None:

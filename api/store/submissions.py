@@ -51,11 +51,12 @@ WITH project AS (
     RETURNING 1
 ), job AS (
     INSERT INTO jobs (
-        id, project_id, recipe, digest, last_seq, wake_at, publish_to, priority,
+        id, project_id, recipe, digest, request_id, traceparent, last_seq, wake_at, publish_to, priority,
         device, gpu_kind, gpu_memory_bytes, max_run_seconds, max_queue_seconds
     )
     SELECT
-        %(id)s, %(project_id)s, %(recipe)s::jsonb, %(digest)s, 1, now() + make_interval(secs => %(patience_seconds)s),
+        %(id)s, %(project_id)s, %(recipe)s::jsonb, %(digest)s, %(request_id)s, %(traceparent)s, 1,
+        now() + make_interval(secs => %(patience_seconds)s),
         %(publish_to)s::jsonb, %(priority)s, %(device)s, %(gpu_kind)s, %(gpu_memory_bytes)s::bigint,
         %(max_run_seconds)s::integer, %(max_queue_seconds)s::integer
     FROM wanted WHERE %(key)s::text IS NULL OR EXISTS (SELECT FROM reserved)

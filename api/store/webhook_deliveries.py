@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from api.store import clock, outbox, webhooks
 from api.store.clock import in_seconds
-from api.store.models import WebhookDelivery, WebhookEndpoint, WebhookMessage
+from api.store.models import Job, WebhookDelivery, WebhookEndpoint, WebhookMessage
 from api.store.webhook_messages import TOPIC, REANNOUNCE_seconds
 from api.vault import Vault
 
@@ -22,6 +22,7 @@ PATIENCE_seconds = 5 * 24 * 3600
 _IS_DUE = WebhookMessage.wake_at <= in_seconds(REANNOUNCE_seconds)
 _IS_YOUNG = WebhookMessage.asked_at > in_seconds(-PATIENCE_seconds)
 _HOLD_seconds = func.coalesce(func.extract("epoch", WebhookEndpoint.held_until - func.now()), 0)
+_TRACEPARENT = select(Job.traceparent).where(Job.id == WebhookMessage.job_id).scalar_subquery()
 _PREVIOUS_SIGNS = func.coalesce(WebhookEndpoint.previous_secret_until > func.now(), False)
 
 
@@ -39,6 +40,9 @@ class Outgoing:
     """1 for the first."""
     tries: int
     """The same, counted from when its owner last asked for it."""
+    job_id: str | None
+    traceparent: str | None
+    """Of the request that submitted the job, where traces are on."""
     at: datetime
     """The database's clock: a worker whose own is wrong still signs what receivers accept."""
 
@@ -64,7 +68,7 @@ def begin(session: Session, vault: Vault, message_id: str) -> Outgoing | None:
     due = WebhookMessage.id == message_id, WebhookMessage.status == "pending", _IS_DUE
     held_back = (_HOLD_seconds > 0) & _IS_YOUNG
     statement = (
-        select(WebhookMessage, WebhookEndpoint, held_back, _HOLD_seconds, _PREVIOUS_SIGNS)
+        select(WebhookMessage, WebhookEndpoint, held_back, _HOLD_seconds, _PREVIOUS_SIGNS, _TRACEPARENT)
         .join(WebhookEndpoint, WebhookEndpoint.id == WebhookMessage.endpoint_id)
         .where(*due)
         .with_for_update(of=WebhookMessage)
@@ -73,7 +77,7 @@ def begin(session: Session, vault: Vault, message_id: str) -> Outgoing | None:
     row = session.execute(statement).one_or_none()
     if row is None:
         return None
-    message, endpoint, is_held_back, hold_seconds, previous_signs = row
+    message, endpoint, is_held_back, hold_seconds, previous_signs, traceparent = row
     if endpoint.disabled_at is not None:
         _change(session, message_id, status="failed")
         return None
@@ -92,6 +96,8 @@ def begin(session: Session, vault: Vault, message_id: str) -> Outgoing | None:
         payload=message.payload,
         attempt=attempt,
         tries=attempt - message.earlier_attempts,
+        job_id=message.job_id,
+        traceparent=traceparent,
         at=clock.now(session),
     )
 

@@ -2,7 +2,7 @@
 
 from api.store.models.base import Row
 from api.store.models.jobs import ACTIVE, Artifact, Attempt, Event, Job, LogChunk, MetricPoint, Stage
-from api.store.models.machine import Host, Lease, OutboxMessage, Removal, StageCost, Worker
+from api.store.models.machine import Host, Lease, OutboxMessage, Removal, StageCost, Tally, Worker
 from api.store.models.tenants import ApiKey, AuditEntry, Credential, IdempotencyKey, Project
 from api.store.models.webhooks import WebhookDelivery, WebhookEndpoint, WebhookMessage
 
@@ -26,6 +26,7 @@ __all__ = [
     "Row",
     "Stage",
     "StageCost",
+    "Tally",
     "WebhookDelivery",
     "WebhookEndpoint",
     "WebhookMessage",

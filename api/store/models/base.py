@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Any, ClassVar
 
-from sqlalchemy import CheckConstraint, ForeignKey, MetaData, Text, func, text
+from sqlalchemy import DDL, CheckConstraint, ForeignKey, MetaData, Text, event, func, text
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TIMESTAMP
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -26,6 +26,10 @@ class Row(DeclarativeBase):
         dict[str, Any]: JSONB(none_as_null=True),
         list[str]: ARRAY(Text),
     }
+
+
+# Trigrams find a part of a name without reading every job. Any owner of a database may create this extension.
+event.listen(Row.metadata, "before_create", DDL("CREATE EXTENSION IF NOT EXISTS pg_trgm"))  # type: ignore[no-untyped-call]
 
 
 def created() -> Mapped[datetime]:

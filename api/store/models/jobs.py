@@ -3,13 +3,20 @@
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, CheckConstraint, Index, text
+from sqlalchemy import BigInteger, CheckConstraint, Index, Text, literal_column, text
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
 from api.store.models.base import Row, count, created, job_key, one_of, project_key
 
 ACTIVE = ("running", "pausing", "cancelling")
 """States in which a worker holds the job, and only then is there a lease."""
+
+# What lists are filtered by, word for word as it is indexed: PostgreSQL compares expressions, not their meaning.
+MODEL = literal_column("coalesce((recipe -> 'model') ->> 'id', (recipe -> 'model') ->> 'path')", Text).label("model")
+NAME = literal_column("lower(recipe ->> 'name')", Text).label("name")
+TECHNIQUES = literal_column("jsonb_path_query_array(recipe, '$.chain[*].technique')", JSONB).label("techniques")
+METADATA = literal_column("(recipe -> 'metadata')", JSONB).label("metadata")
 
 
 class Job(Row):
@@ -25,6 +32,21 @@ class Job(Row):
         ),
         CheckConstraint("(status IN ('succeeded', 'failed', 'cancelled')) = (finished_at IS NOT NULL)", name="final"),
         Index("jobs_project_idx", "project_id", "id"),
+        Index("jobs_status_idx", "project_id", "status", "id"),
+        Index("jobs_model_idx", "project_id", MODEL, "id"),
+        Index("jobs_name_idx", NAME, postgresql_using="gin", postgresql_ops={"name": "gin_trgm_ops"}),
+        Index("jobs_techniques_idx", TECHNIQUES, postgresql_using="gin"),
+        Index("jobs_metadata_idx", METADATA, postgresql_using="gin", postgresql_ops={"metadata": "jsonb_path_ops"}),
+        Index("jobs_created_idx", "created_at"),
+        Index("jobs_finished_idx", "finished_at", postgresql_where=text("finished_at IS NOT NULL")),
+        Index(
+            "jobs_line_idx",
+            text("priority DESC"),
+            "queued_at",
+            "id",
+            postgresql_where=text("status = 'queued'"),
+        ),
+        Index("jobs_unpublished_idx", "id", postgresql_where=text("publish_status = 'failed'")),
         Index("jobs_lease_idx", "lease_until", postgresql_where=text("lease_until IS NOT NULL")),
         Index("jobs_wake_idx", "wake_at", postgresql_where=text("status = 'queued'")),
         Index(
@@ -43,6 +65,10 @@ class Job(Row):
     id: Mapped[str] = mapped_column(primary_key=True)
     project_id: Mapped[str] = project_key()
     recipe: Mapped[dict[str, Any]]
+    request_id: Mapped[str] = mapped_column(server_default="")
+    """Of the request that submitted it."""
+    traceparent: Mapped[str | None]
+    """The span of that request, in the form of W3C Trace Context, where traces are on."""
     digest: Mapped[str]
     """SHA-256 of the recipe's canonical JSON."""
     status: Mapped[str] = mapped_column(server_default="queued")
@@ -107,7 +133,10 @@ class Stage(Row):
     """One resumable step of a job, as last reported."""
 
     __tablename__ = "stages"
-    __table_args__ = (one_of("status", "pending", "running", "succeeded", "cached", "failed", "cancelled"),)
+    __table_args__ = (
+        one_of("status", "pending", "running", "succeeded", "cached", "failed", "cancelled"),
+        Index("stages_finished_idx", "finished_at", postgresql_where=text("finished_at IS NOT NULL")),
+    )
 
     job_id: Mapped[str] = job_key(primary=True)
     name: Mapped[str] = mapped_column(primary_key=True)
@@ -134,6 +163,7 @@ class Attempt(Row):
     __table_args__ = (
         one_of("state", "running", "succeeded", "failed", "cancelled", "lost", "released", "paused"),
         Index(None, "host", "finished_at"),
+        Index("attempts_finished_idx", "finished_at", postgresql_where=text("finished_at IS NOT NULL")),
     )
 
     job_id: Mapped[str] = job_key(primary=True)

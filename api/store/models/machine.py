@@ -93,6 +93,20 @@ class Lease(Row):
     until: Mapped[datetime]
 
 
+class Tally(Row):
+    """How often something has happened since the service was set up: counters that outlive the rows they counted."""
+
+    __tablename__ = "tallies"
+
+    kind: Mapped[str] = mapped_column(primary_key=True)
+    labels: Mapped[list[str]] = mapped_column(primary_key=True)
+    count: Mapped[int] = mapped_column(BigInteger)
+    seconds: Mapped[float]
+    """Their sum."""
+    until: Mapped[datetime]
+    """What happened up to here is in it."""
+
+
 class Removal(Row):
     """Stored files whose row is gone, and which therefore may go: a prefix in the artifact store."""
 

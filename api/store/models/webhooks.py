@@ -70,7 +70,10 @@ class WebhookDelivery(Row):
     """One attempt to deliver a message. Bodies of answers are never kept."""
 
     __tablename__ = "webhook_deliveries"
-    __table_args__ = (Index("webhook_deliveries_log_idx", "endpoint_id", "at", "message_id", "attempt"),)
+    __table_args__ = (
+        Index("webhook_deliveries_log_idx", "endpoint_id", "at", "message_id", "attempt"),
+        Index("webhook_deliveries_at_idx", "at"),
+    )
 
     message_id: Mapped[str] = mapped_column(ForeignKey("webhook_messages.id", ondelete="CASCADE"), primary_key=True)
     attempt: Mapped[int] = mapped_column(primary_key=True)

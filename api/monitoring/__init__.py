@@ -1,0 +1,1 @@
+"""What Prometheus scrapes: the requests of this process, and the service as the database knows it."""
