@@ -222,7 +222,7 @@ def _role(name: str, shape: tuple[int, ...], layer: int) -> Role:
         return "embedding" if _EMBEDDING.search(name) else "head" if _HEAD.search(name) else "other"
     if _ROUTER.search(name):
         return "router"
-    is_matrix = len(shape) == 2 or (len(shape) == 3 and min(shape) > 4)  # a convolution's kernel is a narrow one
+    is_matrix = len(shape) == 2 or (len(shape) == 3 and min(shape[-2:]) > 4)  # a convolution's kernel is a narrow one
     return "linear" if is_matrix and not name.endswith("bias") else "other"
 
 

@@ -50,8 +50,21 @@ def result_bytes(model: Model, export: AnyExport) -> int:
         return round(_onnx(model, export))
     if tag(type(export)) == "compact":
         return round(model.facts.weight_bytes * model.compact + HEADER_bytes * len(model.facts.tensors))
-    formats = {} if tag(type(export)) == "dense" else model.formats
-    return round(sum(_safetensors(one, formats.get(one.name)) for one in model.facts.tensors))
+    target = tag(type(export))
+    formats = {} if target == "dense" else model.formats
+    return round(
+        sum(_safetensors(one, own := formats.get(one.name)) + _more(target, one, own) for one in model.facts.tensors)
+    )
+
+
+def _more(target: str, tensor: Tensor, format_: Format | None) -> float:
+    """What AutoAWQ's and GPTQ's layouts have on top: zero points where all are alike too, and GPTQ's group of each
+    input."""
+    if target not in ("awq", "gptq") or not isinstance(format_, str) or tensor.role == "other":
+        return 0.0
+    args = PRESETS[format_].weights
+    zeros = prod(scale_shape(args, tensor.matrix)) * args.bits / 8 if args.symmetric else 0.0
+    return tensor.copies * (zeros + HEADER_bytes + (4 * tensor.matrix[1] + HEADER_bytes if target == "gptq" else 0))
 
 
 def _safetensors(tensor: Tensor, format_: Format | None) -> float:
