@@ -5,6 +5,7 @@ Legend: N outputs and K inputs of a linear layer, T tokens of calibration text.
 
 from collections.abc import Iterable, Iterator
 
+from optcore.estimate.constants import ROUNDING_bytes
 from optcore.estimate.facts import ModelFacts, Tensor
 from optcore.estimate.shared import BATCH_tokens, forward, layer_peak, spilled, states
 from optcore.estimate.stored import Model
@@ -12,7 +13,7 @@ from optcore.estimate.work import Cost, Memory, Work
 from optcore.mixes import base_of
 from optcore.references import Calibration
 from optcore.schemes import GGML_FORMATS, PRESETS, QuantArgs
-from optcore.techniques import AutoQuantize, Ptq, Rotate, Technique
+from optcore.techniques import AutoQuantize, LowRank, Ptq, Rotate, Sparsify, Technique
 from optcore.techniques.ptq import Quantizing
 
 _CANDIDATES = {"int": 34, "uint": 30, "iq": 20, "float": 31, "nf": 31}
@@ -22,6 +23,8 @@ _TRIED_values = 7
 _FAMILY_members = 11
 """Members of a family of channel scales that are tried (`algorithms.smoothing`)."""
 _SAMPLED_rows = 128
+_SKELETON_calls = 800.0
+"""What a layer's modules take to be made for one axis that is cut, as calls of a layer."""
 
 
 def tokens_of(calibration: Calibration, facts: ModelFacts) -> tuple[int, int]:
@@ -65,9 +68,10 @@ def measuring(technique: Technique, facts: ModelFacts, calibration: Calibration)
     tokens, length = tokens_of(calibration, facts)
     passes = 2 + 2 * getattr(technique, "depth", 0) * (getattr(technique, "order", "") == "divergence")
     work = Work().plus(forward(facts, tokens, length).times(passes))
-    # the result is held against the whole model with what was cut masked, or decoded and compared
-    work = work.plus(Work((), disk=3 * facts.weight_bytes, values=30.0 * facts.parameters, calls=8.0 * facts.layers))
-    if type(technique).__name__ in ("Sparsify", "LowRank"):
+    # Skeletons of each size that is tried are built, and what is written is held against what it was made of.
+    calls = _SKELETON_calls * (1 + len(getattr(technique, "sliced", ()))) * facts.layers
+    work = work.plus(Work((), disk=3 * facts.weight_bytes, values=30.0 * facts.parameters, calls=calls))
+    if isinstance(technique, Sparsify | LowRank):
         work = work.plus(_solving(facts, sweeps=0))
     name = str(getattr(technique, "technique", type(technique).__name__))
     memory = Memory(host=states(facts, tokens, 2), device=layer_peak(facts, length), exact=_grams(facts, 1))
@@ -148,6 +152,8 @@ def _scoring(technique: AutoQuantize, facts: ModelFacts, length: int) -> Work:
 def _tried(technique: Quantizing, args: QuantArgs) -> int:
     if technique.scale_search not in ("mse", "hessian"):
         return 0
+    if args.scale_type in ("super", "f16"):
+        return 12
     if args.scale_type == "e4m3":
         return 13
     if args.scale_type == "e8m0":
@@ -164,6 +170,7 @@ def _memory(technique: Quantizing, facts: ModelFacts, tokens: int, length: int) 
         exact += _grams(facts, copies) + 4.0 * (6 * columns**2 + 7 * rows * columns) * (technique.rounding == "gptq")
     simulated = 4.0 * facts.largest_layer * (2 if technique.smoothing != "none" else 1)
     between = max(1, min(tokens, BATCH_tokens))
+    exact += ROUNDING_bytes * (technique.rounding == "gptq")
     return Memory(
         host=states(facts, tokens, copies), device=layer_peak(facts, length, between), exact=exact + simulated
     )

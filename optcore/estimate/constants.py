@@ -27,9 +27,9 @@ class UnitCosts(NamedTuple):
     """A byte that is downloaded."""
 
 
-CPU_CORE = UnitCosts(flops=2.5e-11, values=3.0e-10, columns=8e-5, calls=1.0e-3, disk=1.5e-9, network=2e-8)
+CPU_CORE = UnitCosts(flops=1.2e-11, values=3.0e-10, columns=4e-5, calls=3.0e-4, disk=1.5e-9, network=2e-8)
 """Of one core where work is spread over cores (flops and values), else of the machine."""
-GPU = UnitCosts(flops=2.5e-14, values=2.0e-12, columns=2e-5, calls=4.0e-4, disk=7e-10, network=2e-8)
+GPU = UnitCosts(flops=2.5e-15, values=2.0e-12, columns=2e-5, calls=3.0e-4, disk=7e-10, network=2e-8)
 """Of one H100-class GPU; others by their share of its rate."""
 
 GPU_RATES = {"B200": 2.3, "B100": 1.8, "H200": 1.0, "H100": 1.0, "H800": 1.0, "GH200": 1.0, "A100": 0.32, "A800": 0.32}
@@ -40,15 +40,17 @@ GPU_other = 0.2
 CORES_used = 32
 """More threads than these do not make the products of one process faster."""
 
-START_seconds = {"torch": 1.3, "transformers": 3.1, "none": 0.5}
+START_seconds = {"torch": 1.6, "transformers": 3.45, "generating": 4.3, "none": 0.5}
 """A fresh process that imports these, by the heaviest."""
-BASE_bytes = {"torch": 255 * MB, "transformers": 460 * MB, "none": 46 * MB}
+BASE_bytes = {"torch": 255 * MB, "transformers": 465 * MB, "none": 46 * MB}
 """Memory of a process that has imported these."""
 GPU_BASE_bytes = 600 * MB
 """CUDA's context and its libraries, on each GPU."""
 GPU_HOST_bytes = 2500 * MB
 """What torch with CUDA holds of the host's memory, beyond one without."""
-WORKING_bytes = 90 * MB
+ROUNDING_bytes = 80 * MB
+"""What error feedback holds beyond its matrices."""
+WORKING_bytes = 40 * MB
 """What libraries hold as soon as layers are computed: buffers of products, threads, the allocator's fragments."""
 
 HEADER_bytes = 105

@@ -7,14 +7,13 @@ from optcore.estimate.drafting import acceptance_work
 from optcore.estimate.facts import ModelFacts
 from optcore.estimate.shared import BATCH_tokens, decoding, forward, head, layer_peak, logits_peak, spilled, states
 from optcore.estimate.stored import Model
-from optcore.estimate.training import whole
 from optcore.estimate.work import Cost, Memory, Work
 from optcore.evaluate import Acceptance, AnyEvaluator, Classification, Engines, Fidelity, LongContext, Throughput
 from optcore.frozen import tag
 from optcore.runners import CPU_TARGETS
 
-_LOADED = 3.0
-"""What loading a model with an engine holds at once, over its float32 weights' size in the engine's own process."""
+_ENGINE_starts = {"gguf": "none", "onnx": "torch"}
+"""What a process of the engine that serves a target takes to start, as another that is known."""
 
 
 def evaluating(
@@ -56,7 +55,7 @@ def _measured(
         case Throughput() if target not in CPU_TARGETS:
             return _generated(evaluator.prompt_tokens, evaluator.new_tokens, source, result)
         case Engines():
-            return _served(evaluator, source, result)
+            return _served(evaluator, source, result, target)
     return Work(()), Memory(), 0.0
 
 
@@ -86,25 +85,21 @@ def _compared(
 
 def _generated(prompt: int, new: int, source: ModelFacts, result: Model) -> tuple[Work, Memory, float]:
     """Two processes, each of which loads a model and writes with it."""
-    work = Work(("transformers", "transformers"), disk=source.weight_bytes + result.weight_bytes)
+    work = Work(("generating", "generating"), disk=source.weight_bytes + result.weight_bytes)
     for facts in (source, result.facts):
         work = work.plus(decoding(facts, new, 1, prompt + new)).plus(forward(facts, prompt, prompt))
     decoded = 30.0 * sum(one.elements for one in result.facts.linears) if result.formats else 0.0
     return work._replace(values=work.values + decoded * (1 + new)), Memory("none"), 0.0
 
 
-def _served(evaluator: Engines, source: ModelFacts, result: Model) -> tuple[Work, Memory, float]:
+def _served(evaluator: Engines, source: ModelFacts, result: Model, target: str) -> tuple[Work, Memory, float]:
     length = min(evaluator.sequence_length, source.positions)
     tokens = evaluator.samples * length
     engines = 2 if evaluator.source else 1
-    work = Work(("transformers",) * engines, disk=source.weight_bytes + result.weight_bytes)
+    starts = (_ENGINE_starts.get(target, "generating"), *(("generating",) if evaluator.source else ()))
+    work = Work(starts, disk=source.weight_bytes + result.weight_bytes)
     work = work.plus(forward(source, tokens, length).plus(head(source, tokens)).times(1 + engines)._replace(starts=()))
     for _ in range(3 * engines):
         work = work.plus(decoding(source, evaluator.new_tokens, 1, length))
     peak = layer_peak(source, length, tokens) + 4.0 * tokens * source.vocabulary
     return work, Memory(device=max(peak, 0.0), host=0.0), 4.0 * tokens * source.vocabulary
-
-
-def served_peak(source: ModelFacts) -> float:
-    """Bytes that an engine which loads the whole model takes, in a process of its own."""
-    return _LOADED * whole(source) / 2

@@ -39,7 +39,7 @@ def windows_cost(technique: Training, length: int, writer: ModelFacts) -> Cost:
     """Of preparing windows: reading text, or letting a model write it."""
     count = technique.windows + technique.held_out
     tokens = count * length
-    work = Work(values=600.0 * tokens, disk=6.0 * tokens)
+    work = Work(values=600.0 * tokens, disk=6.0 * tokens, calls=1500.0)
     kind, memory = "data text", Memory()
     if technique.data.kind in ("generated", "answers"):
         kind = f"data {technique.data.kind}"

@@ -28,10 +28,8 @@ CASES = [
     ("nvfp4_w4a16", "compressed-tensors"),
     ("nvfp4_w4a16", "modelopt"),
     ("nvfp4_w4a16", "gguf"),
-    ("mxfp4_w4a16", "compressed-tensors"),
     ("q4_k_m", "gguf"),
     ("q8_0", "gguf"),
-    ("q6_k", "gguf"),
 ]
 
 
