@@ -8,6 +8,7 @@ from optcore.errors import OptError
 from optcore.estimate.document import Machine, Problem, StageEstimate
 from optcore.estimate.facts import ModelFacts
 from optcore.estimate.stored import Model
+from optcore.fetching import learns_labels
 from optcore.measures import check_lengths, check_measures
 from optcore.plan import check
 from optcore.recipe import Recipe
@@ -33,7 +34,7 @@ _TRAINING = "use `scope: lora`, keep the answers with `teacher_top_k`, lower `mi
 def problems_before(recipe: Recipe, facts: ModelFacts, folder: Path | None) -> list[Problem]:
     """What the engine refuses before any work, on whatever machine."""
     family = family_of(facts.config, (one.shape for one in facts.tensors))
-    task: Task = _task(facts)
+    task = _task(recipe, facts)
     checks: list[Callable[[], None]] = [
         lambda: check(recipe),
         lambda: check_measures(recipe, task),
@@ -65,11 +66,11 @@ def problems_of(
     return found
 
 
-def _task(facts: ModelFacts) -> Task:
+def _task(recipe: Recipe, facts: ModelFacts) -> Task:
     if not facts.is_encoder:
         return "text-generation"
     named = facts.config.get("architectures") or ()
-    is_classifier = any(str(name).endswith("ForSequenceClassification") for name in named)
+    is_classifier = learns_labels(recipe) or any(str(name).endswith("ForSequenceClassification") for name in named)
     return "text-classification" if is_classifier else "fill-mask"
 
 

@@ -1,6 +1,7 @@
 """What a model weighs in a target format: exact but for headers, from shapes and the names of number formats."""
 
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from math import ceil, prod
 from types import MappingProxyType
 from typing import NamedTuple
@@ -73,10 +74,15 @@ def _safetensors(tensor: Tensor, format_: Format | None) -> float:
         return tensor.elements * tensor.itemsize + HEADER_bytes
     if not isinstance(format_, str):
         return tensor.elements * format_ / 8 + 3 * HEADER_bytes
-    scheme, (rows, columns) = PRESETS[format_], tensor.matrix
-    beside = sum(_beside(scheme))
+    return tensor.copies * _matrix_bytes(format_, *tensor.matrix)
+
+
+@lru_cache(maxsize=4096)  # a model has few shapes, and many tensors of each
+def _matrix_bytes(format_: str, rows: int, columns: int) -> float:
+    scheme = PRESETS[format_]
+    beside = tuple(_beside(scheme))
     bits = stored_bits(scheme.weights, (rows, columns)) + _rounded_up(scheme, rows, columns)
-    return tensor.copies * (bits / 8 + beside + (2 + len(list(_beside(scheme)))) * HEADER_bytes)
+    return bits / 8 + sum(beside) + (2 + len(beside)) * HEADER_bytes
 
 
 def _rounded_up(scheme: Scheme, rows: int, columns: int) -> float:

@@ -149,6 +149,7 @@ def _moving(technique: Training, facts: ModelFacts) -> float:
 def _memory(trained: Trained, micro: int, moving: float) -> Memory:
     """Weights in float32, gradients and two moments of what trains, the teacher, and what a micro-batch leaves."""
     technique, facts, length = trained.technique, trained.student.facts, trained.length
+    student_layer = facts.largest_layer
     tokens = min(micro, technique.batch) * length
     one_layer = tokens * (16.0 * facts.hidden + 6.0 * facts.intermediate * max(1, facts.experts_chosen))
     kept = facts.layers * tokens * facts.hidden if technique.gradient_checkpointing else facts.layers * one_layer
@@ -156,7 +157,7 @@ def _memory(trained: Trained, micro: int, moving: float) -> Memory:
     logits = 4.0 * rows * facts.vocabulary * (6 if trained.teacher else 4)
     exact = whole(facts) + 16.0 * moving
     if isinstance(technique, QuantizationAware):
-        exact += 8.0 * moving
+        exact += 8.0 * (student_layer if technique.gradient_checkpointing else moving)
     teacher = whole(trained.teacher) if trained.teacher else 0.0
     device = teacher + 4.0 * (one_layer + kept) + layer_peak(facts, length, tokens)
     return Memory(
