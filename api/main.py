@@ -15,6 +15,7 @@ from api.routes import (
     artifacts,
     catalog,
     credentials,
+    estimates,
     events,
     health,
     jobs,
@@ -42,7 +43,7 @@ BODIES: list[type[BaseModel]] = [
 ]
 """Models of bodies that routes read by themselves."""
 ROOMS = (
-    *(jobs, verbs, events, artifacts, catalog, webhooks, webhook_messages),
+    *(jobs, estimates, verbs, events, artifacts, catalog, webhooks, webhook_messages),
     *(credentials, keys, project, health),
 )
 DESCRIPTION = "Optimization-as-a-service for language models: a recipe in, a smaller checkpoint and a report out."
