@@ -14,6 +14,7 @@ from api.middleware import Around
 from api.routes import (
     artifacts,
     catalog,
+    comparisons,
     credentials,
     estimates,
     events,
@@ -24,6 +25,7 @@ from api.routes import (
     verbs,
     webhook_messages,
     webhooks,
+    workers,
 )
 from api.settings import Settings
 from api.state import State
@@ -44,7 +46,7 @@ BODIES: list[type[BaseModel]] = [
 """Models of bodies that routes read by themselves."""
 ROOMS = (
     *(jobs, estimates, verbs, events, artifacts, catalog, webhooks, webhook_messages),
-    *(credentials, keys, project, health),
+    *(comparisons, workers, credentials, keys, project, health),
 )
 DESCRIPTION = "Optimization-as-a-service for language models: a recipe in, a smaller checkpoint and a report out."
 

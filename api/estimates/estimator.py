@@ -17,8 +17,8 @@ from api.store.models import Worker
 from api.store.session import Sessions
 from lathe.estimate_models import Estimate, EstimateProblem, WorkerFit
 from optcore.errors import OptError
-from optcore.estimate.document import Machine, Problem
 from optcore.estimate.document import Estimate as Foreseen
+from optcore.estimate.document import Machine, Problem
 from optcore.estimate.estimate import estimate
 from optcore.estimate.facts import ModelFacts
 from optcore.estimate.learning import Rates
@@ -144,9 +144,7 @@ def _high(foreseen: Foreseen) -> float:
 
 
 def _problem(problem: Problem) -> EstimateProblem:
-    return EstimateProblem(
-        pointer=problem.field, reason=problem.message, remedy=problem.remedy, fatal=problem.fatal
-    )
+    return EstimateProblem(pointer=problem.field, reason=problem.message, remedy=problem.remedy, fatal=problem.fatal)
 
 
 def _problems_of(error: OptError | ServiceError) -> tuple[EstimateProblem, ...]:

@@ -15,7 +15,7 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
 @router.post("/estimate", openapi_extra=takes(Recipe))
 async def estimate_job(request: Request, caller: JobWriter) -> Estimate:
-    """Memory, disk, time, money and size that a recipe would take, stage by stage, and where it fits. Nothing is queued.
+    """Memory, disk, time, money and size that a recipe would take, by stage, and where it fits. Nothing is queued.
 
     A recipe that would be refused is answered too, with its problems.
     """

@@ -19,7 +19,7 @@ from optcore.estimate.document import StageCostSeen
 pytestmark = pytest.mark.integration
 OWNER = "acme"
 GIB = 1024**3
-CPU = {"host_memory_bytes": 16 * GIB, "cores": 2, "disk_free_bytes": 100 * GIB}
+CPU = {"host_memory_bytes": 16 * GIB, "cores": 2}
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def _recipe(**changed: Any) -> dict[str, Any]:
 def _worker(sessions: Sessions, name: str, **changed: Any) -> None:
     capacity = Capacity(**{"host": name, "device": "cpu", **CPU, **changed})
     with sessions.begin() as session:
-        workers.beat(session, name, capacity)
+        workers.beat(session, name, capacity, disk_free_bytes=100 * GIB)
 
 
 def _ask(client: TestClient, document: Any) -> Estimate:
