@@ -41,8 +41,19 @@ def emit(event: AnyEvent) -> None:
 def run(options: argparse.Namespace) -> None:
     """From recipe to artifact."""
     from optcore.engine import optimize
+    from optcore.estimate.seen import load_rates_file
 
-    optimize(load_recipe(options.recipe), options.out, options.work, emit)
+    seen = load_rates_file(options.rates) if options.rates else []
+    optimize(load_recipe(options.recipe), options.out, options.work, emit, seen)
+
+
+def estimate(options: argparse.Namespace) -> None:
+    """What a recipe will take on this machine, as one JSON document; nothing is downloaded."""
+    from optcore.estimate.seen import load_rates_file
+    from optcore.foresight import estimate_here
+
+    seen = load_rates_file(options.rates) if options.rates else []
+    sys.stdout.write(estimate_here(load_recipe(options.recipe), options.work, seen).model_dump_json() + "\n")
 
 
 def fetch(options: argparse.Namespace) -> None:
@@ -106,11 +117,13 @@ def schema(options: argparse.Namespace) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m optcore", description=__doc__)
     commands = parser.add_subparsers(required=True)
-    for command in (run, fetch, validate):
+    for command in (run, fetch, estimate, validate):
         sub = _command(commands, command)
         sub.add_argument("recipe", type=Path)
         if command is not validate:
             sub.add_argument("--work", type=Path, required=True, help="cache of finished stages; may be shared")
+        if command in (run, estimate):
+            sub.add_argument("--rates", type=Path, help="JSON list of finished stages that estimates learn from")
         if command is run:
             sub.add_argument("--out", type=Path, required=True, help="folder of the artifact; must not exist")
     _command(commands, stage).add_argument("task", type=Path)

@@ -13,6 +13,7 @@ from optcore.deployment import deployment_notes, encoder_notes, formats_of
 from optcore.draft_document import DRAFT, load_draft_document
 from optcore.draft_made import MADE, Made
 from optcore.draft_settings import ServedDraft
+from optcore.estimate.document import StageEstimate
 from optcore.hardware import hardware
 from optcore.links import link
 from optcore.manifest import (
@@ -72,6 +73,8 @@ class Outcome(NamedTuple):
     series: tuple[Series, ...] = ()
     trained_on: tuple[TrainedOn, ...] = ()
     lineage: tuple[Parent, ...] = ()
+    expected: tuple[StageEstimate, ...] = ()
+    expected_bytes: int | None = None
 
 
 def assemble(outcomes: Sequence[Outcome], out: Path) -> Artifact:
@@ -154,6 +157,8 @@ def _report(outcome: Outcome, digest: str) -> Report:
         recipe=_public(recipe).model_dump(mode="json"),
         measurements=(*size_measurements(source, Path(inputs.exported), Path(inputs.checkpoint)), *measured),
         stages=outcome.costs,
+        expected=outcome.expected,
+        expected_bytes=outcome.expected_bytes,
         trials=outcome.trials,
         steps=_steps(outcome),
         series=outcome.series,

@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from optcore.child import RESULTS, run_stage
+from optcore.estimate.document import StageCostSeen, StageEstimate
+from optcore.estimate.seen import note_seen
 from optcore.events import AnyEvent, Notice, StageFinished, StageStarted
 from optcore.report import Series, StageCost
 from optcore.stage import AnyWork, FetchWork, Inputs, StageRecord, StageTask
-from optcore.work import WorkFolder
+from optcore.work import JOURNAL, WorkFolder
 
 Emit = Callable[[AnyEvent], None]
 
@@ -40,6 +42,10 @@ class Conductor:
     notices: list[str] = field(default_factory=list)
     series: list[Series] = field(default_factory=list)
     """Curves that stages left, to plot."""
+    expected: dict[str, StageEstimate] = field(default_factory=dict)
+    """What stages will take, by name, once that is known."""
+    machine_kind: str = ""
+    """Of the machine that this was reckoned for."""
 
     @property
     def checkpoint(self) -> Folder:
@@ -107,6 +113,7 @@ class Conductor:
 
     def _run(self, task: StageTask, key: str) -> StageRecord:
         part = self.work.begin(key)
+        goes_on = any((part / JOURNAL).iterdir())  # a process that was killed had done some of it
         paths = {name: str(part / name) for name in ("scratch", "journal")}
         paths |= {"out": str(part / "files"), "cache": str(self.work.sources)}
         started = time.monotonic()
@@ -119,7 +126,22 @@ class Conductor:
             results=json.loads((part / RESULTS).read_text()),
         )
         self.work.commit(part, record)
+        if not goes_on:
+            self._learn(record)
         return record
+
+    def _learn(self, record: StageRecord) -> None:
+        """Let later estimates know what it took."""
+        if (told := self.expected.get(record.name)) and record.seconds > 0 and record.peak_memory_bytes > 0:
+            seen = StageCostSeen(
+                machine=self.machine_kind,
+                kind=told.kind,
+                raw_seconds=told.raw_seconds,
+                seconds=record.seconds,
+                raw_memory_bytes=told.raw_memory_bytes,
+                memory_bytes=record.peak_memory_bytes,
+            )
+            note_seen(self.work.root, seen)
 
     def _account(self, name: str, record: StageRecord, cached: bool, waited_seconds: float) -> None:
         self.notices += record.results.get("notices", [])

@@ -4,7 +4,7 @@ This process is the conductor: it imports no torch, starts each stage in a proce
 asked) and finds finished stages by key.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,8 +15,10 @@ from optcore.conductor import Conductor, Emit, Folder
 from optcore.draft_fit import check_draft, check_drafts
 from optcore.draft_made import Made, baseline, read_made
 from optcore.errors import GateFailed, OptError, RecipeError, folder_error
-from optcore.events import RecipeResolved, RunFinished, RunPlanned
+from optcore.estimate.document import ResultEstimate, StageCostSeen
+from optcore.events import RecipeResolved, RunEstimated, RunFinished, RunPlanned
 from optcore.fetching import fetch_work, learns_labels, longest_of, pinned
+from optcore.foresight import foresee, refuse_impossible
 from optcore.frozen import digest_of
 from optcore.held_out import check_held_out
 from optcore.lineage import lineage_of
@@ -63,8 +65,11 @@ from optcore.training_fit import check_models
 from optcore.work import WorkFolder
 
 
-def optimize(recipe: Recipe, out: Path, work: Path, emit: Emit) -> Artifact:
-    """Run a recipe and write its artifact to `out`, which must not exist yet. Raises the errors of `optcore.errors`."""
+def optimize(recipe: Recipe, out: Path, work: Path, emit: Emit, seen: Sequence[StageCostSeen] = ()) -> Artifact:
+    """Run a recipe and write its artifact to `out`, which must not exist yet. Raises the errors of `optcore.errors`.
+
+    What it takes is foreseen by the stages that were `seen`, and by those that the work folder knows of.
+    """
     if out.exists():
         raise RecipeError(f"the output folder {out} exists already", remedy="name a new folder, or remove this one")
     check(recipe)
@@ -72,6 +77,7 @@ def optimize(recipe: Recipe, out: Path, work: Path, emit: Emit) -> Artifact:
     try:
         walk = _Walk(WorkFolder(work), emit)
         recipe = walk.fetch(recipe)
+        walk.foresee(recipe, seen)
         for number, technique in enumerate(recipe.chain, start=1):
             walk.apply(number, technique, recipe)
         artifact = assemble([walk.finish(result, recipe) for result in results(recipe)], out)
@@ -117,6 +123,8 @@ class _Walk(Conductor):
     trials: list[Trial] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
     """The model after each measured entry of the chain."""
+    results_expected: dict[str, ResultEstimate] = field(default_factory=dict)
+    """What results will weigh, by name."""
     applied: list[_Attempt] = field(default_factory=list)
     """Whose results were kept: a fallback instead of what it replaced, training behind what it went on from."""
 
@@ -153,6 +161,20 @@ class _Walk(Conductor):
         self._remember_pinned(resolved, record)
         self.emit(RecipeResolved(recipe=resolved.model_dump(mode="json")))
         return resolved
+
+    def foresee(self, recipe: Recipe, seen: Sequence[StageCostSeen]) -> None:
+        """Say what the stages to come will take. Raises `OutOfMemory` or `OutOfDisk` where that cannot be had here."""
+        try:
+            found = foresee(recipe, self._fetched, self.work.root, seen)
+        except (ArithmeticError, LookupError, TypeError, ValueError) as error:  # a model that formulas never met
+            self.notice("0-fetch", f"what this run will take could not be reckoned: {error!r}")
+            return
+        if found and found.stages:
+            to_come = found.stages[1:]  # the model is here
+            self.expected, self.machine_kind = {stage.stage: stage for stage in to_come}, found.machine.kind
+            self.results_expected = {result.result: result for result in found.results}
+            self.emit(RunEstimated(machine=found.machine, stages=to_come))
+            refuse_impossible(found)
 
     def _remember_pinned(self, resolved: Recipe, record: StageRecord) -> None:
         """A later run of the pinned recipe finds this fetch, and needs neither network nor credential."""
@@ -271,6 +293,8 @@ class _Walk(Conductor):
             applied=tuple(attempt.technique for attempt in self.applied),
             evaluated=evaluated,
             costs=tuple(self.costs),
+            expected=tuple(self.expected.values()),
+            expected_bytes=expected.weight_bytes if (expected := self.results_expected.get(result.name)) else None,
             notices=tuple(self.notices),
             trials=tuple(self.trials),
             steps=tuple(self.steps),

@@ -12,6 +12,7 @@ from optcore.conditional import load_conditional
 from optcore.drafts.draft import Draft
 from optcore.errors import RecipeError
 from optcore.evaluate.acceptance_rows import rows_of, series_of, warnings_of
+from optcore.host_memory import machine_bytes
 from optcore.report import Measurement
 from optcore.sizes import parameters
 from optcore.speculative.acceptance import AcceptanceFacts, measure_acceptance
@@ -19,7 +20,6 @@ from optcore.speculative.cost import Cost, MakeDrafter, Wall, measure_cost, meas
 from optcore.speculative.sampling import Sampling
 from optcore.speculative.stopping import ends_of
 from optcore.speculative.target import Target
-from optcore.streaming.free_memory import machine_bytes
 
 if TYPE_CHECKING:
     from optcore.evaluate.acceptance import Acceptance

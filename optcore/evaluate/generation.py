@@ -13,12 +13,12 @@ import torch
 
 from optcore.conditional import load_conditional
 from optcore.engines import loading
+from optcore.host_memory import machine_bytes
 from optcore.quantization import load_quantization
 from optcore.report import Measurement
 from optcore.runners import CPU_TARGETS
 from optcore.serving.memory import peak_memory_bytes
 from optcore.sizes import weight_bytes
-from optcore.streaming.free_memory import machine_bytes
 
 if TYPE_CHECKING:
     from optcore.evaluate.throughput import Throughput

@@ -12,13 +12,13 @@ from optcore.conditional import load_conditional
 from optcore.deployment import formats_of
 from optcore.errors import OptError, typed_error
 from optcore.evaluate.reference import Reference, write_reference
+from optcore.host_memory import machine_bytes
 from optcore.quantization import load_quantization
 from optcore.report import EngineRun
 from optcore.runners import TRANSFORMERS, Runner, find_runner
 from optcore.serving.process import EngineFailed, EngineStopped, run_engine
 from optcore.serving.session import ServingTask
 from optcore.sizes import shapes, weight_bytes
-from optcore.streaming.free_memory import machine_bytes
 from optcore.targets import family_of
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from optcore.errors import OutOfMemory, typed_error
+from optcore.host_memory import machine_bytes
 from optcore.sizes import weight_bytes
-from optcore.streaming.free_memory import machine_bytes
 
 if TYPE_CHECKING:
     from optcore.run import Run

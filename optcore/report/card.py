@@ -8,6 +8,7 @@ from optcore.manifest import SIGNATURE, Parent
 from optcore.references import Place, Publish
 from optcore.report.card_head import front_matter
 from optcore.report.engines import engine_note, engine_rows
+from optcore.report.expected import expected_rows
 from optcore.report.loading import DECODE, NOT_TRANSFORMERS, engine_commands, loading_commands
 from optcore.report.model import EngineNotes, Measurement, Report
 from optcore.report.numbers import format_bound, format_bytes, format_change, format_seconds, format_trial, format_value
@@ -212,7 +213,16 @@ def _stages(report: Report) -> str:
     for stage in report.stages:
         seconds = "cached" if stage.cached else format_seconds(stage.seconds)
         lines.append(_table_line([escape(stage.name), seconds, format_bytes(stage.peak_memory_bytes)]))
-    return "## What it took\n\n" + "\n".join(lines)
+    return "## What it took\n\n" + "\n".join(lines) + _expected(report)
+
+
+def _expected(report: Report) -> str:
+    rows = expected_rows(report)
+    if not rows:
+        return ""
+    lines = [_table_line(rows[0]), _table_line([":--", *["--:"] * (len(rows[0]) - 1)])]
+    lines += [_table_line([escape(cell) for cell in row]) for row in rows[1:]]
+    return "\n\nWhat was expected before the run, and what it took:\n\n" + "\n".join(lines)
 
 
 def _provenance(report: Report) -> str:

@@ -1,9 +1,10 @@
-"""What was measured, as data. Every number in it was measured in the run; nothing is estimated."""
+"""What was measured, as data. Every number in it was measured in the run, but for what was `expected` before it."""
 
 from typing import Literal
 
 from pydantic import Field
 
+from optcore.estimate.document import StageEstimate
 from optcore.frozen import Frozen
 from optcore.manifest import Parent
 
@@ -249,6 +250,10 @@ class Report(Frozen):
     """The recipe with commits and data digests pinned."""
     measurements: tuple[Measurement, ...] = ()
     stages: tuple[StageCost, ...] = ()
+    expected: tuple[StageEstimate, ...] = ()
+    """What the stages after the fetch were expected to take, before they began."""
+    expected_bytes: int | None = None
+    """What the result's weights were expected to take on disk."""
     trials: tuple[Trial, ...] = ()
     """What gates measured, in the order in which it was tried."""
     steps: tuple[Step, ...] = ()

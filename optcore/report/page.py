@@ -7,6 +7,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from optcore.report import plots
 from optcore.report.engines import engine_note, engine_rows
+from optcore.report.expected import expected_rows
 from optcore.report.model import Report
 from optcore.report.numbers import format_bound, format_change, format_trial, format_value, verdict
 from optcore.report.steps import step_rows
@@ -29,6 +30,7 @@ def render_page(report: Report) -> str:
         with_baseline=any(row.baseline is not None for row in report.measurements),
         bars=[(row, plots.measurement_bars(row)) for row in compared],
         stages=plots.stage_bars(report.stages),
+        expected=expected_rows(report),
         tried=plots.trial_bars(report.trials),
         curves=[*([layers] if layers else []), *series],
     )

@@ -1,6 +1,7 @@
 """The before/after table for a terminal."""
 
 from optcore.report.engines import engine_rows
+from optcore.report.expected import expected_rows
 from optcore.report.model import Measurement, Report, Trial
 from optcore.report.numbers import (
     format_bound,
@@ -30,6 +31,7 @@ def render_table(report: Report) -> str:
         else []
     )
     lines += ["", *_stage_lines(report)] if report.stages else []
+    lines += ["", *_aligned([[*map(printable, row), ""] for row in rows])] if (rows := expected_rows(report)) else []
     lines += [*map(printable, map(_trial_line, report.trials)), ""] if report.trials else []
     lines += [f"note: {printable(notice)}" for notice in report.notices]
     lines += ["", *_commands(report)] if report.deployment else []

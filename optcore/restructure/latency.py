@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from optcore.errors import OutOfMemory
+from optcore.host_memory import machine_bytes
 from optcore.restructure.depth import may_go
 from optcore.restructure.stack import relist
 from optcore.restructure.width_plan import planned
 from optcore.sources.checkpoint_files import CONFIG
-from optcore.streaming.free_memory import gpu_bytes, machine_bytes
+from optcore.streaming.free_memory import gpu_bytes
 
 if TYPE_CHECKING:
     from optcore.restructure.shapes import Shape

@@ -1,19 +1,11 @@
-"""How much memory is free: a GPU's, the machine's as far as our control groups go, and what our own limits leave."""
-
-import os
-import resource
-from collections.abc import Iterator
-from pathlib import Path
+"""How much of a GPU's memory is free, and what is said where that, or the machine's, is too little."""
 
 import torch
 
 from optcore.errors import OutOfMemory
 
-_ROOT = Path("/")
 _ROOM = 1.1  # allocators, buffers and libraries
 _GIB = 2**30
-_CACHED = ("inactive_file", "active_file")
-"""Pages of files count as a group's memory, and the kernel drops them as soon as somebody needs the room."""
 
 
 def gpu_bytes(device: torch.device) -> float:
@@ -30,52 +22,3 @@ def check_room(doing: str, needed: float, there: float, what: str, remedy: str) 
             remedy=remedy,
             field="/chain",
         )
-
-
-def machine_bytes(root: Path = _ROOT) -> float:
-    """What all processes of our control group may still take together."""
-    return max(0.0, min(_of_machine(root), *_of_groups(root)))
-
-
-def process_bytes() -> float:
-    """What this process may still take by limits of its own; infinite without any."""
-    return max(0.0, min(map(_of_process, (resource.RLIMIT_AS, resource.RLIMIT_DATA))))
-
-
-def _of_machine(root: Path) -> float:
-    facts = dict(line.split(":") for line in (root / "proc/meminfo").read_text().splitlines())
-    return float(facts["MemAvailable"].split()[0]) * 1024
-
-
-def _of_groups(root: Path) -> Iterator[float]:
-    """Room in our control group (version 2) and in all around it: each of them may have a limit."""
-    mount, own = root / "sys/fs/cgroup", _own_group(root)
-    for place in (own, *own.parents):
-        yield _of_group(mount / place)
-
-
-def _own_group(root: Path) -> Path:
-    """Below the mount; the mount itself where our group is outside of what we can see."""
-    try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return Path()
-    found = next((Path(line.removeprefix("0::/")) for line in lines if line.startswith("0::/")), Path())
-    return Path() if ".." in found.parts else found
-
-
-def _of_group(folder: Path) -> float:
-    try:
-        limit, used = ((folder / name).read_text().strip() for name in ("memory.max", "memory.current"))
-        facts = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-    except OSError:  # no memory controller, or the root of all groups
-        return float("inf")
-    if limit == "max":
-        return float("inf")
-    return float(limit) - float(used) + sum(float(facts.get(name, 0)) for name in _CACHED)
-
-
-def _of_process(kind: int) -> float:
-    limit, _ = resource.getrlimit(kind)
-    used = int(Path("/proc/self/statm").read_text().split()[0 if kind == resource.RLIMIT_AS else 5])
-    return float("inf") if limit == resource.RLIM_INFINITY else float(limit - used * os.sysconf("SC_PAGE_SIZE"))

@@ -5,7 +5,8 @@ from typing import NamedTuple
 
 import torch
 
-from optcore.streaming.free_memory import check_room, gpu_bytes, machine_bytes, process_bytes
+from optcore.host_memory import machine_bytes, process_bytes
+from optcore.streaming.free_memory import check_room, gpu_bytes
 from optcore.streaming.reader import TensorReader
 
 _MASTER_bytes, _GRADIENT_bytes, _MOMENTS_bytes = 4, 4, 8

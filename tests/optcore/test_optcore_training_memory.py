@@ -9,7 +9,7 @@ from fixtures.tiny_models import MakeModel
 from fixtures.training import training_run
 
 from optcore.errors import OutOfMemory
-from optcore.streaming.free_memory import machine_bytes
+from optcore.host_memory import machine_bytes
 from optcore.streaming.reader import TensorReader
 from optcore.techniques import Finetune, HashShare, Palettize, Sparsify, TieLayers
 from optcore.techniques.base import Technique

@@ -1,0 +1,195 @@
+"""Every stage of a recipe with its cost by formula: the walk of `engine.optimize`, over shapes instead of weights."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from optcore.estimate.calibrating import measuring, quantizing, rewriting
+from optcore.estimate.changes import Others, after, quantized
+from optcore.estimate.drafting import draft_cost, draft_parameters, plan_cost
+from optcore.estimate.evaluating import evaluating
+from optcore.estimate.facts import ModelFacts
+from optcore.estimate.stored import Model
+from optcore.estimate.training import Trained, features_cost, teacher_cost, teacher_of, training_cost, windows_cost
+from optcore.estimate.work import Cost
+from optcore.estimate.writing import exporting, fetching
+from optcore.evaluate import AnyEvaluator
+from optcore.measures import draft_evaluators, gate_evaluator, result_evaluators, step_evaluators
+from optcore.plan import (
+    Result,
+    data_stage,
+    evaluate_stage,
+    export_stage,
+    features_stage,
+    gate_stage,
+    measured_between,
+    measured_drafts,
+    plan_stage,
+    results,
+    rival_stage,
+    serve_stage,
+    step_stage,
+    teacher_stage,
+    technique_stage,
+)
+from optcore.recipe import Recipe
+from optcore.techniques import AttentionWindow, Merge, Ptq, Rotate, Technique, TieLayers, Upcycle
+from optcore.techniques.distilling import Distilling
+from optcore.techniques.draft import Draft
+from optcore.techniques.ptq import Quantizing
+from optcore.techniques.quantization_aware import QuantizationAware
+from optcore.techniques.restructuring import Restructuring
+from optcore.techniques.training import Training
+
+_UNMEASURED = (Rotate, Merge, Upcycle, AttentionWindow)
+"""Techniques that need no text, as a rule."""
+
+
+class Priced(NamedTuple):
+    """One stage, its cost, and where what causes it stands in the recipe, a JSON Pointer."""
+
+    stage: str
+    cost: Cost
+    place: str = ""
+
+
+class Made(NamedTuple):
+    """One result as it will be."""
+
+    result: Result
+    model: Model
+
+
+@dataclass
+class Walk:
+    """Where a chain is."""
+
+    recipe: Recipe
+    source: ModelFacts
+    others: Others = field(default_factory=dict)
+    model: Model = field(init=False)
+    dense: ModelFacts = field(init=False)
+    """In high precision: what a quantized model is taught by."""
+    searched: bool = False
+    """Whether a plain rounding is measured beside the result."""
+    draft: float = 0.0
+    """Parameters of what guesses for the model."""
+    ptq: tuple[Ptq, ModelFacts] | None = None
+    """What gave the model its formats, and what it was given."""
+    made: list[Made] = field(default_factory=list)
+    shaped: list[tuple[str, Model]] = field(default_factory=list)
+    """Which quantized model an entry leaves, by its place in the recipe."""
+
+    def __post_init__(self) -> None:
+        self.model, self.dense = Model(self.source), self.source
+
+    def stages(self) -> Iterator[Priced]:
+        """In order, under the names of the plan."""
+        models = {"/model": self.source, **self.others}
+        yield Priced("0-fetch", fetching(self.recipe, models), "/model")
+        for number, technique in enumerate(self.recipe.chain, start=1):
+            yield from self._entry(number, technique)
+        for result in results(self.recipe):
+            yield from self._finish(result)
+
+    def _entry(self, number: int, technique: Technique) -> Iterator[Priced]:
+        name, place, before = technique_stage(number, technique), f"/chain/{number - 1}", self.model
+        yield from self._technique(name, place, technique)
+        own = sum(1 for _ in technique.alternatives)
+        if technique.gate:
+            evaluator = gate_evaluator(self.recipe, technique.gate.metric)
+            gate = self._evaluate("gate", (evaluator,), searched=self.searched)
+            yield Priced(gate_stage(name), gate._replace(again=float(own)), f"{place}/gate")
+        if number in measured_between(self.recipe):
+            yield Priced(step_stage(name), self._evaluate("measure", step_evaluators(self.recipe)), "/evaluate")
+        elif number in measured_drafts(self.recipe):
+            asked = draft_evaluators(self.recipe, self.source.positions)
+            yield Priced(step_stage(name), self._evaluate("measure", asked), "/evaluate")
+        if isinstance(technique, Restructuring) and (rival := technique.rival):
+            yield from self._rival(rival_stage(name), place, rival, self.model if rival.rival_goes_on else before)
+
+    def _rival(self, name: str, place: str, rival: Technique, start: Model) -> Iterator[Priced]:
+        kept, self.model = self.model, start
+        cost = _technique_cost(rival, self.model, after(rival, self.model, self.others, place), self.recipe)
+        yield Priced(name, cost, place)
+        self.model = after(rival, self.model, self.others, place)
+        yield Priced(step_stage(name), self._evaluate("measure", step_evaluators(self.recipe)), "/evaluate")
+        self.model = kept
+
+    def _technique(self, name: str, place: str, technique: Technique) -> Iterator[Priced]:
+        result = after(technique, self.model, self.others, place)
+        again = float(len(technique.alternatives))
+        if isinstance(technique, Training):
+            yield from self._training(name, place, technique, result)
+        else:
+            cost = _technique_cost(technique, self.model, result, self.recipe)
+            yield Priced(name, cost._replace(again=again), place)
+        if isinstance(technique, Ptq):
+            self.ptq = technique, self.model.facts
+            self.shaped.append((place, result))
+        if isinstance(technique, Quantizing):
+            self.searched = technique.is_searched
+        self.searched |= isinstance(technique, QuantizationAware)
+        self.model = result if not technique.stands_beside else self.model
+        if not technique.leaves_weights and not technique.stands_beside:
+            self.dense = self.model.facts
+
+    def _training(self, name: str, place: str, technique: Training, result: Model) -> Iterator[Priced]:
+        length = min(technique.sequence_length, self.source.positions)
+        if isinstance(technique, Draft):
+            yield from self._drafting(name, place, technique, length)
+            return
+        named = self.others.get(f"{place}/teacher")
+        asked = named or (self.source if getattr(technique, "teacher", "") == "source" else self.dense)
+        if technique.steps:
+            yield Priced(data_stage(name), windows_cost(technique, length, asked), f"{place}/data")
+        if isinstance(technique, Distilling) and technique.teacher_top_k:
+            yield Priced(teacher_stage(name), teacher_cost(technique, length, asked), f"{place}/teacher")
+        teacher = teacher_of(technique, self.source, self.dense, named)
+        scope = getattr(technique, "scope", "full")
+        kind = f"{getattr(technique, 'technique', 'training')} {scope}"
+        yield Priced(name, training_cost(Trained(technique, result, teacher, length), kind), place)
+
+    def _drafting(self, name: str, place: str, technique: Draft, length: int) -> Iterator[Priced]:
+        target = self.model.facts
+        if technique.steps:
+            yield Priced(plan_stage(name), plan_cost(target), place)
+            yield Priced(data_stage(name), windows_cost(technique, length, target), f"{place}/data")
+            if technique.features == "kept":
+                yield Priced(features_stage(name), features_cost(technique, length, target), place)
+        yield Priced(name, draft_cost(technique, target, length), place)
+        self.draft = draft_parameters(technique, target)
+
+    def _finish(self, result: Result) -> Iterator[Priced]:
+        model = self.model
+        if result.scheme and self.ptq:
+            technique, given = self.ptq
+            model = Model(given, quantized(technique, result.scheme, given))
+        self.made.append(Made(result, model))
+        yield Priced(export_stage(self.recipe, result), exporting(model, result.export), "/target")
+        wanted = result_evaluators(self.recipe, self.source.positions, result.name)
+        several, name = len(results(self.recipe)) > 1, evaluate_stage(self.recipe, result)
+        shared = tuple(each for each in wanted if not (several and each.reads_export))
+        kept, self.model = self.model, model
+        yield Priced(
+            name, self._evaluate("evaluate", shared, target=result.export.format, searched=self.searched), "/evaluate"
+        )
+        if several:
+            own = tuple(each for each in wanted if each.reads_export)
+            yield Priced(
+                serve_stage(self.recipe, result), self._evaluate("serve", own, target=result.export.format), "/evaluate"
+            )
+        self.model = kept
+
+    def _evaluate(
+        self, kind: str, evaluators: Sequence[AnyEvaluator], *, target: str = "dense", searched: bool = False
+    ) -> Cost:
+        return evaluating(kind, evaluators, self.source, self.model, searched=searched, target=target, draft=self.draft)
+
+
+def _technique_cost(technique: Technique, model: Model, result: Model, recipe: Recipe) -> Cost:
+    if isinstance(technique, Quantizing):
+        return quantizing(technique, model, result, recipe.calibration)
+    if isinstance(technique, _UNMEASURED) or (isinstance(technique, TieLayers) and technique.runs):
+        return rewriting(technique, result.facts)
+    return measuring(technique, model.facts, recipe.calibration)

@@ -1,0 +1,165 @@
+"""What training takes: its windows, what a teacher says of them, and the steps.
+
+Legend: T tokens of a window, V vocabulary.
+"""
+
+from typing import NamedTuple
+
+from optcore.estimate.facts import ModelFacts
+from optcore.estimate.shared import decoding, forward, head, layer_peak
+from optcore.estimate.stored import Model
+from optcore.estimate.work import Cost, Memory, Work
+from optcore.techniques.distilling import Distilling
+from optcore.techniques.draft import Draft
+from optcore.techniques.losses import needs_teacher
+from optcore.techniques.quantization_aware import QuantizationAware
+from optcore.techniques.training import Training
+
+_MICRO_tokens = 4096
+_CHUNK_rows = 1024
+_OPTIMIZER_values = 14
+"""Values that a step of AdamW reads and writes for each parameter, with clipping."""
+_ROUNDED_values = 24
+"""The same for each weight that is rounded with a gradient, forward and back."""
+_WRITTEN_at_once = 32
+"""Windows that a model writes together."""
+
+
+class Trained(NamedTuple):
+    """Who is in a training stage."""
+
+    technique: Training
+    student: Model
+    teacher: ModelFacts | None
+    """In memory beside the student."""
+    length: int
+
+
+def windows_cost(technique: Training, length: int, writer: ModelFacts) -> Cost:
+    """Of preparing windows: reading text, or letting a model write it."""
+    count = technique.windows + technique.held_out
+    tokens = count * length
+    work = Work(values=600.0 * tokens, disk=6.0 * tokens, calls=1500.0)
+    kind, memory = "data text", Memory()
+    if technique.data.kind in ("generated", "answers"):
+        kind = f"data {technique.data.kind}"
+        begun = min(technique.data.prompt_tokens, length)
+        steps = max(1, length - begun) * max(1.0, count / _WRITTEN_at_once)
+        work = work.plus(decoding(writer, steps, min(count, _WRITTEN_at_once), length)._replace(starts=()))
+        cache = 4.0 * writer.key_values * length * min(count, _WRITTEN_at_once)
+        memory = Memory(device=whole(writer) + cache + layer_peak(writer, length, _WRITTEN_at_once), host=0.0)
+    return Cost(kind, work, memory, 5.0 * tokens)
+
+
+def teacher_cost(technique: Distilling, length: int, teacher: ModelFacts) -> Cost:
+    """Of asking a teacher once for the likeliest tokens of every position."""
+    tokens, kept = (technique.windows + technique.held_out) * length, technique.teacher_top_k or 1
+    work = Work(disk=8.0 * kept * tokens).plus(forward(teacher, tokens, length)).plus(head(teacher, tokens))
+    memory = Memory(device=whole(teacher) + layer_peak(teacher, length) + 16.0 * _CHUNK_rows * teacher.vocabulary)
+    size = 2 if teacher.vocabulary <= 2**16 else 4
+    return Cost("teacher", work, memory, tokens * kept * (size + 2.0))
+
+
+def features_cost(technique: Draft, length: int, target: ModelFacts) -> Cost:
+    """Of keeping what a target computes."""
+    tokens = (technique.windows + technique.held_out) * length
+    size = 2.0 if technique.feature_dtype == "bfloat16" else 4.0
+    written = tokens * target.hidden * 4 * size
+    work = Work(disk=written).plus(forward(target, tokens, length))
+    return Cost("features", work, Memory(device=layer_peak(target, length), host=2.0**31), written)
+
+
+def training_cost(trained: Trained, kind: str) -> Cost:
+    """Of the steps, validations and checkpoints."""
+    technique, student, length = trained.technique, trained.student.facts, trained.length
+    tokens, micro = technique.batch * length, technique.micro_batch or max(1, _MICRO_tokens // length)
+    moving = _moving(technique, student)
+    layers = student.layers if getattr(technique, "scope", "") == "block" else 1
+    step = _step(trained, tokens, micro * length, moving).times(technique.steps * layers)
+    looks = technique.steps // max(1, technique.validate_every) + 1
+    measured = technique.held_out * length
+    look = _forward_of_all(trained, measured, micro * length).times(looks * layers)
+    saves = technique.steps // max(1, technique.checkpoint_every) + looks / 2 + 1
+    kept = 12.0 * moving + 4.0 * student.outside
+    work = Work(disk=saves * kept + 2 * student.weight_bytes, values=20.0 * student.parameters)
+    total = work.plus(step).plus(look)
+    needed = _memory(trained, micro, moving)
+    return Cost(kind, total._replace(starts=("transformers",)), needed, student.weight_bytes + 2 * kept)
+
+
+def whole(facts: ModelFacts) -> float:
+    """Bytes of a model that is in memory as a whole."""
+    return 4.0 * facts.parameters
+
+
+def teacher_of(
+    technique: Training, source: ModelFacts, dense: ModelFacts, named: ModelFacts | None
+) -> ModelFacts | None:
+    """The model that is asked while the student trains; None where nobody is."""
+    if not isinstance(technique, Distilling) and not hasattr(technique, "teacher"):
+        return None
+    if isinstance(technique, Distilling) and (technique.teacher_top_k or not needs_teacher(technique.losses)):
+        return None
+    return named or (source if getattr(technique, "teacher", "") == "source" else dense)
+
+
+def _step(trained: Trained, tokens: float, micro_tokens: float, moving: float) -> Work:
+    """Forward, once more where activations are not kept, and twice as much back; the teacher's forward beside it."""
+    technique, facts = trained.technique, trained.student.facts
+    batch = min(tokens, micro_tokens)
+    again = 1.0 if technique.gradient_checkpointing else 0.0
+    own = forward(facts, tokens, trained.length, batch=batch).times(3 + again)
+    own = own.plus(head(facts, tokens).times(3))
+    if trained.teacher:
+        own = own.plus(forward(trained.teacher, tokens, trained.length, batch=batch)).plus(
+            head(trained.teacher, tokens)
+        )
+    if isinstance(technique, QuantizationAware):
+        passes = max(1.0, tokens / batch) * (1 + again)
+        weights = sum(one.elements for one in facts.linears)
+        own = own.plus(Work((), values=_ROUNDED_values * weights * passes, calls=passes * len(facts.linears) / 2))
+    return own._replace(starts=(), values=own.values + _OPTIMIZER_values * moving, calls=own.calls + facts.layers)
+
+
+def _forward_of_all(trained: Trained, tokens: float, batch: float) -> Work:
+    facts = trained.student.facts
+    work = forward(facts, tokens, trained.length, batch=batch).plus(head(facts, tokens))
+    if trained.teacher:
+        work = work.plus(forward(trained.teacher, tokens, trained.length, batch=batch)).plus(
+            head(trained.teacher, tokens)
+        )
+    return work._replace(starts=())
+
+
+def _moving(technique: Training, facts: ModelFacts) -> float:
+    """Parameters that train."""
+    scope = getattr(technique, "scope", "full")
+    if scope == "lora":
+        rank = technique.lora.rank  # type: ignore[attr-defined]
+        return float(sum(one.copies * rank * sum(one.matrix) for one in facts.linears))
+    if scope in ("scales", "none"):
+        return facts.parameters / 128
+    if scope == "block":
+        return float(facts.largest_layer)
+    return float(
+        sum(one.elements for one in facts.linears) if isinstance(technique, QuantizationAware) else facts.parameters
+    )
+
+
+def _memory(trained: Trained, micro: int, moving: float) -> Memory:
+    """Weights in float32, gradients and two moments of what trains, the teacher, and what a micro-batch leaves."""
+    technique, facts, length = trained.technique, trained.student.facts, trained.length
+    student_layer = facts.largest_layer
+    tokens = min(micro, technique.batch) * length
+    one_layer = tokens * (16.0 * facts.hidden + 6.0 * facts.intermediate * max(1, facts.experts_chosen))
+    kept = facts.layers * tokens * facts.hidden if technique.gradient_checkpointing else facts.layers * one_layer
+    rows = min(_CHUNK_rows, tokens)
+    logits = 4.0 * rows * facts.vocabulary * (6 if trained.teacher else 4)
+    exact = whole(facts) + 16.0 * moving
+    if isinstance(technique, QuantizationAware):
+        exact += 8.0 * (student_layer if technique.gradient_checkpointing else moving)
+    teacher = whole(trained.teacher) if trained.teacher else 0.0
+    device = teacher + 4.0 * (one_layer + kept) + layer_peak(facts, length, tokens)
+    return Memory(
+        exact=exact + logits, device=device, processes=technique.process_count if technique.process_count > 1 else 1
+    )

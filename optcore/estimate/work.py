@@ -1,0 +1,91 @@
+"""Amounts of work and memory of one stage, and what they come to on a machine."""
+
+from typing import NamedTuple
+
+from optcore.estimate.constants import (
+    CPU_CORE,
+    GPU,
+    GPU_RATES,
+    BASE_bytes,
+    CORES_used,
+    GPU_BASE_bytes,
+    GPU_HOST_bytes,
+    GPU_other,
+    START_seconds,
+)
+from optcore.estimate.document import Machine
+
+
+class Work(NamedTuple):
+    """What a stage does, in units whose costs `constants` lists."""
+
+    starts: tuple[str, ...] = ("transformers",)
+    """Processes one after the other, by the heaviest library that each imports."""
+    flops: float = 0.0
+    values: float = 0.0
+    columns: float = 0.0
+    calls: float = 0.0
+    disk: float = 0.0
+    network: float = 0.0
+
+    def plus(self, other: "Work") -> "Work":
+        """Both; the processes are those of the first and of the second."""
+        sums = (own + more for own, more in zip(self[1:], other[1:], strict=True))
+        return Work(self.starts + other.starts, *sums)
+
+    def times(self, factor: float) -> "Work":
+        """So many times, in the same processes."""
+        return Work(self.starts, *(amount * factor for amount in self[1:]))
+
+    def seconds(self, machine: Machine) -> float:
+        """On a machine that nothing was learned of."""
+        starts = sum(START_seconds[each] for each in self.starts)
+        if machine.device == "cuda":
+            rate = gpu_rate(machine.gpu_kind)
+            spread = (GPU.flops / rate, GPU.values / max(rate, GPU_other), GPU.columns, GPU.calls)
+            costs = (*spread, GPU.disk, GPU.network)
+            starts *= 2  # CUDA's context and kernels
+        else:
+            cores = min(machine.cores, CORES_used)
+            spread = (CPU_CORE.flops / cores, CPU_CORE.values / cores, CPU_CORE.columns, CPU_CORE.calls)
+            costs = (*spread, CPU_CORE.disk, CPU_CORE.network)
+        return starts + sum(amount * cost for amount, cost in zip(self[1:], costs, strict=True))
+
+
+class Memory(NamedTuple):
+    """Bytes that a stage's process holds at its peak."""
+
+    base: str = "transformers"
+    """The heaviest library that it imports."""
+    host: float = 0.0
+    """What is in the host's memory wherever is computed: states between layers, a checkpoint on its way."""
+    device: float = 0.0
+    """What is where is computed, in float32 on a CPU and in bfloat16 on a GPU: layers, products, what is between."""
+    exact: float = 0.0
+    """The same in float32 everywhere: Gram matrices, optimizers."""
+    processes: int = 1
+
+    def on(self, machine: Machine) -> tuple[int, int]:
+        """Of the host, over all processes, and of each GPU."""
+        base = BASE_bytes[self.base] * self.processes
+        if machine.device != "cuda" or self.base != "transformers":
+            return round(base + self.host + (self.device + self.exact) * self.processes), 0
+        host = base + GPU_HOST_bytes * self.processes + self.host
+        return round(host), round(GPU_BASE_bytes + self.device / 2 + self.exact)
+
+
+class Cost(NamedTuple):
+    """Of one stage, by formula."""
+
+    kind: str
+    work: Work
+    memory: Memory
+    disk: float = 0.0
+    """Bytes that it leaves below the work folder, or needs there at once."""
+    again: float = 0.0
+    """How often it may be done once more, as a share: fallbacks of a gate."""
+
+
+def gpu_rate(kind: str) -> float:
+    """Of a GPU, as a share of an H100's."""
+    return next((rate for name, rate in GPU_RATES.items() if name in kind.upper()), GPU_other)

@@ -1,0 +1,93 @@
+"""What a run will take, said once its model is here; one that cannot end well is refused before any stage."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from optcore.errors import BadCheckpoint, OptError, OutOfDisk, OutOfMemory, SourceNotFound
+from optcore.estimate.document import Estimate, StageCostSeen
+from optcore.estimate.estimate import estimate
+from optcore.estimate.facts import ModelFacts, from_folder
+from optcore.estimate.learning import Rates
+from optcore.estimate.machine import this_machine
+from optcore.estimate.problems import short_of_disk, short_of_memory
+from optcore.estimate.seen import merged, read_seen
+from optcore.recipe import Recipe
+from optcore.references import ModelRef
+
+
+def foresee(recipe: Recipe, fetched: dict[str, Any], work: Path, seen: Iterable[StageCostSeen]) -> Estimate | None:
+    """The estimate of a recipe whose models were fetched; None for a checkpoint whose headers say too little."""
+    folder = Path(fetched["source"])
+    try:
+        facts = from_folder(folder)
+        others = {place: from_folder(Path(model["path"])) for place, model in fetched["models"].items()}
+    except BadCheckpoint:
+        return None
+    return _estimated(recipe, facts, work, seen, others, folder)
+
+
+def refuse_impossible(found: Estimate) -> None:
+    """Raise `OutOfMemory` or `OutOfDisk` where not even the least that is expected fits this machine."""
+    kinds: tuple[tuple[type[OptError], Any], ...] = ((OutOfMemory, short_of_memory), (OutOfDisk, short_of_disk))
+    for error, short in kinds:
+        for problem in short(found.machine, found.stages, {}):
+            if problem.fatal:
+                raise error(f"{problem.message}: refused before any work", remedy=problem.remedy, field="/chain")
+
+
+def estimate_here(recipe: Recipe, work: Path, seen: Iterable[StageCostSeen]) -> Estimate:
+    """The estimate of a recipe whose models lie on this machine: nothing is downloaded.
+
+    Raises `SourceNotFound` for a model that was not fetched to the work folder yet.
+    """
+    folder = _here(recipe.model, work, "/model")
+    others = dict(_others(recipe, work))
+    return _estimated(recipe, from_folder(folder), work, seen, others, folder)
+
+
+def _estimated(
+    recipe: Recipe,
+    facts: ModelFacts,
+    work: Path,
+    seen: Iterable[StageCostSeen],
+    others: dict[str, ModelFacts],
+    folder: Path,
+) -> Estimate:
+    rates = Rates.from_seen(merged(read_seen(work), seen))
+    return estimate(recipe, facts, this_machine(work), rates, others, folder)
+
+
+def _others(recipe: Recipe, work: Path) -> Iterator[tuple[str, ModelFacts]]:
+    """Teachers, students and models to merge that are here; one that is not counts as the source."""
+    for number, technique in enumerate(recipe.chain):
+        for name, ref in technique.models.items():
+            place = f"/chain/{number}/{name}"
+            try:
+                yield place, from_folder(_here(ref, work, place))
+            except (SourceNotFound, BadCheckpoint):
+                continue
+
+
+def _here(model: ModelRef, work: Path, place: str) -> Path:
+    folder = Path(str(model.path)) if model.path else _downloaded(model, work)
+    if not (folder / "config.json").is_file():
+        raise SourceNotFound(
+            f"{model} is not on this machine, and an estimate downloads nothing",
+            remedy="run `python -m optcore fetch` first, or name a folder",
+            field=place,
+        )
+    return folder
+
+
+def _downloaded(model: ModelRef, work: Path) -> Path:
+    """Of the commit that the recipe names, or the one that came last."""
+    from optcore.sources.client import HubRepo  # the Hub's library, which no other estimate needs
+    from optcore.sources.hub import folder_of
+
+    fields = {"id_field": "/model/id", "revision_field": "/model/revision"}
+    repo = HubRepo(kind="model", id=str(model.id), revision=model.revision, **fields)
+    exact = folder_of(repo, model.revision, work / "sources")
+    if exact.is_dir() or not exact.parent.is_dir():
+        return exact
+    return max(exact.parent.iterdir(), key=lambda path: path.stat().st_mtime, default=exact)
