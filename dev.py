@@ -123,10 +123,15 @@ def bench_ptq(arguments: list[str]) -> int:
     return bench(["ptq", *arguments])
 
 
+def proofs_docs(arguments: list[str]) -> int:
+    """Every recipe of the documentation through the engine, on models small enough for it."""
+    return proofs(arguments, "tests/docs")
+
+
 def docs(arguments: list[str]) -> int:
-    """Write the generated pages again."""
+    """Write the generated pages again, and build the site into .lathe/site."""
     prepare("full")
-    return become(PYTHON, "-m", "docs.generate", *arguments)
+    return become(PYTHON, "-m", "docs", *arguments)
 
 
 def audit(arguments: list[str]) -> int:
@@ -139,7 +144,7 @@ TARGETS = {
     target.__name__.replace("_", "-"): target
     for target in (
         *(demo, test, check, up, proofs, proofs_ptq, proofs_training, proofs_restructure, proofs_drafts),
-        *(proofs_exports, proofs_kernels, chaos, bench, bench_ptq, docs, audit),
+        *(proofs_exports, proofs_kernels, proofs_docs, chaos, bench, bench_ptq, docs, audit),
     )
 }
 

@@ -7,16 +7,23 @@ from pathlib import Path
 
 from docs.pages.cli import cli_page
 from docs.pages.engines import engines_page
+from docs.pages.notebook import notebook_page
 from docs.pages.recipe import recipe_page
-from docs.pages.registries import formats_page, techniques_page
+from docs.pages.recipes import recipes_page
+from docs.pages.registries import formats_page
 from docs.pages.rest import rest_page
 from docs.pages.settings import settings_page
+from docs.pages.techniques import evaluators_page, technique_page, techniques, techniques_page
 
 FOLDER = Path(__file__).parent
 NOTICE = "<!-- Made from the code by `python -m docs.generate`. Change the code, not this page. -->"
+MIXED = "<!-- Made from the code by `python -m docs.generate`, but for what stands between the marks. -->"
 
-PAGES: dict[str, Callable[[], str]] = {
-    "techniques.md": techniques_page,
+_WHOLE: dict[str, Callable[[], str]] = {
+    "techniques/README.md": techniques_page,
+    "evaluators.md": evaluators_page,
+    "recipes/README.md": recipes_page,
+    "notebook.md": notebook_page,
     "formats.md": formats_page,
     "engines.md": engines_page,
     "recipe.md": recipe_page,
@@ -24,6 +31,8 @@ PAGES: dict[str, Callable[[], str]] = {
     "cli.md": cli_page,
     "rest.md": rest_page,
 }
+_TECHNIQUES = {f"techniques/{name}.md": name for name in techniques()}
+PAGES = (*_WHOLE, *_TECHNIQUES)
 
 
 def drifted() -> list[str]:
@@ -32,14 +41,17 @@ def drifted() -> list[str]:
 
 
 def expected(name: str) -> str:
-    """What a page must hold."""
-    return f"{NOTICE}\n\n{PAGES[name]()}"
+    """What a page must hold; prose in the page of a technique stays as it is."""
+    if name in _TECHNIQUES:
+        return f"{MIXED}\n\n{technique_page(_TECHNIQUES[name], _read(name))}"
+    return f"{NOTICE}\n\n{_WHOLE[name]()}"
 
 
 def write() -> list[str]:
     """Write the pages that have drifted, and name them."""
     names = drifted()
     for name in names:
+        (FOLDER / name).parent.mkdir(exist_ok=True)
         (FOLDER / name).write_text(expected(name), encoding="utf-8")
     return names
 

@@ -62,6 +62,7 @@ from optcore.techniques.restructuring import Restructuring
 from optcore.techniques.training import Training
 from optcore.training.window_facts import WindowFacts
 from optcore.training_fit import check_models
+from optcore.trials import trial
 from optcore.work import WorkFolder
 
 
@@ -334,14 +335,15 @@ class _Walk(Conductor):
         gate = attempt.technique.gate
         if gate is None:
             return True
-        trial = _trial(attempt, gate, self._gate_value(attempt.stage, gate, recipe))
-        self.trials.append(trial)
-        if trial.passed:
+        value = self._gate_value(attempt.stage, gate, recipe)
+        made = trial(attempt.stage, attempt.technique, gate, value, attempt.following)
+        self.trials.append(made)
+        if made.passed:
             return True
         if gate.on_fail == "stop":
             missed = "; ".join(_said(one) for one in self.trials if not one.passed)
             raise GateFailed(missed, remedy="choose a higher-precision scheme, or a wider gate", field="/chain")
-        self.notice(attempt.stage, _said(trial))
+        self.notice(attempt.stage, _said(made))
         return gate.on_fail == "warn"
 
     def _gate_value(self, name: str, gate: Gate, recipe: Recipe) -> float:
@@ -358,21 +360,6 @@ def _attempts(number: int, technique: Technique) -> Iterator[_Attempt]:
     names = [technique_stage(number, candidate, attempt) for attempt, candidate in enumerate(candidates)]
     for name, candidate, place, following in zip(names, candidates, places, (*names[1:], ""), strict=True):
         yield _Attempt(name, candidate, place, following)
-
-
-def _trial(attempt: _Attempt, gate: Gate, value: float) -> Trial:
-    missed = {"stop": "stopped", "warn": "kept with a warning", "fallback": f"went on to {attempt.following}"}
-    passed = gate.passes(value)
-    return Trial(
-        stage=attempt.stage,
-        tried=attempt.technique.summary,
-        metric=gate.metric,
-        value=value,
-        bound=gate.bound,
-        better="lower" if gate.min is None else "higher",
-        passed=passed,
-        then="kept" if passed else missed[gate.on_fail],
-    )
 
 
 def _said(trial: Trial) -> str:

@@ -51,6 +51,7 @@ pytest_plugins = [
     "fixtures.training_stages",
     "fixtures.package_texts",
     "fixtures.whole_runs",
+    "fixtures.small_recipes",
 ]
 
 ROOT = Path(__file__).parent.parent

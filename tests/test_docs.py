@@ -1,37 +1,25 @@
 """Documentation that cannot drift: recipes load, generated pages equal the code, links lead somewhere."""
 
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from fixtures.doc_blocks import FENCE, ROOT, name_of, pages
 
 from docs import generate
-from docs.pages import cli
 from docs.pages.markdown import anchor
-from optcore.frozen import Frozen
+from docs.pages.notebook import NOTEBOOK
+from docs.pages.techniques import PROSE, technique_page, techniques
 from optcore.recipe import load_recipe, parse_recipe
 from optcore.schemes import KV_CACHE_PRESETS, PRESETS
 from optcore.targets import checkpoints
 
-ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "docs" / "recipes").rglob("*.y*ml"))
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.M | re.S)
+PAGES = [page for page in pages() if not page.is_relative_to(ROOT / "docs" / "pages")]
 LINK = re.compile(r"\]\(([^)\s]+)\)")
-
-
-def pages() -> list[Path]:
-    """The Markdown files of the repository, as git would see them."""
-    found = [
-        *ROOT.glob("*.md"),
-        *(page for name in ("docs", "models", "benchmarks") for page in (ROOT / name).rglob("*.md")),
-    ]
-    return sorted(found)
-
-
-def name_of(path: Path) -> str:
-    return path.relative_to(ROOT).as_posix()
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=name_of)
@@ -48,20 +36,6 @@ def test_every_number_format_has_a_recipe() -> None:
     assert named >= {*PRESETS, *(f"kv:{name}" for name in KV_CACHE_PRESETS)}
 
 
-@pytest.mark.parametrize("page", ["README.md"])
-def test_recipes_in_prose_are_recipes(page: str) -> None:
-    blocks = [text for language, text in FENCE.findall((ROOT / page).read_text(encoding="utf-8")) if language == "yaml"]
-    assert blocks
-    assert all(isinstance(parse_recipe(text), Frozen) for text in blocks)
-
-
-@pytest.mark.parametrize("page", pages(), ids=name_of)
-def test_python_in_prose_compiles(page: Path) -> None:
-    for language, text in FENCE.findall(page.read_text(encoding="utf-8")):
-        if language == "python":
-            assert compile(text, name_of(page), "exec")
-
-
 @pytest.mark.parametrize("name", generate.PAGES)
 def test_generated_pages_are_what_the_code_says(name: str) -> None:
     held = (ROOT / "docs" / name).read_text(encoding="utf-8")
@@ -75,12 +49,44 @@ def test_the_check_fails_for_a_page_that_drifted(tmp_path: Path, monkeypatch: py
     assert generate.drifted() == []
 
 
+@pytest.mark.parametrize("name", techniques())
+def test_the_page_of_a_technique_keeps_its_prose_and_says_when_and_at_what_price(name: str) -> None:
+    held = (ROOT / "docs" / "techniques" / f"{name}.md").read_text(encoding="utf-8")
+    prose = held.partition(PROSE[0])[2].partition(PROSE[1])[0]
+    _, when, price = re.split(r"^## (?:When|Trade-offs)$", prose, flags=re.M)
+    assert min(len(when.strip()), len(price.strip())) > 60
+    changed = held.replace(prose, f"{prose}one more line\n", 1)
+    assert technique_page(name, changed) == technique_page(name, held).replace(prose, f"{prose}one more line\n", 1)
+
+
+def test_the_notebook_is_kept_without_what_it_printed() -> None:
+    cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+    assert {cell["cell_type"] for cell in cells} == {"code", "markdown"}
+    assert all(
+        cell["outputs"] == [] and cell["execution_count"] is None for cell in cells if cell["cell_type"] == "code"
+    )
+    assert all(cell["metadata"] == {} for cell in cells)
+
+
+@pytest.mark.parametrize("name", ["performance.md", "restructuring.md"])
+def test_figures_of_the_choice_stand_on_the_pages_that_it_names(name: str) -> None:
+    rows = [
+        line for line in (ROOT / "docs" / "choosing.md").read_text(encoding="utf-8").splitlines() if f"({name}#" in line
+    ]
+    figures = {
+        figure for row in rows for figure in re.findall(r"(?<![\w.])\d[\d,]*\.?\d+(?![\w.])", row.split("](")[0])
+    }
+    source = re.sub(r"(?<![\d,])\.(?=\d)", "0.", (ROOT / "docs" / name).read_text(encoding="utf-8")).replace(",", "")
+    assert len(figures) > 8
+    assert [figure for figure in figures if figure.replace(",", "") not in source] == []
+
+
 def test_pages_are_made_without_torch() -> None:
     program = "import sys; from docs import generate; generate.expected('recipe.md'); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False).returncode == 0
 
 
-@pytest.mark.parametrize("page", pages(), ids=name_of)
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_links_lead_somewhere(page: Path) -> None:
     prose = FENCE.sub("", page.read_text(encoding="utf-8"))
     lost = [link for link in LINK.findall(prose) if not re.match(r"https?://", link) and not leads(page, link)]
@@ -123,7 +129,7 @@ def test_every_page_is_reachable_from_the_readme() -> None:
         waiting += [
             target for link in links if (target := (page.parent / link).resolve()).suffix == ".md" and target.exists()
         ]
-    assert [name_of(page) for page in pages() if page not in seen and page.is_relative_to(ROOT / "docs")] == []
+    assert [name_of(page) for page in PAGES if page not in seen and page.is_relative_to(ROOT / "docs")] == []
 
 
 def test_the_decisions_are_listed() -> None:
@@ -133,15 +139,3 @@ def test_the_decisions_are_listed() -> None:
     for name in listed:
         text = (folder / name).read_text(encoding="utf-8")
         assert [word for word in ("**Context.**", "**Decision.**", "**Consequences.**") if word not in text] == []
-
-
-def test_the_commands_that_people_read_exist() -> None:
-    prose = "\n".join(page.read_text(encoding="utf-8") for page in pages())
-    entry = (ROOT / "dev.py").read_text(encoding="utf-8")
-    for target in set(re.findall(r"dev\.py (\w+)", prose)):
-        assert f"def {target}(" in entry
-    known = {words for words, _ in cli.commands()}
-    for language, text in FENCE.findall(prose):
-        if language == "shell":
-            typed = re.findall(r"^lathe (\w+)(?: (\w+))?", text, re.M)
-            assert [words for words in typed if not {f"lathe {words[0]}", f"lathe {' '.join(words)}"} & known] == []

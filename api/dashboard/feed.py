@@ -73,6 +73,11 @@ def _metric(data: Data) -> str:
     return f"{data['stage']}: {data['name']} = {format_number(data['value'])}{step}"
 
 
+def _notice(data: Data) -> str:
+    stage, message = data["stage"], data["message"]
+    return str(message) if message.startswith(f"{stage}:") else f"{stage}: {message}"
+
+
 _WORDS: dict[str, Callable[[Data], str]] = {
     "job.queued": _queued,
     "job.running": lambda data: f"Claimed by worker {data.get('worker_id', '')}",
@@ -92,6 +97,6 @@ _WORDS: dict[str, Callable[[Data], str]] = {
     "stage_started": lambda data: f"Stage {data['stage']} started",
     "stage_finished": _finished,
     "metric": _metric,
-    "notice": lambda data: f"{data['stage']}: {data['message']}",
+    "notice": _notice,
     "run_finished": lambda data: f"Artifact complete, digest {data['digest']}",
 }

@@ -1,15 +1,17 @@
-"""The page of one job: its state, live; its result; and the button that ends it."""
+"""The page of one job, a tab at a time: what it does now, live; and the files that it gives away."""
+
+from collections.abc import Callable
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import RedirectResponse
+from fastapi.responses import HTMLResponse
 from fastapi.sse import EventSourceResponse
 from starlette.concurrency import run_in_threadpool
 
-from api import lifecycle
 from api.dashboard import live
-from api.dashboard.pages import PageRoute, is_partial, page
-from api.dashboard.session import OURS, EditorDep, ViewerDep
+from api.dashboard.pages import HEADERS, PageRoute, is_partial, page
+from api.dashboard.session import ViewerDep
 from api.dashboard.snapshot import Watch
+from api.dashboard.tabs import TABS, Tab
 from api.deps import ListenerDep, SessionDep, SessionsDep, StoreDep
 from api.download import WantedDep
 from api.routes import artifacts
@@ -19,12 +21,23 @@ from optcore.recipe import recipe_from
 
 router = APIRouter(prefix="/jobs/{job_id}", route_class=PageRoute, include_in_schema=False)
 
+WITH_OWN_PAGE = {"logs"}
+"""Tabs that need more than the job."""
 
-@router.get("")
-def show_job(sessions: SessionsDep, store: StoreDep, viewer: ViewerDep, job_id: str) -> Response:
-    """The whole page; it follows the job by itself until nothing can change any more."""
-    found = Watch(sessions, store, viewer, job_id).look()
-    return page("job.html", viewer=viewer.project_name, found=found, job=found.job)
+
+def _shows(tab: Tab) -> Callable[..., Response]:
+    def show_tab(request: Request, sessions: SessionsDep, store: StoreDep, viewer: ViewerDep, job_id: str) -> Response:
+        found = Watch(sessions, store, viewer, job_id, tab).look()
+        if is_partial(request):
+            return HTMLResponse(found.state(), headers=HEADERS)
+        return page("job.html", viewer=viewer.project_name, found=found, job=found.job, refused=None)
+
+    return show_tab
+
+
+for _tab, _room in TABS.items():
+    if _tab not in WITH_OWN_PAGE:
+        router.add_api_route(_room.path, _shows(_tab), name=f"job_{_tab}")
 
 
 @router.get("/live")
@@ -34,23 +47,15 @@ async def follow_job(
     listener: ListenerDep,
     viewer: ViewerDep,
     job_id: str,
+    tab: Tab = "overview",
     after: SeqDep = 0,
     last_event_id: LastEventIdDep = None,
 ) -> Response:
     """The page's stream."""
-    watch = Watch(sessions, store, viewer, job_id)
+    watch = Watch(sessions, store, viewer, job_id, tab)
     seq = after if last_event_id is None else last_event_id
     await run_in_threadpool(watch.look, seq)  # an absent job is a 404, not an empty stream
     return EventSourceResponse(live.follow(watch, listener, seq), headers={"X-Accel-Buffering": "no"})
-
-
-@router.post("/cancel", dependencies=[OURS])
-def cancel_job(request: Request, session: SessionDep, viewer: EditorDep, job_id: str) -> Response:
-    """Ask for the job's end; the stream tells the rest."""
-    lifecycle.request_cancel(session, viewer.project_id, job_id)
-    if is_partial(request):
-        return Response(status_code=204)
-    return RedirectResponse(f"/jobs/{job_id}", status_code=303)
 
 
 @router.get("/recipe.yaml")

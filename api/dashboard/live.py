@@ -7,11 +7,9 @@ from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 from starlette.concurrency import run_in_threadpool
 
 from api.dashboard.snapshot import Watch
+from api.dashboard.tabs import TABS
 from api.following import PING_seconds, POLL_seconds, woken
 from api.listener import Listener
-
-BREATH_seconds = 0.1
-"""Between two messages: many events in a row become one."""
 
 
 async def follow(watch: Watch, listener: Listener, seq: int) -> AsyncIterator[bytes]:
@@ -31,7 +29,7 @@ async def follow(watch: Watch, listener: Listener, seq: int) -> AsyncIterator[by
                 return
             if not more and not await woken(news, PING_seconds if listener.connected else POLL_seconds):
                 yield KEEPALIVE_COMMENT
-            await asyncio.sleep(BREATH_seconds)
+            await asyncio.sleep(TABS[watch.tab].breath_seconds)
 
 
 def _one_event(html: str) -> str:

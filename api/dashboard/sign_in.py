@@ -15,7 +15,7 @@ from api.errors import Unauthorized
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 
-_OWN_PAGE = re.compile(r"/(new|jobs/job_[0-9a-v]{26})?")
+_OWN_PAGE = re.compile(r"/(new|jobs/job_[0-9a-v]{26}(/(plots|logs|artifacts|recipe|deliveries))?)?")
 
 
 @router.get("/sign-in")

@@ -75,6 +75,31 @@ def headline(job: Job) -> str:
     return sentences[job.status]
 
 
+def seconds_left(job: Job, now: datetime) -> float | None:
+    """What is left of the running stage at the pace that it had so far; None before it has said how far it is."""
+    stage = next((each for each in job.stages if each.status == "running"), None)
+    if stage is None or stage.started_at is None or not 0 < stage.done < stage.total:
+        return None
+    spent = max(0.0, (now - stage.started_at).total_seconds())
+    return spent * (stage.total - stage.done) / stage.done
+
+
+def roughly(value: float) -> str:
+    """A duration that is a guess: one unit is enough."""
+    for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
+        if value >= 2 * length:
+            return f"{round(value / length)} {unit}"
+    return f"{max(1, round(value)) if value < 10 else 5 * round(value / 5)} s"
+
+
+def tick(value: float) -> str:
+    """A round duration on an axis."""
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if value >= length:
+            return f"{value / length:g} {unit}"
+    return f"{value:g} s"
+
+
 def silence(endpoint: WebhookEndpoint) -> str:
     """Why a webhook receiver gets nothing any more."""
     if endpoint.disabled_reason == "gone":
@@ -102,6 +127,9 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "done_of": stages_done,
     "took": took,
     "headline": headline,
+    "seconds_left": seconds_left,
+    "roughly": roughly,
+    "tick": tick,
     "silence": silence,
     "share": share,
     "link": link,

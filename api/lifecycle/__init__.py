@@ -11,6 +11,7 @@ is silent. Every write of a worker is fenced by the epoch of its claim.
 """
 
 from api.lifecycle.announcements import announce_test
+from api.lifecycle.choices import Verb, choices
 from api.lifecycle.claims import Claim, Renewal, claim, claim_next, renew
 from api.lifecycle.outcome import cancelled, fail, finish, out_of_time, paused, release
 from api.lifecycle.progress import record, record_log
@@ -45,8 +46,10 @@ __all__ = [
     "PublishClaim",
     "Renewal",
     "Submitted",
+    "Verb",
     "announce_test",
     "cancelled",
+    "choices",
     "claim",
     "claim_next",
     "claim_publish",

@@ -1,6 +1,6 @@
 """The history of a job: numbered lines without gaps."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from sqlalchemy import func, insert, select
@@ -27,3 +27,9 @@ def after(session: Session, job_id: str, seq: int, limit: int) -> Sequence[Event
     return session.scalars(
         select(Event).where(Event.job_id == job_id, Event.seq > seq).order_by(Event.seq).limit(limit)
     ).all()
+
+
+def of_types(session: Session, job_id: str, types: Collection[str], limit: int) -> Sequence[Event]:
+    """The latest lines of these types, oldest first."""
+    statement = select(Event).where(Event.job_id == job_id, Event.type.in_(types))
+    return session.scalars(statement.order_by(Event.seq.desc()).limit(limit)).all()[::-1]

@@ -7,7 +7,7 @@ from sqlalchemy.orm import Session
 
 from api.errors import BadRequest
 from api.ids import is_id
-from api.store.models import WebhookDelivery, WebhookMessage
+from api.store.models import WebhookDelivery, WebhookEndpoint, WebhookMessage
 
 
 def page(
@@ -31,6 +31,22 @@ def page(
     order = WebhookDelivery.at.desc(), WebhookDelivery.message_id.desc(), WebhookDelivery.attempt.desc()
     rows = session.execute(statement.order_by(*order).limit(limit + 1)).all()
     return rows[:limit], len(rows) > limit
+
+
+def of_job(
+    session: Session, project_id: str, job_id: str, limit: int
+) -> Sequence[Row[WebhookMessage, WebhookEndpoint, WebhookDelivery | None]]:
+    """The messages about a job, newest first: where each goes, and the last attempt to deliver it, if there was one."""
+    is_last = (WebhookDelivery.message_id == WebhookMessage.id) & (WebhookDelivery.attempt == WebhookMessage.attempts)
+    statement = (
+        select(WebhookMessage, WebhookEndpoint, WebhookDelivery)
+        .join(WebhookEndpoint, WebhookEndpoint.id == WebhookMessage.endpoint_id)
+        .outerjoin(WebhookDelivery, is_last)
+        .where(WebhookMessage.job_id == job_id, WebhookEndpoint.project_id == project_id)
+        .order_by(WebhookMessage.id.desc())
+        .limit(limit)
+    )
+    return session.execute(statement.execution_options(populate_existing=True)).all()
 
 
 def cursor(row: WebhookDelivery) -> str:

@@ -14,7 +14,7 @@ def recipe_page() -> str:
 
 A recipe is one YAML (or JSON) document: the model to start from, the techniques in order, the format to write. The same
 document is the body of `POST /v1/jobs`, the argument of the SDK and the input of `lathe run`. Keys that are not listed
-here are refused. `lathe schema` prints the JSON Schema, and [recipes/](recipes/) holds examples.
+here are refused. `lathe schema` prints the JSON Schema, and [recipes](recipes/README.md) holds examples.
 
 {"".join(sections)}"""
 

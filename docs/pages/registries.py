@@ -1,14 +1,11 @@
-"""The pages of techniques and formats, from the registries of the engine."""
+"""The page of number formats and targets, from the registries of the engine."""
 
 from typing import Any
 
 from docs.pages.markdown import codes, one_line, table
-from docs.pages.schema import fields_table
-from optcore.evaluate import AnyEvaluator
 from optcore.export import AnyExport, Export
 from optcore.frozen import members, tag
 from optcore.schemes import KV_CACHE_PRESETS, PRESETS, QuantArgs, Scheme
-from optcore.techniques import AnyTechnique
 
 _SCALES = {
     "stored": "",
@@ -18,25 +15,6 @@ _SCALES = {
     "f16": " in float16",
     "super": " in few bits, one more per super-block of 256",
 }
-
-
-def techniques_page() -> str:
-    """What a recipe's `chain` and `evaluate` may hold."""
-    techniques = "\n".join(_technique(member) for member in members(AnyTechnique))
-    evaluators = "\n".join(_section(member) for member in members(AnyEvaluator))
-    return f"""# Techniques and evaluators
-
-## Techniques
-
-Entries of a recipe's `chain`, applied in order. What one *needs* must be left by the model or by an entry before it.
-
-{techniques}
-## Evaluators
-
-Entries of a recipe's `evaluate`. Source and result are measured in the same run on the same input. Size on disk,
-bits per weight and parameters are always measured.
-
-{evaluators}"""
 
 
 def formats_page() -> str:
@@ -89,21 +67,6 @@ def numbers(args: QuantArgs | None) -> str:
     if args.outliers:
         details.append(f"columns with a magnitude above {args.outliers:g} unchanged")
     return ", ".join(details) + (", scaled at run time" if args.dynamic else "")
-
-
-def _technique(member: Any) -> str:
-    facts = [("needs", member.needs), ("leaves", member.leaves), ("removes", member.removes)]
-    said = "; ".join(f"{verb} {codes(sorted(names))}" for verb, names in facts if names).capitalize()
-    said = said or "Leaves the model as it is"
-    return _section(member, f"{said}. [Paper]({member.paper}).\n\n")
-
-
-def _section(member: Any, facts: str = "") -> str:
-    fields = fields_table(member.model_json_schema())
-    # Links lead to the recipe reference, where the objects that several members share are explained once.
-    fields = fields.replace("](#", "](recipe.md#")
-    heading = f"### `{tag(member)}`: {member.title}"
-    return f"{heading}\n\n{one_line(member.__doc__)}\n\n{facts}{fields}\n"
 
 
 def _scheme(scheme: Scheme) -> tuple[str, ...]:

@@ -89,12 +89,13 @@ def test_a_job_goes_from_queued_to_succeeded_before_the_readers_eyes(
     numbers = [int(n or 0) for n in page.locator("#feed li").evaluate_all("all => all.map(e => e.dataset.seq)")]
     assert numbers == sorted(set(numbers), reverse=True), "each event once, newest first"
 
-    with page.expect_download() as download:
-        page.get_by_role("link", name="deep/er/config.json").click()
-    assert Path(download.value.path()).read_text() == "x" * 5000
     with page.context.expect_page() as opened:
         page.get_by_role("link", name="Full report").click()
     assert opened.value.get_by_role("heading").inner_text() == "the report"
+    page.get_by_role("link", name="Artifacts").click()
+    with page.expect_download() as download:
+        page.get_by_role("link", name="deep/er/config.json").click()
+    assert Path(download.value.path()).read_text() == "x" * 5000
     for width, dark in ((1200, False), (1200, True), (390, False)):
         picture = tmp_path / f"job-{width}-{'dark' if dark else 'light'}.png"
         take_with(browser, service.url, service.key(OWNER), job_id, picture, width=width, dark=dark)
@@ -149,7 +150,7 @@ def test_a_failure_says_what_where_and_what_to_do(page: "Page", service: Service
     card = page.get_by_role("alert")
     card.wait_for()
     assert [words for words in said.values() if words not in card.inner_text()] == []
-    card.get_by_role("link", name="Correct and submit again").click()
+    page.get_by_role("link", name="Correct and submit again").click()
     assert "id: org/model" in page.get_by_label("Recipe, as YAML").input_value()
 
 
@@ -175,12 +176,15 @@ def test_hostile_words_do_nothing_live(page: "Page", service: Service, document:
     pinned = RecipeResolved(recipe={**hostile.model_dump(mode="json"), "seed": 4711})
     service.record(claim, pinned, Notice(stage=ATTACK, message=ATTACK))
     _expect(page, "#feed li.notice", r"7\*7")
-    _expect(page, "#recipe", "seed: 4711")  # a swap of its own in the same message, which may come a moment later
+    page.goto(f"{service.url}/jobs/{claim.job_id}/recipe")
+    _expect(page, "#recipe mark", "seed: 4711")
     service.finish(claim, report_of(hostile, ATTACK), more=("<img src=x onerror=alert(1)>.txt",))
     _expect(page, "[role=status]", "Finished")
     assert page.title() != "owned"
-    assert page.locator("img").count() == 1, "our own mark"
+    page.get_by_role("link", name="Artifacts").click()
     assert page.get_by_role("link", name="<img src=x").count() == 1
+    assert page.title() != "owned"
+    assert page.locator("img").count() == 1, "our own mark"
 
 
 def test_signing_in_by_hand_and_out_again(browser_page: "Page", service: Service) -> None:
