@@ -12,9 +12,9 @@ from api.audit import Trail
 from api.auth import Caller
 from api.errors import Invalid, QuotaExceeded
 from api.settings import Settings
-from api.state import State
 from api.store import credentials, projects
 from api.store.session import Sessions
+from api.store.statements import Statements
 from optcore.errors import SourceNotFound
 from optcore.paths import with_paths
 from optcore.plan import check
@@ -27,15 +27,17 @@ def admit(settings: Settings, recipe: Recipe) -> Recipe:
     return with_paths(recipe, lambda path, pointer: _local(settings, path, pointer))
 
 
-async def submit(state: State, caller: Caller, trail: Trail, recipe: Recipe, key: str | None) -> lifecycle.Submitted:
+async def submit(
+    statements: Statements, sessions: Sessions, caller: Caller, trail: Trail, recipe: Recipe, key: str | None
+) -> lifecycle.Submitted:
     """Queue the job of an admitted recipe, once for each idempotency key: with one statement, where that can be all.
 
     Raises what `submit_checked` does.
     """
     origin = lifecycle.Origin(caller.key_id, trail.request_id, trail.address, key)
-    done = await lifecycle.submit_alone(state.statements, caller.project_id, recipe, origin)
+    done = await lifecycle.submit_alone(statements, caller.project_id, recipe, origin)
     if done is None:
-        done = await run_in_threadpool(submit_checked, state.sessions, caller.project_id, recipe, origin)
+        done = await run_in_threadpool(submit_checked, sessions, caller.project_id, recipe, origin)
     return done
 
 

@@ -14,7 +14,9 @@ from api.middleware import Around
 from api.routes import (
     artifacts,
     catalog,
+    comparisons,
     credentials,
+    estimates,
     events,
     health,
     jobs,
@@ -24,6 +26,7 @@ from api.routes import (
     verbs,
     webhook_messages,
     webhooks,
+    workers,
 )
 from api.settings import Settings
 from api.state import State
@@ -43,8 +46,8 @@ BODIES: list[type[BaseModel]] = [
 ]
 """Models of bodies that routes read by themselves."""
 ROOMS = (
-    *(jobs, verbs, events, artifacts, catalog, webhooks, webhook_messages),
-    *(credentials, keys, project, health, metrics),
+    *(jobs, estimates, verbs, events, artifacts, catalog, webhooks, webhook_messages),
+    *(comparisons, workers, credentials, keys, project, health, metrics),
 )
 DESCRIPTION = "Optimization-as-a-service for language models: a recipe in, a smaller checkpoint and a report out."
 

@@ -5,6 +5,7 @@ from functools import cached_property
 from fastapi import Request
 
 from api.auth import Keyring
+from api.estimates import Estimator
 from api.files import ArtifactStore, open_store
 from api.listener import Listener
 from api.monitoring.requests import RequestMetrics
@@ -27,6 +28,7 @@ class State:
         self.statements = Statements(settings.database_url)
         self.listener = Listener(settings.database_url)
         self.keyring = Keyring(self.sessions, self.listener)
+        self.estimator = Estimator(settings, self.sessions)
         self.rate_limit = RateLimit(settings.rate_limit, settings.rate_limit_storage.get_secret_value())
         self.requests = RequestMetrics()
         self.service = ServiceMetrics(self.sessions)

@@ -13,6 +13,7 @@ from pydantic_core import to_json
 from api.store import models as rows
 from api.store.metrics import Bucket
 from api.store.projects import LIMITS, Usage
+from api.store.workers import Seen
 from lathe import models as wire
 from lathe import webhook_models
 from lathe.models import TERMINAL
@@ -158,6 +159,27 @@ def webhook_delivery(row: rows.WebhookDelivery, message: rows.WebhookMessage) ->
 def credential(row: rows.Credential) -> wire.Credential:
     """The name of a token, never the token."""
     return wire.Credential.model_validate(row, from_attributes=True)
+
+
+def worker(seen: Seen, project_id: str) -> wire.WorkerInfo:
+    """A worker, and the job that it holds where that is the project's."""
+    row, (status, reason) = seen.row, _readiness(seen)
+    known = {name: getattr(row, name) for name in wire.WorkerInfo.model_fields if hasattr(row, name)}
+    own = seen.job_id if seen.project_id == project_id else None
+    return wire.WorkerInfo(**known, status=status, reason=reason, job_id=own)
+
+
+def _readiness(seen: Seen) -> tuple[str, str]:
+    """Whether a worker takes jobs, and why not."""
+    if seen.is_away:
+        return "away", "it stopped, or cannot reach the database"
+    if seen.quarantined_at is not None:
+        return "quarantined", "its host lost one job after another, until an operator trusts it again"
+    if seen.row.draining:
+        return "draining", "it was told to stop, and ends what it does"
+    if seen.row.unfit is not None:
+        return "unfit", seen.row.unfit
+    return ("busy" if seen.job_id is not None else "idle"), ""
 
 
 def page(data: Sequence[W], ids: Sequence[str], *, has_more: bool = False) -> wire.Page[W]:

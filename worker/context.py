@@ -55,7 +55,7 @@ def context() -> Context:
         settings=settings(),
         sessions=make_sessions(make_engine(settings().database_url)),
         worker_id=f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}",
-        capacity=capacity(gpus),
+        capacity=capacity(gpus, settings().engine_memory_bytes),
         gpus=gpus,
         fitness=Fitness(settings(), gpus),
     )

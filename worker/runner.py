@@ -1,5 +1,6 @@
 """One job, from claim to end: claim -> fetch -> run -> collect -> finish, under a lease renewed all the while."""
 
+import json
 import logging
 import os
 import shutil
@@ -14,7 +15,7 @@ from sqlalchemy.orm import Session
 from api import lifecycle, tracing
 from api.errors import Fenced, ServiceError
 from api.files import Bucket, Folder, name_of
-from api.store import credentials
+from api.store import credentials, stage_costs
 from optcore.errors import Failure, OptError
 from optcore.events import AnyEvent
 from optcore.recipe import recipe_from
@@ -130,9 +131,16 @@ class _Attempt:
                 if not isinstance(ending, Completed):
                     return ending
                 recipe = ending.recipe or recipe
-            return self._step(
-                "run", recipe, self._rooted(run_environment(self._work)), engine_log, "--out", str(self._out)
-            )
+            options = ("--out", str(self._out), "--rates", str(self._rates()))
+            return self._step("run", recipe, self._rooted(run_environment(self._work)), engine_log, *options)
+
+    def _rates(self) -> Path:
+        """A file of what finished stages took, from which the engine foresees those of this job."""
+        path = self._folder / "rates.json"
+        with self._context.sessions() as session:
+            seen = [cost.model_dump() for cost in stage_costs.recent(session)]
+        path.write_text(json.dumps(seen), encoding="utf-8")
+        return path
 
     def _engine_log(self, token: str | None) -> EngineLog:
         return EngineLog(

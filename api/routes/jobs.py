@@ -44,7 +44,7 @@ async def create_job(request: Request) -> Response:
     state, text = state_of(request), await json_text(request)
     is_quick = len(text) <= QUICK_bytes and b'"path"' not in text and b"\\" not in text  # which could hide it
     recipe = _read(state.settings, text) if is_quick else await run_in_threadpool(_read, state.settings, text)
-    job = await admission.submit(state, caller, trail_of(request), recipe, key)
+    job = await admission.submit(state.statements, state.sessions, caller, trail_of(request), recipe, key)
     answer = Answer(location=f"/v1/jobs/{job.id}", body=wire.queued(job.id, job.document, job.created_at))
     return answer.response(replayed=job.inserted is None)
 

@@ -41,9 +41,14 @@ def page(session: Session, job_id: str, *, limit: int, after: str | None = None)
     return session.scalars(statement.order_by(Artifact.path).limit(limit)).all()
 
 
+def find(session: Session, job_id: str, path: str) -> Artifact | None:
+    """One registered file, if there is one of that path."""
+    return session.get(Artifact, (job_id, path)) if "\x00" not in path else None
+
+
 def get(session: Session, job_id: str, path: str) -> Artifact:
     """One registered file. Raises `NotFound`: a path that is not in the list is never looked for on disk."""
-    found = session.get(Artifact, (job_id, path)) if "\x00" not in path else None
+    found = find(session, job_id, path)
     if found is None:
         raise NotFound("the job has no such artifact", remedy="list them with GET /v1/jobs/{id}/artifacts")
     return found

@@ -56,7 +56,8 @@ def test_no_endpoint_opens_what_is_another_projects(
 
 def test_no_list_shows_what_is_another_projects(stranger: TestClient, belongings: dict[str, str]) -> None:
     for path, verb, operation in _operations(stranger):
-        if verb == "get" and "{" not in path and path.startswith("/v1/"):
+        asks = any(each["required"] for each in operation.get("parameters", []))
+        if verb == "get" and "{" not in path and path.startswith("/v1/") and not asks:
             answer = stranger.get(path)
             assert answer.status_code == 200, path
             shown = [value for name, value in belongings.items() if name != "path" and value in answer.text]

@@ -1,0 +1,156 @@
+"""From a document to an estimate: read as a submission would be, then foreseen on every machine that is there."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
+
+from api import admission
+from api.errors import ServiceError
+from api.estimates.machines import machine_of, wished
+from api.estimates.outlines import Outlines
+from api.estimates.prices import cost
+from api.settings import Settings
+from api.store import credentials, stage_costs, workers
+from api.store.models import Worker
+from api.store.session import Sessions
+from lathe.estimate_models import Estimate, EstimateProblem, WorkerFit
+from optcore.errors import OptError
+from optcore.estimate.document import Estimate as Foreseen
+from optcore.estimate.document import Machine, Problem
+from optcore.estimate.estimate import estimate
+from optcore.estimate.facts import ModelFacts
+from optcore.estimate.learning import Rates
+from optcore.fetching import fetch_work
+from optcore.recipe import Recipe, pointer, reason, recipe_from, root_causes
+
+MOST_problems = 100
+NO_WORKER = Problem(
+    message="no worker that runs engines is there now",
+    remedy="start one; the job would wait until then",
+    fatal=False,
+)
+
+
+class _Case(NamedTuple):
+    """What is foreseen, whichever machine it is for."""
+
+    recipe: Recipe
+    facts: ModelFacts
+    others: dict[str, ModelFacts]
+    """Further models, by JSON Pointer into the recipe."""
+    rates: Rates
+
+    def on(self, machine: Machine) -> Foreseen:
+        folder = Path(self.recipe.model.path) if self.recipe.model.path else None
+        return estimate(self.recipe, self.facts, machine, self.rates, self.others, folder)
+
+
+class Estimator:
+    """Foresees jobs. What cannot be run is an answer too: a list of problems."""
+
+    def __init__(self, settings: Settings, sessions: Sessions) -> None:
+        self._settings = settings
+        self._sessions = sessions
+        self._outlines = Outlines()
+
+    def estimate(self, project_id: str, document: Any) -> Estimate:
+        """What a recipe's document would take. Asks the Hub where it names models there, so call it in a thread."""
+        try:
+            recipe = admission.admit(self._settings, recipe_from(document))
+            case, there = self._case(project_id, recipe)
+        except (OptError, ServiceError) as error:
+            return Estimate(allowed_to_proceed=False, problems=_problems_of(error), machine=Machine())
+        return self._answer(case, there)
+
+    def _case(self, project_id: str, recipe: Recipe) -> tuple[_Case, Sequence[Worker]]:
+        with self._sessions() as session:
+            if recipe.publish:
+                admission.known_credential(session, project_id, recipe.publish.credential, "/publish/credential")
+            there = [worker for worker in workers.alive(session) if worker.device]
+            rates = Rates.from_seen(stage_costs.recent(session))
+        token, work = self._token_of(project_id, recipe), fetch_work(recipe)
+        facts = self._outlines.of(project_id, recipe.model, "/model", token)
+        named = {**work.models, **work.drafts}
+        others = {place: self._outlines.of(project_id, model, place, token) for place, model in named.items()}
+        return _Case(recipe, facts, others, rates), there
+
+    def _token_of(self, project_id: str, recipe: Recipe) -> Callable[[], str | None]:
+        """The token that the worker would download with; looked up only when the Hub is asked."""
+        name = recipe.publish.credential if recipe.publish else "default"
+
+        def token() -> str | None:
+            with self._sessions() as session:
+                return credentials.token(session, self._settings.vault, project_id, name)
+
+        return token
+
+    def _answer(self, case: _Case, there: Sequence[Worker]) -> Estimate:
+        kinds = {machine_of(worker) for worker in there} or {wished(case.recipe.hardware)}
+        foreseen = {machine: case.on(machine) for machine in kinds}
+        fits = [self._fit(worker, foreseen[machine_of(worker)]) for worker in there]
+        best = min(foreseen.values(), key=lambda one: (sum(each.fatal for each in one.problems), one.seconds))
+        problems = best.problems if there else (*best.problems, NO_WORKER)
+        return Estimate(
+            allowed_to_proceed=best.fits,
+            problems=tuple(map(_problem, problems[:MOST_problems])),
+            machine=best.machine,
+            stages=best.stages,
+            results=best.results,
+            source_bytes=case.facts.weight_bytes,
+            **_sums(best),
+            **self._money(best),
+            workers=tuple(sorted(fits, key=lambda fit: (not fit.fits, fit.seconds, fit.worker_id))),
+        )
+
+    def _fit(self, worker: Worker, foreseen: Foreseen) -> WorkerFit:
+        machine = foreseen.machine
+        reasons = tuple(one.message for one in foreseen.problems if one.fatal)
+        return WorkerFit(
+            worker_id=worker.id,
+            host=worker.host,
+            machine=machine,
+            fits=not reasons,
+            reasons=reasons,
+            seconds=foreseen.seconds,
+            cost=cost(foreseen.seconds, machine, self._settings.prices),
+        )
+
+    def _money(self, foreseen: Foreseen) -> dict[str, Any]:
+        times = {"cost": foreseen.seconds, "cost_low": _low(foreseen), "cost_high": _high(foreseen)}
+        money = {name: cost(seconds, foreseen.machine, self._settings.prices) for name, seconds in times.items()}
+        return {**money, "currency": self._settings.currency if money["cost"] is not None else None}
+
+
+def _sums(foreseen: Foreseen) -> dict[str, Any]:
+    return {
+        "seconds": foreseen.seconds,
+        "seconds_low": _low(foreseen),
+        "seconds_high": _high(foreseen),
+        "host_memory_bytes": foreseen.host_memory_bytes,
+        "gpu_memory_bytes": foreseen.gpu_memory_bytes,
+        "disk_bytes": foreseen.disk_bytes,
+        "learned_from": max((stage.learned_from for stage in foreseen.stages), default=0),
+    }
+
+
+def _low(foreseen: Foreseen) -> float:
+    return sum(stage.seconds_low for stage in foreseen.stages)
+
+
+def _high(foreseen: Foreseen) -> float:
+    return sum(stage.seconds_high for stage in foreseen.stages)
+
+
+def _problem(problem: Problem) -> EstimateProblem:
+    return EstimateProblem(pointer=problem.field, reason=problem.message, remedy=problem.remedy, fatal=problem.fatal)
+
+
+def _problems_of(error: OptError | ServiceError) -> tuple[EstimateProblem, ...]:
+    """All that a refusal complains about."""
+    cause = error.__cause__
+    if isinstance(cause, ValidationError):
+        found = root_causes(cause)[:MOST_problems]
+        return tuple(EstimateProblem(pointer=pointer(each["loc"]), reason=reason(each)) for each in found)
+    return (EstimateProblem(pointer=error.field, reason=error.message, remedy=error.remedy),)
