@@ -86,7 +86,7 @@ class Service(FastAPI):
 async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
     state: State = app.state.lathe
     logs.configure(state.settings.log_level)
-    async with state.statements.open(), state.rate_limit.open(), state.listener.running():
+    async with state.statements.open(), state.rate_limit.open(), state.failed_sign_ins.open(), state.listener.running():
         yield
     state.engine.dispose()
 

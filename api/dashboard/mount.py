@@ -7,7 +7,7 @@ from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
-from api.dashboard import job_list, job_page, new_job, sign_in
+from api.dashboard import job_list, job_page, new_job, sign_in, theme
 
 
 class _Assets(StaticFiles):
@@ -21,6 +21,6 @@ class _Assets(StaticFiles):
 
 def mount(app: FastAPI) -> None:
     """Add the pages and what they load."""
-    for room in (sign_in, job_list, job_page, new_job):
+    for room in (sign_in, theme, job_list, job_page, new_job):
         app.include_router(room.router)
     app.mount("/static", _Assets(directory=Path(__file__).with_name("static")))
