@@ -11,7 +11,7 @@ WIDTH, HEIGHT = 480, 300
 LEFT, RIGHT, TOP, BOTTOM = 58, 16, 18, 46
 SMALLEST, LARGEST = 9.0, 19.0
 """Radii."""
-TICKS = 4
+TICKS = 6
 _ROOM = 0.14
 """Of an axis, left free at each end, so that no circle is cut off."""
 
