@@ -8,7 +8,7 @@ from lathe.comparison_models import ComparedJob
 from optcore.report.numbers import format_bytes, format_number
 
 WIDTH, HEIGHT = 480, 300
-LEFT, RIGHT, TOP, BOTTOM = 58, 16, 18, 46
+LEFT, RIGHT, TOP, BOTTOM = 58, 16, 24, 46
 SMALLEST, LARGEST = 9.0, 19.0
 """Radii."""
 TICKS = 6

@@ -1,7 +1,6 @@
 """Webhook endpoints of the project: list them, add one."""
 
 import secrets
-from typing import get_args
 
 from fastapi import APIRouter, Response
 from pydantic import ValidationError
@@ -13,25 +12,21 @@ from api.dashboard.pages import PageRoute
 from api.dashboard.posted import Posted, PostedDep
 from api.dashboard.session import OURS, ViewerDep
 from api.dashboard.settings_frame import complaint, lacking, settings_page, status_of
-from api.deps import AfterDep, SessionsDep, SettingsDep
+from api.deps import SessionsDep, SettingsDep
 from api.errors import ServiceError
 from api.routes import webhooks
 from api.store.session import Sessions
-from lathe.webhook_models import WebhookEndpoint, WebhookEndpointCreate, WebhookEventType
+from lathe.webhook_models import WebhookEndpoint, WebhookEndpointCreate
 
 router = APIRouter(prefix="/settings/webhooks", route_class=PageRoute, include_in_schema=False)
 
-EVENTS: tuple[WebhookEventType, ...] = get_args(WebhookEventType)
 USUAL = WebhookEndpointCreate.model_fields["events"].default
-ROWS = webhooks.MAX_ENDPOINTS
 
 
 @router.get("")
-def show_endpoints(
-    sessions: SessionsDep, viewer: ViewerDep, did: str | None = None, after: AfterDep = None
-) -> Response:
+def show_endpoints(sessions: SessionsDep, viewer: ViewerDep, did: str | None = None) -> Response:
     """All endpoints, and the form for a new one."""
-    return lacking(viewer, "webhooks:read") or _endpoints(sessions, viewer, did=did, after=after)
+    return lacking(viewer, "webhooks:read") or _endpoints(sessions, viewer, did=did)
 
 
 @router.post("", dependencies=[OURS])
@@ -57,14 +52,13 @@ def _endpoints(
     *,
     status: int = 200,
     did: str | None = None,
-    after: str | None = None,
     complaint: str | None = None,
     posted: Posted | None = None,
 ) -> Response:
     shown: tuple[WebhookEndpoint, ...] = ()
     if "webhooks:read" in viewer.scopes:
         with sessions() as session:
-            shown = webhooks.list_webhook_endpoints(session, viewer, limit=ROWS, after=after).data
+            shown = webhooks.list_webhook_endpoints(session, viewer, limit=webhooks.MAX_ENDPOINTS).data
     return settings_page(
         "settings_webhooks.html",
         viewer,
@@ -72,7 +66,7 @@ def _endpoints(
         did=did,
         complaint=complaint,
         endpoints=shown,
-        events=EVENTS,
+        events=endpoint_settings.EVENTS,
         ticked=posted.all("event") if posted else USUAL,
         url=posted.one("url") if posted else "",
         description=posted.one("description") if posted else "",

@@ -13,11 +13,11 @@ from conftest import DOCUMENT
 from dashboard_service import Service, serving
 from fixtures.receiver import Receiver
 from fixtures.servers import two_projects
-from sqlalchemy import func, select
+from sqlalchemy import func, select, text, update
 
 from api.settings import Settings
 from api.store import credentials, webhooks, workers
-from api.store.models import Host, WebhookMessage
+from api.store.models import Host, WebhookMessage, Worker
 from api.store.session import make_engine, make_sessions
 from api.store.workers import Capacity
 from optcore.events import RunPlanned, StageFinished, StageStarted
@@ -89,6 +89,9 @@ def _world(service: Service) -> World:
         workers.beat(session, "worker-1", H200, disk_free_bytes=5 * 10**12)
         workers.beat(session, "birch:7:c4", capacity(()), unfit="1.2 GB free below LATHE_DATA_DIR, 5 GB are wanted")
         workers.beat(session, "cedar:9:d5", Capacity("cedar", "cpu", cores=16))
+        workers.beat(session, "alder:3:a1", H200)
+        past = func.now() - text("interval '5 minutes'")
+        session.execute(update(Worker).where(Worker.id == "alder:3:a1").values(seen_at=past))
         session.add(Host(name="cedar", quarantined_at=func.now()))
     return made
 
@@ -117,9 +120,8 @@ def test_jobs_are_found_picked_and_compared(page: "Page", world: World, tmp_path
     assert search.evaluate("it => it === document.activeElement"), "typing goes on"
     page.get_by_label("Compare qwen3-nvfp4").check()
     assert page.get_by_role("button", name="Compare", exact=True).is_disabled()
-    with page.expect_response(lambda answer: "only=" in answer.url, timeout=8000):
-        page.get_by_label("Compare qwen3-fp8").check()
-    page.wait_for_timeout(100)
+    page.get_by_label("Compare qwen3-fp8").check()
+    page.evaluate("new Promise(done => document.addEventListener('htmx:after:swap', () => done(), { once: true }))")
     assert page.get_by_label("Compare qwen3-fp8").is_checked(), "what comes later does not untick it"
     page.get_by_role("link", name="Succeeded").click()
     page.get_by_text("2 jobs picked").wait_for()
@@ -156,7 +158,9 @@ def test_a_key_is_made_shown_once_and_revoked(page: "Page", world: World, tmp_pa
     assert answer.status == 401
 
 
-def test_a_receiver_is_added_tried_out_and_told_again(page: "Page", world: World, receiver: Receiver) -> None:
+def test_a_receiver_is_added_tried_out_and_told_again(
+    page: "Page", world: World, receiver: Receiver, tmp_path: Path
+) -> None:
     page.goto(f"{world.service.url}/settings/webhooks")
     page.get_by_label("Address").fill(receiver.url)
     page.get_by_label("job.queued").check()
@@ -172,6 +176,7 @@ def test_a_receiver_is_added_tried_out_and_told_again(page: "Page", world: World
     page.get_by_text("attempt 2").wait_for(timeout=8000)
     assert len({headers["webhook-id"] for headers, _ in receiver.requests}) == 1
     assert len(receiver.requests) == 2
+    page.screenshot(path=tmp_path / "deliveries.png", full_page=True)
     page.get_by_role("button", name="Disable").click()
     page.get_by_text("Disabled by its owner").wait_for()
     assert page.get_by_role("button", name="Redeliver").count() == 0
@@ -191,6 +196,15 @@ def _deliver(world: World) -> None:
         waiting = session.scalars(select(WebhookMessage.id).where(WebhookMessage.status == "pending")).all()
     for message_id in waiting:
         deliver(message_id, context)
+
+
+def test_what_the_reader_opened_stays_open_while_the_page_is_live(page: "Page", world: World) -> None:
+    page.goto(f"{world.service.url}/workers")
+    page.get_by_text("1 not heard of").click()
+    with world.service.sessions.begin() as session:
+        workers.beat(session, "new", Capacity("dogwood", "cpu", cores=4))
+    page.get_by_role("row", name="dogwood").wait_for(timeout=8000)
+    assert page.get_by_text("alder:3:a1").is_visible()
 
 
 def test_the_theme_is_chosen_at_once_and_remembered(page: "Page", world: World) -> None:
