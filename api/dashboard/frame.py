@@ -21,7 +21,7 @@ ROOMS = (
 
 _JOB = "job_[0-9a-v]{26}"
 _OWN_PAGE = re.compile(
-    rf"/(?:new(?:\?(?:like|template)=[\w-]{{1,64}})?|jobs/{_JOB}|workers|compare(?:\?job={_JOB}(?:&job={_JOB}){{0,11}})?"
+    rf"/(?:new(?:\?(?:like|template)=[\w-]{{1,64}})?|jobs/{_JOB}(?:/[a-z]+)?|workers|compare(?:\?job={_JOB}(?:&job={_JOB}){{0,11}})?"
     r"|settings(?:/[a-z_]+){0,2}(?:/whe_[0-9a-v]{26})?)?"
 )
 
@@ -30,18 +30,19 @@ _OWN_PAGE = re.compile(
 class Frame:
     """What the templates of all pages know."""
 
-    address: str = "/"
-    """Path and query of the page, where it is one that can be gone back to."""
+    path: str = "/"
+    """Of the page."""
+    back: str = "/"
+    """Where a form that every page has leads back to: the page with its query, where that is one of ours."""
     theme: Theme = "system"
     themes: tuple[Theme, ...] = THEMES
     rooms: tuple[tuple[str, str], ...] = ROOMS
 
     def current(self, room: str) -> str:
         """The value of `aria-current` of a link to that room; empty elsewhere."""
-        path = self.address.partition("?")[0]
-        if path == room:
+        if self.path == room:
             return "page"
-        return "true" if path.startswith("/jobs/" if room == "/" else f"{room}/") else ""
+        return "true" if self.path.startswith("/jobs/" if room == "/" else f"{room}/") else ""
 
 
 _PLAIN = Frame()
@@ -51,8 +52,9 @@ _present: ContextVar[Frame] = ContextVar("frame", default=_PLAIN)
 def enter(request: Request) -> None:
     """From here on this request's pages are framed. The context is the request's own, and so are its threads'."""
     chosen = request.cookies.get(THEME_COOKIE, "")
-    address = with_query(request) if request.method == "GET" else request.url.path
-    _present.set(Frame(own_page(address), chosen if chosen in THEMES else "system"))
+    path, address = request.url.path, with_query(request)
+    back = address if is_own(address) else own_page(path)
+    _present.set(Frame(path, back, chosen if chosen in THEMES else "system"))
 
 
 def present() -> Frame:
@@ -67,4 +69,9 @@ def with_query(request: Request) -> str:
 
 def own_page(address: str) -> str:
     """A page of ours that can be gone back to; never an address that somebody else chose."""
-    return address if _OWN_PAGE.fullmatch(address) else "/"
+    return address if is_own(address) else "/"
+
+
+def is_own(address: str) -> bool:
+    """Whether it is a page of ours, with a query that means the same again."""
+    return _OWN_PAGE.fullmatch(address) is not None

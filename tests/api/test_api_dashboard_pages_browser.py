@@ -12,7 +12,6 @@ from compared_jobs import finished, report
 from conftest import DOCUMENT
 from dashboard_service import Service, serving
 from fixtures.receiver import Receiver
-from fixtures.servers import two_projects
 from sqlalchemy import func, select, text, update
 
 from api.settings import Settings
@@ -52,20 +51,19 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def world(database_server: str, migrated_template: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with two_projects(database_server, migrated_template) as url:
-        engine = make_engine(url, pool_size=8)
-        settings = Settings(
-            database_url=url,
-            data_dir=tmp_path_factory.mktemp("data"),
-            secret_key=SECRET_KEY,
-            allow_private_webhooks=("127.0.0.1",),
-        )
-        try:
-            with serving(settings, make_sessions(engine)) as service:
-                yield _world(service)
-        finally:
-            engine.dispose()
+def world(shared_database_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    engine = make_engine(shared_database_url, pool_size=8)
+    settings = Settings(
+        database_url=shared_database_url,
+        data_dir=tmp_path_factory.mktemp("data"),
+        secret_key=SECRET_KEY,
+        allow_private_webhooks=("127.0.0.1",),
+    )
+    try:
+        with serving(settings, make_sessions(engine)) as service:
+            yield _world(service)
+    finally:
+        engine.dispose()
 
 
 def _world(service: Service) -> World:
@@ -170,6 +168,8 @@ def test_a_receiver_is_added_tried_out_and_told_again(
     page.get_by_role("status").get_by_text("A test is on its way").wait_for()
     _deliver(world)
     page.locator("td", has_text="204").wait_for(timeout=8000)  # by itself
+    marked = page.locator("[aria-current]").all_inner_texts()
+    assert marked == ["Settings", "Webhooks"], "whatever the address says was done"
     page.get_by_role("button", name="Redeliver").click()
     page.get_by_role("status").get_by_text("sent again").wait_for()
     _deliver(world)
