@@ -89,7 +89,7 @@ class Service(FastAPI):
 async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
     state: State = app.state.lathe
     tracing.configure("lathe-api")
-    async with state.statements.open(), state.rate_limit.open(), state.listener.running():
+    async with state.statements.open(), state.rate_limit.open(), state.failed_sign_ins.open(), state.listener.running():
         yield
     tracing.shut_down()
     state.engine.dispose()

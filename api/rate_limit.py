@@ -8,10 +8,10 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import cast
 
-from limits import parse
+from limits import RateLimitItem, parse
 from limits.aio.storage import RedisStorage, Storage
 from limits.aio.strategies import SlidingWindowCounterRateLimiter
 from limits.errors import StorageError
@@ -41,15 +41,35 @@ class RateLimit:
             if isinstance(self._counters, RedisStorage):
                 await self._counters.bridge.storage.aclose()  # type: ignore[attr-defined]  # it is redis-py's
 
-    async def count(self, key_id: str) -> None:
-        """Raises `TooManyRequests`, with the seconds to wait."""
+    async def count(self, who: str) -> None:
+        """One more request with this key. Raises `TooManyRequests`, with the seconds to wait."""
+        if not await self._answer(self._windows.hit, who):
+            raise await self._refusal(who, "with this key")
+
+    async def check(self, who: str, what: str) -> None:
+        """Raises the same where one more would be too many, and counts nothing."""
+        if not await self._answer(self._windows.test, who):
+            raise await self._refusal(who, what)
+
+    async def note(self, who: str) -> None:
+        """One more, whether or not that is too many."""
+        await self._answer(self._windows.hit, who)
+
+    async def _answer(self, ask: Callable[[RateLimitItem, str], Awaitable[bool]], who: str) -> bool:
         try:
-            if await self._windows.hit(self._rate, key_id):
-                return
-            reset = (await self._windows.get_window_stats(self._rate, key_id)).reset_time
+            return await ask(self._rate, who)
         except StorageError as error:
             log.warning("rate limits are not counted: %s", error)
-            return
-        refused = TooManyRequests(f"more than {self._rate} with this key", remedy="wait as Retry-After says")
-        refused.headers = {"Retry-After": str(max(1, math.ceil(reset - time.time())))}
-        raise refused
+            return True
+
+    async def _refusal(self, who: str, what: str) -> TooManyRequests:
+        refused = TooManyRequests(f"more than {self._rate} {what}", remedy="wait as Retry-After says")
+        refused.headers = {"Retry-After": str(await self._seconds_left(who))}
+        return refused
+
+    async def _seconds_left(self, who: str) -> int:
+        try:
+            reset = (await self._windows.get_window_stats(self._rate, who)).reset_time
+        except StorageError:
+            return 1
+        return max(1, math.ceil(reset - time.time()))

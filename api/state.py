@@ -28,8 +28,10 @@ class State:
         self.statements = Statements(settings.database_url)
         self.listener = Listener(settings.database_url)
         self.keyring = Keyring(self.sessions, self.listener)
+        counters = settings.rate_limit_storage.get_secret_value()
+        self.rate_limit = RateLimit(settings.rate_limit, counters)
+        self.failed_sign_ins = RateLimit(settings.sign_in_rate_limit, counters)
         self.estimator = Estimator(settings, self.sessions)
-        self.rate_limit = RateLimit(settings.rate_limit, settings.rate_limit_storage.get_secret_value())
         self.requests = RequestMetrics()
         self.service = ServiceMetrics(self.sessions)
 

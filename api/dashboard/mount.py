@@ -7,7 +7,28 @@ from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
-from api.dashboard import job_list, job_logs, job_page, job_verbs, new_job, sign_in
+from api.dashboard import (
+    compare_page,
+    credential_settings,
+    endpoint_messages,
+    endpoint_settings,
+    job_list,
+    job_logs,
+    job_page,
+    job_verbs,
+    key_settings,
+    new_job,
+    project_settings,
+    sign_in,
+    theme,
+    webhook_settings,
+    workers_page,
+)
+
+ROOMS = (
+    *(sign_in, theme, job_list, job_page, job_logs, job_verbs, new_job, compare_page, workers_page),
+    *(project_settings, key_settings, credential_settings, webhook_settings, endpoint_settings, endpoint_messages),
+)
 
 
 class _Assets(StaticFiles):
@@ -21,6 +42,6 @@ class _Assets(StaticFiles):
 
 def mount(app: FastAPI) -> None:
     """Add the pages and what they load."""
-    for room in (sign_in, job_list, job_page, job_logs, job_verbs, new_job):
+    for room in ROOMS:
         app.include_router(room.router)
     app.mount("/static", _Assets(directory=Path(__file__).with_name("static")))

@@ -11,6 +11,7 @@ from fastapi.responses import HTMLResponse, RedirectResponse
 from fastapi.routing import APIRoute
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from api.dashboard import frame
 from api.dashboard.words import FILTERS
 from api.errors import BadRequest, ServiceError, Unauthorized
 from optcore.errors import OptError
@@ -35,6 +36,7 @@ class PageRoute(APIRoute):
         handle = super().get_route_handler()
 
         async def answer(request: Request) -> Response:
+            frame.enter(request)
             try:
                 return await handle(request)
             except Unauthorized:
@@ -54,7 +56,7 @@ def is_partial(request: Request) -> bool:
 
 def render(template: str, **values: Any) -> str:
     """A template as text; every value in it is escaped."""
-    return _environment().get_template(template).render(values)
+    return _environment().get_template(template).render(values, frame=frame.present())
 
 
 def page(template: str, *, status: int = 200, **values: Any) -> Response:
@@ -65,7 +67,7 @@ def page(template: str, *, status: int = 200, **values: Any) -> Response:
 def _to_sign_in(request: Request) -> Response:
     if is_partial(request):
         return Response(status_code=401, headers={"HX-Redirect": "/sign-in"})
-    back = request.url.path if request.method == "GET" else "/"
+    back = frame.with_query(request) if request.method == "GET" else "/"
     return RedirectResponse(f"/sign-in?next={quote(back)}", status_code=303)
 
 

@@ -36,20 +36,20 @@ def start(request: Request, response: Response, settings: Settings, key: str) ->
     """Give the browser a session. The key is tested at each request, so revoking it ends the session too."""
     sealed = settings.vault.seal(f"{int(time.time()) + LIFETIME_seconds} {key}", _PLACE)
     secure = request.url.scheme == "https"
-    response.set_cookie(
-        cookie_name(settings), sealed, max_age=LIFETIME_seconds, httponly=True, samesite="strict", secure=secure
-    )
+    name = _name_for(request, settings)
+    response.set_cookie(name, sealed, max_age=LIFETIME_seconds, httponly=True, samesite="strict", secure=secure)
 
 
-def end(response: Response, settings: Settings) -> None:
+def end(request: Request, response: Response, settings: Settings) -> None:
     """Have the browser forget the session."""
-    response.delete_cookie(cookie_name(settings), httponly=True, samesite="strict")
+    secure = request.url.scheme == "https"
+    response.delete_cookie(_name_for(request, settings), httponly=True, samesite="strict", secure=secure)
 
 
 def viewer(request: Request, settings: SettingsDep, keyring: KeyringDep) -> Caller:
     """Whose session the browser sent, with all that its API key allows. Raises `Unauthorized`."""
     try:
-        text = settings.vault.open(request.cookies.get(cookie_name(settings), ""), _PLACE)
+        text = settings.vault.open(request.cookies.get(_name_for(request, settings), ""), _PLACE)
     except VaultError as error:
         raise Unauthorized("you are not signed in", remedy="sign in with an API key") from error
     expires, _, key = text.partition(" ")
@@ -70,12 +70,19 @@ def same_origin(request: Request) -> None:
     """Let a change through that our own pages asked for; beside the SameSite cookie. Raises `CrossSite`."""
     site = request.headers.get("sec-fetch-site")
     if site is None:  # an old browser, or plain HTTP from another machine
-        origin = request.headers.get("origin", "").partition("://")[2]
-        ours = bool(origin) and origin == request.headers.get("host")
+        host = request.headers.get("host", "")
+        # Behind a proxy that ends TLS we see http. A page that came over http never speaks for one that came over TLS.
+        ours = request.headers.get("origin") in {f"{request.url.scheme}://{host}", f"https://{host}"}
     else:
         ours = site == "same-origin"
     if not ours:
         raise CrossSite("this page can only be used from the dashboard itself", remedy="open it and try there")
+
+
+def _name_for(request: Request, settings: Settings) -> str:
+    """Over TLS with the prefix by which a browser takes it from this very host alone, not from one beside it."""
+    name = cookie_name(settings)
+    return f"__Host-{name}" if request.url.scheme == "https" else name
 
 
 def _secret(settings: Settings) -> bytes:

@@ -4,19 +4,21 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, exists, select
+from sqlalchemy import ColumnElement, exists, func, select
 from sqlalchemy.orm import Session
 
 from api.errors import BadRequest
 from api.ids import is_id
 from api.store.models import Job
 from api.store.models.jobs import METADATA, MODEL, NAME, TECHNIQUES
+from lathe.models import TERMINAL
 
 
 @dataclass(frozen=True)
 class Query:
     """Which jobs of a project to list; what is absent does not matter."""
 
+    ids: Collection[str] = ()
     statuses: Collection[str] = ()
     technique: str | None = None
     model: str | None = None
@@ -29,6 +31,8 @@ class Query:
 
     def conditions(self) -> Iterator[ColumnElement[bool]]:
         """As SQL."""
+        if self.ids:
+            yield Job.id.in_(self.ids)
         if self.statuses:
             yield Job.status.in_(self.statuses)
         if self.technique is not None:
@@ -71,6 +75,12 @@ def page(
     found = session.scalars(ordered).all()
     rows = list(found[:limit])
     return rows[::-1] if backwards else rows, len(found) > limit
+
+
+def count_unfinished(session: Session, project_id: str) -> int:
+    """Jobs of the project that are not over: from an index that holds no others."""
+    open_ones = Job.project_id == project_id, Job.status.not_in(TERMINAL)
+    return session.scalar(select(func.count()).where(*open_ones)) or 0
 
 
 def _exists(session: Session, project_id: str, job_id: str) -> bool:

@@ -17,20 +17,9 @@ def report(**changes: Any) -> Report:
     """What was measured of a small result; `size`, `kl` and `speed` are the three that a front is made of."""
     size, kl, speed = changes.pop("size", 5e9), changes.pop("kl", 0.03), changes.pop("speed", 90.0)
     rows = (
-        Measurement(
-            name="weight_bytes", title="Weights on disk", unit="bytes", source=16e9, result=size, better="lower"
-        ),
-        Measurement(
-            name="mean_kl", title="KL to the source", unit="nats/token", source=None, result=kl, better="lower"
-        ),
-        Measurement(
-            name="decode_speed",
-            title="Decode in transformers",
-            unit="tokens/s",
-            source=60,
-            result=speed,
-            better="higher",
-        ),
+        _row("weight_bytes", "Weights on disk", "bytes", 16e9, size, "lower"),
+        _row("mean_kl", "KL to the source", "nats/token", None, kl, "lower"),
+        _row("decode_speed", "Decode in transformers", "tokens/s", 60, speed, "higher"),
     )
     facts: dict[str, Any] = {
         "model": "org/model",
@@ -60,3 +49,7 @@ def finished(
         file = ArtifactFile("report.json", len(content), hashlib.sha256(content).hexdigest())
         lifecycle.finish(session, claim, "d" * 64, [file])
     return job_id
+
+
+def _row(name: str, title: str, unit: str, source: float | None, result: float | None, better: Any) -> Measurement:
+    return Measurement(name=name, title=title, unit=unit, source=source, result=result, better=better)

@@ -26,6 +26,8 @@ def test_jobs_run_and_receivers_hear_of_them(polling: Service, receiver: Any) ->
         assert polling.await_status(job_id, "succeeded").attempt == 1
     until(lambda: len(receiver.requests) == 2, "both messages")
     assert {row[0] for row in polling.rows("SELECT device FROM workers")} == {"cpu", None}
+    [machine] = polling.rows("SELECT host_memory_bytes, cores, disk_free_bytes FROM workers WHERE device = 'cpu'")
+    assert all(value > 0 for value in machine)
 
 
 def test_a_poller_that_is_told_to_stop_hands_its_job_back(polling: Service) -> None:
