@@ -10,8 +10,7 @@ import typer
 from lathe.client import Client
 from lathe.errors import LatheError
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")]
-JobId = Annotated[str, typer.Argument(metavar="JOB", help="A job's id, `job_...`.")]
+COMPLETION_seconds = 2.0
 
 
 def home() -> Path:
@@ -36,3 +35,31 @@ def _left_by_up() -> tuple[str | None, str | None]:
         return None, None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise LatheError(f"cannot read {path}: {error!r}", remedy="remove it and start `lathe up` again") from error
+
+
+def complete_jobs(incomplete: str) -> list[tuple[str, str]]:
+    """Ids of the newest jobs with what they are, for the shell; none where no service answers soon."""
+    try:
+        with connect() as client:
+            jobs = client.with_options(timeout=COMPLETION_seconds, max_retries=0).jobs
+            newest = [job for job, _ in zip(jobs.list(page_size=50), range(50), strict=False)]
+    except LatheError:
+        return []
+    return [(job.id, f"{job.status} {job.name or ''}") for job in newest if job.id.startswith(incomplete)]
+
+
+def complete_templates(incomplete: str) -> list[tuple[str, str]]:
+    """Names of the service's templates."""
+    try:
+        with connect() as client:
+            found = client.with_options(timeout=COMPLETION_seconds, max_retries=0).templates()
+    except LatheError:
+        return []
+    return [(item.name, item.title) for item in found if item.name.startswith(incomplete)]
+
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")]
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="A job's id, `job_...`.", autocompletion=complete_jobs)]
+JobIds = Annotated[
+    list[str], typer.Argument(metavar="JOB...", help="Ids of jobs, `job_...`.", autocompletion=complete_jobs)
+]
