@@ -3,12 +3,14 @@
 import json
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lathe.client import Client
 from lathe.errors import LatheError
+
+if TYPE_CHECKING:
+    from lathe.client import Client
 
 COMPLETION_seconds = 2.0
 
@@ -18,8 +20,10 @@ def home() -> Path:
     return Path(os.environ.get("LATHE_HOME") or Path.home() / ".lathe")
 
 
-def connect() -> Client:
+def connect() -> "Client":
     """A client; a key on the command line would be readable by every process of the machine, so there is no option."""
+    from lathe.client import Client  # what needs no service starts without an HTTP client
+
     url, key = os.environ.get("LATHE_URL"), os.environ.get("LATHE_API_KEY")
     if not (url or key):
         url, key = _left_by_up()

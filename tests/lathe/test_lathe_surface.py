@@ -42,6 +42,12 @@ def test_importing_the_package_loads_nothing_else() -> None:
     assert done.stdout.strip() == "set()"
 
 
+def test_the_command_line_loads_no_http_client_before_it_needs_one() -> None:
+    script = "import sys, lathe.cli; print({'httpx', 'torch'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
 @pytest.mark.parametrize("name", ["_jobs", "_artifacts", "_access", "_webhooks", "job", "client"])
 def test_the_async_modules_are_the_sync_ones_with_await(name: str) -> None:
     twin = f"_async{name}" if name.startswith("_") else f"async_{name}"
