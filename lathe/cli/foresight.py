@@ -9,11 +9,12 @@ from lathe.cli.group import FAILED
 from lathe.cli.output import print_json, print_table, say
 from lathe.cli.session import AsJson, JobIds, connect
 from lathe.comparison_models import ComparedMeasurement, Comparison
+from lathe.display.stages import about
 from lathe.estimate_models import Estimate
 from optcore.estimate.document import StageEstimate
 from optcore.frozen import canonical_json
 from optcore.recipe import load_recipe
-from optcore.report.numbers import format_bytes, format_number, format_seconds, format_value
+from optcore.report.numbers import format_bytes, format_number, format_value
 
 
 def estimate(recipe: RecipePath, as_json: AsJson = False) -> None:
@@ -46,8 +47,8 @@ def _tell_estimate(found: Estimate) -> None:
     if found.stages:
         whole = (
             "in all",
-            _seconds(found.seconds),
-            f"{_seconds(found.seconds_low)} to {_seconds(found.seconds_high)}",
+            about(found.seconds),
+            f"{about(found.seconds_low)} to {about(found.seconds_high)}",
             *map(format_bytes, (found.host_memory_bytes, found.gpu_memory_bytes, found.disk_bytes)),
         )
         header = ("stage", "time", "between", "memory", "GPU memory", "disk")
@@ -61,7 +62,7 @@ def _tell_estimate(found: Estimate) -> None:
         fits = [
             (
                 *(each.host, "fits" if each.fits else "; ".join(each.reasons)),
-                *(_seconds(each.seconds), _money(each.cost, found)),
+                *(about(each.seconds), _money(each.cost, found)),
             )
             for each in found.workers
         ]
@@ -77,14 +78,9 @@ def _about(pointer: str, remedy: str) -> tuple[tuple[str, str], ...]:
 
 
 def _stage_row(stage: StageEstimate) -> tuple[str, ...]:
-    between = f"{_seconds(stage.seconds_low)} to {_seconds(stage.seconds_high)}"
+    between = f"{about(stage.seconds_low)} to {about(stage.seconds_high)}"
     sizes = map(format_bytes, (stage.host_memory_bytes, stage.gpu_memory_bytes, stage.disk_bytes))
-    return stage.stage, _seconds(stage.seconds), between, *sizes
-
-
-def _seconds(value: float) -> str:
-    """To the second from ten on: an estimate has no tenths."""
-    return format_seconds(round(value) if value >= 10 else round(value, 1))
+    return stage.stage, about(stage.seconds), between, *sizes
 
 
 def _money(value: float | None, found: Estimate) -> str:

@@ -9,6 +9,7 @@ from lathe.cli.engine import RecipePath
 from lathe.cli.group import FAILED, explain
 from lathe.cli.output import console, print_each, print_json, print_measurements, print_table, say
 from lathe.cli.session import AsJson, JobId, JobIds, connect
+from lathe.display.stages import about
 from lathe.display.watching import stages_shown
 from lathe.errors import LatheError
 from lathe.job import Job
@@ -147,7 +148,7 @@ def _stage_row(stage: Stage) -> tuple[object, ...]:
         stage.status,
         stage.phase or "",
         f"{stage.done}/{stage.total}" if stage.total else "",
-        format_seconds(round(stage.estimate.seconds)) if stage.estimate else "",
+        about(stage.estimate.seconds) if stage.estimate else "",
         "" if stage.seconds is None else format_seconds(stage.seconds),
         format_bytes(stage.peak_memory_bytes) if stage.peak_memory_bytes else "",
     )

@@ -85,7 +85,7 @@ class StagesView:
         for stage in stages:
             self._line(stage).expected_seconds = float(stage.get("seconds", 0))
         whole, low, high = (
-            format_seconds(sum(float(stage.get(name, 0)) for stage in stages))
+            about(sum(float(stage.get(name, 0)) for stage in stages))
             for name in ("seconds", "seconds_low", "seconds_high")
         )
         return f"expected: {whole} ({low} to {high})"
@@ -147,7 +147,7 @@ class StagesView:
         now = self._now()
         rows: list[tuple[object, ...]] = [_row(line, now) for line in self._lines()]
         if (left := self.left()) is not None:
-            rows.append(("", "", "", "", f"{format_seconds(round(left))} left in all"))
+            rows.append(("", "", "", "", f"{about(left)} left in all"))
         return Grid((), rows)
 
     def __rich__(self) -> Table:
@@ -164,15 +164,20 @@ class StagesView:
         return list(self._stages.values())
 
 
+def about(seconds: float) -> str:
+    """A time that was not measured: to the second from ten on."""
+    return format_seconds(round(seconds) if seconds >= 10 else round(seconds, 1))
+
+
 def _row(line: StageLine, now: float) -> tuple[object, ...]:
     bar: object = Bar(line.done, line.total) if line.phase and line.total else ""
     left = line.left(now) if line.status == "running" else None
-    last = _cost(line) if left is None else f"{format_seconds(round(left))} left"
+    last = _cost(line) if left is None else f"{about(left)} left"
     return line.name, line.status, line.phase, bar, last
 
 
 def _cost(line: StageLine) -> str:
     if line.seconds is None:
-        return f"about {format_seconds(round(line.expected_seconds))}" if line.expected_seconds else ""
+        return f"about {about(line.expected_seconds)}" if line.expected_seconds else ""
     memory = f", {format_bytes(line.peak_memory_bytes)} peak" if line.peak_memory_bytes else ""
     return f"{format_seconds(line.seconds)}{memory}"

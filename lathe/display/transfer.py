@@ -6,8 +6,9 @@ from rich.table import Table
 
 from lathe.display.cells import Bar
 from lathe.display.grid import Grid
+from lathe.display.stages import about
 from lathe.models import Artifact
-from optcore.report.numbers import format_bytes, format_seconds
+from optcore.report.numbers import format_bytes
 
 
 class TransferView:
@@ -33,7 +34,7 @@ class TransferView:
         """One row: all files together, and which one is on its way."""
         done = sum(tuple(self._here.values()))
         speed = (done - self._found_bytes) / max(self._clock() - self._began, 1e-3)
-        left = format_seconds(round((self._total_bytes - done) / speed)) if speed > 0 else ""
+        left = about((self._total_bytes - done) / speed) if speed > 0 else ""
         words = (
             f"{format_bytes(done)} of {format_bytes(self._total_bytes)}",
             f"{format_bytes(speed)}/s" if speed > 0 else "",
