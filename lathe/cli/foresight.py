@@ -69,12 +69,10 @@ def _tell_estimate(found: Estimate) -> None:
         print_table(("worker", "", "time", "cost"), fits)
     for problem in found.problems:
         say(f"{'error' if problem.fatal else 'warning'}: {problem.reason}")
-        say("".join(f"{label}: {value}\n" for label, value in _about(problem.pointer, problem.remedy) if value)[:-1])
+        for label, value in (("field", problem.pointer), ("remedy", problem.remedy)):
+            if value:
+                say(f"{label}: {value}")
     say(f"learned from {found.learned_from} finished stages" if found.learned_from else "by formulas alone")
-
-
-def _about(pointer: str, remedy: str) -> tuple[tuple[str, str], ...]:
-    return ("field", pointer), ("remedy", remedy)
 
 
 def _stage_row(stage: StageEstimate) -> tuple[str, ...]:
