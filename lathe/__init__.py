@@ -1,9 +1,8 @@
 """Lathe's SDK: submit a recipe, watch the job, take the smaller model home.
 
 with lathe.Client() as client:
-    job = client.jobs.create(lathe.load_recipe("recipe.yaml"))
-    client.jobs.result(job.id)
-    client.artifacts.download(job.id, "out")
+    job = client.jobs.create(lathe.load_recipe("recipe.yaml")).watch()
+    job.download("out")
 """
 
 from importlib import import_module
@@ -11,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lathe.async_client import AsyncClient
+    from lathe.async_job import AsyncJob
     from lathe.client import Client
+    from lathe.comparison_models import Comparison
     from lathe.errors import (
         APIError,
         BadRequest,
@@ -37,17 +38,26 @@ if TYPE_CHECKING:
         WaitTimeout,
         WebhookVerificationError,
     )
+    from lathe.estimate_models import Estimate
+    from lathe.job import Job
     from lathe.models import (
+        ApiKey,
         Artifact,
+        AuditEntry,
         Credential,
         FormatInfo,
         Health,
-        Job,
         JobEvent,
+        LogChunk,
+        MetricCurve,
         Problem,
+        Project,
         Stage,
         TechniqueInfo,
+        Template,
+        WorkerInfo,
     )
+    from lathe.report import Measurements, Report
     from lathe.webhook_models import WebhookDelivery, WebhookEndpoint, WebhookMessage, WebhookPayload
     from lathe.webhooks import unwrap, verify_signature
     from optcore.errors import Failure, RecipeError
@@ -55,16 +65,21 @@ if TYPE_CHECKING:
 
 __all__ = [
     "APIError",
+    "ApiKey",
     "Artifact",
     "AsyncClient",
+    "AsyncJob",
+    "AuditEntry",
     "BadRequest",
     "BadResponse",
     "Client",
+    "Comparison",
     "Conflict",
     "ConnectionFailed",
     "Credential",
     "DigestMismatch",
     "DownloadError",
+    "Estimate",
     "Failure",
     "Forbidden",
     "FormatInfo",
@@ -75,16 +90,22 @@ __all__ = [
     "JobFailed",
     "JobNotSucceeded",
     "LatheError",
+    "LogChunk",
+    "Measurements",
+    "MetricCurve",
     "NotFound",
     "PayloadTooLarge",
     "Problem",
+    "Project",
     "Recipe",
     "RecipeError",
     "RecipeRefused",
+    "Report",
     "RequestInProgress",
     "ServerError",
     "Stage",
     "TechniqueInfo",
+    "Template",
     "TooManyRequests",
     "Unauthorized",
     "Unprocessable",
@@ -95,6 +116,7 @@ __all__ = [
     "WebhookMessage",
     "WebhookPayload",
     "WebhookVerificationError",
+    "WorkerInfo",
     "load_recipe",
     "parse_recipe",
     "unwrap",
@@ -102,7 +124,9 @@ __all__ = [
 ]
 
 _HOMES = (
-    *("lathe.errors", "lathe.models", "lathe.webhook_models", "lathe.client", "lathe.async_client", "lathe.webhooks"),
+    # The first that has a name is its home: `Job` is the client's, not the wire's.
+    *("lathe.errors", "lathe.job", "lathe.models", "lathe.webhook_models", "lathe.client", "lathe.async_client"),
+    *("lathe.async_job", "lathe.webhooks", "lathe.report", "lathe.estimate_models", "lathe.comparison_models"),
     "optcore.recipe",
 )
 

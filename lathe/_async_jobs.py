@@ -1,21 +1,30 @@
 """Jobs of a service, for the async client."""
 
 import asyncio
-import os
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
-from lathe import _protocol as protocol
+from lathe import models
+from lathe._async_artifacts import AsyncArtifacts
+from lathe._protocol import jobs as protocol
+from lathe._protocol.call import Call
+from lathe._protocol.jobs import AnyRecipe
 from lathe._retry import worth_retrying
 from lathe._stream import Cursor, L
 from lathe._waiting import Patience, POLL_seconds, successful
 from lathe._wire import AsyncWire
-from lathe.errors import ConnectionFailed, LatheError
-from lathe.models import Job, JobEvent, JobStatus, LogChunk, MetricCurve
-from optcore.recipe import Recipe, load_recipe
+from lathe.async_job import AsyncJob
+from lathe.display.screen import show
+from lathe.display.watching import OnEvent, events_shown, stages_shown
+from lathe.errors import LatheError
+from lathe.estimate_models import Estimate
+from lathe.job import StrPath
+from lathe.models import JobEvent, JobStatus, LogChunk, MetricCurve
+from lathe.report import Report
+from optcore.recipe import load_recipe
 
-StrPath = str | os.PathLike[str]
+JobIds = list[str] | tuple[str, ...] | set[str]
 
 
 class AsyncJobs:
@@ -23,21 +32,26 @@ class AsyncJobs:
 
     def __init__(self, wire: AsyncWire) -> None:
         self._wire = wire
+        self.artifacts = AsyncArtifacts(wire)
 
-    async def create(self, recipe: Recipe | Mapping[str, Any], *, idempotency_key: str | None = None) -> Job:
+    async def estimate(self, recipe: AnyRecipe) -> Estimate:
+        """What a job would take, and where it fits; nothing is queued. Raises `RecipeRefused`."""
+        return await self._wire.send(protocol.estimate_job(recipe))
+
+    async def create(self, recipe: AnyRecipe, *, idempotency_key: str | None = None) -> AsyncJob:
         """Queue a job. With the same `idempotency_key` and recipe the same job is answered, not a second one.
 
         Raises `RecipeRefused`, whose `field` points into the recipe.
         """
-        return await self._wire.send(protocol.create_job(recipe, idempotency_key))
+        return await self._job(protocol.create_job(recipe, idempotency_key))
 
-    async def create_from_file(self, path: StrPath, *, idempotency_key: str | None = None) -> Job:
+    async def create_from_file(self, path: StrPath, *, idempotency_key: str | None = None) -> AsyncJob:
         """Queue the recipe of a YAML file. Raises `optcore.errors.RecipeError` before anything is sent."""
         return await self.create(load_recipe(Path(path)), idempotency_key=idempotency_key)
 
-    async def get(self, job_id: str, *, expand: Sequence[str] = ()) -> Job:
+    async def get(self, job_id: str, *, expand: Sequence[str] = ()) -> AsyncJob:
         """The job as it is now; with `expand`, its `attempts` and `artifacts` too."""
-        return await self._wire.send(protocol.get_job(job_id, {"expand": list(expand) or None}))
+        return await self._job(protocol.get_job(job_id, {"expand": list(expand) or None}))
 
     def list(
         self,
@@ -50,7 +64,7 @@ class AsyncJobs:
         oldest_first: bool = False,
         after: str | None = None,
         page_size: int = 20,
-    ) -> AsyncIterator[Job]:
+    ) -> AsyncIterator[AsyncJob]:
         """Your jobs, newest first; further pages are asked for while you iterate. `model` is an id or a path, whole."""
         params = {
             "status": list(status) or None,
@@ -62,27 +76,27 @@ class AsyncJobs:
             "after": after,
             "limit": page_size,
         }
-        return self._wire.each(protocol.list_jobs, params)
+        return (AsyncJob.of(job, self) async for job in self._wire.each(protocol.list_jobs, params))
 
-    async def cancel(self, job_id: str) -> Job:
+    async def cancel(self, job_id: str) -> AsyncJob:
         """Ask a job to stop; `wait` tells when it has. Raises `Conflict` when it ended otherwise."""
-        return await self._wire.send(protocol.change_job(job_id, "cancel"))
+        return await self._job(protocol.change_job(job_id, "cancel"))
 
-    async def pause(self, job_id: str) -> Job:
+    async def pause(self, job_id: str) -> AsyncJob:
         """Set a job aside and free its worker; `resume` goes on behind its last finished layer."""
-        return await self._wire.send(protocol.change_job(job_id, "pause"))
+        return await self._job(protocol.change_job(job_id, "pause"))
 
-    async def resume(self, job_id: str) -> Job:
+    async def resume(self, job_id: str) -> AsyncJob:
         """Queue a paused job again."""
-        return await self._wire.send(protocol.change_job(job_id, "resume"))
+        return await self._job(protocol.change_job(job_id, "resume"))
 
-    async def retry(self, job_id: str) -> Job:
+    async def retry(self, job_id: str) -> AsyncJob:
         """Begin a new run of a job that failed or was cancelled; finished stages are not run again."""
-        return await self._wire.send(protocol.change_job(job_id, "retry"))
+        return await self._job(protocol.change_job(job_id, "retry"))
 
-    async def publish(self, job_id: str, place: Mapping[str, Any] | None = None) -> Job:
+    async def publish(self, job_id: str, place: Mapping[str, Any] | None = None) -> AsyncJob:
         """Push a finished job to the Hub: once more, or to `place` (a recipe's `publish`)."""
-        return await self._wire.send(protocol.change_job(job_id, "publish", place))
+        return await self._job(protocol.change_job(job_id, "publish", place))
 
     async def delete(self, job_id: str) -> None:
         """Forget a job that is over, with its history and its files."""
@@ -105,6 +119,7 @@ class AsyncJobs:
         cursor = Cursor(JobEvent, after)
         return self._follow(job_id, cursor) if stream else self._history(job_id, cursor)
 
+    @overload
     async def wait(
         self,
         job_id: str,
@@ -112,29 +127,71 @@ class AsyncJobs:
         timeout: float | None = None,
         poll_interval: float = POLL_seconds,
         on_event: Callable[[JobEvent], None] | None = None,
-    ) -> Job:
-        """The job once it has ended, however it ended. Seconds; raises `WaitTimeout` when it runs longer."""
-        patience, cursor = Patience(timeout, poll_interval), Cursor(JobEvent)
+        progress: bool = False,
+    ) -> AsyncJob: ...
+    @overload
+    async def wait(
+        self, job_id: JobIds, *, timeout: float | None = None, poll_interval: float = POLL_seconds
+    ) -> tuple[AsyncJob, ...]: ...
+    async def wait(
+        self,
+        job_id: str | JobIds,
+        *,
+        timeout: float | None = None,
+        poll_interval: float = POLL_seconds,
+        on_event: Callable[[JobEvent], None] | None = None,
+        progress: bool = False,
+    ) -> AsyncJob | tuple[AsyncJob, ...]:
+        """The job once it has ended, however it ended; of several ids, all of them once the last one has.
+
+        With `progress`, its stages are shown meanwhile. Seconds; raises `WaitTimeout` when it takes longer.
+        """
+        patience = Patience(timeout, poll_interval)
+        if not isinstance(job_id, str):
+            return tuple([await self._wait(each, patience) for each in job_id])
+        with events_shown(progress, on_event) as hear:
+            return await self._wait(job_id, patience, hear)
+
+    async def _wait(self, job_id: str, patience: Patience, hear: OnEvent | None = None) -> AsyncJob:
+        cursor = Cursor(JobEvent)
         while True:
-            job = await self.get(job_id)
-            if on_event:
-                async for event in self._history(job_id, cursor):
-                    on_event(event)
-            if job.is_terminal:
-                return job
-            await asyncio.sleep(patience.pause(job))
+            try:
+                job = await self.get(job_id)
+                if hear:
+                    async for event in self._history(job_id, cursor):
+                        hear(event)
+            except LatheError as error:
+                pause = patience.pause_after(error)
+            else:
+                if job.is_terminal:
+                    return job
+                pause = patience.pause(job)
+            await asyncio.sleep(pause)
 
-    async def result(self, job_id: str, *, timeout: float | None = None) -> Job:
+    async def result(self, job_id: str, *, timeout: float | None = None, progress: bool = False) -> AsyncJob:
         """The job once it has succeeded. Raises `JobFailed` with the typed `failure`, or `JobCancelled`."""
-        return successful(await self.wait(job_id, timeout=timeout))
+        return successful(await self.wait(job_id, timeout=timeout, progress=progress))
 
-    async def report(self, job_id: str) -> dict[str, Any]:
-        """The measured before and after: `measurements`, stages, versions."""
+    async def watch(self, job_id: str) -> AsyncJob:
+        """Show the stages as they run, then the before and after; the job as it ended."""
+        with stages_shown() as hear:
+            async for event in self.events(job_id, stream=True):
+                hear(event.type, event.data, event.at.timestamp())
+        job = await self.get(job_id)
+        if job.status == "succeeded":
+            show(await self.report(job_id))
+        return job
+
+    async def report(self, job_id: str) -> Report:
+        """The measured before and after: `measurements`, stages, versions. Raises `NotFound` while there is none."""
         return await self._wire.send(protocol.get_report(job_id))
 
     async def recipe(self, job_id: str) -> str:
         """The recipe as YAML, pinned once the worker knows the commits."""
         return await self._wire.send(protocol.get_recipe(job_id))
+
+    async def _job(self, call: Call[models.Job]) -> AsyncJob:
+        return AsyncJob.of(await self._wire.send(call), self)
 
     async def _history(self, job_id: str, cursor: Cursor[L]) -> AsyncIterator[L]:
         while True:
@@ -154,7 +211,7 @@ class AsyncJobs:
             # The stream broke off. The job's own status is the authority on whether there is more to hear.
             try:
                 job = await self.get(job_id)
-            except ConnectionFailed as error:
+            except LatheError as error:
                 await asyncio.sleep(cursor.dropped(error))
                 continue
             if job.is_terminal:

@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
 
-from lathe import _protocol as protocol
+from lathe._protocol import webhooks as protocol
 from lathe._wire import AsyncWire
 from lathe.webhook_models import (
     WebhookDelivery,

@@ -24,12 +24,17 @@ def connection(base_url: str | None, api_key: str | None, timeout_seconds: float
     return {
         "base_url": url,
         "headers": headers,
-        "timeout": httpx.Timeout(timeout_seconds, connect=min(CONNECT_seconds, timeout_seconds)),
+        "timeout": request_timeout(timeout_seconds),
         # A redirect would carry the key to an address that nobody configured.
         "follow_redirects": False,
         # A proxy of the environment cannot reach this machine's own loopback.
         "trust_env": not _is_loopback(url.host),
     }
+
+
+def request_timeout(timeout_seconds: float) -> httpx.Timeout:
+    """For answers that come whole."""
+    return httpx.Timeout(timeout_seconds, connect=min(CONNECT_seconds, timeout_seconds))
 
 
 def stream_timeout(timeout_seconds: float) -> httpx.Timeout:

@@ -5,7 +5,7 @@ from typing import Generic, TypeVar
 
 from pydantic import ValidationError
 
-from lathe._retry import backoff
+from lathe._retry import backoff, worth_retrying
 from lathe.errors import BadResponse, LatheError
 from lathe.models import JobEvent, LogChunk
 
@@ -54,8 +54,8 @@ class Cursor(Generic[L]):
         return True
 
     def dropped(self, error: LatheError | None = None) -> float:
-        """Seconds to wait before the next connection; raises `error` when too many were lost in a row."""
-        if error is not None and self.drops >= self.patience:
+        """Seconds to wait before the next connection; raises `error` when it is for good, or the last of too many."""
+        if error is not None and (self.drops >= self.patience or not worth_retrying(error)):
             raise error
         self.drops += 1
         return backoff(self.drops - 1)

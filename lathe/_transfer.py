@@ -42,6 +42,9 @@ class Transfer:
         self._draft = self.target.with_name(f".{artifact.sha256[:16]}.part")
         self._file: IO[bytes] | None = None
         self._resumed = False
+        self._lost = 0
+        """Attempts since the last one that came further."""
+        self._furthest_bytes = 0
         self.received_bytes = 0
 
     def is_here(self) -> bool:
@@ -102,13 +105,20 @@ class Transfer:
         os.replace(self._draft, self.target)
         return self.target
 
-    def retry_delay(self, error: LatheError, retry: RetryPolicy, attempt: int) -> float | None:
-        """Seconds until another try; None to give up. What went wrong by going on is tried once from the beginning."""
+    def retry_delay(self, error: LatheError, retry: RetryPolicy) -> float | None:
+        """Seconds until another try; None to give up. What went wrong by going on is tried once from the beginning.
+
+        Only attempts in a row that came no further are counted: a large file survives many lost connections.
+        """
+        if self.received_bytes > self._furthest_bytes:
+            self._lost, self._furthest_bytes = 0, self.received_bytes
         out_of_range = isinstance(error, APIError) and error.status == 416
         if self._resumed and (out_of_range or isinstance(error, DigestMismatch)):
             self.discard()
             return 0.0
-        return retry.delay(error, attempt)
+        delay = retry.delay(error, self._lost)
+        self._lost += 1
+        return delay
 
     def discard(self) -> None:
         """Forget what came."""

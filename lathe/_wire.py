@@ -8,9 +8,8 @@ from typing import TypeVar
 
 import httpx
 
-from lathe import _protocol as protocol
-from lathe._connection import stream_timeout
-from lathe._protocol import Call, Params
+from lathe._connection import request_timeout, stream_timeout
+from lathe._protocol.call import Call, Params, conclude, error_of, unreachable
 from lathe._retry import RetryPolicy
 from lathe.errors import LatheError
 from lathe.models import Page
@@ -24,7 +23,12 @@ class Wire:
     def __init__(self, http: httpx.Client, retry: RetryPolicy, timeout_seconds: float) -> None:
         self.http = http
         self.retry = retry
-        self._stream_timeout = stream_timeout(timeout_seconds)
+        self._timeout_seconds = timeout_seconds
+
+    def with_options(self, timeout_seconds: float | None, max_retries: int | None) -> "Wire":
+        """The same connections with another patience."""
+        retry = self.retry if max_retries is None else RetryPolicy(max_retries)
+        return Wire(self.http, retry, self._timeout_seconds if timeout_seconds is None else timeout_seconds)
 
     def send(self, call: Call[T]) -> T:
         """The value that the answer stands for, after as many attempts as the policy allows."""
@@ -40,16 +44,17 @@ class Wire:
 
     def _send_once(self, call: Call[T]) -> T:
         with self._mapped():
-            response = self.http.request(**call.arguments())
-        return protocol.conclude(call, response)
+            response = self.http.request(**call.arguments(), timeout=request_timeout(self._timeout_seconds))
+        return conclude(call, response)
 
     @contextmanager
     def stream(self, call: Call[None]) -> Iterator[httpx.Response]:
         """One attempt at an answer whose body is read bit by bit."""
-        with self._mapped(), self.http.stream(**call.arguments(), timeout=self._stream_timeout) as response:
+        timeout = stream_timeout(self._timeout_seconds)
+        with self._mapped(), self.http.stream(**call.arguments(), timeout=timeout) as response:
             if not response.is_success:
                 response.read()
-                raise protocol.error_of(response)
+                raise error_of(response)
             yield response
 
     @contextmanager
@@ -57,7 +62,7 @@ class Wire:
         try:
             yield
         except httpx.TransportError as error:
-            raise protocol.unreachable(self.http.base_url, error) from error
+            raise unreachable(self.http.base_url, error) from error
 
     def each(self, page: Callable[[Params], Call[Page[T]]], params: Params) -> Iterator[T]:
         """Every item of a list, asking for the next page when it is needed."""
@@ -69,6 +74,10 @@ class Wire:
                 return
             after = answer.last_id
 
+    def all(self, page: Callable[[Params], Call[Page[T]]]) -> list[T]:
+        """A whole list at once, for short ones."""
+        return list(self.each(page, {}))
+
 
 class AsyncWire:
     """For one event loop."""
@@ -76,7 +85,12 @@ class AsyncWire:
     def __init__(self, http: httpx.AsyncClient, retry: RetryPolicy, timeout_seconds: float) -> None:
         self.http = http
         self.retry = retry
-        self._stream_timeout = stream_timeout(timeout_seconds)
+        self._timeout_seconds = timeout_seconds
+
+    def with_options(self, timeout_seconds: float | None, max_retries: int | None) -> "AsyncWire":
+        """The same connections with another patience."""
+        retry = self.retry if max_retries is None else RetryPolicy(max_retries)
+        return AsyncWire(self.http, retry, self._timeout_seconds if timeout_seconds is None else timeout_seconds)
 
     async def send(self, call: Call[T]) -> T:
         """The value that the answer stands for, after as many attempts as the policy allows."""
@@ -92,17 +106,18 @@ class AsyncWire:
 
     async def _send_once(self, call: Call[T]) -> T:
         with self._mapped():
-            response = await self.http.request(**call.arguments())
-        return protocol.conclude(call, response)
+            response = await self.http.request(**call.arguments(), timeout=request_timeout(self._timeout_seconds))
+        return conclude(call, response)
 
     @asynccontextmanager
     async def stream(self, call: Call[None]) -> AsyncIterator[httpx.Response]:
         """One attempt at an answer whose body is read bit by bit."""
+        timeout = stream_timeout(self._timeout_seconds)
         with self._mapped():
-            async with self.http.stream(**call.arguments(), timeout=self._stream_timeout) as response:
+            async with self.http.stream(**call.arguments(), timeout=timeout) as response:
                 if not response.is_success:
                     await response.aread()
-                    raise protocol.error_of(response)
+                    raise error_of(response)
                 yield response
 
     @contextmanager
@@ -110,7 +125,7 @@ class AsyncWire:
         try:
             yield
         except httpx.TransportError as error:
-            raise protocol.unreachable(self.http.base_url, error) from error
+            raise unreachable(self.http.base_url, error) from error
 
     async def each(self, page: Callable[[Params], Call[Page[T]]], params: Params) -> AsyncIterator[T]:
         """Every item of a list, asking for the next page when it is needed."""
@@ -122,3 +137,7 @@ class AsyncWire:
             if not answer.has_more or answer.last_id is None:
                 return
             after = answer.last_id
+
+    async def all(self, page: Callable[[Params], Call[Page[T]]]) -> list[T]:
+        """A whole list at once, for short ones."""
+        return [item async for item in self.each(page, {})]

@@ -27,7 +27,8 @@
 `str(error)` says what and what was found; `remedy` says what to do; `field` is the JSON Pointer into the recipe.
 """
 
-from lathe.models import Job, Problem, ProblemError
+from lathe import models
+from lathe.models import Problem, ProblemError
 from optcore.errors import Failure
 
 
@@ -126,7 +127,7 @@ class ServerError(APIError):
 class JobNotSucceeded(LatheError):
     """Asked for the result of a job that has none."""
 
-    def __init__(self, job: Job, message: str, *, remedy: str = "", field: str = "") -> None:
+    def __init__(self, job: models.Job, message: str, *, remedy: str = "", field: str = "") -> None:
         super().__init__(message, remedy=remedy, field=field)
         self.job = job
 
@@ -134,7 +135,7 @@ class JobNotSucceeded(LatheError):
 class JobFailed(JobNotSucceeded):
     """The job ended with a failure."""
 
-    def __init__(self, job: Job, failure: Failure) -> None:
+    def __init__(self, job: models.Job, failure: Failure) -> None:
         super().__init__(job, failure.message, remedy=failure.remedy, field=failure.field)
         self.failure = failure
 
@@ -146,7 +147,7 @@ class JobCancelled(JobNotSucceeded):
 class WaitTimeout(LatheError, TimeoutError):
     """The job is still running; `job` is what it was when last seen."""
 
-    def __init__(self, job: Job, seconds: float) -> None:
+    def __init__(self, job: models.Job, seconds: float) -> None:
         super().__init__(
             f"job {job.id} is still {job.status} after {seconds:g} s", remedy="wait longer, or cancel the job"
         )

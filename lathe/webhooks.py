@@ -1,5 +1,6 @@
 """Receiving webhooks: check the signature (Standard Webhooks 1.0.0), then read the body."""
 
+import os
 from collections.abc import Mapping
 
 from pydantic import ValidationError
@@ -40,3 +41,19 @@ def unwrap(raw_body: bytes, headers: Mapping[str, str], secret: str) -> WebhookP
         raise WebhookVerificationError(
             "the message is signed, but is of a kind that this package does not know", remedy="update this package"
         ) from error
+
+
+class Webhooks:
+    """The same as `client.webhooks`: it asks the service nothing, and is no coroutine for either client."""
+
+    def unwrap(self, raw_body: bytes, headers: Mapping[str, str], *, secret: str | None = None) -> WebhookPayload:
+        """The message, once its signature is checked with `secret`, else with LATHE_WEBHOOK_SECRET."""
+        return unwrap(raw_body, headers, _secret(secret))
+
+    def verify_signature(self, raw_body: bytes, headers: Mapping[str, str], *, secret: str | None = None) -> None:
+        """Check that the service sent these exact bytes. Raises `WebhookVerificationError`."""
+        verify_signature(raw_body, headers, _secret(secret))
+
+
+def _secret(given: str | None) -> str:
+    return given or os.environ.get("LATHE_WEBHOOK_SECRET", "")

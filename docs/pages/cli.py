@@ -26,7 +26,7 @@ def commands() -> Iterator[tuple[str, Any]]:
     while waiting:
         words, command = waiting.pop(0)
         inner = getattr(command, "commands", {})
-        waiting[:0] = [(f"{words} {name}", found) for name, found in inner.items()]
+        waiting[:0] = [(f"{words} {name}", found) for name, found in inner.items() if not found.hidden]
         if not inner:
             yield words, command
 

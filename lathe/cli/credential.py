@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from lathe.cli.group import Commands
-from lathe.cli.output import errors, print_json, print_table
+from lathe.cli.output import print_each, print_json, print_table, say, tell_deleted
 from lathe.cli.session import AsJson, connect
 from lathe.errors import LatheError
 
@@ -16,12 +16,15 @@ MAX_TOKEN_chars = 4096
 
 
 @app.command("set")
-def put(name: Name) -> None:
+def put(name: Name, as_json: AsJson = False) -> None:
     """Store or replace a token, read from a prompt or from standard input; never from the command line."""
     token = _read_secret("Token")
     with connect() as client:
-        client.credentials.put(name, token)
-    errors.print(f"stored {name}", markup=False, highlight=False)
+        stored = client.credentials.put(name, token)
+    if as_json:
+        print_json(stored)
+    else:
+        say(f"stored {name}")
 
 
 @app.command("ls")
@@ -30,17 +33,17 @@ def ls(as_json: AsJson = False) -> None:
     with connect() as client:
         found = list(client.credentials.list())
     if as_json:
-        for item in found:
-            print_json(item)
+        print_each(found)
     else:
         print_table(("name", "changed"), [(item.name, f"{item.updated_at:%Y-%m-%d %H:%M}") for item in found])
 
 
 @app.command("rm")
-def remove(name: Name) -> None:
+def remove(name: Name, as_json: AsJson = False) -> None:
     """Forget a token."""
     with connect() as client:
         client.credentials.delete(name)
+    tell_deleted(name, as_json)
 
 
 def _read_secret(label: str) -> str:

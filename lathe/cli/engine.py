@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +13,7 @@ from lathe.cli.engine_process import VARIABLE, EngineRun
 from lathe.cli.group import explain
 from lathe.cli.output import console, errors, print_json, print_measurements, printable_lines
 from lathe.cli.session import AsJson, home
-from lathe.cli.view import watch
+from lathe.display.watching import stages_shown
 from lathe.errors import LatheError
 from optcore.plan import check
 from optcore.recipe import Recipe, load_recipe
@@ -44,7 +45,9 @@ def run(
         for event in engine.events():
             print_json(event)
     else:
-        watch((event.event, event.model_dump(mode="json")) for event in engine.events())
+        with stages_shown() as hear:
+            for event in engine.events():
+                hear(event.event, event.model_dump(mode="json"), time.time())
     if engine.failure:
         if engine.failure.kind in OURS and engine.last_words:
             errors.print(printable_lines(engine.last_words), soft_wrap=True)

@@ -1,4 +1,4 @@
-"""How a command ends when something goes wrong: what, where in the recipe, what to do; and exit code 1."""
+"""How a command ends when something goes wrong: what, where in the recipe, what to do; and the exit code."""
 
 from typing import Any
 
@@ -7,9 +7,12 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from lathe.cli.output import errors, printable_lines
-from lathe.errors import JobFailed, LatheError
+from lathe.errors import JobFailed, LatheError, WaitTimeout
 from lathe.local.errors import LocalServerError
 from optcore.errors import Failure, OptError
+
+FAILED, TIMED_OUT, INTERRUPTED = 1, 3, 130
+"""Exit codes beside 0 and 2, which a wrong command line has."""
 
 
 class Commands(TyperGroup):
@@ -22,9 +25,14 @@ class Commands(TyperGroup):
             explain(error.failure)
         except (LatheError, OptError) as error:
             _say(error.message, error.field, error.remedy)
+            if isinstance(error, WaitTimeout):
+                raise typer.Exit(TIMED_OUT) from error
         except LocalServerError as error:
             _say(error.message, "", error.remedy)
-        raise typer.Exit(1)
+        except KeyboardInterrupt as interrupt:
+            errors.print("interrupted")
+            raise typer.Exit(INTERRUPTED) from interrupt
+        raise typer.Exit(FAILED)
 
 
 def explain(failure: Failure) -> None:

@@ -9,7 +9,6 @@ import typer
 
 from lathe.cli.output import console, errors
 from lathe.cli.session import home
-from lathe.local.stack import Stack
 
 
 def up(
@@ -24,6 +23,8 @@ def up(
     ] = None,
 ) -> None:
     """Start the service and all it needs on this machine; Ctrl-C stops it."""
+    from lathe.local.stack import Stack  # and with it the HTTP client that asks whether it is well
+
     environment = (
         {"LATHE_MODEL_ROOTS": os.pathsep.join(str(root.absolute()) for root in model_root)} if model_root else {}
     )

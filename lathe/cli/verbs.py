@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from lathe.cli.output import console, print_json
+from lathe.cli.output import console, print_json, tell_deleted
 from lathe.cli.session import AsJson, JobId, connect
 from lathe.models import Job
 
@@ -43,10 +43,11 @@ def publish(
         _tell(client.jobs.publish(job_id, {"repo_id": repo_id} if repo_id else None), as_json)
 
 
-def delete(job_id: JobId) -> None:
+def delete(job_id: JobId, as_json: AsJson = False) -> None:
     """Forget a job that is over, with its history and its files."""
     with connect() as client:
         client.jobs.delete(job_id)
+    tell_deleted(job_id, as_json)
 
 
 def _tell(job: Job, as_json: bool) -> None:

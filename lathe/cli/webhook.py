@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -9,15 +10,20 @@ from typing import Annotated, Any
 
 import typer
 
+from lathe.cli import webhook_listen
 from lathe.cli.group import Commands
-from lathe.cli.output import console, errors, print_json, print_table
+from lathe.cli.output import console, errors, print_each, print_json, print_table, tell_deleted
 from lathe.cli.session import AsJson, connect
 from lathe.webhook_models import WebhookDelivery, WebhookEndpoint, WebhookMessage
 from lathe.webhooks import unwrap
 
 app = typer.Typer(cls=Commands, no_args_is_help=True, help="Receivers of signed messages about jobs.")
 EndpointId = Annotated[str, typer.Argument(metavar="ENDPOINT", help="`whe_...`")]
+MessageId = Annotated[str, typer.Argument(metavar="MESSAGE", help="`msg_...`")]
 Events = Annotated[list[str] | None, typer.Option("--event", help="Only this type; may be repeated.")]
+
+
+app.command("listen")(webhook_listen.listen)
 
 
 @app.command("create")
@@ -37,13 +43,7 @@ def create(
 def ls(as_json: AsJson = False) -> None:
     """List receivers."""
     with connect() as client:
-        found = list(client.webhook_endpoints.list())
-    if as_json:
-        for item in found:
-            print_json(item)
-    else:
-        rows = [(item.id, item.url, ", ".join(item.events), _state(item)) for item in found]
-        print_table(("endpoint", "url", "events", "state"), rows)
+        _tell_endpoints(list(client.webhook_endpoints.list()), as_json)
 
 
 @app.command("update")
@@ -68,10 +68,30 @@ def update(
 
 
 @app.command("rm")
-def remove(endpoint_id: EndpointId) -> None:
+def remove(endpoint_id: EndpointId, as_json: AsJson = False) -> None:
     """Remove a receiver."""
     with connect() as client:
         client.webhook_endpoints.delete(endpoint_id)
+    tell_deleted(endpoint_id, as_json)
+
+
+@app.command("show")
+def show(endpoint_id: EndpointId, as_json: AsJson = False) -> None:
+    """Show one receiver, and whether anything is sent there."""
+    with connect() as client:
+        _tell_endpoints([client.webhook_endpoints.get(endpoint_id)], as_json)
+
+
+@app.command("message")
+def message(message_id: MessageId, as_json: AsJson = False) -> None:
+    """Show what a message says, and whether it was delivered."""
+    with connect() as client:
+        found = client.webhook_messages.get(message_id)
+    if as_json:
+        print_json(found)
+    else:
+        _tell(found, as_json)
+        print_json(found.payload)
 
 
 @app.command("rotate")
@@ -100,16 +120,13 @@ def deliveries(
     with connect() as client:
         found = list(islice(client.webhook_endpoints.deliveries(endpoint_id, status=wanted), limit))
     if as_json:
-        for item in found:
-            print_json(item)
+        print_each(found)
     else:
         print_table(("message", "type", "attempt", "answer", "seconds", "at", "message is"), map(_row, found))
 
 
 @app.command("redeliver")
-def redeliver(
-    message_id: Annotated[str, typer.Argument(metavar="MESSAGE", help="`msg_...`")], as_json: AsJson = False
-) -> None:
+def redeliver(message_id: MessageId, as_json: AsJson = False) -> None:
     """Send a message again, now."""
     with connect() as client:
         _tell(client.webhook_messages.redeliver(message_id), as_json)
@@ -121,6 +138,7 @@ def replay(
     since: Annotated[datetime, typer.Option(help="Messages made from this time on, in UTC.")],
     until: Annotated[datetime | None, typer.Option(help="And before this one; now when absent.")] = None,
     delivered: Annotated[bool, typer.Option("--delivered", help="Also those that were delivered.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Send the messages of a period again: those that were given up."""
     statuses: Any = ("failed", "delivered") if delivered else ("failed",)
@@ -129,7 +147,10 @@ def replay(
         answer = client.webhook_endpoints.replay(
             endpoint_id, since=since.replace(tzinfo=UTC), until=end, statuses=statuses
         )
-    console.out(f"{answer.messages} messages are sent again", highlight=False)
+    if as_json:
+        print_json(answer)
+    else:
+        console.out(f"{answer.messages} messages are sent again", highlight=False)
 
 
 @app.command("verify")
@@ -144,6 +165,14 @@ def verify(
     secret = os.environ.get("LATHE_WEBHOOK_SECRET") or str(typer.prompt("Secret", hide_input=True))
     headers = {"webhook-id": message_id, "webhook-timestamp": timestamp, "webhook-signature": signature}
     print_json(unwrap(raw, headers, secret))
+
+
+def _tell_endpoints(found: Sequence[WebhookEndpoint], as_json: bool) -> None:
+    if as_json:
+        print_each(found)
+    else:
+        rows = [(item.id, item.url, ", ".join(item.events), _state(item)) for item in found]
+        print_table(("endpoint", "url", "events", "state"), rows)
 
 
 def _tell_secret(endpoint: WebhookEndpoint, as_json: bool) -> None:

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import httpx
 import psycopg
-from chaos_proxy import Proxy
+from fixtures.proxy import Proxy
 from psycopg.rows import dict_row
 
 from lathe.local.postgres import Postgres

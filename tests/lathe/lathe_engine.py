@@ -52,12 +52,14 @@ def main() -> None:
 
 def work_on(name: str, wishes: dict) -> None:
     say("stage_started", stage=name, key="k" * 64)
+    print(f"working on {name}", file=sys.stderr, flush=True)
     say("progress", stage=name, phase="calibrating", done=1, total=2)
     if name == "1-ptq":
         if "hold" in wishes:
             Path(wishes["hold"]).with_suffix(".pid").write_text(str(os.getpid()))
             while Path(wishes["hold"]).exists():
                 time.sleep(0.02)
+            print("held no longer", file=sys.stderr, flush=True)
         if "fail" in wishes:
             failure = {"kind": "user_error", "code": "data_unusable", "message": wishes["fail"], "stage": name}
             say("run_failed", failure={**failure, "field": "/calibration", "remedy": "use other text"})

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 Answer = Callable[["Handler"], None]
 
@@ -20,6 +20,7 @@ class Script:
 
     answers: dict[str, list[Answer]] = field(default_factory=dict)
     requests: list[tuple[str, str, dict[str, str], bytes]] = field(default_factory=list)
+    asked: list[tuple[str, dict[str, list[str]]]] = field(default_factory=list)
     url: str = ""
 
     def on(self, what: str, *answers: Answer) -> "Script":
@@ -29,6 +30,10 @@ class Script:
     def sent(self, what: str) -> list[dict[str, str]]:
         """The headers of each request that came, names in lower case."""
         return [headers for method, path, headers, _ in self.requests if f"{method} {path}" == what]
+
+    def queries(self, what: str) -> list[dict[str, list[str]]]:
+        """The query of each request that came."""
+        return [query for place, query in self.asked if place == what]
 
     def next_answer(self, what: str) -> Answer:
         listed = self.answers.get(what, [status(404)])
@@ -41,7 +46,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def _any(self) -> None:
         body = self.rfile.read(int(self.headers.get("content-length") or 0))
-        path = urlsplit(self.path).path
+        path, query = urlsplit(self.path).path, parse_qs(urlsplit(self.path).query)
+        self.script.asked.append((f"{self.command} {path}", query))
         headers = {name.lower(): value for name, value in self.headers.items()}
         self.script.requests.append((self.command, path, headers, body))
         self.script.next_answer(f"{self.command} {path}")(self)

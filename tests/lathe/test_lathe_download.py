@@ -80,6 +80,24 @@ def test_a_transfer_given_up_is_resumed_by_the_next_call(server: Script, tmp_pat
     assert server.sent(where)[-1]["range"] == "bytes=100000-"
 
 
+def test_connections_may_be_lost_often_while_each_brings_something(server: Script, tmp_path: Path) -> None:
+    pieces = [DATA[at : at + 30_000] for at in range(0, len(DATA), 30_000)]
+    first, *middle, last = pieces
+    answers = [cut_after(first, length=len(DATA))]
+    answers += [cut_after(piece, code=206, length=len(DATA)) for piece in middle]
+    where = _offer(server, "a.bin", *answers, status(206, last))
+    _download(server, tmp_path)
+    assert (tmp_path / "a.bin").read_bytes() == DATA
+    assert len(server.sent(where)) == len(pieces) == 10
+
+
+def test_connections_that_bring_nothing_new_are_lost_in_vain(server: Script, tmp_path: Path) -> None:
+    where = _offer(server, "a.bin", cut_after(DATA[:1000], length=len(DATA)))  # from the beginning, every time
+    with pytest.raises(lathe.ConnectionFailed):
+        _download(server, tmp_path)
+    assert len(server.sent(where)) == 3
+
+
 def test_a_service_that_ignores_ranges_starts_the_file_again(server: Script, tmp_path: Path) -> None:
     _offer(server, "a.bin", cut_after(DATA[:1000], length=len(DATA)), status(200, DATA))
     _download(server, tmp_path)

@@ -7,9 +7,10 @@ import httpx
 import pytest
 from scripted_server import job_document, page
 
-from lathe import _protocol as protocol
 from lathe import errors
 from lathe._connection import connection
+from lathe._protocol import jobs, webhooks
+from lathe._protocol.call import conclude, error_of, retry_after
 from lathe.client import Client
 from optcore.recipe import recipe_from
 
@@ -55,14 +56,14 @@ def _problem(status: int, code: str) -> dict[str, object]:
     ],
 )
 def test_a_problem_becomes_the_exception_of_its_code_and_status(status: int, code: str, kind: type) -> None:
-    error = protocol.error_of(_response(status, _problem(status, code)))
+    error = error_of(_response(status, _problem(status, code)))
     assert type(error) is kind
     assert (str(error), error.remedy, error.field, error.code) == ("what", "do", "/chain/0", code)
     assert error.errors[0].reason == "because"
 
 
 def test_an_answer_that_is_no_problem_document_is_an_error_too() -> None:
-    error = protocol.error_of(_response(502, b"<html>bad gateway</html>"))
+    error = error_of(_response(502, b"<html>bad gateway</html>"))
     assert isinstance(error, errors.ServerError)
     assert (error.status, error.code) == (502, "http_502")
 
@@ -70,45 +71,45 @@ def test_an_answer_that_is_no_problem_document_is_an_error_too() -> None:
 def test_a_success_that_the_api_never_gives_is_a_bad_response() -> None:
     for body in (b"<html>", b'{"id": 1}'):
         with pytest.raises(errors.BadResponse, match="something else than the API promises"):
-            protocol.conclude(protocol.get_job("job_1"), _response(200, body))
+            conclude(jobs.get_job("job_1"), _response(200, body))
 
 
 def test_a_redirect_is_not_followed_and_not_a_success() -> None:
     with pytest.raises(errors.APIError, match="HTTP 302"):
-        protocol.conclude(protocol.get_job("job_1"), _response(302, b"", location="http://127.0.0.1:1/"))
+        conclude(jobs.get_job("job_1"), _response(302, b"", location="http://127.0.0.1:1/"))
 
 
 def test_retry_after_is_read_as_a_number_and_as_a_date() -> None:
-    assert protocol.retry_after({"retry-after": "7"}) == 7
-    assert protocol.retry_after({"retry-after": formatdate(time() + 30, usegmt=True)}) == pytest.approx(30, abs=2)
-    assert protocol.retry_after({"retry-after": formatdate(time() - 30, usegmt=True)}) == 0
-    assert protocol.retry_after({"retry-after": "soon"}) is None
-    assert protocol.retry_after({}) is None
+    assert retry_after({"retry-after": "7"}) == 7
+    assert retry_after({"retry-after": formatdate(time() + 30, usegmt=True)}) == pytest.approx(30, abs=2)
+    assert retry_after({"retry-after": formatdate(time() - 30, usegmt=True)}) == 0
+    assert retry_after({"retry-after": "soon"}) is None
+    assert retry_after({}) is None
 
 
 def test_an_identifier_never_becomes_another_address() -> None:
-    assert protocol.get_job("a/../b?c").path == "/v1/jobs/a%2F..%2Fb%3Fc"
+    assert jobs.get_job("a/../b?c").path == "/v1/jobs/a%2F..%2Fb%3Fc"
     for nothing in ("", ".", ".."):
         with pytest.raises(ValueError, match="not an identifier"):
-            protocol.get_job(nothing)
+            jobs.get_job(nothing)
 
 
 def test_every_post_carries_a_new_idempotency_key_unless_one_is_given() -> None:
     calls = [
-        protocol.create_job(RECIPE, None),
-        protocol.create_job(RECIPE, None),
-        protocol.change_job("job_1", "cancel"),
+        jobs.create_job(RECIPE, None),
+        jobs.create_job(RECIPE, None),
+        jobs.change_job("job_1", "cancel"),
     ]
-    keys = {call.headers["Idempotency-Key"] for call in (*calls, protocol.create_webhook_endpoint("https://x", None))}
+    keys = {call.headers["Idempotency-Key"] for call in (*calls, webhooks.create_webhook_endpoint("https://x", None))}
     assert len(keys) == 4
-    assert protocol.create_job(RECIPE, "mine").headers["Idempotency-Key"] == "mine"
+    assert jobs.create_job(RECIPE, "mine").headers["Idempotency-Key"] == "mine"
 
 
 def test_a_recipe_goes_filled_in_and_a_mapping_as_it_is() -> None:
-    assert protocol.create_job({"future": 1}, None).body == {"future": 1}
-    assert protocol.create_job(recipe_from(RECIPE), None).body["seed"] == 0
+    assert jobs.create_job({"future": 1}, None).body == {"future": 1}
+    assert jobs.create_job(recipe_from(RECIPE), None).body["seed"] == 0
     with pytest.raises(TypeError, match="create_from_file"):
-        protocol.create_job("recipe.yaml", None)  # type: ignore[arg-type]
+        jobs.create_job("recipe.yaml", None)  # type: ignore[arg-type]
 
 
 def test_lists_ask_for_the_next_page_when_it_is_needed() -> None:
@@ -123,10 +124,10 @@ def test_lists_ask_for_the_next_page_when_it_is_needed() -> None:
         return httpx.Response(200, json=document)
 
     with Client("http://127.0.0.1", "lk_x", transport=httpx.MockTransport(answer)) as client:
-        jobs = client.jobs.list(status=["queued"])
-        assert next(jobs).id == "job_2"
+        listed = client.jobs.list(status=["queued"])
+        assert next(listed).id == "job_2"
         assert len(asked) == 1
-        assert [job.id for job in jobs] == ["job_1"]
+        assert [job.id for job in listed] == ["job_1"]
     assert asked == [{"status": "queued", "limit": "20"}, {"status": "queued", "limit": "20", "after": "job_2"}]
 
 

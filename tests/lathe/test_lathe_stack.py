@@ -6,27 +6,24 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fixtures.proxy import Proxy
 from fixtures.waiting import until
-from lathe_engine import COMMAND as ENGINE
+from live import EMBEDDED, port_of, processes_of, recipe
+from live_operations import RECEIVER, documented, missed, recorded, settled, walk
 from typer.testing import CliRunner
 
 import lathe
-from lathe import _protocol as protocol
 from lathe.cli import app
 from lathe.local.stack import Stack
 from optcore.errors import RecipeError
 from optcore.recipe import load_recipe
 
 pytestmark = [pytest.mark.integration, pytest.mark.e2e]
-
-EMBEDDED = {"LATHE_DATABASE_URL": "", "LATHE_REDIS_URL": "", "LATHE_ENGINE_COMMAND": ENGINE}
-"""Servers of its own, whatever the environment offers to the other tests."""
-PROGRAMS = ("api", "relay", "worker-gpu", "worker-cpu")
 
 
 @pytest.fixture(scope="module")
@@ -49,10 +46,6 @@ def client(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> Iterator[lathe.Clie
     monkeypatch.setenv("LATHE_API_KEY", stack.api_key)
     with lathe.Client() as client:
         yield client
-
-
-def recipe(**wishes: str) -> dict[str, Any]:
-    return {"model": {"path": "tiny"}, "chain": [{"technique": "ptq", "scheme": "fp8"}], "metadata": wishes}
 
 
 def command(*arguments: object) -> Any:
@@ -135,7 +128,7 @@ def test_the_command_line_submits_watches_and_brings_home(client: lathe.Client, 
     assert "1-ptq: succeeded" in done.stderr
     assert "Size on disk" in done.stdout
     assert "succeeded" in command("show", job_id).stdout
-    assert json.loads(command("events", job_id).stdout.splitlines()[0])["seq"] == 1
+    assert json.loads(command("events", job_id, "--json").stdout.splitlines()[0])["seq"] == 1
     assert "seed: 7" in command("recipe", job_id).stdout
     assert command("wait", job_id).exit_code == 0
     assert command("download", job_id, "--out", tmp_path / "out").exit_code == 0
@@ -185,24 +178,172 @@ def test_the_async_client_does_the_same(client: lathe.Client, tmp_path: Path) ->
     assert (status, kinds.count("stage_finished"), files) == ("succeeded", 2, 6)
 
 
-def test_every_address_of_the_service_has_a_method(client: lathe.Client, stack: Stack) -> None:
-    import httpx
+@pytest.mark.parametrize("kind", [lathe.Client, lathe.AsyncClient])
+def test_every_operation_answers_the_sdk(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: type[lathe.Client | lathe.AsyncClient]
+) -> None:
+    operations = documented(stack.url)
 
-    document = httpx.get(f"{stack.url}/openapi.json").json()
-    served = {operation["operationId"] for path in document["paths"].values() for operation in path.values()}
-    ours = {
-        "create_job", "get_job", "list_jobs", "cancel_job", "pause_job", "resume_job", "retry_job", "publish_job",
-        "delete_job", "list_job_events", "list_job_logs", "get_job_metrics", "list_artifacts", "download_artifact",
-        "get_report", "get_job_recipe", "list_techniques", "list_formats", "create_webhook_endpoint",
-        "get_webhook_endpoint", "list_webhook_endpoints", "update_webhook_endpoint", "delete_webhook_endpoint",
-        "rotate_webhook_secret", "send_test_webhook", "list_webhook_deliveries", "replay_webhook_messages",
-        "get_webhook_message", "redeliver_webhook_message", "put_credential", "list_credentials", "delete_credential",
-        "create_key", "list_keys", "revoke_key", "get_project", "list_audit_entries", "readyz",
-    }  # fmt: skip
-    not_for_clients = {"healthz", "get_problem"}
-    assert served - not_for_clients <= ours, "the service can do something that the SDK cannot"
-    assert ours <= served, "the SDK asks for something that the service does not do"
-    assert protocol.health().path == "/readyz"
+    async def use() -> None:
+        client = kind(stack.url, stack.api_key)
+        await walk(client, tmp_path, operations)
+        await settled(client.close())
+
+    with recorded(monkeypatch) as sent:
+        asyncio.run(use())
+    assert missed(operations, sent) == set()
+
+
+def test_every_operation_has_a_command(
+    client: lathe.Client, stack: Stack, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    operations = documented(stack.url)
+    path, hold = tmp_path / "recipe.yaml", tmp_path / "hold"
+    path.write_text(json.dumps(recipe(hold=str(hold))))
+    hold.touch()
+
+    def run(*words: object, code: int = 0) -> list[Any]:
+        done = command(*words)
+        assert done.exit_code == code, (words, done.output)
+        return [json.loads(line) for line in done.stdout.splitlines()] if "--json" in words else done.stdout.split()
+
+    with recorded(monkeypatch) as sent:
+        job_id = run("submit", path, "--json")[0]["id"]
+        until(hold.with_suffix(".pid").exists)
+        assert run("pause", job_id, "--json")[0]["status"] in ("pausing", "paused")
+        until(lambda: client.jobs.get(job_id).status == "paused")
+        hold.with_suffix(".pid").unlink()
+        assert run("resume", job_id) == [job_id, "queued"]
+        until(hold.with_suffix(".pid").exists)
+        run("wait", job_id, "--timeout", "0", code=3)
+        assert run("cancel", job_id) == [job_id, "cancelling"]
+        assert run("wait", job_id, code=1) == [job_id, "cancelled"]
+        hold.unlink()
+        assert run("retry", job_id, "--json")[0]["run_number"] == 2
+        assert run("wait", job_id, "--json")[0]["status"] == "succeeded"
+        run("publish", job_id, "--repo", "me/x", code=1)
+        assert run("report", job_id, "--json")[0]["measurements"][0]["name"] == "bytes"
+        fetched = run("download", job_id, "--out", tmp_path / "out", "--json")
+        assert len(fetched) == len(run("artifacts", job_id, "--json"))
+        for name in ("show", "events", "logs", "metrics", "recipe"):
+            run(name, job_id, "--json")
+        if ("GET", "/v1/comparisons") in operations:
+            run("compare", job_id, client.jobs.create(recipe()).result(timeout=60).id, "--json")
+        assert run("delete", job_id, "--json") == [{"deleted": True, "id": job_id}]
+        for name, place in (("workers", "/v1/workers"), ("templates", "/v1/templates")):
+            assert ("GET", place) not in operations or run(name, "--json")
+        if ("POST", "/v1/jobs/estimate") in operations:
+            assert command("estimate", path, "--json").exit_code in (0, 1)
+        run("ls", "--status", "succeeded", "--json")
+        for name in ("techniques", "formats", "health", "project", "audit"):
+            assert run(name, "--json")
+        _keys_and_receivers(run)
+    assert missed(operations, sent) == set()
+
+
+def _keys_and_receivers(run: Callable[..., list[Any]]) -> None:
+    run("keys", "revoke", run("keys", "create", "--scope", "jobs:read", "--json")[0]["id"])
+    assert run("keys", "ls", "--json")
+    stored = CliRunner().invoke(app, ["credential", "set", "hub", "--json"], input="hf_x\n")
+    assert json.loads(stored.stdout)["name"] == "hub"
+    assert [item["name"] for item in run("credential", "ls", "--json")] == ["hub"]
+    run("credential", "rm", "hub")
+    made = run("webhook", "create", RECEIVER, "--json")[0]["id"]
+    message = run("webhook", "test", made, "--json")[0]["id"]
+    assert run("webhook", "message", message, "--json")[0]["id"] == message
+    assert run("webhook", "redeliver", message)[0] == message
+    for words in (
+        ["ls"],
+        ["show", made],
+        ["update", made, "--description", "x"],
+        ["rotate", made],
+        ["deliveries", made],
+    ):
+        run("webhook", *words, "--json")
+    run("webhook", "replay", made, "--since", "2026-01-01", "--json")
+    run("webhook", "rm", made)
+
+
+def test_a_consumers_project_runs(client: lathe.Client, tmp_path: Path) -> None:
+    run = [sys.executable, "-m", "consumer", str(tmp_path / "out")]
+    done = subprocess.run(run, capture_output=True, text=True, cwd=Path(__file__).parent)
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert said["results"]["bytes"] == said["size"] == 3_000_000
+    assert said["refused"][0] == "/chain/0/scheme"
+    assert said["statuses"] == ["succeeded", "succeeded"]
+    assert said["numbers"] == list(range(1, len(said["numbers"]) + 1))
+    assert {"0-fetch succeeded", "1-ptq succeeded", "stage_finished"} <= set(said["stages"])
+    assert said["hook"][0] == 400
+    assert (tmp_path / "out/config.json").is_file()
+
+
+@pytest.mark.parametrize("name", ["events", "logs"])
+def test_a_stream_whose_connection_is_cut_goes_on_without_a_gap(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    hold = tmp_path / "hold"
+    hold.touch()
+
+    async def follow(proxy: Proxy, other: lathe.AsyncClient, client: lathe.Client) -> tuple[list[Any], list[Any]]:
+        job = client.jobs.create(recipe(hold=str(hold)))
+        until(hold.with_suffix(".pid").exists)
+        options = {"stream": True} if name == "events" else {"follow": True}
+        one = getattr(job, name)(**options)
+        two = getattr(await other.jobs.get(job.id), name)(**options)
+        heard, also = [next(one)], [await anext(two)]
+        proxy.reset()
+        hold.unlink()
+        heard += list(one)
+        also += [line async for line in two]
+        assert sent.count(("GET", f"/v1/jobs/{job.id}/{name}")) >= 4, "neither stream was opened again"
+        return heard, also
+
+    async def use() -> tuple[list[Any], list[Any]]:
+        with Proxy(port_of(stack)) as proxy:
+            url = f"http://127.0.0.1:{proxy.port}"
+            async with lathe.AsyncClient(url, stack.api_key) as other:
+                with lathe.Client(url, stack.api_key) as client:
+                    return await follow(proxy, other, client)
+
+    with recorded(monkeypatch) as sent:
+        heard, also = asyncio.run(use())
+    assert heard == also
+    assert [line.seq for line in heard] == list(range(1, len(heard) + 1))
+    if name == "logs":
+        assert "held no longer" in heard[-1].text
+
+
+@pytest.mark.parametrize("kind", [lathe.Client, lathe.AsyncClient])
+def test_a_download_whose_connection_is_cut_goes_on_where_it_was(
+    client: lathe.Client,
+    stack: Stack,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    kind: type[lathe.Client | lathe.AsyncClient],
+) -> None:
+    job = client.jobs.create(recipe()).result(timeout=60)
+    seen: list[int] = []
+
+    async def use() -> tuple[Path, ...]:
+        with Proxy(port_of(stack)) as proxy:
+            other = kind(f"http://127.0.0.1:{proxy.port}", stack.api_key)
+            bound: Any = await settled(other.jobs.get(job.id))
+            proxy.cut_answer(80_000)
+            paths = await settled(
+                bound.download(
+                    tmp_path, on_progress=lambda item, done: seen.append(done) if "weights" in item.path else None
+                )
+            )
+            await settled(other.close())
+            return tuple(paths)
+
+    with recorded(monkeypatch) as sent:
+        paths = asyncio.run(use())
+    assert {path.name for path in paths} >= {"weights.bin", "manifest.json"}
+    assert (tmp_path / "sub/weights.bin").read_bytes() == b"w" * 100_000
+    assert sent.count(("GET", f"/v1/jobs/{job.id}/artifacts/sub/weights.bin")) == 2
+    assert seen == sorted(seen), "what had come was not fetched again"
 
 
 def test_a_program_that_is_killed_comes_back_and_the_job_goes_on(
@@ -235,54 +376,6 @@ def test_servers_that_are_killed_come_back_and_jobs_run_again(client: lathe.Clie
     assert client.jobs.result(job.id, timeout=90).status == "succeeded"
 
 
-def test_nothing_is_left_running_and_the_next_start_knows_the_old_jobs(tmp_path: Path, models: Path) -> None:
-    environment = {**EMBEDDED, "LATHE_MODEL_ROOTS": str(models)}
-    with Stack(tmp_path / "data", environment=environment) as stack:
-        assert {program.name for program in stack.programs} == set(PROGRAMS)
-        assert len(processes_of(tmp_path)) >= 6
-        for name in ("secret_key", "api_key", "client.json"):
-            assert (stack.data_dir / name).stat().st_mode & 0o777 == 0o600
-        with pytest.raises(lathe.LatheError, match="another `lathe up` runs"), Stack(tmp_path / "data"):
-            pass
-        with pytest.raises(lathe.LatheError, match="cannot listen"), Stack(tmp_path / "other", port=port_of(stack)):
-            pass
-        with lathe.Client(stack.url, stack.api_key) as client:
-            job_id = client.jobs.create(recipe()).id
-            client.jobs.result(job_id, timeout=60)
-        key = stack.api_key
-    assert processes_of(tmp_path) == []
-    assert not (tmp_path / "data/client.json").exists()
-    with Stack(tmp_path / "data", environment=environment) as again, lathe.Client(again.url, again.api_key) as client:
-        assert again.api_key == key
-        assert client.jobs.get(job_id).status == "succeeded"
-    assert processes_of(tmp_path) == []
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_up_prints_where_and_takes_everything_with_it_however_it_ends(tmp_path: Path, number: signal.Signals) -> None:
-    environment = {**os.environ, **EMBEDDED, "LATHE_HOME": str(tmp_path / "home")}
-    up = [sys.executable, "-m", "lathe", "up", "--port", "0"]
-    said = tmp_path / "stderr"
-    with (
-        said.open("w") as stderr,
-        subprocess.Popen(up, stdout=subprocess.PIPE, stderr=stderr, text=True, env=environment) as process,
-    ):
-        assert process.stdout is not None
-        lines = [process.stdout.readline() for _ in range(3)]
-        assert all(lines), said.read_text()
-        sign_in, url, key = (line.split()[-1] for line in lines)
-        assert sign_in == f"{url}/sign-in#key={key}"
-        with lathe.Client(url, key) as client:
-            assert client.health().database
-            assert list(client.jobs.list()) == []
-        listed = subprocess.run([*up[:3], "ls"], env=environment, capture_output=True, text=True)
-        assert listed.returncode == 0, listed.stderr
-        process.send_signal(number)
-        process.wait(60)
-    assert process.returncode == (-signal.SIGKILL if number == signal.SIGKILL else 0)
-    until(lambda: not processes_of(tmp_path), seconds=60)
-
-
 def submitted(client: lathe.Client) -> bool:
     try:
         return client.jobs.create(recipe()).status == "queued"
@@ -291,26 +384,11 @@ def submitted(client: lathe.Client) -> bool:
 
 
 def program_of(pid: int) -> bytes:
-    return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0]
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0]
+    except OSError:  # it ended while we looked
+        return b""
 
 
 def last_seq(client: lathe.Client, job_id: str) -> int:
     return [event.seq for event in client.jobs.events(job_id)][-1]
-
-
-def port_of(stack: Stack) -> int:
-    return int(stack.url.rsplit(":", 1)[1])
-
-
-def processes_of(folder: Path) -> list[int]:
-    """Live processes whose command line, environment or working directory names the folder, this one left out."""
-    others = (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal())
-    return [pid for pid in others if pid != os.getpid() and str(folder).encode() in traces_of(pid)]
-
-
-def traces_of(pid: int) -> bytes:
-    entry = Path(f"/proc/{pid}")
-    try:
-        return (entry / "cmdline").read_bytes() + (entry / "environ").read_bytes() + os.readlink(entry / "cwd").encode()
-    except OSError:  # it ended while we looked
-        return b""

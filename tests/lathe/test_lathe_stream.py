@@ -93,6 +93,38 @@ def test_the_async_client_follows_the_same_way(server: Script) -> None:
     assert server.sent(EVENTS)[1]["last-event-id"] == "1"
 
 
+def _chunk(seq: int) -> bytes:
+    document = {"seq": seq, "epoch": 1, "at": "2026-01-01T00:00:00Z", "text": f"line {seq}\n"}
+    return f"id: {seq}\ndata: {json.dumps(document)}\n\n".encode()
+
+
+def test_a_log_is_followed_over_lost_connections_by_both_clients(server: Script) -> None:
+    logs = f"{JOB}/logs"
+    server.on(JOB, status(200, job_document()))
+
+    async def use() -> list[str]:
+        async with lathe.AsyncClient(server.url) as client:
+            return [chunk.text async for chunk in (await client.jobs.get("job_1")).logs(follow=True)]
+
+    answers = (cut_after(_chunk(1) + b"id: 2\nda"), cut, _whole(_chunk(2) + _chunk(3) + END))
+    server.on(logs, *answers)
+    with lathe.Client(server.url) as client:
+        heard = [chunk.text for chunk in client.jobs.get("job_1").logs(follow=True)]
+    assert heard == ["line 1\n", "line 2\n", "line 3\n"]
+    server.on(logs, *answers)
+    assert asyncio.run(use()) == ["line 1\n", "line 2\n", "line 3\n"]
+    assert [headers.get("last-event-id") for headers in server.sent(logs)] == [None, "1", "1"] * 2
+
+
+def test_a_proxy_that_says_503_for_a_while_is_waited_for_and_one_that_says_no_is_not(server: Script) -> None:
+    server.on(EVENTS, cut_after(_event(1)), _whole(_event(2) + END))
+    server.on(JOB, *[problem(503, "unavailable")] * 4, status(200, job_document()))
+    assert _heard(server) == [1, 2]
+    server.on(EVENTS, cut_after(_event(1))).on(JOB, problem(401, "unauthorized"))
+    with pytest.raises(lathe.Unauthorized):
+        _heard(server)
+
+
 def test_the_plain_history_reads_every_page_and_opens_no_stream(server: Script) -> None:
     server.on(EVENTS, status(200, page(_document(1), has_more=True, last_id="1")), status(200, page(_document(2))))
     with lathe.Client(server.url) as client:

@@ -24,6 +24,17 @@ def test_a_signed_message_is_read() -> None:
     assert (message.type, message.data) == ("job.succeeded", {"id": "job_1"})
 
 
+def test_the_client_reads_it_too_with_a_secret_given_or_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    with lathe.Client("http://127.0.0.1:9") as client:
+        assert client.webhooks.unwrap(BODY, _headers(), secret=SECRET).type == "job.succeeded"
+        with pytest.raises(lathe.WebhookVerificationError, match="no webhook secret"):
+            client.webhooks.unwrap(BODY, _headers())
+        monkeypatch.setenv("LATHE_WEBHOOK_SECRET", SECRET)
+        client.webhooks.verify_signature(BODY, _headers())
+    unwrapped = lathe.AsyncClient("http://127.0.0.1:9").webhooks.unwrap(BODY, _headers())
+    assert unwrapped.data == {"id": "job_1"}
+
+
 def test_one_right_signature_among_several_is_enough() -> None:
     headers = _headers()
     other = _headers(secret="whsec_" + base64.b64encode(b"o" * 32).decode())["webhook-signature"]

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from lathe.cli.group import Commands
-from lathe.cli.output import console, errors, print_json, print_table
+from lathe.cli.output import console, errors, print_each, print_json, print_table, tell_deleted
 from lathe.cli.session import AsJson, connect
 from lathe.models import ApiKey
 
@@ -36,17 +36,17 @@ def ls(as_json: AsJson = False) -> None:
     with connect() as client:
         found = list(client.keys.list())
     if as_json:
-        for item in found:
-            print_json(item)
+        print_each(found)
     else:
         print_table(("key", "begins with", "name", "scopes", "last used", "state"), map(_row, found))
 
 
 @app.command("revoke")
-def revoke(key_id: Annotated[str, typer.Argument(metavar="KEY", help="`key_...`")]) -> None:
+def revoke(key_id: Annotated[str, typer.Argument(metavar="KEY", help="`key_...`")], as_json: AsJson = False) -> None:
     """Refuse a key from now on."""
     with connect() as client:
         client.keys.revoke(key_id)
+    tell_deleted(key_id, as_json)
 
 
 def _row(key: ApiKey) -> tuple[object, ...]:
