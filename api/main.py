@@ -20,6 +20,7 @@ from api.routes import (
     jobs,
     keys,
     project,
+    templates,
     verbs,
     webhook_messages,
     webhooks,
@@ -42,7 +43,7 @@ BODIES: list[type[BaseModel]] = [
 ]
 """Models of bodies that routes read by themselves."""
 ROOMS = (
-    *(jobs, verbs, events, artifacts, catalog, webhooks, webhook_messages),
+    *(jobs, verbs, events, artifacts, catalog, templates, webhooks, webhook_messages),
     *(credentials, keys, project, health),
 )
 DESCRIPTION = "Optimization-as-a-service for language models: a recipe in, a smaller checkpoint and a report out."

@@ -41,7 +41,11 @@ def complaints(error: OptError | ServiceError, text: str) -> list[Complaint]:
         found = [(pointer(each["loc"]), reason(each)) for each in root_causes(cause)]
         return [_complaint(text, field, why, _line_of(text, field)) for field, why in found]
     line = marked_line(cause) or _line_of(text, error.field)
-    return [_complaint(text, error.field, f"{error.message}. {error.remedy}".rstrip(". "), line)]
+    return [
+        _complaint(
+            text, error.field, f"{error.message}. {error.remedy[:1].upper()}{error.remedy[1:]}".rstrip(". "), line
+        )
+    ]
 
 
 def _complaint(text: str, field: str, reason: str, line: int | None) -> Complaint:
