@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import RedirectResponse
 from sqlalchemy.orm import Session
+from starlette.routing import NoMatchFound
 
 from api import admission
 from api.audit import TrailDep
@@ -142,11 +143,14 @@ def _form(
         templates=list(templates().values()),
         chosen=chosen,
         was_refused=status != 200,
-        estimates=_has_estimates(request),
+        estimates=_estimates(request),
         **values,
     )
 
 
-def _has_estimates(request: Request) -> bool:
-    """Whether this service foresees what a job takes."""
-    return any(getattr(route, "path", "") == "/new/estimate" for route in request.app.routes)
+def _estimates(request: Request) -> str:
+    """Where this service foresees what a job takes; empty where it does not."""
+    try:
+        return str(request.app.url_path_for("new_estimate"))
+    except NoMatchFound:
+        return ""

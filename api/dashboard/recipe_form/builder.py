@@ -246,7 +246,8 @@ class Builder:
 
     def _kind(self, spot: Spot, number: int, schema: Schema, found: int | None) -> Option:
         tag = named(schema)
-        label = f"{tag[1]}: {title_of(schema[NAME])}" if tag and NAME in schema else variant_label(schema)
+        title = title_of(schema[NAME]) if tag and NAME in schema else ""
+        label = f"{tag[1]}: {title}" if tag and title not in ("", tag[1]) else variant_label(schema)
         reason = "" if number == found else self.rules.against(spot.pointer, starter(schema), is_begun=True)
         return Option(str(number), label, number == found, reason)
 

@@ -18,9 +18,13 @@ from api.dashboard.recipe_form.posted import document_of
 from api.dashboard.recipe_form.schema import brief, recipe_schema
 from api.errors import BadRequest, ServiceError
 from optcore.errors import OptError, RecipeError
-from optcore.recipe import MAX_RECIPE_bytes, Recipe, recipe_from
+from optcore.recipe import Recipe, recipe_from
 
 Pairs = Sequence[tuple[str, str]]
+MOST_TEXT = 32 * 1024
+"""Characters of YAML, which is read at each pause of the typing; a recipe has a few thousand."""
+_DEEPEST_BRACKETS = 100
+"""The reader's time grows with the square of them."""
 _DEEPEST = 24
 """A recipe's own values are no deeper than ten."""
 
@@ -115,14 +119,28 @@ def _in_order(new: Any, old: Any) -> Any:
 
 
 def _read(text: str) -> dict[str, Any]:
-    if len(text.encode()) > MAX_RECIPE_bytes:
-        raise RecipeError(f"a recipe can have {MAX_RECIPE_bytes} bytes", remedy="leave out what it does not need")
+    if len(text) > MOST_TEXT:
+        raise RecipeError(f"more than {MOST_TEXT} characters are too many for a form", remedy="submit it with the API")
+    if _brackets(text) > _DEEPEST_BRACKETS:
+        raise RecipeError("nested deeper than any recipe is", remedy="check the brackets")
     document = recipe_text.read(text)
     if not isinstance(document, dict):
         raise RecipeError(f"a recipe is a mapping, got {type(document).__name__}", remedy="see the templates")
     if _depth(document) > _DEEPEST:
         raise RecipeError("nested deeper than any recipe is", remedy="check the brackets and the indentation")
     return document
+
+
+def _brackets(text: str) -> int:
+    """How deep brackets are nested at most, those in texts counted too."""
+    depth = most = 0
+    for each in text:
+        if each in "[{":
+            depth += 1
+            most = max(most, depth)
+        elif each in "]}":
+            depth -= 1
+    return most
 
 
 def _depth(document: Any) -> int:

@@ -81,7 +81,8 @@ def _can_list(kind: Kind, schema: Schema, value: list[Any]) -> bool:
         return bool(value) and all(can_spell("number", schema, each) and _is_one_word(each) for each in value)
     if kind == "tuple":
         return len(value) == len(schema["prefixItems"])
-    return len(value) <= min(schema.get("maxItems", MOST_ITEMS), MOST_ITEMS)
+    most: int = schema.get("maxItems", MOST_ITEMS)
+    return len(value) <= min(most, MOST_ITEMS)
 
 
 def _is_one_line(text: str) -> bool:

@@ -1,5 +1,6 @@
 """Whether a change of a draft would be refused, and why: each is tried, and judged by what judges submissions."""
 
+import time
 from copy import deepcopy
 from typing import Any
 
@@ -10,8 +11,9 @@ from optcore.errors import RecipeError
 from optcore.plan import check
 from optcore.recipe import pointer, reason, recipe_from, root_causes
 
-MOST_TRIALS = 1500
-"""Of one showing of the form: each takes a tenth of a millisecond to a third of one."""
+MOST_SECONDS = 0.5
+"""Of this thread, for all the trials of one showing of the form: each takes a tenth of a millisecond to a third of one
+in a recipe that people write, so a thousand of them."""
 _ANY_MODEL = {"id": "any/model"}
 _ROUNDS = 6
 
@@ -22,7 +24,7 @@ class Rules:
     def __init__(self, document: dict[str, Any]) -> None:
         self._sound = _without_what_is_misspelt(document)
         self._before = _refusal(self._sound) if self._sound is not None else ""
-        self._left = MOST_TRIALS
+        self._until = time.thread_time() + MOST_SECONDS
 
     def against(self, place: str, value: Any, *, is_begun: bool = False) -> str:
         """Why a value cannot be at a place, a JSON Pointer; empty where nothing is known against it.
@@ -45,8 +47,7 @@ class Rules:
         return self._judge(changed, is_begun=True)
 
     def _copy(self) -> dict[str, Any] | None:
-        self._left -= 1
-        return deepcopy(self._sound) if self._sound is not None and self._left > 0 else None
+        return deepcopy(self._sound) if self._sound is not None and time.thread_time() < self._until else None
 
     def _judge(self, changed: dict[str, Any], is_begun: bool) -> str:
         said = _refusal(changed, is_begun)
