@@ -232,9 +232,10 @@ class Builder:
             return self._as_yaml(spot)
         options = [self._kind(spot, number, each, found) for number, each in enumerate(kinds)]
         if not spot.is_required:
-            default = spot.schema.get("default")
-            told = variant_label(kinds[number]) if (number := variant_of(kinds, default)) is not None else "not set"
-            options.insert(0, Option("", f"{told} (default)", not spot.is_set))
+            told = default_words(spot.schema)
+            if not told and isinstance(default := spot.schema.get("default"), dict):
+                told = next((str(each) for each in default.values() if each in self._tags(kinds)), "")
+            options.insert(0, Option("", f"{told} (default)" if told else "not set", not spot.is_set))
         inner = self._inner(spot, kinds[found]) if found is not None else None
         return self._base(
             spot,
@@ -243,6 +244,10 @@ class Builder:
             children=(inner,) if inner else (),
             problems=() if inner else self._all_below(spot),
         )
+
+    @staticmethod
+    def _tags(kinds: Sequence[Schema]) -> list[str]:
+        return [tag[1] for each in kinds if (tag := named(each))]
 
     def _kind(self, spot: Spot, number: int, schema: Schema, found: int | None) -> Option:
         tag = named(schema)

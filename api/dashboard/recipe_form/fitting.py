@@ -4,7 +4,7 @@ from typing import Any
 
 from api.dashboard.recipe_form.control import Kind
 from api.dashboard.recipe_form.posted import read_number
-from api.dashboard.recipe_form.schema import Schema, choices, named, resolved, variants
+from api.dashboard.recipe_form.schema import NAME, Schema, choices, named, resolved, title_of, variants
 
 MOST_ITEMS = 64
 """Of a list that is shown item by item; of more, the schema must say so, and then it is YAML."""
@@ -141,4 +141,4 @@ def variant_label(schema: Schema) -> str:
         return " or ".join(map(str, closed))
     tag = named(schema)
     kinds = {"array": "a list", "integer": "a number", "number": "a number", "string": "a text"}
-    return tag[1] if tag else kinds.get(schema.get("type", ""), "")
+    return tag[1] if tag else kinds.get(schema.get("type", ""), title_of(schema[NAME]) if NAME in schema else "")

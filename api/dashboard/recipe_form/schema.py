@@ -1,5 +1,6 @@
 """The recipe's JSON schema, as the form walks it: references followed, unions spread out, defaults taken off."""
 
+import re
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
@@ -101,7 +102,7 @@ def _could_be(schema: Schema, value: Any) -> bool:
 @cache
 def title_of(name: str) -> str:
     """What people call a definition: the title that its class was given, else its name in words."""
-    return _titles().get(name) or words(name)
+    return _titles().get(name) or words(re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower())
 
 
 @cache

@@ -48,7 +48,7 @@
     const focus = document.activeElement;
     const place = { id: focus && focus.id, start: focus && focus.selectionStart, end: focus && focus.selectionEnd };
     const open = new Map([...form.querySelectorAll("details[id]")].map((each) => [each.id, each.open]));
-    const items = new Set([...form.querySelectorAll(".item > fieldset")].map((each) => each.id));
+    const items = new Set([...form.querySelectorAll(".item > fieldset")].map(itemName));
     for (const id of ["fields", "verdict"]) document.getElementById(id).replaceWith(made.getElementById(id));
     for (const [id, was] of open) {
       const now = document.getElementById(id);
@@ -85,7 +85,7 @@
   function focusAfter(action, before) {
     const [verb, pointer = ""] = action.split(" ");
     const [, holder, number] = pointer.match(/^(.*)\/([^/]*)$/) || [];
-    const made = [...form.querySelectorAll(".item > fieldset")].find((each) => !before.has(each.id));
+    const made = [...form.querySelectorAll(".item > fieldset")].find((each) => !before.has(itemName(each)));
     const next = {
       up: `f${holder}/${Number(number) - 1}-item`,
       down: `f${holder}/${Number(number) + 1}-item`,
@@ -95,6 +95,10 @@
     }[verb];
     const found = next && document.getElementById(next);
     if (found) found.focus();
+  }
+
+  function itemName(item) {
+    return `${item.id} ${item.querySelector("legend").textContent}`;
   }
 
   function keep() {
