@@ -9,6 +9,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from dashboard_service import Service, serving
 
+from api.dashboard import new_job
 from api.settings import Settings
 from api.store import jobs
 from api.store.session import Sessions
@@ -126,6 +127,22 @@ def test_the_keyboard_is_enough(page: "Page", service: Service) -> None:
     page.get_by_role("button", name="Submit job").focus()
     page.keyboard.press("Enter")
     page.wait_for_url(JOB)
+
+
+def test_the_estimate_follows_the_draft(page: "Page", service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(new_job, "_estimates", lambda _: "/new/estimate")
+    asked: list[str] = []
+
+    def answer(route: Any) -> None:
+        asked.append(route.request.post_data or "")
+        route.fulfill(body=f"<p>estimate {len(asked)}</p>", content_type="text/html")
+
+    page.route("**/new/estimate", answer)
+    page.goto(f"{service.url}/new")
+    page.get_by_text("estimate 1").wait_for()
+    page.get_by_label("Samples", exact=True).first.fill("33")
+    page.get_by_text("estimate 2").wait_for()
+    assert "samples%3A+33" in asked[1]
 
 
 def test_a_draft_outlives_a_reload_and_typing_outruns_answers(page: "Page", service: Service) -> None:
