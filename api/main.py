@@ -23,6 +23,7 @@ from api.routes import (
     keys,
     metrics,
     project,
+    templates,
     verbs,
     webhook_messages,
     webhooks,
@@ -46,7 +47,7 @@ BODIES: list[type[BaseModel]] = [
 ]
 """Models of bodies that routes read by themselves."""
 ROOMS = (
-    *(jobs, estimates, verbs, events, artifacts, catalog, webhooks, webhook_messages),
+    *(jobs, estimates, verbs, events, artifacts, catalog, templates, webhooks, webhook_messages),
     *(comparisons, workers, credentials, keys, project, health, metrics),
 )
 DESCRIPTION = "Optimization-as-a-service for language models: a recipe in, a smaller checkpoint and a report out."

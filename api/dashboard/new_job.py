@@ -1,27 +1,32 @@
-"""The form for a new job."""
+"""The form for a new job: its fields and the YAML beside them, both of one draft."""
 
 import re
 import secrets
-from typing import Annotated
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import RedirectResponse
+from sqlalchemy.orm import Session
+from starlette.routing import NoMatchFound
 
 from api import admission
 from api.audit import TrailDep
 from api.auth import Caller
 from api.dashboard import recipe_text
-from api.dashboard.form import FieldsDep
-from api.dashboard.pages import PageRoute, page
+from api.dashboard.form import PairsDep
+from api.dashboard.pages import PageRoute, is_partial, page
+from api.dashboard.recipe_form import draft as drafts
+from api.dashboard.recipe_form.draft import Draft
+from api.dashboard.recipe_form.shown import shown
 from api.dashboard.session import OURS, EditorDep
 from api.deps import SessionDep, SessionsDep, SettingsDep
-from api.errors import ServiceError
+from api.errors import NotFound, ServiceError
 from api.lifecycle import Origin
-from api.store import jobs
+from api.settings import Settings
+from api.store import credentials, jobs
+from api.templates import templates
 from optcore.errors import OptError
-from optcore.mixes import MIXES
 from optcore.recipe import Recipe, recipe_from
-from optcore.schemes import PRESETS
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 
@@ -33,31 +38,80 @@ chain:
   - {technique: ptq, scheme: nvfp4}
 """
 _ONCE = re.compile(r"[\w-]{22}")
+NameDep = Annotated[str | None, Query(max_length=64)]
 
 
 @router.get("/new")
 def show_form(
-    session: SessionDep, viewer: EditorDep, like: Annotated[str | None, Query(max_length=64)] = None
+    request: Request,
+    session: SessionDep,
+    settings: SettingsDep,
+    viewer: EditorDep,
+    like: NameDep = None,
+    template: NameDep = None,
 ) -> Response:
-    """The form: an example, or the recipe of a job of the reader's."""
-    text = recipe_from(jobs.get(session, viewer.project_id, like).recipe).to_yaml() if like else EXAMPLE
-    return _form(viewer, text)
+    """The form: an example, a template, or the recipe of a job of the reader's."""
+    if like:
+        draft = drafts.of_recipe(recipe_from(jobs.get(session, viewer.project_id, like).recipe))
+    elif template:
+        draft = _of_template(template)
+    else:
+        draft = drafts.of_text(EXAMPLE)
+    error = _judge(session, settings, viewer, draft)
+    return _form(request, session, viewer, draft, error, chosen=template)
+
+
+@router.post("/new/draft", dependencies=[OURS])
+def change_draft(
+    request: Request, session: SessionDep, settings: SettingsDep, viewer: EditorDep, pairs: PairsDep
+) -> Response:
+    """The same draft after a field, the YAML or a button changed it: the parts for a script, the page for people."""
+    draft = drafts.of_posted(pairs)
+    error = _judge(session, settings, viewer, draft)
+    return _form(request, session, viewer, draft, error, once=dict(pairs).get("once", ""))
 
 
 @router.post("/new", dependencies=[OURS])
 def submit_recipe(
-    sessions: SessionsDep, settings: SettingsDep, viewer: EditorDep, trail: TrailDep, fields: FieldsDep
+    request: Request, sessions: SessionsDep, settings: SettingsDep, viewer: EditorDep, trail: TrailDep, pairs: PairsDep
 ) -> Response:
     """Submit the recipe, once however often the button is pressed; or show what there is to correct."""
-    text = fields.get("recipe", "").replace("\r\n", "\n")
+    once = dict(pairs).get("once", "")
+    draft = drafts.of_posted([pair for pair in pairs if pair[0] != "do"])
     try:
-        recipe = admission.admit(settings, recipe_from(recipe_text.read(text)))
-        key = _key(fields.get("once", ""), recipe)
-        origin = Origin(viewer.key_id, trail.request_id, trail.address, key)
+        recipe = admission.admit(settings, _readable(draft))
+        origin = Origin(viewer.key_id, trail.request_id, trail.address, _key(once, recipe))
         job = admission.submit_checked(sessions, viewer.project_id, recipe, origin)
     except (OptError, ServiceError) as error:
-        return _form(viewer, text, error)
+        with sessions.begin() as session:
+            return _form(request, session, viewer, draft, error, once=once, status=422)
     return RedirectResponse(f"/jobs/{job.id}", status_code=303)
+
+
+def _of_template(name: str) -> Draft:
+    found = templates().get(name)
+    if found is None:
+        raise NotFound("there is no such template", remedy="see the list on the page for a new job")
+    return Draft(found.recipe, drafts.to_yaml(found.recipe))
+
+
+def _readable(draft: Draft) -> Recipe:
+    """The recipe that a draft is. Raises what stands against it."""
+    if draft.unreadable:
+        raise draft.unreadable
+    return recipe_from(draft.document)
+
+
+def _judge(session: Session, settings: Settings, viewer: Caller, draft: Draft) -> OptError | ServiceError | None:
+    """What submitting the draft would be refused for."""
+    try:
+        recipe = admission.admit(settings, _readable(draft))
+        if recipe.publish:
+            name = recipe.publish.credential
+            admission.known_credential(session, viewer.project_id, name, "/publish/credential")
+    except (OptError, ServiceError) as error:
+        return error
+    return None
 
 
 def _key(once: str, recipe: Recipe) -> str | None:
@@ -65,13 +119,38 @@ def _key(once: str, recipe: Recipe) -> str | None:
     return f"{once}-{recipe.digest[:16]}" if _ONCE.fullmatch(once) else None
 
 
-def _form(viewer: Caller, text: str, error: OptError | ServiceError | None = None) -> Response:
+def _form(
+    request: Request,
+    session: Session,
+    viewer: Caller,
+    draft: Draft,
+    error: OptError | ServiceError | None,
+    *,
+    status: int = 200,
+    once: str = "",
+    chosen: str | None = None,
+) -> Response:
+    complaints = recipe_text.complaints(error, draft.text) if error else []
+    names = tuple(each.name for each in credentials.of(session, viewer.project_id))
+    values: dict[str, Any] = {"draft": draft, **shown(draft, complaints, {"/publish/credential": names})}
+    if is_partial(request):
+        return page("new_draft.html", **values)
     return page(
         "new.html",
-        status=422 if error else 200,
+        status=status,
         viewer=viewer.project_name,
-        text=text,
-        complaints=recipe_text.complaints(error, text) if error else [],
-        once=secrets.token_urlsafe(16),
-        schemes=[*PRESETS.values(), *MIXES.values()],
+        once=once if _ONCE.fullmatch(once) else secrets.token_urlsafe(16),
+        templates=list(templates().values()),
+        chosen=chosen,
+        was_refused=status != 200,
+        estimates=_estimates(request),
+        **values,
     )
+
+
+def _estimates(request: Request) -> str:
+    """Where this service foresees what a job takes; empty where it does not."""
+    try:
+        return str(request.app.url_path_for("new_estimate"))
+    except NoMatchFound:
+        return ""

@@ -12,6 +12,9 @@ from optcore.errors import OptError
 from optcore.recipe import pointer, reason, root_causes
 from optcore.yaml_text import PlainLoader, marked_line, read_document
 
+MOST_COMPLAINTS = 50
+"""What a reader corrects at once; the rest is told when these are gone."""
+
 
 @dataclass(frozen=True)
 class Complaint:
@@ -38,10 +41,15 @@ def complaints(error: OptError | ServiceError, text: str) -> list[Complaint]:
     """What there is to correct in a text that was refused with this error."""
     cause = error.__cause__
     if isinstance(cause, ValidationError):
-        found = [(pointer(each["loc"]), reason(each)) for each in root_causes(cause)]
-        return [_complaint(text, field, why, _line_of(text, field)) for field, why in found]
-    line = marked_line(cause) or _line_of(text, error.field)
-    return [_complaint(text, error.field, f"{error.message}. {error.remedy}".rstrip(". "), line)]
+        found = [(pointer(each["loc"]), reason(each)) for each in root_causes(cause)[:MOST_COMPLAINTS]]
+        root = _composed(text)
+        return [_complaint(text, field, why, _line_of(root, field)) for field, why in found]
+    line = marked_line(cause) or (_line_of(_composed(text), error.field) if error.field else None)
+    return [
+        _complaint(
+            text, error.field, f"{error.message}. {error.remedy[:1].upper()}{error.remedy[1:]}".rstrip(". "), line
+        )
+    ]
 
 
 def _complaint(text: str, field: str, reason: str, line: int | None) -> Complaint:
@@ -50,15 +58,17 @@ def _complaint(text: str, field: str, reason: str, line: int | None) -> Complain
     return Complaint(field, reason, line if source else None, source[:300])
 
 
-def _line_of(text: str, field: str) -> int | None:
-    """The line of the deepest part of a JSON Pointer that is there."""
-    if not field:
-        return None
+def _composed(text: str) -> Any:
+    """The text's nodes with their places; None for one that is no YAML."""
     try:
-        node = yaml.compose(text, Loader=PlainLoader)
+        return yaml.compose(text, Loader=PlainLoader)
     except (yaml.YAMLError, RecursionError):
         return None
-    line = None
+
+
+def _line_of(root: Any, field: str) -> int | None:
+    """The line of the deepest part of a JSON Pointer that is there."""
+    line, node = None, root
     for part in field.split("/")[1:]:
         step = _child(node, part.replace("~1", "/").replace("~0", "~"))
         if step is None:

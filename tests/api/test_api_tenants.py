@@ -99,7 +99,7 @@ def test_every_route_names_the_scope_that_it_needs(
         answer = bare.request(verb, address, json=BODIES.get(operation["operationId"]))
         if answer.status_code != 403:
             allowed.append(operation["operationId"])
-    assert sorted(allowed) == ["get_project", "list_formats", "list_techniques"]
+    assert sorted(allowed) == ["get_project", "list_formats", "list_techniques", "list_templates"]
 
 
 def test_a_key_makes_no_key_that_may_do_more(client_of: Callable[[str], TestClient]) -> None:
