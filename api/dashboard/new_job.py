@@ -7,7 +7,6 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import RedirectResponse
 from sqlalchemy.orm import Session
-from starlette.routing import NoMatchFound
 
 from api import admission
 from api.audit import TrailDep
@@ -21,8 +20,10 @@ from api.dashboard.recipe_form.shown import shown
 from api.dashboard.session import OURS, EditorDep
 from api.deps import SessionDep, SessionsDep, SettingsDep
 from api.errors import NotFound, ServiceError
+from api.estimates import refusal
 from api.lifecycle import Origin
 from api.settings import Settings
+from api.state import state_of
 from api.store import credentials, jobs
 from api.templates import templates
 from optcore.errors import OptError
@@ -69,6 +70,17 @@ def change_draft(
     draft = drafts.of_posted(pairs)
     error = _judge(session, settings, viewer, draft)
     return _form(request, session, viewer, draft, error, once=dict(pairs).get("once", ""))
+
+
+@router.post("/new/estimate", dependencies=[OURS])
+def estimate_draft(request: Request, viewer: EditorDep, pairs: PairsDep) -> Response:
+    """What the recipe in the YAML would take, for the form's panel."""
+    text = dict(pairs).get("recipe", "")
+    try:
+        found = state_of(request).estimator.estimate(viewer.project_id, recipe_text.read(text))
+    except (OptError, ServiceError) as error:
+        found = refusal(error)
+    return page("estimate.html", estimate=found)
 
 
 @router.post("/new", dependencies=[OURS])
@@ -143,14 +155,5 @@ def _form(
         templates=list(templates().values()),
         chosen=chosen,
         was_refused=status != 200,
-        estimates=_estimates(request),
         **values,
     )
-
-
-def _estimates(request: Request) -> str:
-    """Where this service foresees what a job takes; empty where it does not."""
-    try:
-        return str(request.app.url_path_for("new_estimate"))
-    except NoMatchFound:
-        return ""

@@ -1,5 +1,5 @@
 """What a job would take: the engine's formulas, what finished stages taught, the workers that are there, the prices."""
 
-from api.estimates.estimator import Estimator
+from api.estimates.estimator import Estimator, refusal
 
-__all__ = ["Estimator"]
+__all__ = ["Estimator", "refusal"]

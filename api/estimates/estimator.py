@@ -61,7 +61,7 @@ class Estimator:
             recipe = admission.admit(self._settings, recipe_from(document))
             case, there = self._case(project_id, recipe)
         except (OptError, ServiceError) as error:
-            return Estimate(allowed_to_proceed=False, problems=_problems_of(error), machine=Machine())
+            return refusal(error)
         return self._answer(case, there)
 
     def _case(self, project_id: str, recipe: Recipe) -> tuple[_Case, Sequence[Worker]]:
@@ -121,6 +121,11 @@ class Estimator:
         times = {"cost": foreseen.seconds, "cost_low": _low(foreseen), "cost_high": _high(foreseen)}
         money = {name: cost(seconds, foreseen.machine, self._settings.prices) for name, seconds in times.items()}
         return {**money, "currency": self._settings.currency if money["cost"] is not None else None}
+
+
+def refusal(error: OptError | ServiceError) -> Estimate:
+    """Of what cannot be submitted at all."""
+    return Estimate(allowed_to_proceed=False, problems=_problems_of(error), machine=Machine())
 
 
 def _sums(foreseen: Foreseen) -> dict[str, Any]:
