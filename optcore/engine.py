@@ -6,6 +6,7 @@ asked) and finds finished stages by key.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from optcore.draft_fit import check_draft, check_drafts
 from optcore.draft_made import Made, baseline, read_made
 from optcore.errors import GateFailed, OptError, RecipeError, folder_error
 from optcore.events import RecipeResolved, RunFinished, RunPlanned
-from optcore.fetching import fetch_work, learns_labels, longest_of, pinned
+from optcore.fetching import commits_of, fetch_work, learns_labels, longest_of, pinned
 from optcore.frozen import digest_of
 from optcore.held_out import check_held_out
 from optcore.lineage import lineage_of
@@ -41,6 +42,7 @@ from optcore.plan import (
     measured_drafts,
     results,
     rival_stage,
+    screen_stage,
     serve_stage,
     stage_names,
     step_stage,
@@ -50,7 +52,18 @@ from optcore.preparation import bring_models, prepare
 from optcore.quantization import also_folder
 from optcore.recipe import Recipe
 from optcore.report import Step, Task, Trial
-from optcore.stage import EvaluateWork, ExportWork, GateWork, Inputs, StageRecord, StageTask, TechniqueWork
+from optcore.search.race import Race
+from optcore.stage import (
+    EvaluateWork,
+    ExportWork,
+    FetchWork,
+    GateWork,
+    Inputs,
+    ScreenWork,
+    StageRecord,
+    StageTask,
+    TechniqueWork,
+)
 from optcore.steps import measured_step
 from optcore.targets import check_exports, check_target
 from optcore.techniques import AttentionWindow, Gate, Technique
@@ -68,13 +81,9 @@ def optimize(recipe: Recipe, out: Path, work: Path, emit: Emit) -> Artifact:
     if out.exists():
         raise RecipeError(f"the output folder {out} exists already", remedy="name a new folder, or remove this one")
     check(recipe)
-    emit(RunPlanned(stages=stage_names(recipe)))
     try:
-        walk = _Walk(WorkFolder(work), emit)
-        recipe = walk.fetch(recipe)
-        for number, technique in enumerate(recipe.chain, start=1):
-            walk.apply(number, technique, recipe)
-        artifact = assemble([walk.finish(result, recipe) for result in results(recipe)], out)
+        outcomes = _race(recipe, work, emit).run() if recipe.is_race else _run(recipe, work, emit)
+        artifact = assemble(outcomes, out)
     except OSError as error:
         raise folder_error(error) from error
     emit(RunFinished(digest=artifact.digest))
@@ -84,11 +93,27 @@ def optimize(recipe: Recipe, out: Path, work: Path, emit: Emit) -> Artifact:
 def fetch(recipe: Recipe, work: Path, emit: Emit) -> Recipe:
     """Only pin and download: the part of a run that needs the network and perhaps a credential."""
     check(recipe)
-    emit(RunPlanned(stages=stage_names(recipe)))
     try:
+        if recipe.is_race:
+            return _race(recipe, work, emit).fetch()
+        emit(RunPlanned(stages=stage_names(recipe)))
         return _Walk(WorkFolder(work), emit).fetch(recipe)
     except OSError as error:
         raise folder_error(error) from error
+
+
+def _run(recipe: Recipe, work: Path, emit: Emit) -> list[Outcome]:
+    """One chain."""
+    emit(RunPlanned(stages=stage_names(recipe)))
+    walk = _Walk(WorkFolder(work), emit)
+    recipe = walk.fetch(recipe)
+    walk.follow(recipe)
+    return [walk.finish(result, recipe) for result in results(recipe)]
+
+
+def _race(recipe: Recipe, work: Path, emit: Emit) -> Race:
+    """Several chains, each a walk of its own through the same work folder."""
+    return Race(recipe, partial(_Walk, WorkFolder(work), emit), emit)
 
 
 class _Attempt(NamedTuple):
@@ -122,8 +147,14 @@ class _Walk(Conductor):
 
     def fetch(self, recipe: Recipe) -> Recipe:
         """Bring model and data here; returns the recipe with its commits pinned."""
+        resolved = self.bring(recipe)
+        self.emit(RecipeResolved(recipe=resolved.model_dump(mode="json")))
+        return resolved
+
+    def bring(self, recipe: Recipe) -> Recipe:
+        """The same without a word on what the run's recipe is: this walk may be one of several."""
         self.move(calibration=recipe.calibration, seed=recipe.seed)
-        record = self.stage("0-fetch", fetch_work(recipe))
+        record = self.stage("0-fetch", self._fetch_work(recipe))
         results = record.results
         is_encoder = results["task"] != "text-generation"
         task: Task = "text-classification" if is_encoder and learns_labels(recipe) else results["task"]
@@ -149,19 +180,32 @@ class _Walk(Conductor):
         check_exports(recipe, Path(results["source"]), task)
         if results["conditional"]:
             check_conditions(recipe, next(one for one in recipe.chain if isinstance(one, AttentionWindow)))
-        resolved = pinned(recipe, results)
+        resolved = pinned(recipe, commits_of(results))
         self._remember_pinned(resolved, record)
-        self.emit(RecipeResolved(recipe=resolved.model_dump(mode="json")))
         return resolved
+
+    def _fetch_work(self, recipe: Recipe) -> FetchWork:
+        return fetch_work(recipe, is_one_of_several=bool(self.label))
 
     def _remember_pinned(self, resolved: Recipe, record: StageRecord) -> None:
         """A later run of the pinned recipe finds this fetch, and needs neither network nor credential."""
-        work = fetch_work(resolved)
+        work = self._fetch_work(resolved)
         inputs = Inputs(calibration=resolved.calibration, seed=resolved.seed)
         key = StageTask(name=record.name, work=work, inputs=inputs).key
         if work.is_pinned and key != record.key:
             with self.work.locked(key):
                 self.work.commit(self.work.begin(key), record.model_copy(update={"key": key}))
+
+    def follow(self, recipe: Recipe) -> None:
+        """The whole chain."""
+        for number, technique in enumerate(recipe.chain, start=1):
+            self.apply(number, technique, recipe)
+
+    def screen(self, recipe: Recipe, samples: int, sequence_length: int) -> StageRecord:
+        """Measure what the chain left, window by window, before anything is written for it."""
+        work = ScreenWork(samples=samples, sequence_length=sequence_length)
+        with self.aside(), self.unheard():
+            return self.stage(screen_stage(recipe), work)
 
     def apply(self, number: int, technique: Technique, recipe: Recipe) -> None:
         """One entry of the chain, with its gate and fallbacks."""
