@@ -1,0 +1,104 @@
+"""The acceptance of objective jobs: a front without a dominated point, for at most 60 % of what its chains cost apart.
+
+Seven chains share pruning and distillation of the model that ships with Lathe; some of them cannot be on the front.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from fixtures.whole_runs import walk
+
+from optcore.events import AnyEvent, RunFailed, RunFinished, StageFinished
+from optcore.manifest import read_manifest
+from optcore.report import Candidate, Report
+
+pytestmark = [pytest.mark.proof, pytest.mark.slow, pytest.mark.timeout(3600)]
+
+SHARED = [
+    {"technique": "prune", "depth": 1, "compare": False},
+    {"technique": "distill", "steps": 20, "batch": 8, "sequence_length": 64, "learning_rate": 5.0e-4},
+]
+PLAIN = {"technique": "ptq", "rounding": "nearest", "smoothing": "none", "scale_search": "max"}
+CANDIDATES: list[list[dict[str, Any]]] = [
+    [{"technique": "ptq", "scheme": "fp8_dynamic"}],
+    [{"technique": "ptq", "scheme": "nvfp4"}],
+    [{"technique": "ptq", "scheme": "int4_g32"}],
+    [{**PLAIN, "scheme": "int4_g32"}],
+    [{**PLAIN, "scheme": "int3_g32"}],
+    [{**PLAIN, "scheme": "int2_g16"}],
+    [{"technique": "auto_quantize", "effective_bits": 6}],
+]
+MOST_OF_APART = 0.6
+
+
+def _document(model: Path, **changes: Any) -> dict[str, Any]:
+    return {
+        "model": {"path": str(model)},
+        "calibration": {"dataset": "python-stdlib", "samples": 16, "sequence_length": 64},
+        "chain": SHARED,
+        "evaluate": [
+            {"evaluator": "fidelity", "samples": 16, "sequence_length": 64},
+            {"evaluator": "throughput", "prompt_tokens": 16, "new_tokens": 32},
+        ],
+        **changes,
+    }
+
+
+def _run(document: dict[str, Any], folder: Path) -> tuple[list[AnyEvent], Path]:
+    folder.mkdir()
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(document))
+    events = walk(folder / "recipe.yaml", folder / "out", folder / "work")
+    assert not isinstance(events[-1], RunFailed), events[-1]
+    return events, folder / "out"
+
+
+def _seconds(events: list[AnyEvent]) -> float:
+    return sum(event.seconds for event in events if isinstance(event, StageFinished) and not event.cached)
+
+
+def _beats(one: Candidate, other: Candidate) -> bool:
+    """Pareto dominance as textbooks have it, nothing taken from the code under test."""
+    assert one.weight_bytes
+    assert other.weight_bytes
+    assert one.kl is not None
+    assert other.kl is not None
+    ours = (one.weight_bytes, one.kl, -(one.tokens_per_second or 0))
+    theirs = (other.weight_bytes, other.kl, -(other.tokens_per_second or 0))
+    return all(a <= b for a, b in zip(ours, theirs, strict=True)) and ours != theirs
+
+
+def test_a_front_is_cheaper_than_its_chains_apart(stdlib_model: Path, tmp_path: Path) -> None:
+    goal = {"max_kl": 2.0, "candidates": CANDIDATES}
+    events, out = _run(_document(stdlib_model, objective=goal), tmp_path / "race")
+    front = Report.model_validate_json((out / "report.json").read_text()).front
+    assert front
+    raced = _seconds(events)
+    apart, digests = [], []
+    for number, chain in enumerate(CANDIDATES):
+        alone, left = _run(_document(stdlib_model, chain=[*SHARED, *chain]), tmp_path / f"apart{number}")
+        apart.append(_seconds(alone))
+        digests.append(read_manifest(left).digest)
+    print("\ncandidate  status        bytes      KL       tokens/s  stages run/reused  race s  alone s  chain")
+    for one, alone_seconds in zip(front.candidates, apart, strict=True):
+        print(
+            f"{one.name:<9}  {one.status:<9} {one.weight_bytes or 0:>9,}  {one.kl or 0:>7.4f}  "
+            f"{one.tokens_per_second or 0:>9.1f}  {one.stages_run:>6} / {one.stages_reused:<6}  {one.seconds:>10.1f}"
+            f"  {alone_seconds:>7.1f}  {one.chain}"
+        )
+        if one.why:
+            print(f"           {one.why}")
+    print(f"stages run {front.stages_run}, reused {front.stages_reused}")
+    print(f"the race {raced:.1f} s ({front.seconds:.1f} by its own ledger); its chains apart {sum(apart):.1f} s")
+    inferred = front.seconds_apart_inferred
+    print(f"by its own ledger apart: {front.seconds_apart:.1f} s, {inferred:.1f} of it inferred")
+    print(f"share: {raced / sum(apart):.1%}")
+    on_front = [one for one in front.candidates if one.status in ("winner", "front")]
+    assert not [(a.name, b.name) for a in on_front for b in on_front if _beats(a, b)]
+    assert front.stages_reused >= (len(CANDIDATES) - 1) * len(SHARED)
+    assert {one.status for one in front.candidates} > {"winner", "stopped"}
+    assert raced <= MOST_OF_APART * sum(apart)
+    won = next(place for place, one in enumerate(front.candidates) if one.status == "winner")
+    assert isinstance(events[-1], RunFinished)
+    assert digests[won] == events[-1].digest, "the same checkpoint as the chain makes by itself"
