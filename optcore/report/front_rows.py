@@ -16,7 +16,7 @@ def front_rows(front: Front) -> list[list[str]]:
     """Header and rows as text, in the order in which candidates began."""
     is_classifier = any(one.accuracy_loss is not None for one in front.candidates)
     loss = "Accuracy lost" if is_classifier else "KL"
-    rows = [["Candidate", "", "Weights", loss, "Decode", "Time", "Stages shared"]]
+    rows = [["Candidate", "Standing", "Weights", loss, "Decode", "Time", "Stages shared"]]
     return rows + [_row(one) for one in front.candidates]
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from optcore.errors import RecipeError
+from optcore.fetching import pinned
 from optcore.paths import with_paths
 from optcore.plan import check, fitting
 from optcore.recipe import Recipe, parse_recipe, recipe_from
@@ -175,6 +176,17 @@ def test_paths_of_candidates_are_confined_like_all_others() -> None:
     changed = with_paths(asked, lambda path, place: (seen.append(place), f"/allowed/{path}")[1])
     assert seen == ["/objective/candidates/0/0/teacher/path"]
     assert "/allowed/here" in changed.to_yaml()
+
+
+def test_commits_are_pinned_where_candidates_name_models() -> None:
+    teacher = {"technique": "distill", "teacher": {"id": "c/d"}}
+    asked = recipe(objective={"candidates": [[PTQ], [teacher, PTQ]]})
+    second = fitting(asked)[1]
+    commits = {"/model": "a" * 40, second.place("/chain/0/teacher"): "b" * 40, "/calibration": None}
+    again = pinned(asked, commits)
+    assert again.model.revision == "a" * 40
+    assert fitting(again)[1].recipe.chain[0].models["teacher"].revision == "b" * 40
+    assert fitting(again)[0].recipe == fitting(asked)[0].recipe.model_copy(update={"model": again.model})
 
 
 def test_sizes_are_counted_from_headers(stdlib_model: Path) -> None:

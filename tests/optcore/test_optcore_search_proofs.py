@@ -22,14 +22,16 @@ SHARED = [
 ]
 PLAIN = {"technique": "ptq", "rounding": "nearest", "smoothing": "none", "scale_search": "max"}
 CANDIDATES: list[list[dict[str, Any]]] = [
-    [{"technique": "ptq", "scheme": "fp8_dynamic"}],
-    [{"technique": "ptq", "scheme": "nvfp4"}],
-    [{"technique": "ptq", "scheme": "int4_g32"}],
+    [{**PLAIN, "scheme": "fp8_dynamic"}],
+    [{**PLAIN, "scheme": "int8"}],
+    [{"technique": "ptq", "scheme": "int4_g32", "rounding": "nearest"}],
     [{**PLAIN, "scheme": "int4_g32"}],
+    [{**PLAIN, "scheme": "nvfp4"}],
     [{**PLAIN, "scheme": "int3_g32"}],
     [{**PLAIN, "scheme": "int2_g16"}],
-    [{"technique": "auto_quantize", "effective_bits": 6}],
 ]
+FIDELITY = {"evaluator": "fidelity", "samples": 16, "sequence_length": 64}
+THROUGHPUT = {"evaluator": "throughput", "prompt_tokens": 16, "new_tokens": 32}
 MOST_OF_APART = 0.6
 
 
@@ -38,10 +40,7 @@ def _document(model: Path, **changes: Any) -> dict[str, Any]:
         "model": {"path": str(model)},
         "calibration": {"dataset": "python-stdlib", "samples": 16, "sequence_length": 64},
         "chain": SHARED,
-        "evaluate": [
-            {"evaluator": "fidelity", "samples": 16, "sequence_length": 64},
-            {"evaluator": "throughput", "prompt_tokens": 16, "new_tokens": 32},
-        ],
+        "evaluate": [FIDELITY],
         **changes,
     }
 
@@ -102,3 +101,19 @@ def test_a_front_is_cheaper_than_its_chains_apart(stdlib_model: Path, tmp_path: 
     won = next(place for place, one in enumerate(front.candidates) if one.status == "winner")
     assert isinstance(events[-1], RunFinished)
     assert digests[won] == events[-1].digest, "the same checkpoint as the chain makes by itself"
+
+
+def test_a_goal_about_speed_finishes_all_and_measures_it(stdlib_model: Path, tmp_path: Path) -> None:
+    """Nobody is stopped by size and quality, though the second is surely worse than the first at the same size."""
+    chains = [[{**PLAIN, "scheme": "int4_g32"}], [{**PLAIN, "scheme": "int4_g32", "kv_cache": "fp8"}]]
+    goal = {"min_tokens_per_second": 0.5, "minimize": "seconds_per_token", "candidates": chains}
+    document = _document(stdlib_model, chain=[], objective=goal, evaluate=[FIDELITY, THROUGHPUT])
+    _, out = _run(document, tmp_path / "race")
+    front = Report.model_validate_json((out / "report.json").read_text()).front
+    assert front
+    print("\n" + "\n".join(f"{one.name} {one.status} {one.tokens_per_second} tokens/s" for one in front.candidates))
+    speeds = [one.tokens_per_second for one in front.candidates]
+    assert None not in speeds
+    assert [goal.met for goal in front.goals] == [True]
+    won = next(one for one in front.candidates if one.status == "winner")
+    assert won.tokens_per_second == max(one.tokens_per_second or 0 for one in front.candidates if not one.dominated_by)

@@ -152,12 +152,15 @@ def test_a_killed_race_goes_on(raced: Raced, stdlib_model: Path, tmp_path: Path)
     assert standing == [(one.name, one.status, one.stages_run, one.stages_reused) for one in raced.front.candidates]
 
 
-def test_a_missed_goal_fails_with_how_near_it_came(raced: Raced, stdlib_model: Path, tmp_path: Path) -> None:
-    goal = {**GOAL, "max_kl": 1e-6, "on_miss": "fail"}
+@pytest.mark.parametrize("asked", [{"on_miss": "fail"}, {}], ids=["asked for", "because it publishes"])
+def test_a_missed_goal_fails_with_how_near_it_came(
+    raced: Raced, stdlib_model: Path, tmp_path: Path, asked: dict[str, str]
+) -> None:
+    goal = {**GOAL, "max_kl": 1e-6, **asked}
+    publish = None if asked else {"repo_id": "me/x"}
+    path = write(tmp_path, document(stdlib_model, objective=goal, publish=publish))
     with stages_in_this_process(), pytest.raises(GateFailed, match=r"the nearest, c01 .* at most 1e-06") as caught:
-        optimize(
-            load_recipe(write(tmp_path, document(stdlib_model, objective=goal))), tmp_path / "o", raced.work, _unheard
-        )
+        optimize(load_recipe(path), tmp_path / "out", raced.work, _unheard)
     assert caught.value.kind == "quality_gate"
     assert caught.value.field == "/objective"
 
