@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from optcore.architecture import NO_limit
 from optcore.artifact import Outcome, assemble
+from optcore.attempt import Attempt, attempts_at, said_of, trial_of
 from optcore.conductor import Conductor, Emit, Folder
 from optcore.draft_fit import check_draft, check_drafts
 from optcore.draft_made import Made, baseline, read_made
@@ -30,7 +31,6 @@ from optcore.measures import (
     result_evaluators,
     step_evaluators,
 )
-from optcore.places import attempts
 from optcore.plan import (
     Result,
     check,
@@ -46,7 +46,6 @@ from optcore.plan import (
     serve_stage,
     stage_names,
     step_stage,
-    technique_stage,
 )
 from optcore.preparation import bring_models, prepare
 from optcore.quantization import also_folder
@@ -116,17 +115,6 @@ def _race(recipe: Recipe, work: Path, emit: Emit) -> Race:
     return Race(recipe, partial(_Walk, WorkFolder(work), emit), emit)
 
 
-class _Attempt(NamedTuple):
-    """One way to meet an entry of the chain: the technique itself, or a fallback."""
-
-    stage: str
-    technique: Technique
-    place: str
-    """Where it stands in the recipe, a JSON Pointer."""
-    following: str
-    """The stage of the next attempt; empty for the last one."""
-
-
 @dataclass
 class _Walk(Conductor):
     """The walk along a chain."""
@@ -142,7 +130,7 @@ class _Walk(Conductor):
     trials: list[Trial] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
     """The model after each measured entry of the chain."""
-    applied: list[_Attempt] = field(default_factory=list)
+    applied: list[Attempt] = field(default_factory=list)
     """Whose results were kept: a fallback instead of what it replaced, training behind what it went on from."""
 
     def fetch(self, recipe: Recipe) -> Recipe:
@@ -209,8 +197,8 @@ class _Walk(Conductor):
 
     def apply(self, number: int, technique: Technique, recipe: Recipe) -> None:
         """One entry of the chain, with its gate and fallbacks."""
-        start, failed, kept = self.checkpoint, Folder(), list[_Attempt]()
-        for attempt in _attempts(number, technique):
+        start, failed, kept = self.checkpoint, Folder(), list[Attempt]()
+        for attempt in attempts_at(number, technique):
             goes_on = bool(failed.path) and "quantized" in attempt.technique.needs
             kept = [*kept, attempt] if goes_on else [attempt]
             self._try(attempt, failed if goes_on else start)
@@ -225,7 +213,7 @@ class _Walk(Conductor):
                 return
             failed = self.left_by(attempt.stage)
 
-    def _go_on(self, attempt: _Attempt) -> None:
+    def _go_on(self, attempt: Attempt) -> None:
         left = self.left_by(attempt.stage)
         if attempt.technique.stands_beside:
             self.draft, self.made = left, read_made(Path(left.path))
@@ -240,7 +228,7 @@ class _Walk(Conductor):
                 "be the last entry of the chain, or train it again from there with `start`",
             )
 
-    def _try(self, attempt: _Attempt, start: Folder) -> None:
+    def _try(self, attempt: Attempt, start: Folder) -> None:
         with self.aside():
             self.enter(start)
             if isinstance(attempt.technique, Draft):
@@ -252,7 +240,7 @@ class _Walk(Conductor):
             without_gate = attempt.technique.model_copy(update={"gate": None})  # what happens next is not its business
             self.stage(attempt.stage, TechniqueWork.model_validate({"technique": without_gate}))
 
-    def _step(self, attempt: _Attempt, recipe: Recipe) -> Step:
+    def _step(self, attempt: Attempt, recipe: Recipe) -> Step:
         """Measure a checkpoint on the way as the result will be: it is one that engines load already."""
         left = self.left_by(attempt.stage)
         with self.aside():
@@ -262,7 +250,7 @@ class _Walk(Conductor):
         folder, rows = Path(left.path), record.results["measurements"]
         return measured_step(attempt.stage, attempt.technique.summary, folder, folder, rows)
 
-    def _measure_draft(self, attempt: _Attempt, recipe: Recipe) -> None:
+    def _measure_draft(self, attempt: Attempt, recipe: Recipe) -> None:
         """Measure the draft before the model changes, as that of the result will be, unless it was in the run that made
         it; a job does not fail because it cannot be measured yet."""
         found, why = None, ""
@@ -280,7 +268,7 @@ class _Walk(Conductor):
         else:
             self.notice(step_stage(attempt.stage), f"the draft was not measured before the model changes{why}")
 
-    def _measure_rival(self, attempt: _Attempt, start: Folder, recipe: Recipe) -> None:
+    def _measure_rival(self, attempt: Attempt, start: Folder, recipe: Recipe) -> None:
         """Make and measure what a restructuring must beat; a job does not fail because its rival cannot be made."""
         rival = attempt.technique.rival if isinstance(attempt.technique, Restructuring) else None
         if rival is None:
@@ -349,19 +337,19 @@ class _Walk(Conductor):
                     stage=name, **data.model_dump(include={"kind", "sha256", "windows", "seed"}), tokens=data.tokens
                 )
 
-    def _passes(self, attempt: _Attempt, recipe: Recipe) -> bool:
+    def _passes(self, attempt: Attempt, recipe: Recipe) -> bool:
         """Whether an attempt's result meets its gate; raises `GateFailed` when it must and does not."""
         gate = attempt.technique.gate
         if gate is None:
             return True
-        trial = _trial(attempt, gate, self._gate_value(attempt.stage, gate, recipe))
+        trial = trial_of(attempt, gate, self._gate_value(attempt.stage, gate, recipe))
         self.trials.append(trial)
         if trial.passed:
             return True
         if gate.on_fail == "stop":
-            missed = "; ".join(_said(one) for one in self.trials if not one.passed)
+            missed = "; ".join(said_of(one) for one in self.trials if not one.passed)
             raise GateFailed(missed, remedy="choose a higher-precision scheme, or a wider gate", field="/chain")
-        self.notice(attempt.stage, _said(trial))
+        self.notice(attempt.stage, said_of(trial))
         return gate.on_fail == "warn"
 
     def _gate_value(self, name: str, gate: Gate, recipe: Recipe) -> float:
@@ -371,30 +359,3 @@ class _Walk(Conductor):
             record = self.stage(gate_stage(name), GateWork(evaluator=evaluator))
         value: float = record.results[gate.metric]
         return value
-
-
-def _attempts(number: int, technique: Technique) -> Iterator[_Attempt]:
-    places, candidates = zip(*attempts(number - 1, technique), strict=True)
-    names = [technique_stage(number, candidate, attempt) for attempt, candidate in enumerate(candidates)]
-    for name, candidate, place, following in zip(names, candidates, places, (*names[1:], ""), strict=True):
-        yield _Attempt(name, candidate, place, following)
-
-
-def _trial(attempt: _Attempt, gate: Gate, value: float) -> Trial:
-    missed = {"stop": "stopped", "warn": "kept with a warning", "fallback": f"went on to {attempt.following}"}
-    passed = gate.passes(value)
-    return Trial(
-        stage=attempt.stage,
-        tried=attempt.technique.summary,
-        metric=gate.metric,
-        value=value,
-        bound=gate.bound,
-        better="lower" if gate.min is None else "higher",
-        passed=passed,
-        then="kept" if passed else missed[gate.on_fail],
-    )
-
-
-def _said(trial: Trial) -> str:
-    most = "most" if trial.better == "lower" else "least"
-    return f"{trial.stage}: {trial.metric} is {trial.value:.4g}, the gate asks for at {most} {trial.bound:g}"

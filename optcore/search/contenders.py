@@ -49,6 +49,8 @@ class Contender(NamedTuple):
     def located(self, error: RecipeError) -> RecipeError:
         """An error of its recipe as one of the recipe that stands for all."""
         field = "/sweep" if self.sweeps and self.listed is None else self.place(error.field)
+        if field == "/chain" and self.listed is not None:
+            field = f"/objective/candidates/{self.listed}"
         message = f"with {self.sweeps}: {error.message}" if self.sweeps else error.message
         return RecipeError(message, remedy=error.remedy, field=field)
 

@@ -31,8 +31,8 @@ from optcore.search.runner import Runner, Walk
 from optcore.search.size import predicted, read_shapes
 from optcore.stage import StageRecord
 
-_FORGIVEN = ("user_error", "quality_gate", "out_of_memory")
-"""Kinds of failure that are one candidate's own; any other one ends the run, which is then tried again."""
+_FORGIVEN = ("user_error", "quality_gate", "out_of_memory", "internal")
+"""Kinds of failure that may be one candidate's own; any other one ends the run, which is then tried again."""
 
 
 class MakeWalk(Protocol):
@@ -51,6 +51,8 @@ class Race:
     emit: Emit
     runners: list[Runner] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
+    planned: tuple[str, ...] = ()
+    """The stages that were said last."""
 
     def fetch(self) -> Recipe:
         """Bring models and data of all candidates here, and refuse those that cannot be. The recipe with its commits.
@@ -60,9 +62,9 @@ class Race:
         met: dict[str, StageRecord] = {}
         for contender in fitting(self.recipe):
             walk = self.make(label=f"{contender.name}-", met=met)
-            runner = Runner(contender, walk, contender.recipe)
-            self.runners.append(runner)
-            self._plan()
+            self.runners.append(Runner(contender, walk, contender.recipe))
+        self._plan()
+        for runner in self.runners:
             self._bring(runner)
         resolved = self._resolved()
         self._refuse()
@@ -255,7 +257,10 @@ class Race:
 
     def _plan(self) -> None:
         """Say the stages to come, as far as they are known now."""
-        self.emit(RunPlanned(stages=tuple(stage for runner in self.runners for stage in runner.stages)))
+        stages = tuple(stage for runner in self.runners for stage in runner.stages)
+        if stages != self.planned:
+            self.planned = stages
+            self.emit(RunPlanned(stages=stages))
 
 
 def _foreseen(screened: Screened) -> Point:

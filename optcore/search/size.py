@@ -51,9 +51,11 @@ def predicted(recipe: Recipe, shapes: Mapping[str, tuple[int, ...]], config: Map
         if found is None:
             return None
         left = found
-        if isinstance(technique, Ptq | AutoQuantize):
-            if technique.ignore or getattr(technique, "overrides", ()):
-                return None
+        if isinstance(technique, AutoQuantize) or (
+            isinstance(technique, Ptq) and (technique.ignore or technique.overrides)
+        ):
+            return None
+        if isinstance(technique, Ptq):
             formats = _bits(technique, left, config)
     if recipe.target.format == "compact":  # as small as the values let it
         return None
@@ -65,7 +67,7 @@ def predicted(recipe: Recipe, shapes: Mapping[str, tuple[int, ...]], config: Map
 
 def _left(technique: Technique, shapes: Shapes) -> Shapes | None:
     """The tensors after an entry of the chain."""
-    if technique.stands_beside or isinstance(technique, Ptq | AutoQuantize | QuantizationAware):
+    if technique.stands_beside or isinstance(technique, Ptq | QuantizationAware):
         return shapes
     if isinstance(technique, DenseTraining) and technique.keeps_sizes:
         return shapes
@@ -81,11 +83,9 @@ def _number(name: str) -> int | None:
     return int(found[1]) if found else None
 
 
-def _bits(technique: Ptq | AutoQuantize, shapes: Shapes, config: Mapping[str, Any]) -> dict[str, float]:
+def _bits(technique: Ptq, shapes: Shapes, config: Mapping[str, Any]) -> dict[str, float]:
     """Of each matrix that gets codes: linear layers of the decoder, and tables where the format is one for them too."""
     linears = {name: shape for name, shape in shapes.items() if _is_linear(name, shape)}
-    if isinstance(technique, AutoQuantize):  # the choice keeps to its bits
-        return {name: technique.effective_bits * prod(shape) for name, shape in linears.items()}
     named = _formats(technique.scheme, linears, config)
     found = {name: _stored(named[name], shape) for name, shape in linears.items() if name in named}
     return found | _of_tables(technique, shapes, config)
