@@ -28,7 +28,7 @@ from optcore.manifest import (
     list_files,
 )
 from optcore.mixes import title_of
-from optcore.paths import with_paths
+from optcore.paths import public
 from optcore.plan import Result
 from optcore.quantization import load_quantization
 from optcore.recipe import Recipe
@@ -37,6 +37,7 @@ from optcore.report import (
     DraftFacts,
     EngineNotes,
     EngineRun,
+    Front,
     LayerError,
     Measurement,
     Report,
@@ -75,6 +76,8 @@ class Outcome(NamedTuple):
     lineage: tuple[Parent, ...] = ()
     expected: tuple[StageEstimate, ...] = ()
     expected_bytes: int | None = None
+    front: Front | None = None
+    """Of the race that it won."""
 
 
 def assemble(outcomes: Sequence[Outcome], out: Path) -> Artifact:
@@ -95,7 +98,7 @@ def _assemble_one(outcome: Outcome, folder: Path, outcomes: Sequence[Outcome]) -
         _note_made(outcome.evaluated.get("made"), folder / DRAFT)
     files = [file for file in list_files(folder) if file.path not in DOCUMENTS]
     digest = checkpoint_digest(files)
-    published = _public(outcome.recipe)
+    published = public(outcome.recipe)
     files += _write_documents(folder, _with_engines(_report(outcome, digest), outcomes), published)
     artifact = Artifact(
         digest=digest,
@@ -154,7 +157,7 @@ def _report(outcome: Outcome, digest: str) -> Report:
         task=inputs.task,
         target=outcome.result.export.format,
         result=outcome.result.name,
-        recipe=_public(recipe).model_dump(mode="json"),
+        recipe=public(recipe).model_dump(mode="json"),
         measurements=(*size_measurements(source, Path(inputs.exported), Path(inputs.checkpoint)), *measured),
         stages=outcome.costs,
         expected=outcome.expected,
@@ -167,6 +170,7 @@ def _report(outcome: Outcome, digest: str) -> Report:
         deployment=_deployment(outcome),
         layer_errors=tuple(LayerError(layer=name, relative_error=error) for name, error in errors),
         notices=outcome.notices,
+        front=outcome.front,
         environment=_environment(outcome),
     )
 
@@ -241,11 +245,6 @@ def _deployment(outcome: Outcome) -> tuple[EngineNotes, ...]:
     config = json.loads((Path(inputs.exported) / "config.json").read_text())
     family = family_of(config, shapes(Path(inputs.source)))
     return deployment_notes(target, formats, config, family, _served(outcome))
-
-
-def _public(recipe: Recipe) -> Recipe:
-    """The recipe as it may be published: folders of this machine by their names alone, no bookkeeping of the user's."""
-    return with_paths(recipe, lambda path, _: Path(path).name).model_copy(update={"metadata": {}})
 
 
 def _environment(outcome: Outcome) -> dict[str, str]:

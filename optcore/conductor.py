@@ -46,6 +46,10 @@ class Conductor:
     """What stages will take, by name, once that is known."""
     machine_kind: str = ""
     """Of the machine that this was reckoned for."""
+    label: str = ""
+    """What events say before the name of a stage: which of several walks of one run it belongs to."""
+    met: dict[str, StageRecord] = field(default_factory=dict)
+    """What the walks of one run found or left, by key: a fetch that is not pinned holds for all of them."""
 
     @property
     def checkpoint(self) -> Folder:
@@ -86,19 +90,19 @@ class Conductor:
     def notice(self, stage: str, message: str) -> None:
         """Say something that a person should know, now and in the report."""
         self.notices.append(message)
-        self.emit(Notice(stage=stage, message=message))
+        self.emit(Notice(stage=self.label + stage, message=message))
 
     def stage(self, name: str, work: AnyWork) -> StageRecord:
         """Find the stage done, or run it in its own process."""
-        task = StageTask(name=name, work=work, inputs=self.inputs)
+        task = StageTask(name=self.label + name, work=work, inputs=self.inputs)
         key = task.key
-        self.emit(StageStarted(stage=name, key=key))
+        self.emit(StageStarted(stage=task.name, key=key))
         started = time.monotonic()
         with self.work.locked(key):
             record = self._finished(task, key)
             cached = record is not None
             record = record or self._run(task, key)
-        self.records[name] = record
+        self.records[name] = self.met[key] = record
         self._account(name, record, cached, time.monotonic() - started)
         return record
 
@@ -108,7 +112,7 @@ class Conductor:
         if not isinstance(task.work, FetchWork):
             record = self.work.record(key)
             return record if record and record.reusable else None
-        record = self.work.record(key) if task.work.is_pinned else None
+        record = self.work.record(key) if task.work.is_pinned else self.met.get(key)
         return record if record and all(map(Path.exists, _fetched(record))) else None
 
     def _run(self, task: StageTask, key: str) -> StageRecord:
@@ -151,7 +155,7 @@ class Conductor:
         )
         self.emit(
             StageFinished(
-                stage=name,
+                stage=self.label + name,
                 key=record.key,
                 cached=cached,
                 seconds=waited_seconds,

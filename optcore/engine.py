@@ -6,18 +6,20 @@ asked) and finds finished stages by key.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from optcore.architecture import NO_limit
 from optcore.artifact import Outcome, assemble
+from optcore.attempt import Attempt, attempts_at
 from optcore.conductor import Conductor, Emit, Folder
 from optcore.draft_fit import check_draft, check_drafts
 from optcore.draft_made import Made, baseline, read_made
 from optcore.errors import GateFailed, OptError, RecipeError, folder_error
 from optcore.estimate.document import ResultEstimate, StageCostSeen
 from optcore.events import RecipeResolved, RunEstimated, RunFinished, RunPlanned
-from optcore.fetching import fetch_work, learns_labels, longest_of, pinned
+from optcore.fetching import commits_of, fetch_work, learns_labels, longest_of, pinned
 from optcore.foresight import foresee, refuse_impossible
 from optcore.frozen import digest_of
 from optcore.held_out import check_held_out
@@ -31,7 +33,6 @@ from optcore.measures import (
     result_evaluators,
     step_evaluators,
 )
-from optcore.places import attempts
 from optcore.plan import (
     Result,
     check,
@@ -43,16 +44,27 @@ from optcore.plan import (
     measured_drafts,
     results,
     rival_stage,
+    screen_stage,
     serve_stage,
     stage_names,
     step_stage,
-    technique_stage,
 )
 from optcore.preparation import bring_models, prepare
 from optcore.quantization import also_folder
 from optcore.recipe import Recipe
 from optcore.report import Step, Task, Trial
-from optcore.stage import EvaluateWork, ExportWork, GateWork, Inputs, StageRecord, StageTask, TechniqueWork
+from optcore.search.race import Race
+from optcore.stage import (
+    EvaluateWork,
+    ExportWork,
+    FetchWork,
+    GateWork,
+    Inputs,
+    ScreenWork,
+    StageRecord,
+    StageTask,
+    TechniqueWork,
+)
 from optcore.steps import measured_step
 from optcore.targets import check_exports, check_target
 from optcore.techniques import AttentionWindow, Gate, Technique
@@ -62,7 +74,7 @@ from optcore.techniques.restructuring import Restructuring
 from optcore.techniques.training import Training
 from optcore.training.window_facts import WindowFacts
 from optcore.training_fit import check_models
-from optcore.trials import trial
+from optcore.trials import said_of, trial
 from optcore.work import WorkFolder
 
 
@@ -74,14 +86,9 @@ def optimize(recipe: Recipe, out: Path, work: Path, emit: Emit, seen: Sequence[S
     if out.exists():
         raise RecipeError(f"the output folder {out} exists already", remedy="name a new folder, or remove this one")
     check(recipe)
-    emit(RunPlanned(stages=stage_names(recipe)))
     try:
-        walk = _Walk(WorkFolder(work), emit)
-        recipe = walk.fetch(recipe)
-        walk.foresee(recipe, seen)
-        for number, technique in enumerate(recipe.chain, start=1):
-            walk.apply(number, technique, recipe)
-        artifact = assemble([walk.finish(result, recipe) for result in results(recipe)], out)
+        outcomes = _race(recipe, work, emit).run() if recipe.is_race else _run(recipe, work, emit, seen)
+        artifact = assemble(outcomes, out)
     except OSError as error:
         raise folder_error(error) from error
     emit(RunFinished(digest=artifact.digest))
@@ -91,22 +98,28 @@ def optimize(recipe: Recipe, out: Path, work: Path, emit: Emit, seen: Sequence[S
 def fetch(recipe: Recipe, work: Path, emit: Emit) -> Recipe:
     """Only pin and download: the part of a run that needs the network and perhaps a credential."""
     check(recipe)
-    emit(RunPlanned(stages=stage_names(recipe)))
     try:
+        if recipe.is_race:
+            return _race(recipe, work, emit).fetch()
+        emit(RunPlanned(stages=stage_names(recipe)))
         return _Walk(WorkFolder(work), emit).fetch(recipe)
     except OSError as error:
         raise folder_error(error) from error
 
 
-class _Attempt(NamedTuple):
-    """One way to meet an entry of the chain: the technique itself, or a fallback."""
+def _run(recipe: Recipe, work: Path, emit: Emit, seen: Sequence[StageCostSeen]) -> list[Outcome]:
+    """One chain."""
+    emit(RunPlanned(stages=stage_names(recipe)))
+    walk = _Walk(WorkFolder(work), emit)
+    recipe = walk.fetch(recipe)
+    walk.foresee(recipe, seen)
+    walk.follow(recipe)
+    return [walk.finish(result, recipe) for result in results(recipe)]
 
-    stage: str
-    technique: Technique
-    place: str
-    """Where it stands in the recipe, a JSON Pointer."""
-    following: str
-    """The stage of the next attempt; empty for the last one."""
+
+def _race(recipe: Recipe, work: Path, emit: Emit) -> Race:
+    """Several chains, each a walk of its own through the same work folder."""
+    return Race(recipe, partial(_Walk, WorkFolder(work), emit), emit)
 
 
 @dataclass
@@ -126,13 +139,19 @@ class _Walk(Conductor):
     """The model after each measured entry of the chain."""
     results_expected: dict[str, ResultEstimate] = field(default_factory=dict)
     """What results will weigh, by name."""
-    applied: list[_Attempt] = field(default_factory=list)
+    applied: list[Attempt] = field(default_factory=list)
     """Whose results were kept: a fallback instead of what it replaced, training behind what it went on from."""
 
     def fetch(self, recipe: Recipe) -> Recipe:
         """Bring model and data here; returns the recipe with its commits pinned."""
+        resolved = self.bring(recipe)
+        self.emit(RecipeResolved(recipe=resolved.model_dump(mode="json")))
+        return resolved
+
+    def bring(self, recipe: Recipe) -> Recipe:
+        """The same without a word on what the run's recipe is: this walk may be one of several."""
         self.move(calibration=recipe.calibration, seed=recipe.seed)
-        record = self.stage("0-fetch", fetch_work(recipe))
+        record = self.stage("0-fetch", self._fetch_work(recipe))
         results = record.results
         is_encoder = results["task"] != "text-generation"
         task: Task = "text-classification" if is_encoder and learns_labels(recipe) else results["task"]
@@ -158,9 +177,8 @@ class _Walk(Conductor):
         check_exports(recipe, Path(results["source"]), task)
         if results["conditional"]:
             check_conditions(recipe, next(one for one in recipe.chain if isinstance(one, AttentionWindow)))
-        resolved = pinned(recipe, results)
+        resolved = pinned(recipe, commits_of(results))
         self._remember_pinned(resolved, record)
-        self.emit(RecipeResolved(recipe=resolved.model_dump(mode="json")))
         return resolved
 
     def foresee(self, recipe: Recipe, seen: Sequence[StageCostSeen]) -> None:
@@ -177,19 +195,33 @@ class _Walk(Conductor):
             self.emit(RunEstimated(machine=found.machine, stages=to_come))
             refuse_impossible(found)
 
+    def _fetch_work(self, recipe: Recipe) -> FetchWork:
+        return fetch_work(recipe, is_one_of_several=bool(self.label))
+
     def _remember_pinned(self, resolved: Recipe, record: StageRecord) -> None:
         """A later run of the pinned recipe finds this fetch, and needs neither network nor credential."""
-        work = fetch_work(resolved)
+        work = self._fetch_work(resolved)
         inputs = Inputs(calibration=resolved.calibration, seed=resolved.seed)
         key = StageTask(name=record.name, work=work, inputs=inputs).key
         if work.is_pinned and key != record.key:
             with self.work.locked(key):
                 self.work.commit(self.work.begin(key), record.model_copy(update={"key": key}))
 
+    def follow(self, recipe: Recipe) -> None:
+        """The whole chain."""
+        for number, technique in enumerate(recipe.chain, start=1):
+            self.apply(number, technique, recipe)
+
+    def screen(self, recipe: Recipe, samples: int, sequence_length: int) -> StageRecord:
+        """Measure what the chain left, window by window, before anything is written for it."""
+        work = ScreenWork(samples=samples, sequence_length=sequence_length)
+        with self.aside(), self.unheard():
+            return self.stage(screen_stage(recipe), work)
+
     def apply(self, number: int, technique: Technique, recipe: Recipe) -> None:
         """One entry of the chain, with its gate and fallbacks."""
-        start, failed, kept = self.checkpoint, Folder(), list[_Attempt]()
-        for attempt in _attempts(number, technique):
+        start, failed, kept = self.checkpoint, Folder(), list[Attempt]()
+        for attempt in attempts_at(number, technique):
             goes_on = bool(failed.path) and "quantized" in attempt.technique.needs
             kept = [*kept, attempt] if goes_on else [attempt]
             self._try(attempt, failed if goes_on else start)
@@ -204,7 +236,7 @@ class _Walk(Conductor):
                 return
             failed = self.left_by(attempt.stage)
 
-    def _go_on(self, attempt: _Attempt) -> None:
+    def _go_on(self, attempt: Attempt) -> None:
         left = self.left_by(attempt.stage)
         if attempt.technique.stands_beside:
             self.draft, self.made = left, read_made(Path(left.path))
@@ -219,7 +251,7 @@ class _Walk(Conductor):
                 "be the last entry of the chain, or train it again from there with `start`",
             )
 
-    def _try(self, attempt: _Attempt, start: Folder) -> None:
+    def _try(self, attempt: Attempt, start: Folder) -> None:
         with self.aside():
             self.enter(start)
             if isinstance(attempt.technique, Draft):
@@ -231,7 +263,7 @@ class _Walk(Conductor):
             without_gate = attempt.technique.model_copy(update={"gate": None})  # what happens next is not its business
             self.stage(attempt.stage, TechniqueWork.model_validate({"technique": without_gate}))
 
-    def _step(self, attempt: _Attempt, recipe: Recipe) -> Step:
+    def _step(self, attempt: Attempt, recipe: Recipe) -> Step:
         """Measure a checkpoint on the way as the result will be: it is one that engines load already."""
         left = self.left_by(attempt.stage)
         with self.aside():
@@ -241,7 +273,7 @@ class _Walk(Conductor):
         folder, rows = Path(left.path), record.results["measurements"]
         return measured_step(attempt.stage, attempt.technique.summary, folder, folder, rows)
 
-    def _measure_draft(self, attempt: _Attempt, recipe: Recipe) -> None:
+    def _measure_draft(self, attempt: Attempt, recipe: Recipe) -> None:
         """Measure the draft before the model changes, as that of the result will be, unless it was in the run that made
         it; a job does not fail because it cannot be measured yet."""
         found, why = None, ""
@@ -259,7 +291,7 @@ class _Walk(Conductor):
         else:
             self.notice(step_stage(attempt.stage), f"the draft was not measured before the model changes{why}")
 
-    def _measure_rival(self, attempt: _Attempt, start: Folder, recipe: Recipe) -> None:
+    def _measure_rival(self, attempt: Attempt, start: Folder, recipe: Recipe) -> None:
         """Make and measure what a restructuring must beat; a job does not fail because its rival cannot be made."""
         rival = attempt.technique.rival if isinstance(attempt.technique, Restructuring) else None
         if rival is None:
@@ -330,7 +362,7 @@ class _Walk(Conductor):
                     stage=name, **data.model_dump(include={"kind", "sha256", "windows", "seed"}), tokens=data.tokens
                 )
 
-    def _passes(self, attempt: _Attempt, recipe: Recipe) -> bool:
+    def _passes(self, attempt: Attempt, recipe: Recipe) -> bool:
         """Whether an attempt's result meets its gate; raises `GateFailed` when it must and does not."""
         gate = attempt.technique.gate
         if gate is None:
@@ -341,9 +373,9 @@ class _Walk(Conductor):
         if made.passed:
             return True
         if gate.on_fail == "stop":
-            missed = "; ".join(_said(one) for one in self.trials if not one.passed)
+            missed = "; ".join(said_of(one) for one in self.trials if not one.passed)
             raise GateFailed(missed, remedy="choose a higher-precision scheme, or a wider gate", field="/chain")
-        self.notice(attempt.stage, _said(made))
+        self.notice(attempt.stage, said_of(made))
         return gate.on_fail == "warn"
 
     def _gate_value(self, name: str, gate: Gate, recipe: Recipe) -> float:
@@ -353,15 +385,3 @@ class _Walk(Conductor):
             record = self.stage(gate_stage(name), GateWork(evaluator=evaluator))
         value: float = record.results[gate.metric]
         return value
-
-
-def _attempts(number: int, technique: Technique) -> Iterator[_Attempt]:
-    places, candidates = zip(*attempts(number - 1, technique), strict=True)
-    names = [technique_stage(number, candidate, attempt) for attempt, candidate in enumerate(candidates)]
-    for name, candidate, place, following in zip(names, candidates, places, (*names[1:], ""), strict=True):
-        yield _Attempt(name, candidate, place, following)
-
-
-def _said(trial: Trial) -> str:
-    most = "most" if trial.better == "lower" else "least"
-    return f"{trial.stage}: {trial.metric} is {trial.value:.4g}, the gate asks for at {most} {trial.bound:g}"

@@ -18,8 +18,9 @@ from optcore.techniques.ptq import Ptq
 from optcore.techniques.training import Training
 
 
-def fetch_work(recipe: Recipe) -> FetchWork:
-    """What a recipe needs from outside, and what there must be enough of."""
+def fetch_work(recipe: Recipe, *, is_one_of_several: bool = False) -> FetchWork:
+    """What a recipe needs from outside, and what there must be enough of. Several that differ in nothing else share
+    one fetch: whether groups divide sizes is then left to each of them, whose refusal costs the others nothing."""
     chain, first = list(enumerate(recipe.chain)), recipe.chain[0]
     return FetchWork(
         model=recipe.model,
@@ -31,7 +32,7 @@ def fetch_work(recipe: Recipe) -> FetchWork:
         alike=tuple(f"/chain/0/{name}" for name in first.models) if isinstance(first, Merge) else (),
         drafts={f"/chain/{n}/{name}": ref for n, one in chain for name, ref in one.drafts.items()},
         texts={f"/chain/{n}/{name}": needed for n, one in chain for name, needed in one.texts.items()},
-        grouping=_grouping(recipe),
+        grouping=None if is_one_of_several else _grouping(recipe),
         windowing=_windowing(recipe),
     )
 
@@ -91,11 +92,15 @@ def learns_labels(recipe: Recipe) -> bool:
     return any(isinstance(one, Training) and one.data.kind == "labelled" for one in recipe.chain)
 
 
-def pinned(recipe: Recipe, fetched: dict[str, Any]) -> Recipe:
-    """The recipe with the commits that were fetched in the place of branches and tags."""
+def commits_of(fetched: dict[str, Any]) -> dict[str, str | None]:
+    """The commits that were fetched, by the place in the recipe; None of what has none."""
     kinds = ("models", "drafts", "texts")
     commits = {place: found["revision"] for kind in kinds for place, found in fetched[kind].items()}
-    commits |= {"/model": fetched["model_revision"], "/calibration": fetched["data_revision"]}
+    return commits | {"/model": fetched["model_revision"], "/calibration": fetched["data_revision"]}
+
+
+def pinned(recipe: Recipe, commits: dict[str, str | None]) -> Recipe:
+    """The recipe with commits in the place of branches and tags."""
 
     def at(value: Any, pointer: str) -> Any:
         commit = commits.get(pointer)

@@ -9,6 +9,7 @@ from optcore.frozen import tag
 from optcore.measures import check_measures
 from optcore.recipe import Recipe
 from optcore.references import REPO_ID_LIMIT
+from optcore.search.contenders import Contender, contenders
 from optcore.targets import belongs, check_target, targets
 from optcore.techniques import Technique
 from optcore.techniques.distilling import Distilling
@@ -180,8 +181,42 @@ def gate_stage(technique_stage: str) -> str:
     return f"{technique_stage}-gate"
 
 
+def screen_stage(recipe: Recipe) -> str:
+    """Name of the stage that measures a candidate of a race before anything is written for it."""
+    return f"{technique_stage(len(recipe.chain), recipe.chain[-1])}-screen"
+
+
 def check(recipe: Recipe) -> None:
-    """Refuse a chain whose parts do not fit, before anything is downloaded. Raises `RecipeError`."""
+    """Refuse a recipe whose parts do not fit, before anything is downloaded: each candidate of one that stands for
+    several chains. Raises `RecipeError`."""
+    fitting(recipe)
+
+
+def fitting(recipe: Recipe) -> tuple[Contender, ...]:
+    """The candidates of a recipe; the planner's own as far as they fit, of which there must be one. Raises
+    `RecipeError`."""
+    if not recipe.is_race:
+        _check_chain(recipe)
+    fit, refused = [], list[RecipeError]()
+    for contender in contenders(recipe):
+        try:
+            _check_chain(contender.recipe)
+        except RecipeError as error:
+            if not contender.is_planned:
+                raise contender.located(error) from error
+            refused.append(error)
+        else:
+            fit.append(contender)
+    if not fit and refused:
+        raise RecipeError(
+            f"no chain of the planner fits: {refused[0].message}",
+            remedy=f"{refused[0].remedy}; or list chains in `objective.candidates`",
+            field="/objective",
+        )
+    return tuple(fit)
+
+
+def _check_chain(recipe: Recipe) -> None:
     properties = _DENSE
     for number, technique in enumerate(recipe.chain):
         if missing := technique.needs - properties:

@@ -4,14 +4,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, StringConstraints, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import Field, StringConstraints, ValidationError, ValidationInfo, field_validator
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 from optcore.errors import RecipeError
 from optcore.evaluate import AnyEvaluator, Fidelity, Throughput
 from optcore.export import AnyExport, CompressedTensors
 from optcore.frozen import Frozen, canonical_json, digest_of, tags
 from optcore.references import Calibration, Hardware, Label, Limits, ModelRef, Publish
+from optcore.search.objective import MAX_ENTRIES, Objective, Sweep
 from optcore.techniques import AnyTechnique
 from optcore.techniques.losses import AnyLoss
 from optcore.yaml_text import read_document
@@ -29,8 +30,14 @@ class Recipe(Frozen):
     """A label for people."""
     model: ModelRef
     calibration: Calibration = Calibration()
-    chain: tuple[AnyTechnique, ...] = Field(min_length=1, max_length=16)
-    """Techniques in the order in which they are applied."""
+    objective: Objective | None = Field(default=None, exclude_if=lambda value: value is None)
+    """A goal: candidate chains are tried, and the best one that meets it is the result."""
+    sweep: Sweep = Field(default={}, max_length=8, exclude_if=lambda value: not value)
+    """Values to try for fields of this recipe, by JSON Pointer such as `/chain/0/scheme`: every combination is a
+    candidate."""
+    chain: tuple[AnyTechnique, ...] = Field(default=(), max_length=MAX_ENTRIES, validate_default=True)
+    """Techniques in the order in which they are applied; at least one. With an `objective`, what all its candidates
+    begin with, which may be nothing."""
     target: AnyExport = CompressedTensors()
     """The format to write."""
     also: tuple[AnyExport, ...] = Field(default=(), max_length=8)
@@ -45,6 +52,19 @@ class Recipe(Frozen):
     metadata: dict[Label, Annotated[str, StringConstraints(max_length=500)]] = Field(default={}, max_length=32)
     """Free labels, for the user's own bookkeeping."""
     seed: int = Field(default=0, ge=0, lt=2**31)
+
+    @property
+    def is_race(self) -> bool:
+        """Whether it stands for several chains, of which one is the result."""
+        return self.objective is not None or bool(self.sweep)
+
+    @field_validator("chain")
+    @classmethod
+    def _something_to_do(cls, chain: tuple[AnyTechnique, ...], info: ValidationInfo) -> tuple[AnyTechnique, ...]:
+        """An objective that is wrong itself is said by its own error alone."""
+        if not chain and info.data.get("objective", ...) is None:
+            raise PydanticCustomError("no_chain", "List should have at least 1 technique")
+        return chain
 
     @property
     def digest(self) -> str:
@@ -128,6 +148,7 @@ def _remedy(error_type: str) -> str:
     return {
         "extra_forbidden": "remove this key or correct its spelling; see `lathe schema`",
         "missing": "add this key",
+        "no_chain": "name a technique, or give an `objective` in the place of a chain",
         "union_tag_invalid": "use one of the listed names",
         "union_tag_not_found": "add the key that says which kind this is (`technique`, `format` or `evaluator`)",
     }.get(error_type, "correct the value; see `lathe schema`")

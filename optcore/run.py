@@ -60,7 +60,10 @@ class Run:
     @property
     def place(self) -> str:
         """Where the chain's entry of this stage stands in the recipe, a JSON Pointer."""
-        return f"/chain/{int(self.stage.partition('-')[0]) - 1}"
+        number = next(
+            part for part in self.stage.split("-") if part.isdigit()
+        )  # behind a candidate's name, such as c02
+        return f"/chain/{int(number) - 1}"
 
     @property
     def records(self) -> Path:

@@ -126,6 +126,15 @@ class GateWork(Frozen):
     evaluator: AnyEvaluator
 
 
+class ScreenWork(Frozen):
+    """Measure a candidate of a race, window by window, before anything is written for it."""
+
+    kind: Literal["screen"] = "screen"
+    samples: int
+    """Windows of held-out text."""
+    sequence_length: int
+
+
 class ExportWork(Frozen):
     """Write the target format."""
 
@@ -148,6 +157,7 @@ AnyWork = (
     | FeaturesWork
     | TechniqueWork
     | GateWork
+    | ScreenWork
     | ExportWork
     | EvaluateWork
 )

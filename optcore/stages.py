@@ -22,6 +22,7 @@ from optcore.stage import (
     FetchWork,
     GateWork,
     Grouping,
+    ScreenWork,
     StageTask,
     TeacherWork,
     TechniqueWork,
@@ -60,7 +61,31 @@ def _rooms(task: StageTask) -> tuple[str, ...]:
 
 def perform(task: StageTask, emit: Callable[[AnyEvent], None]) -> dict[str, Any]:
     """Do the work of one task; what it returns goes into the stage's record."""
-    run = Run(
+    run = _context(task, emit)
+    match task.work:
+        case FetchWork():
+            _fetch(run, task.work, Path(task.cache))
+        case DraftPlanWork(technique=draft):
+            _plan(run, draft)
+        case DataWork():
+            _prepare(run, task.work)
+        case TeacherWork():
+            _ask(run, task.work)
+        case FeaturesWork():
+            _keep_features(run, task.work)
+        case TechniqueWork(technique=technique):
+            technique.apply(run)
+        case GateWork() | ScreenWork():
+            _look(run, task.work)
+        case ExportWork(export=export):
+            export.write(run)
+        case EvaluateWork():
+            _evaluate(run, task.work)
+    return run.results
+
+
+def _context(task: StageTask, emit: Callable[[AnyEvent], None]) -> Run:
+    return Run(
         stage=task.name,
         checkpoint=Path(task.inputs.checkpoint),
         source=Path(task.inputs.source),
@@ -83,26 +108,6 @@ def perform(task: StageTask, emit: Callable[[AnyEvent], None]) -> dict[str, Any]
         target=task.inputs.target,
         task=task.inputs.task,
     )
-    match task.work:
-        case FetchWork():
-            _fetch(run, task.work, Path(task.cache))
-        case DraftPlanWork(technique=draft):
-            _plan(run, draft)
-        case DataWork():
-            _prepare(run, task.work)
-        case TeacherWork():
-            _ask(run, task.work)
-        case FeaturesWork():
-            _keep_features(run, task.work)
-        case TechniqueWork(technique=technique):
-            technique.apply(run)
-        case GateWork(evaluator=evaluator):
-            _measure_gate(run, evaluator)
-        case ExportWork(export=export):
-            export.write(run)
-        case EvaluateWork():
-            _evaluate(run, task.work)
-    return run.results
 
 
 def _fetch(run: Run, work: FetchWork, cache: Path) -> None:
@@ -235,10 +240,24 @@ def _keep_features(run: Run, work: FeaturesWork) -> None:
     keep_features(run, taps, work.technique.feature_dtype)
 
 
+def _look(run: Run, work: GateWork | ScreenWork) -> None:
+    """Measure a checkpoint on the way, to see what to do next."""
+    if isinstance(work, GateWork):
+        _measure_gate(run, work.evaluator)
+    else:
+        _screen(run, work)
+
+
 def _measure_gate(run: Run, evaluator: AnyEvaluator) -> None:
     for name, value in evaluator.measure_gate(run).items():
         run.metric(name, value)
         run.results[name] = value
+
+
+def _screen(run: Run, work: ScreenWork) -> None:
+    from optcore.evaluate.screening import screen
+
+    screen(run, work.samples, work.sequence_length)
 
 
 def _evaluate(run: Run, work: EvaluateWork) -> None:

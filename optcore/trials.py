@@ -18,3 +18,9 @@ def trial(stage: str, technique: Technique, gate: Gate, value: float, following:
         passed=passed,
         then="kept" if passed else missed[gate.on_fail],
     )
+
+
+def said_of(trial: Trial) -> str:
+    """A trial in one line for people."""
+    most = "most" if trial.better == "lower" else "least"
+    return f"{trial.stage}: {trial.metric} is {trial.value:.4g}, the gate asks for at {most} {trial.bound:g}"

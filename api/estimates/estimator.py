@@ -24,6 +24,7 @@ from optcore.estimate.facts import ModelFacts
 from optcore.estimate.learning import Rates
 from optcore.fetching import fetch_work
 from optcore.recipe import Recipe, pointer, reason, recipe_from, root_causes
+from optcore.references import ModelRef
 
 MOST_problems = 100
 NO_WORKER = Problem(
@@ -70,9 +71,9 @@ class Estimator:
                 admission.known_credential(session, project_id, recipe.publish.credential, "/publish/credential")
             there = [worker for worker in workers.alive(session) if worker.device]
             rates = Rates.from_seen(stage_costs.recent(session))
-        token, work = self._token_of(project_id, recipe), fetch_work(recipe)
+        token = self._token_of(project_id, recipe)
         facts = self._outlines.of(project_id, recipe.model, "/model", token)
-        named = {**work.models, **work.drafts}
+        named = {} if recipe.is_race else _further(recipe)
         others = {place: self._outlines.of(project_id, model, place, token) for place, model in named.items()}
         return _Case(recipe, facts, others, rates), there
 
@@ -121,6 +122,12 @@ class Estimator:
         times = {"cost": foreseen.seconds, "cost_low": _low(foreseen), "cost_high": _high(foreseen)}
         money = {name: cost(seconds, foreseen.machine, self._settings.prices) for name, seconds in times.items()}
         return {**money, "currency": self._settings.currency if money["cost"] is not None else None}
+
+
+def _further(recipe: Recipe) -> dict[str, ModelRef]:
+    """Models that the chain names beside its source, by their place in the recipe."""
+    work = fetch_work(recipe)
+    return {**work.models, **work.drafts}
 
 
 def refusal(error: OptError | ServiceError) -> Estimate:

@@ -1,20 +1,15 @@
-"""What a recipe will take on a machine, stage by stage, and what stands against it there."""
+"""What a recipe will take on a machine, be it one chain or the candidates of a goal."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
-from optcore.estimate.constants import KINDS
-from optcore.estimate.document import Estimate, Machine, ResultEstimate, StageEstimate
+from optcore.errors import RecipeError
+from optcore.estimate.chain import estimate_chain
+from optcore.estimate.document import Estimate, Machine, Problem
 from optcore.estimate.facts import ModelFacts
 from optcore.estimate.learning import Rates
-from optcore.estimate.problems import problems_before, problems_of
-from optcore.estimate.stages import Priced, Walk
-from optcore.estimate.stored import result_bytes
-from optcore.frozen import tag
+from optcore.estimate.race import estimate_race
 from optcore.recipe import Recipe
-
-_UNKNOWN = 2.0
-"""How much wider ranges are for models that formulas were not made for."""
 
 
 def estimate(
@@ -30,48 +25,10 @@ def estimate(
     `others` are further models by JSON Pointer into the recipe, such as `/chain/1/teacher`; one that is missing counts
     as the source. With the `folder` of the model its files are asked too whether the targets have a place for it.
     """
-    found = problems_before(recipe, facts, folder)
-    if any(problem.fatal for problem in found):
-        return Estimate(machine=machine, stages=(), results=(), problems=tuple(found))
-    walk = Walk(recipe, facts, others or {})
-    priced = tuple(walk.stages())
-    stages = estimated(priced, machine, rates or Rates(), is_known=facts.is_known)
-    results = tuple(
-        ResultEstimate(
-            result=made.result.name,
-            format=tag(type(made.result.export)),
-            weight_bytes=result_bytes(made.model, made.result.export),
-        )
-        for made in walk.made
-    )
-    places = {one.stage: one.place for one in priced}
-    found += problems_of(recipe, facts, machine, stages, places, walk.shaped)
-    return Estimate(machine=machine, stages=stages, results=results, problems=tuple(found))
-
-
-def estimated(
-    priced: Iterable[Priced], machine: Machine, rates: Rates, *, is_known: bool = True
-) -> tuple[StageEstimate, ...]:
-    """Stages with what was learned of their kinds and of the machine."""
-    return tuple(_stage(one, machine, rates, 1.0 if is_known else _UNKNOWN) for one in priced)
-
-
-def _stage(one: Priced, machine: Machine, rates: Rates, wider: float) -> StageEstimate:
-    cost = one.cost
-    raw = max(0.01, cost.work.seconds(machine) * KINDS.get(cost.kind, 1.0))
-    host, gpu = cost.memory.on(machine)
-    correction = rates.correction(machine.kind, cost.kind)
-    seconds = raw * correction.seconds
-    return StageEstimate(
-        stage=one.stage,
-        kind=cost.kind,
-        seconds=seconds,
-        seconds_low=seconds * correction.low / wider,
-        seconds_high=seconds * correction.high * wider * (1 + cost.again),
-        host_memory_bytes=round(host * correction.memory),
-        gpu_memory_bytes=gpu,
-        disk_bytes=round(cost.disk),
-        raw_seconds=raw,
-        raw_memory_bytes=host,
-        learned_from=correction.learned_from,
-    )
+    if not recipe.is_race:
+        return estimate_chain(recipe, facts, machine, rates, others, folder)
+    try:
+        return estimate_race(recipe, facts, machine, rates, folder)
+    except RecipeError as error:
+        problem = Problem(field=error.field, message=error.message, remedy=error.remedy)
+        return Estimate(machine=machine, stages=(), results=(), problems=(problem,))

@@ -3,6 +3,7 @@
 `optcore.report.text`, `.card` and `.page` draw it for a terminal, the Hub and a browser. No part of this needs torch.
 """
 
+from optcore.report.front import Candidate, Front, Goal
 from optcore.report.model import (
     Coverage,
     DraftFacts,
@@ -23,12 +24,15 @@ from optcore.report.model import (
 )
 
 __all__ = [
+    "Candidate",
     "Coverage",
     "DraftFacts",
     "EngineNotes",
     "EngineRun",
     "Environment",
+    "Front",
     "GateMetric",
+    "Goal",
     "LayerError",
     "Measurement",
     "Report",

@@ -9,6 +9,7 @@ from optcore.references import Place, Publish
 from optcore.report.card_head import front_matter
 from optcore.report.engines import engine_note, engine_rows
 from optcore.report.expected import expected_rows
+from optcore.report.front_rows import front_note, front_rows, goal_lines
 from optcore.report.loading import DECODE, NOT_TRANSFORMERS, engine_commands, loading_commands
 from optcore.report.model import EngineNotes, Measurement, Report
 from optcore.report.numbers import format_bound, format_bytes, format_change, format_seconds, format_trial, format_value
@@ -34,6 +35,7 @@ def render_card(report: Report) -> str:
         f"{escape(report.model)} as **{escape(report.scheme)}** in the `{code(report.target)}` format, "
         "made and measured by Lathe.",
         _measurements(report),
+        _race(report),
         _steps(report),
         _engines(report),
         _coverage(report),
@@ -104,6 +106,16 @@ def _measurement_cells(row: Measurement, baseline: bool) -> list[str]:
 
 def _table_line(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
+
+
+def _race(report: Report) -> str:
+    if report.front is None:
+        return ""
+    header, *rows = front_rows(report.front)
+    lines = [_table_line([*map(escape, header)]), _table_line([":--", ":--", *["--:"] * (len(header) - 2)])]
+    lines += [_table_line([*map(escape, row)]) for row in rows]
+    met = "".join(f"- {escape(line)}\n" for line in goal_lines(report.front))
+    return f"## The race\n\n{escape(front_note(report.front))}\n\n{met}\n" + "\n".join(lines)
 
 
 def _steps(report: Report) -> str:

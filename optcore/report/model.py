@@ -7,6 +7,7 @@ from pydantic import Field
 from optcore.estimate.document import StageEstimate
 from optcore.frozen import Frozen
 from optcore.manifest import Parent
+from optcore.report.front import Front
 
 Task = Literal["text-generation", "fill-mask", "text-classification"]
 """What a model is for, in the Hub's words."""
@@ -261,6 +262,8 @@ class Report(Frozen):
     such entry its rival; else empty."""
     engine_runs: tuple[EngineRun, ...] = ()
     """Source and results in the engines that serve them; in the main result's report those of all results."""
+    front: Front | None = None
+    """The race that the result won, where the recipe was a goal or a sweep."""
     draft: DraftFacts | None = None
     coverage: Coverage | None = None
     layer_errors: tuple[LayerError, ...] = ()

@@ -2,6 +2,8 @@
 
 from optcore.report.engines import engine_rows
 from optcore.report.expected import expected_rows
+from optcore.report.front import Front
+from optcore.report.front_rows import front_note, front_rows, goal_lines
 from optcore.report.model import Measurement, Report, Trial
 from optcore.report.numbers import (
     format_bound,
@@ -24,6 +26,7 @@ def render_table(report: Report) -> str:
     header = ["", "source", *(["max scales"] if with_baseline else []), "result", "change", ""]
     rows = [_row(row, with_baseline) for row in report.measurements]
     lines = [printable(f"{report.model}  ->  {report.scheme}"), "", *_aligned([header, *rows])]
+    lines += ["", *_race_lines(report.front)] if report.front else []
     lines += ["", *_aligned([[*map(printable, row), ""] for row in step_rows(report)])] if report.steps else []
     lines += (
         ["", *_aligned([[*map(printable, row), ""] for row in engine_rows(report.engine_runs)])]
@@ -45,6 +48,11 @@ def _commands(report: Report) -> list[str]:
         one_line = [command.replace(" \\\n  ", " ") for command in notes.commands]
         lines += [printable(f"  {notes.engine}: {command}") for command in one_line if "\n" not in command]
     return lines
+
+
+def _race_lines(front: Front) -> list[str]:
+    table = _aligned([[*map(printable, row), ""] for row in front_rows(front)])
+    return [*table, "", front_note(front), *(f"goal: {line}" for line in goal_lines(front))]
 
 
 def printable(text: str) -> str:

@@ -9,7 +9,20 @@ import pytest
 import yaml
 
 from optcore.manifest import Parent
-from optcore.report import EngineNotes, LayerError, Measurement, Report, Series, Setting, StageCost, Step, Trial
+from optcore.report import (
+    Candidate,
+    EngineNotes,
+    Front,
+    Goal,
+    LayerError,
+    Measurement,
+    Report,
+    Series,
+    Setting,
+    StageCost,
+    Step,
+    Trial,
+)
 from optcore.report.card import escape, fenced, render_card
 from optcore.report.page import render_page
 from optcore.report.plots import (
@@ -23,6 +36,8 @@ from optcore.report.plots import (
     stage_bars,
     trial_bars,
 )
+from optcore.report.scatter import HEIGHT as SCATTER_HEIGHT
+from optcore.report.scatter import scatter
 from optcore.report.text import render_table
 
 HOSTILE = "x|y`](http://evil.example)<script src=//evil.example>\n---\n```\n# *h*\x1b[31m&lt; {{ 7*7 }} $(id)"
@@ -373,3 +388,62 @@ def test_a_step_says_what_it_cost_and_a_chain_measured_only_at_its_end_has_none(
     assert "<td>0.25 pruned</td>" in page
     plain = report("pruned", steps=())
     assert not any("Step by step" in words for words in (render_table(plain), render_card(plain), render_page(plain)))
+
+
+def race(text: str = "tiny") -> Front:
+    losses = {"c01": ("winner", 300, 0.05), "c02": ("front", 500, 0.001), "c03": ("dominated", 600, 0.06)}
+    measured = [
+        Candidate(name=name, chain=text, recipe={}, status=status, weight_bytes=size, kl=kl, dominated_by=by)  # type: ignore[arg-type]
+        for (name, (status, size, kl)), by in zip(losses.items(), ("", "", "c01"), strict=True)
+    ]
+    stopped = Candidate(name="c04", chain=text, recipe={}, status="stopped", why=text, weight_bytes=200, kl=2.0)
+    refused = Candidate(name="c05", chain=text, recipe={}, status="refused", why=text)
+    goals = (
+        Goal(name="max_kl", bound=0.1, value=0.05, met=True),
+        Goal(name="max_bytes", bound=9, value=300, met=False),
+    )
+    return Front(
+        candidates=(*measured, stopped, refused),
+        goals=goals,
+        stages_run=7,
+        stages_reused=9,
+        seconds=10,
+        seconds_apart=30,
+        seconds_apart_inferred=4,
+    )
+
+
+def test_a_race_is_shown_by_all_renderers() -> None:
+    found = report(front=race())
+    assert Report.model_validate_json(found.to_json()) == found
+    for text in (render_table(found), render_card(found), render_page(found)):
+        assert "dominated by c01" in text
+        assert "7 stages were run, and 9 times one was shared" in text
+        assert "4 s of it inferred" in text
+        assert "at most 0.1 nats/token was asked for: met" in text.replace("\\", "")
+        assert "missed" in text
+    assert 'id="race"' not in render_page(report())
+
+
+def test_a_hostile_race_stays_text() -> None:
+    page = render_page(report(front=race(HOSTILE)))
+    assert "<script" not in page
+    assert "<script" not in render_card(report(front=race(HOSTILE)))
+    assert "\x1b" not in render_table(report(front=race(HOSTILE)))
+
+
+def test_points_of_a_race_lie_where_their_values_say() -> None:
+    found = scatter(race())
+    assert found
+    by_name = {dot.name: dot for dot in found.dots}
+    assert set(by_name) == {"c01", "c02", "c03", "c04"}
+    assert by_name["c04"].x < by_name["c01"].x < by_name["c02"].x < by_name["c03"].x
+    assert by_name["c04"].y < by_name["c03"].y < by_name["c01"].y < by_name["c02"].y, "SVG counts downwards"
+    assert all(0 <= dot.x <= WIDTH and 0 <= dot.y <= SCATTER_HEIGHT for dot in found.dots)
+    assert "logarithmic" in found.title
+    assert found.path.count("L") == 1, "the line goes along the front alone"
+    few = race().model_copy(update={"candidates": race().candidates[:1]})
+    assert scatter(few) is None
+    same = race().candidates[0]
+    alike = race().model_copy(update={"candidates": (same, same.model_copy(update={"name": "c09", "kl": 0.0}))})
+    assert scatter(alike)
