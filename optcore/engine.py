@@ -174,7 +174,7 @@ class _Walk(Conductor):
             self.expected, self.machine_kind = {stage.stage: stage for stage in to_come}, found.machine.kind
             self.results_expected = {result.result: result for result in found.results}
             self.emit(RunEstimated(machine=found.machine, stages=to_come))
-            refuse_impossible(found)
+            refuse_impossible(found, self.work)
 
     def _remember_pinned(self, resolved: Recipe, record: StageRecord) -> None:
         """A later run of the pinned recipe finds this fetch, and needs neither network nor credential."""
