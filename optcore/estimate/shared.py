@@ -11,7 +11,7 @@ BATCH_tokens = 4096
 """That go through a layer at once (`streaming.hidden`)."""
 STATES_bytes = 2 * 2**30
 """Of states that stay in memory; more go to a file (`streaming.hidden`)."""
-_STEP_calls = 4.0
+_STEP_calls = 6.5
 """What a token's step through a layer of a whole model with a cache takes, as calls of a layer by itself."""
 LOGITS_tokens = 512
 """Whose logits are in memory at once (`evaluate.positions`)."""
