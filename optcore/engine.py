@@ -193,7 +193,7 @@ class _Walk(Conductor):
             self.expected, self.machine_kind = {stage.stage: stage for stage in to_come}, found.machine.kind
             self.results_expected = {result.result: result for result in found.results}
             self.emit(RunEstimated(machine=found.machine, stages=to_come))
-            refuse_impossible(found)
+            refuse_impossible(found, self.work)
 
     def _fetch_work(self, recipe: Recipe) -> FetchWork:
         return fetch_work(recipe, is_one_of_several=bool(self.label))

@@ -14,6 +14,7 @@ from optcore.estimate.problems import short_of_disk, short_of_memory
 from optcore.estimate.seen import merged, read_seen
 from optcore.recipe import Recipe
 from optcore.references import ModelRef
+from optcore.work import WorkFolder
 
 
 def foresee(recipe: Recipe, fetched: dict[str, Any], work: Path, seen: Iterable[StageCostSeen]) -> Estimate | None:
@@ -27,11 +28,14 @@ def foresee(recipe: Recipe, fetched: dict[str, Any], work: Path, seen: Iterable[
     return _estimated(recipe, facts, work, seen, others, folder)
 
 
-def refuse_impossible(found: Estimate) -> None:
-    """Raise `OutOfMemory` or `OutOfDisk` where not even the least that is expected fits this machine."""
+def refuse_impossible(found: Estimate, work: WorkFolder) -> None:
+    """Raise `OutOfMemory` or `OutOfDisk` where not even the least that is expected of the stages behind the fetch fits
+    this machine. What finished stages hold may be what is asked for, so it counts as free."""
+    free = found.machine.disk_free_bytes
+    machine = found.machine.model_copy(update={"disk_free_bytes": None if free is None else free + work.held_bytes()})
     kinds: tuple[tuple[type[OptError], Any], ...] = ((OutOfMemory, short_of_memory), (OutOfDisk, short_of_disk))
     for error, short in kinds:
-        for problem in short(found.machine, found.stages, {}):
+        for problem in short(machine, found.stages[1:], {}):
             if problem.fatal:
                 raise error(f"{problem.message}: refused before any work", remedy=problem.remedy, field="/chain")
 

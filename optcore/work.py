@@ -58,6 +58,10 @@ class WorkFolder:
                 freed += size
         return freed
 
+    def held_bytes(self) -> int:
+        """What all stages take, finished or begun; linked files too."""
+        return sum(size for _, _, size in self._uses())
+
     def _uses(self) -> Iterator[tuple[Path, float, int]]:
         """Stages, finished or begun: folder, last use in seconds since 1970, bytes (of linked files too)."""
         for path in self._stages.iterdir():

@@ -23,7 +23,7 @@ _TRIED_values = 7
 _FAMILY_members = 11
 """Members of a family of channel scales that are tried (`algorithms.smoothing`)."""
 _SAMPLED_rows = 128
-_SKELETON_calls = 800.0
+_SKELETON_calls = 600.0
 """What a layer's modules take to be made for one axis that is cut, as calls of a layer."""
 
 

@@ -29,7 +29,7 @@ def estimate_chain(
     found = problems_before(recipe, facts, folder)
     if any(problem.fatal for problem in found):
         return Estimate(machine=machine, stages=(), results=(), problems=tuple(found))
-    walk = Walk(recipe, facts, others or {})
+    walk = Walk(recipe, facts, others or {}, machine.gpus)
     priced = tuple(walk.stages())
     stages = estimated(priced, machine, rates or Rates(), is_known=facts.is_known)
     results = tuple(

@@ -1,8 +1,9 @@
 """What a unit of work costs on a core that nothing was learned of yet, in one table.
 
-CPU: fitted by least squares to stages of five Llamas of 5 to 99 million parameters on two cores of an Intel Xeon with
-torch 2.13, each in its own process as the engine runs them. GPU: peak rates by their makers' data sheets, and what of
-them products of a model's size reach; no stage on a GPU was measured, so these are guesses that learning corrects.
+CPU: set by hand to stages of the model that ships (quantization, pruning, training, evaluation, GGUF), in one and two
+threads of an x86 server with torch 2.13, each in its own process as the engine runs them; what larger models take is
+extrapolated. GPU: peak rates by their makers' data sheets, and 40 % of them for products; no stage on a GPU was
+measured, so these are guesses that learning corrects.
 """
 
 from typing import NamedTuple

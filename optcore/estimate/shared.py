@@ -11,6 +11,8 @@ BATCH_tokens = 4096
 """That go through a layer at once (`streaming.hidden`)."""
 STATES_bytes = 2 * 2**30
 """Of states that stay in memory; more go to a file (`streaming.hidden`)."""
+_STEP_calls = 6.5
+"""What a token's step through a layer of a whole model with a cache takes, as calls of a layer by itself."""
 LOGITS_tokens = 512
 """Whose logits are in memory at once (`evaluate.positions`)."""
 
@@ -32,6 +34,7 @@ def head(facts: ModelFacts, tokens: float) -> Work:
 def decoding(facts: ModelFacts, tokens: float, sequences: float, length: int) -> Work:
     """So many tokens written one after the other, several sequences at once: every step reads all weights."""
     work = forward(facts, tokens * sequences, length // 2, batch=sequences).plus(head(facts, tokens * sequences))
+    work = work._replace(calls=_STEP_calls * work.calls)
     return work._replace(values=work.values + tokens * (facts.active + facts.vocabulary * facts.hidden) / 4)
 
 

@@ -10,7 +10,15 @@ from optcore.estimate.drafting import draft_cost, draft_parameters, plan_cost
 from optcore.estimate.evaluating import evaluating
 from optcore.estimate.facts import ModelFacts
 from optcore.estimate.stored import Model
-from optcore.estimate.training import Trained, features_cost, teacher_cost, teacher_of, training_cost, windows_cost
+from optcore.estimate.training import (
+    Trained,
+    features_cost,
+    processes_of,
+    teacher_cost,
+    teacher_of,
+    training_cost,
+    windows_cost,
+)
 from optcore.estimate.work import Cost
 from optcore.estimate.writing import exporting, fetching
 from optcore.evaluate import AnyEvaluator
@@ -67,6 +75,8 @@ class Walk:
     recipe: Recipe
     source: ModelFacts
     others: Others = field(default_factory=dict)
+    gpus: int = 0
+    """Of the machine: training is spread over them."""
     model: Model = field(init=False)
     dense: ModelFacts = field(init=False)
     """In high precision: what a quantized model is taught by."""
@@ -148,7 +158,8 @@ class Walk:
         teacher = teacher_of(technique, self.source, self.dense, named)
         scope = getattr(technique, "scope", "full")
         kind = f"{getattr(technique, 'technique', 'training')} {scope}"
-        yield Priced(name, training_cost(Trained(technique, result, teacher, length), kind), place)
+        trained = Trained(technique, result, teacher, length, processes_of(technique, self.gpus))
+        yield Priced(name, training_cost(trained, kind), place)
 
     def _drafting(self, name: str, place: str, technique: Draft, length: int) -> Iterator[Priced]:
         target = self.model.facts

@@ -33,6 +33,16 @@ class Trained(NamedTuple):
     teacher: ModelFacts | None
     """In memory beside the student."""
     length: int
+    processes: int = 1
+
+
+def processes_of(technique: Training, gpus: int) -> int:
+    """Processes that a machine with so many GPUs trains in, as `Training.process_count` says it of this one."""
+    if technique.alone:
+        return 1
+    if technique.processes != "auto":
+        return technique.processes
+    return max(count for count in range(1, max(1, gpus) + 1) if technique.batch % count == 0)
 
 
 def windows_cost(technique: Training, length: int, writer: ModelFacts) -> Cost:
@@ -75,10 +85,10 @@ def training_cost(trained: Trained, kind: str) -> Cost:
     tokens, micro = technique.batch * length, technique.micro_batch or max(1, _MICRO_tokens // length)
     moving = _moving(technique, student)
     layers = student.layers if getattr(technique, "scope", "") == "block" else 1
-    step = _step(trained, tokens, micro * length, moving).times(technique.steps * layers)
+    step = _step(trained, tokens, micro * length, moving).times(technique.steps * layers / trained.processes)
     looks = technique.steps // max(1, technique.validate_every) + 1
     measured = technique.held_out * length
-    look = _forward_of_all(trained, measured, micro * length).times(looks * layers)
+    look = _forward_of_all(trained, measured, micro * length).times(looks * layers / trained.processes)
     saves = technique.steps // max(1, technique.checkpoint_every) + looks / 2 + 1
     kept = 12.0 * moving + 4.0 * student.outside
     work = Work(disk=saves * kept + 2 * student.weight_bytes, values=20.0 * student.parameters)
@@ -155,11 +165,10 @@ def _memory(trained: Trained, micro: int, moving: float) -> Memory:
     kept = facts.layers * tokens * facts.hidden if technique.gradient_checkpointing else facts.layers * one_layer
     rows = min(_CHUNK_rows, tokens)
     logits = 4.0 * rows * facts.vocabulary * (6 if trained.teacher else 4)
-    exact = whole(facts) + 16.0 * moving
+    # each process has loaded the whole student before they spread it
+    exact = max(whole(facts), (whole(facts) + 16.0 * moving) / trained.processes)
     if isinstance(technique, QuantizationAware):
         exact += 8.0 * (student_layer if technique.gradient_checkpointing else moving)
     teacher = whole(trained.teacher) if trained.teacher else 0.0
     device = teacher + 4.0 * (one_layer + kept) + layer_peak(facts, length, tokens)
-    return Memory(
-        exact=exact + logits, device=device, processes=technique.process_count if technique.process_count > 1 else 1
-    )
+    return Memory(exact=exact + logits, device=device, processes=trained.processes)

@@ -94,6 +94,14 @@ def test_70b_is_not_trained_on_24_gib() -> None:
     assert "scope: block" in problem.remedy
 
 
+def test_training_is_spread_over_all_gpus() -> None:
+    recipe = large({"technique": "ptq", "scheme": "int4"}, {"technique": "qad", "steps": 1000, "batch": 8})
+    one, eight = (estimate(recipe, LLAMA_70B, H200.model_copy(update={"gpus": gpus})).stages[3] for gpus in (1, 8))
+    assert one.stage == eight.stage == "2-qad"
+    assert eight.gpu_memory_bytes < 0.5 * one.gpu_memory_bytes
+    assert eight.seconds < 0.5 * one.seconds
+
+
 def test_what_may_still_go_well_is_said_and_not_refused() -> None:
     recipe = large({"technique": "ptq", "scheme": "nvfp4"}, evaluate=[])
     needs = estimate(recipe, LLAMA_70B, H200).gpu_memory_bytes

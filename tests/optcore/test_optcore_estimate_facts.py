@@ -76,6 +76,11 @@ def test_parameters_are_those_that_torch_counts(family: str, tiny_model: MakeMod
     assert sum(facts.layer_parameters) + facts.outside == facts.parameters
     if facts.experts:
         assert facts.active < sum(one.elements for one in facts.linears)
+    recipe = recipe_from({"model": {"id": "a/b"}, "chain": [{"technique": "ptq", "scheme": "fp8_dynamic"}]})
+    found = estimate(recipe, facts, Machine())
+    assert [stage.stage for stage in found.stages] == ["0-fetch", "1-ptq", "2-export", "3-evaluate"], found.problems
+    linears = sum(one.elements for one in facts.linears)
+    assert facts.weight_bytes - linears < found.results[0].weight_bytes < 1.1 * facts.weight_bytes
 
 
 def test_headers_from_elsewhere_say_the_same(stdlib_model: Path) -> None:
