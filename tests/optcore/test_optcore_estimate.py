@@ -49,7 +49,7 @@ def fatal(found: Estimate) -> list[Problem]:
 def test_every_recipe_of_the_docs_has_an_estimate_of_each_stage(path: Path, stdlib_model: Path) -> None:
     recipe = load_recipe(path)
     found = estimate(recipe, LLAMA_70B if recipe.model.id else from_folder(stdlib_model), Machine(cores=8))
-    if not fatal(found):
+    if not fatal(found) and not recipe.is_race:
         assert tuple(stage.stage for stage in found.stages) == stage_names(recipe)
     for stage in found.stages:
         assert 0 < stage.seconds_low < stage.seconds < stage.seconds_high, stage
