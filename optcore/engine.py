@@ -16,7 +16,7 @@ from optcore.attempt import Attempt, attempts_at
 from optcore.conductor import Conductor, Emit, Folder
 from optcore.draft_fit import check_draft, check_drafts
 from optcore.draft_made import Made, baseline, read_made
-from optcore.errors import GateFailed, OptError, RecipeError, folder_error
+from optcore.errors import GateFailed, OptError, OutOfDisk, OutOfMemory, RecipeError, folder_error
 from optcore.estimate.document import ResultEstimate, StageCostSeen
 from optcore.events import RecipeResolved, RunEstimated, RunFinished, RunPlanned
 from optcore.fetching import commits_of, fetch_work, learns_labels, longest_of, pinned
@@ -184,10 +184,14 @@ class _Walk(Conductor):
     def foresee(self, recipe: Recipe, seen: Sequence[StageCostSeen]) -> None:
         """Say what the stages to come will take. Raises `OutOfMemory` or `OutOfDisk` where that cannot be had here."""
         try:
-            found = foresee(recipe, self._fetched, self.work.root, seen)
-        except (ArithmeticError, LookupError, TypeError, ValueError) as error:  # a model that formulas never met
+            self._expect(recipe, seen)
+        except (OutOfMemory, OutOfDisk):
+            raise
+        except Exception as error:  # a formula that fails must not cost a run that would have worked
             self.notice("0-fetch", f"what this run will take could not be reckoned: {error!r}")
-            return
+
+    def _expect(self, recipe: Recipe, seen: Sequence[StageCostSeen]) -> None:
+        found = foresee(recipe, self._fetched, self.work.root, seen)
         if found and found.stages:
             to_come = found.stages[1:]  # the model is here
             self.expected, self.machine_kind = {stage.stage: stage for stage in to_come}, found.machine.kind

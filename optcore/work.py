@@ -59,8 +59,9 @@ class WorkFolder:
         return freed
 
     def held_bytes(self) -> int:
-        """What all stages take, finished or begun; linked files too."""
-        return sum(size for _, _, size in self._uses())
+        """What all stages take, finished or begun; linked files too. Others may write and delete here meanwhile."""
+        files = (Path(folder, name) for folder, _, names in os.walk(self._stages) for name in names)
+        return sum(map(_size, files))
 
     def _uses(self) -> Iterator[tuple[Path, float, int]]:
         """Stages, finished or begun: folder, last use in seconds since 1970, bytes (of linked files too)."""
@@ -95,6 +96,13 @@ class WorkFolder:
         shutil.rmtree(stage, ignore_errors=True)  # a fetch that is looked up again, or one whose files changed
         settle(part, stage)
         shutil.rmtree(stage / JOURNAL, ignore_errors=True)  # not before: a process killed here goes on with it
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.lstat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _facts(folder: Path) -> dict[str, tuple[int, int]]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+from fixtures.documents import DOCUMENT
 from sqlalchemy import func, text, update
 
 from api import lifecycle
@@ -18,13 +19,6 @@ from api.store.session import Sessions, make_engine, make_sessions
 from optcore.recipe import Recipe, recipe_from
 
 OWNER = "acme"
-DOCUMENT: dict[str, Any] = {
-    "name": "fast",
-    "model": {"id": "org/model"},
-    "calibration": {"dataset": "python-stdlib", "samples": 16, "sequence_length": 256},
-    "chain": [{"technique": "ptq", "scheme": "nvfp4"}],
-    "metadata": {"team": "nlp"},
-}
 
 
 @pytest.fixture

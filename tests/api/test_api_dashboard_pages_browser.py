@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from compared_jobs import finished, report
-from conftest import DOCUMENT
 from dashboard_service import Service, serving
+from fixtures.documents import DOCUMENT
 from fixtures.receiver import Receiver
 from sqlalchemy import func, select, text, update
 
