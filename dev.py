@@ -157,6 +157,7 @@ def checks() -> list[tuple[str, list[str]]]:
         ("format", [f"{tools}/ruff", "format", "--check", "."]),
         ("types", [f"{tools}/mypy"]),
         ("import contracts", [f"{tools}/lint-imports", "--no-cache"]),
+        ("types for consumers", [str(PYTHON), "-m", "pytest", "-q", "tests/lathe/test_lathe_consumer.py"]),
     ]
     pages = [f"tests/test_{name}.py" for name in ("house", "imports", "docs")]
     found.append(("house and docs", [str(PYTHON), "-m", "pytest", "-q", *pages]))

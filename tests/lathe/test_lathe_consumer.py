@@ -1,4 +1,4 @@
-"""A project that uses the package: what it is told about types is enough for mypy's strict mode."""
+"""A project that uses the package: what it is told about types is enough for mypy's strict mode. Part of `check`."""
 
 import subprocess
 import sys
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow  # 20 s of mypy where its cache is cold; `dev.py check` runs it
 HERE, ROOT = Path(__file__).parent, Path(__file__).parents[2]
 # Kept between runs: what the package depends on takes mypy 20 s to read, and half a second to know again.
 CACHE = ROOT / ".mypy_cache" / "consumer"
