@@ -64,6 +64,30 @@ def test_a_loser_is_no_smaller_and_surely_further() -> None:
     assert not loses(one("c02", 100, ()), [good], ANY)
 
 
+def test_one_that_misses_a_bound_puts_nobody_out() -> None:
+    dense = one("c02", 1050, worse(0.1))._replace(parameters=2000)
+    for bits in (8.4, 7.9, 5):
+        pruned = one("c01", int(bits * 125))  # of half as many parameters
+        assert loses(dense, [pruned], ANY)
+        assert not loses(dense, [pruned], Objective(max_bits_per_weight=5)), (
+            f"it has {bits} bits a weight, this one 4.2"
+        )
+
+
+SHARES_W = st.lists(st.floats(0, 1), min_size=8, max_size=8)
+
+
+@given(SHARES_W, SHARES_W, *2 * [st.integers(90, 110)])
+def test_none_that_may_meet_the_bounds_is_out_by_one_that_cannot(
+    near_W: list[float], more_W: list[float], size_a: int, size_b: int
+) -> None:
+    a = one("c01", size_a, tuple(near_W))._replace(parameters=900)
+    b = one("c02", size_b, tuple(kl + more / 2 for kl, more in zip(near_W, more_W, strict=True)))
+    goal = Objective(max_bytes=100, max_bits_per_weight=0.85, max_kl=0.4)
+    if loses(a, [], goal) and not loses(b, [], goal):
+        assert not loses(b, [a], goal)
+
+
 def test_where_speed_decides_size_and_quality_put_nobody_out() -> None:
     good, bad = one("c01", 100), one("c02", 200, worse(0.5))
     assert not loses(bad, [good], Objective(min_tokens_per_second=1))
