@@ -112,7 +112,7 @@ POINTS = st.builds(
     size=st.integers(1, 5),
     bits=st.just(4.0),
     loss=st.integers(0, 4).map(float),
-    speed=st.none() | st.sampled_from([10.0, 10.5, 11.0, 20.0]),
+    speed=st.none() | st.sampled_from([10.0, 10.9, 11.8, 20.0]),
 )
 
 
@@ -127,7 +127,9 @@ def test_the_front_holds_no_dominated_point(found: list[Point]) -> None:
     beaten = dominators(points)
     front = [point for name, point in points.items() if name not in beaten]
     assert front, "something is always best"
-    assert all(dominates(points[by], points[name]) for name, by in beaten.items())
+    assert not [(a, b) for a in front for b in front if dominates(a, b)]
+    assert all(by not in beaten and dominates(points[by], points[name]) for name, by in beaten.items())
+    assert beaten.keys() == dominators(dict(reversed(points.items()))).keys(), "whatever the order they come in"
     if all(point.speed is not None for point in found):
         assert not [(a, b) for a in front for b in front if textbook(a, b)]
     best = winner(points, ANY)
@@ -145,6 +147,21 @@ def test_speeds_within_a_measurements_noise_are_one() -> None:
     assert dominates(small, large)
     assert not dominates(small._replace(speed=100 * (1 - 2 * SAME_SPEED)), large)
     assert not dominates(small._replace(size=20, loss=0.2), large), "alike but for a slower run"
+
+
+def test_the_fastest_of_a_row_of_like_speeds_stays_on_the_front() -> None:
+    row = {"c01": Point(100, 4, 0.1, 10.0), "c02": Point(101, 4, 0.1, 10.9), "c03": Point(102, 4, 0.1, 11.8)}
+    assert dominates(row["c01"], row["c02"])
+    assert dominates(row["c02"], row["c03"])
+    assert dominators(row) == {"c02": "c01"}
+    assert winner(row, Objective(minimize="seconds_per_token")) == "c03"
+
+
+def test_a_speed_that_was_not_measured_is_no_match_for_one_that_was() -> None:
+    unknown, known = Point(100, 4, 0.1), Point(100, 4, 0.2, 50.0)
+    assert not dominates(unknown, known)
+    assert dominates(unknown, known._replace(speed=None))
+    assert dominates(known._replace(loss=0.05), unknown)
 
 
 def test_the_winner_meets_the_bounds_and_is_preferred() -> None:
