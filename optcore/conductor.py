@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from optcore.child import RESULTS, run_stage
+from optcore.errors import OptError, StageCrashed
 from optcore.estimate.document import StageCostSeen, StageEstimate
 from optcore.estimate.seen import note_seen
 from optcore.events import AnyEvent, Notice, StageFinished, StageStarted
@@ -50,6 +51,8 @@ class Conductor:
     """What events say before the name of a stage: which of several walks of one run it belongs to."""
     met: dict[str, StageRecord] = field(default_factory=dict)
     """What the walks of one run found or left, by key: a fetch that is not pinned holds for all of them."""
+    lost_seconds: float = 0.0
+    """What stages took that came to nothing."""
 
     @property
     def checkpoint(self) -> Folder:
@@ -101,7 +104,7 @@ class Conductor:
         with self.work.locked(key):
             record = self._finished(task, key)
             cached = record is not None
-            record = record or self._run(task, key)
+            record = record or self._persist(name, task, key)
         self.records[name] = self.met[key] = record
         self._account(name, record, cached, time.monotonic() - started)
         return record
@@ -115,13 +118,28 @@ class Conductor:
         record = self.work.record(key) if task.work.is_pinned else self.met.get(key)
         return record if record and all(map(Path.exists, _fetched(record))) else None
 
+    def _persist(self, name: str, task: StageTask, key: str) -> StageRecord:
+        """A stage that died without a word is run once more where others wait for their turn: when it dies again, it is
+        taken to be what the machine cannot do, and they go on."""
+        try:
+            return self._run(task, key)
+        except StageCrashed as error:
+            if not self.label:
+                raise
+            self.notice(name, f"{error}; it is run once more")
+            return self._run(task, key)
+
     def _run(self, task: StageTask, key: str) -> StageRecord:
         part = self.work.begin(key)
         goes_on = any((part / JOURNAL).iterdir())  # a process that was killed had done some of it
         paths = {name: str(part / name) for name in ("scratch", "journal")}
         paths |= {"out": str(part / "files"), "cache": str(self.work.sources)}
         started = time.monotonic()
-        usage = run_stage(task.model_copy(update=paths), part / "task.json", self.emit)
+        try:
+            usage = run_stage(task.model_copy(update=paths), part / "task.json", self.emit)
+        except OptError:
+            self.lost_seconds += time.monotonic() - started
+            raise
         record = StageRecord(
             name=task.name,
             key=key,

@@ -21,7 +21,7 @@ from optcore.techniques.training import Training
 def fetch_work(recipe: Recipe, *, is_one_of_several: bool = False) -> FetchWork:
     """What a recipe needs from outside, and what there must be enough of. Several that differ in nothing else share
     one fetch: whether groups divide sizes is then left to each of them, whose refusal costs the others nothing."""
-    chain, first = list(enumerate(recipe.chain)), recipe.chain[0]
+    chain = list(enumerate(recipe.chain))
     return FetchWork(
         model=recipe.model,
         calibration=recipe.calibration,
@@ -29,7 +29,7 @@ def fetch_work(recipe: Recipe, *, is_one_of_several: bool = False) -> FetchWork:
         classifications=tuple(each for each in recipe.evaluate if isinstance(each, Classification)),
         models={f"/chain/{n}/{name}": ref for n, one in chain for name, ref in one.models.items()},
         # what an entry before it would leave is not known yet: a later merge is checked when its turn comes
-        alike=tuple(f"/chain/0/{name}" for name in first.models) if isinstance(first, Merge) else (),
+        alike=tuple(f"/chain/0/{name}" for one in recipe.chain[:1] if isinstance(one, Merge) for name in one.models),
         drafts={f"/chain/{n}/{name}": ref for n, one in chain for name, ref in one.drafts.items()},
         texts={f"/chain/{n}/{name}": needed for n, one in chain for name, needed in one.texts.items()},
         grouping=None if is_one_of_several else _grouping(recipe),

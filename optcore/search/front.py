@@ -40,22 +40,34 @@ def point(measurements: list[dict[str, Any]], size: int, parameters: int, runs: 
 
 def dominates(one: Point, other: Point) -> bool:
     """Whether one is at least as good at everything and better at something. Of two that differ in size or loss,
-    speeds that a measurement cannot tell apart count as one."""
+    speeds that a measurement cannot tell apart count as one. What was not measured is never as good as what was."""
     if one.size > other.size or one.loss > other.loss:
         return False
     differs = one.size < other.size or one.loss < other.loss
-    if one.speed is None or other.speed is None:
+    if other.speed is None:
         return differs
+    if one.speed is None:
+        return False
     return one.speed >= other.speed * (1 - SAME_SPEED) if differs else one.speed > other.speed
 
 
 def dominators(points: Mapping[str, Point]) -> dict[str, str]:
-    """Of each point that another dominates, the name of one that nothing dominates in turn, as far as there is one."""
-    found: dict[str, list[str]] = {
-        name: [other for other in points if dominates(points[other], point)] for name, point in points.items()
-    }
-    beaten = {name for name, others in found.items() if others}
-    return {name: min(others, key=lambda other: other in beaten) for name, others in found.items() if others}
+    """Of each point that is not on the front, the name of one on it that dominates it.
+
+    Speeds that are alike in pairs may differ along a row of them, so only what stays on the front keeps others off it.
+    No point is dominated by one behind it in the order of size, loss and speed: one pass in that order settles all.
+    """
+    front, found = list[str](), dict[str, str]()
+    for name in sorted(points, key=lambda name: _order(points[name])):
+        if by := next((other for other in front if dominates(points[other], points[name])), None):
+            found[name] = by
+        else:
+            front.append(name)
+    return found
+
+
+def _order(found: Point) -> tuple[float, float, float]:
+    return found.size, found.loss, -(found.speed or 0.0)
 
 
 def winner(points: Mapping[str, Point], goal: Objective) -> str:

@@ -36,13 +36,14 @@ def loses(one: Screened, others: Iterable[Screened], goal: Objective) -> str:
     """Why a candidate is out; empty while it is not.
 
     By its size or its KL, when it surely misses a bound. By another candidate, when that is no larger and surely
-    nearer to the source; but where speed decides, which is not known yet, a larger one may still be the faster.
+    nearer to the source; but where speed decides, which is not known yet, a larger one may still be the faster. Whoever
+    surely misses a bound stops none that may meet it: one that is as good in all that is bounded misses it no less.
     """
     if why := _misses(one, goal):
         return why
     if goal.is_about_speed:
         return ""
-    better = (other for other in others if _no_larger(other, one) and _is_nearer(other, one))
+    better = (other for other in others if _no_larger(other, one, goal) and _is_nearer(other, one))
     found = min(better, key=lambda other: fmean(other.kl_W), default=None)
     if found is None or found.size is None or one.size is None:
         return ""
@@ -108,7 +109,10 @@ def _is_nearer(one: Screened, other: Screened) -> bool:
     return one.text == other.text and surely_below(one.kl_W, other.kl_W)
 
 
-def _no_larger(one: Screened, other: Screened) -> bool:
+def _no_larger(one: Screened, other: Screened, goal: Objective) -> bool:
+    """A pruned one has fewer bytes and yet may have more bits a weight, which counts where those are bounded."""
     if one.size is None or other.size is None:
+        return False
+    if goal.max_bits_per_weight is not None and one.size * other.parameters > other.size * one.parameters:
         return False
     return one.size == other.size or one.size <= other.size * (1 - SAME_SIZE)

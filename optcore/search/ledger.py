@@ -14,8 +14,9 @@ from optcore.stage import StageRecord
 
 
 def seconds_spent(runners: Sequence[Runner]) -> float:
-    """Of the stages that candidates needed so far, each once: the same for a run that was interrupted."""
-    return sum(record.seconds for _, record in _firsts(runners))
+    """Of the stages that candidates needed so far, each once, and of those that failed: the same for a run that was
+    interrupted, which tries these again."""
+    return sum(record.seconds for _, record in _firsts(runners)) + sum(one.walk.lost_seconds for one in runners)
 
 
 def front_of(runners: Sequence[Runner], winner: str, goal: Objective) -> Front:
@@ -53,7 +54,7 @@ def _apart(runners: Sequence[Runner]) -> tuple[float, float]:
     """Seconds of all candidates that began, each alone and to its end, and what of it nobody measured; a screen is the
     race's own."""
     begun = [runner for runner in runners if len(runner.walk.records) > 1]
-    measured = sum(
+    measured = sum(runner.walk.lost_seconds for runner in begun) + sum(
         record.seconds
         for runner in begun
         for name, record in runner.walk.records.items()
@@ -82,7 +83,7 @@ def _candidate(runner: Runner, own: list[StageRecord], dominated_by: str, winner
         kl=kl,
         accuracy_loss=point.loss if point and not point.is_kl else None,
         tokens_per_second=point.speed if point else None,
-        seconds=sum(record.seconds for record in own),
+        seconds=sum(record.seconds for record in own) + runner.walk.lost_seconds,
         stages_run=len(own),
         stages_reused=len(runner.walk.records) - len(own),
         dominated_by=dominated_by,

@@ -19,7 +19,7 @@ Values = Annotated[tuple[JsonValue, ...], Field(min_length=1, max_length=MAX_CAN
 Sweep = dict[Pointer, Values]
 
 
-class Budget(Frozen):
+class RaceBudget(Frozen):
     """What a race may take. It ends between two stages, never inside one, and never without a result."""
 
     candidates: int | None = Field(default=None, ge=1, le=MAX_CANDIDATES)
@@ -46,7 +46,7 @@ class Objective(Frozen):
     on_miss: Literal["fail", "nearest"] | None = None
     """When no result meets the bounds. `nearest`: the one that comes nearest is the result, with a notice. `fail`: the
     run fails and says how near it came. Absent: `fail` where the recipe publishes, else `nearest`."""
-    budget: Budget = Budget()
+    budget: RaceBudget = RaceBudget()
     candidates: tuple[Chain, ...] = Field(default=(), max_length=MAX_CANDIDATES)
     """What follows on the recipe's own `chain`, one list for each candidate; the planner's own when empty."""
 

@@ -14,7 +14,7 @@ from typing import Protocol
 from optcore.artifact import Outcome
 from optcore.child import ReportedFailure
 from optcore.conductor import Emit
-from optcore.errors import GateFailed, OptError, RecipeError
+from optcore.errors import GateFailed, OptError, RecipeError, StageCrashed
 from optcore.events import Metric, Notice, RecipeResolved, RunPlanned
 from optcore.fetching import commits_of, pinned
 from optcore.plan import evaluate_stage, fitting, results
@@ -32,7 +32,8 @@ from optcore.search.size import predicted, read_shapes
 from optcore.stage import StageRecord
 
 _FORGIVEN = ("user_error", "quality_gate", "out_of_memory", "internal")
-"""Kinds of failure that may be one candidate's own; any other one ends the run, which is then tried again."""
+"""Kinds of failure that may be one candidate's own, as is a stage that crashed, which its walk ran twice; any other one
+ends the run, which is then tried again."""
 
 
 class MakeWalk(Protocol):
@@ -144,7 +145,8 @@ class Race:
             work()
         except OptError as error:
             failure = error.failure()
-            if failure.kind not in _FORGIVEN or failure.retryable:
+            is_forgiven = failure.kind in _FORGIVEN and not failure.retryable
+            if not is_forgiven and not isinstance(error, StageCrashed):
                 raise
             runner.error = error
         if runner.error:

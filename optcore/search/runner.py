@@ -29,6 +29,8 @@ class Walk(Protocol):
 
     inputs: Inputs
     records: dict[str, StageRecord]
+    lost_seconds: float
+    """What its stages took that came to nothing."""
 
     def bring(self, recipe: Recipe) -> Recipe:
         """Fetch; the recipe with its commits pinned."""

@@ -44,8 +44,10 @@ def swept(recipe: Recipe) -> tuple[Swept, ...]:
     document, own = alone.model_dump(mode="json"), alone.model_dump(mode="json", include={"version", *_FIELDS})
     paths = {pointer: _path(pointer, own) for pointer in recipe.sweep}
     _check_apart(paths)
-    combinations = product(*(enumerate(values) for values in recipe.sweep.values()))
-    return tuple(_one(alone, document, paths, places) for places in combinations)
+    combinations = list(product(*(enumerate(values) for values in recipe.sweep.values())))
+    found = tuple(_one(alone, document, paths, places) for places in combinations)
+    _check_differ(found, combinations)
+    return found
 
 
 def _one(alone: Recipe, document: dict[str, Any], paths: dict[str, list[str]], places: tuple[Any, ...]) -> Swept:
@@ -71,8 +73,9 @@ def _path(pointer: str, document: dict[str, Any]) -> list[str]:
         raise _astray(pointer, f"a sweep varies {', '.join(_FIELDS)}", "run what differs elsewhere as jobs of its own")
     value: Any = document
     for depth, part in enumerate(parts):
-        if isinstance(value, list) and not (part.isascii() and part.isdigit() and int(part) < len(value)):
-            raise _astray(pointer, f"it has {len(value)} entries at /{'/'.join(parts[:depth])}", "count them from 0")
+        if isinstance(value, list) and part not in map(str, range(len(value))):
+            why = f"it has {len(value)} entries at /{'/'.join(parts[:depth])}, and none is {part!r}"
+            raise _astray(pointer, why, "count them from 0, without leading zeros")
         if not isinstance(value, list) and not (isinstance(value, dict) and part in value):
             raise _astray(pointer, f"there is no {part!r}", "point at a field of the recipe, such as /chain/0/scheme")
         value = value[int(part)] if isinstance(value, list) else value[part]
@@ -88,6 +91,20 @@ def _check_apart(paths: dict[str, list[str]]) -> None:
         for other, inner in paths.items():
             if pointer != other and inner[: len(path)] == path:
                 raise _astray(other, f"it lies inside {pointer}, which is varied too", "leave one of them out")
+
+
+def _check_differ(found: tuple[Swept, ...], combinations: list[tuple[Any, ...]]) -> None:
+    """Refuse what would be one candidate twice: a value that is repeated, or says the same as another one."""
+    first: dict[str, tuple[Any, ...]] = {}
+    for one, places in zip(found, combinations, strict=True):
+        before = first.setdefault(one.recipe.digest, places)
+        for (pointer, value), (old, _), (new, _) in zip(one.chosen, before, places, strict=True):
+            if old != new:
+                raise RecipeError(
+                    f"{value!r} makes a recipe that the sweep has already",
+                    remedy="leave it out",
+                    field=f"{_place(pointer)}/{new}",
+                )
 
 
 def _replaced(value: Any, path: list[str], new: Any) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from optcore.errors import RecipeError
-from optcore.fetching import pinned
+from optcore.fetching import fetch_work, pinned
 from optcore.paths import with_paths
 from optcore.plan import check, fitting
 from optcore.recipe import Recipe, parse_recipe, recipe_from
@@ -131,6 +131,9 @@ def test_a_sweep_is_every_combination() -> None:
         ({"/chain/1/scheme": ["fp8"]}, "/sweep/~1chain~11~1scheme", "1 entries"),
         ({"/chain/0/skeme": ["fp8"]}, "/sweep/~1chain~10~1skeme", "no 'skeme'"),
         ({"/chain/-/scheme": ["fp8"]}, "/sweep/~1chain~1-~1scheme", "1 entries"),
+        ({"/chain/00/scheme": ["nvfp4", "fp8"]}, "/sweep/~1chain~100~1scheme", "none is '00'"),
+        ({"/chain/0/scheme": ["int8", "int8"]}, "/sweep/~1chain~10~1scheme/1", "has already"),
+        ({"/seed": [1, 2], "/chain/0": [PTQ, {**PTQ, "kv_cache": None}]}, "/sweep/~1chain~10/1", "has already"),
         ({"/model/id": ["c/d"]}, "/sweep/~1model~1id", "a sweep varies"),
         ({"/publish": [None]}, "/sweep/~1publish", "a sweep varies"),
         ({"/chain/0/scheme": ["fp8", "fp7"]}, "/sweep/~1chain~10~1scheme/1", "unknown format"),
@@ -187,6 +190,11 @@ def test_commits_are_pinned_where_candidates_name_models() -> None:
     assert again.model.revision == "a" * 40
     assert fitting(again)[1].recipe.chain[0].models["teacher"].revision == "b" * 40
     assert fitting(again)[0].recipe == fitting(asked)[0].recipe.model_copy(update={"model": again.model})
+
+
+def test_a_race_without_a_shared_chain_asks_for_its_model_alone() -> None:
+    work = fetch_work(recipe(objective={"max_kl": 1}))
+    assert (work.model.id, work.alike, work.models) == ("a/b", (), {})
 
 
 def test_sizes_are_counted_from_headers(stdlib_model: Path) -> None:

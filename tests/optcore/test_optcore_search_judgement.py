@@ -64,6 +64,30 @@ def test_a_loser_is_no_smaller_and_surely_further() -> None:
     assert not loses(one("c02", 100, ()), [good], ANY)
 
 
+def test_one_that_misses_a_bound_puts_nobody_out() -> None:
+    dense = one("c02", 1050, worse(0.1))._replace(parameters=2000)
+    for bits in (8.4, 7.9, 5):
+        pruned = one("c01", int(bits * 125))  # of half as many parameters
+        assert loses(dense, [pruned], ANY)
+        assert not loses(dense, [pruned], Objective(max_bits_per_weight=5)), (
+            f"it has {bits} bits a weight, this one 4.2"
+        )
+
+
+SHARES_W = st.lists(st.floats(0, 1), min_size=8, max_size=8)
+
+
+@given(SHARES_W, SHARES_W, *2 * [st.integers(90, 110)])
+def test_none_that_may_meet_the_bounds_is_out_by_one_that_cannot(
+    near_W: list[float], more_W: list[float], size_a: int, size_b: int
+) -> None:
+    a = one("c01", size_a, tuple(near_W))._replace(parameters=900)
+    b = one("c02", size_b, tuple(kl + more / 2 for kl, more in zip(near_W, more_W, strict=True)))
+    goal = Objective(max_bytes=100, max_bits_per_weight=0.85, max_kl=0.4)
+    if loses(a, [], goal) and not loses(b, [], goal):
+        assert not loses(b, [a], goal)
+
+
 def test_where_speed_decides_size_and_quality_put_nobody_out() -> None:
     good, bad = one("c01", 100), one("c02", 200, worse(0.5))
     assert not loses(bad, [good], Objective(min_tokens_per_second=1))
@@ -88,7 +112,7 @@ POINTS = st.builds(
     size=st.integers(1, 5),
     bits=st.just(4.0),
     loss=st.integers(0, 4).map(float),
-    speed=st.none() | st.sampled_from([10.0, 10.5, 11.0, 20.0]),
+    speed=st.none() | st.sampled_from([10.0, 10.9, 11.8, 20.0]),
 )
 
 
@@ -103,7 +127,9 @@ def test_the_front_holds_no_dominated_point(found: list[Point]) -> None:
     beaten = dominators(points)
     front = [point for name, point in points.items() if name not in beaten]
     assert front, "something is always best"
-    assert all(dominates(points[by], points[name]) for name, by in beaten.items())
+    assert not [(a, b) for a in front for b in front if dominates(a, b)]
+    assert all(by not in beaten and dominates(points[by], points[name]) for name, by in beaten.items())
+    assert beaten.keys() == dominators(dict(reversed(points.items()))).keys(), "whatever the order they come in"
     if all(point.speed is not None for point in found):
         assert not [(a, b) for a in front for b in front if textbook(a, b)]
     best = winner(points, ANY)
@@ -121,6 +147,21 @@ def test_speeds_within_a_measurements_noise_are_one() -> None:
     assert dominates(small, large)
     assert not dominates(small._replace(speed=100 * (1 - 2 * SAME_SPEED)), large)
     assert not dominates(small._replace(size=20, loss=0.2), large), "alike but for a slower run"
+
+
+def test_the_fastest_of_a_row_of_like_speeds_stays_on_the_front() -> None:
+    row = {"c01": Point(100, 4, 0.1, 10.0), "c02": Point(101, 4, 0.1, 10.9), "c03": Point(102, 4, 0.1, 11.8)}
+    assert dominates(row["c01"], row["c02"])
+    assert dominates(row["c02"], row["c03"])
+    assert dominators(row) == {"c02": "c01"}
+    assert winner(row, Objective(minimize="seconds_per_token")) == "c03"
+
+
+def test_a_speed_that_was_not_measured_is_no_match_for_one_that_was() -> None:
+    unknown, known = Point(100, 4, 0.1), Point(100, 4, 0.2, 50.0)
+    assert not dominates(unknown, known)
+    assert dominates(unknown, known._replace(speed=None))
+    assert dominates(known._replace(loss=0.05), unknown)
 
 
 def test_the_winner_meets_the_bounds_and_is_preferred() -> None:

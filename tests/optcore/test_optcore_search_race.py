@@ -2,7 +2,9 @@
 
 import json
 import os
+import shutil
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +12,19 @@ import pytest
 import yaml
 from fixtures.whole_runs import stages_in_this_process, walk
 
+from optcore import conductor
+from optcore.child import Usage
+from optcore.conductor import Emit
 from optcore.engine import fetch, optimize
-from optcore.errors import GateFailed, RecipeError
+from optcore.errors import GateFailed, RecipeError, StageCrashed
 from optcore.events import AnyEvent, Notice, RecipeResolved, RunFinished, RunPlanned, StageFinished, StageStarted
 from optcore.manifest import read_manifest
 from optcore.recipe import load_recipe, recipe_from
 from optcore.report import Candidate, Report
 from optcore.search.size import predicted, read_shapes
+from optcore.stage import StageTask
 from optcore.verify import verify
+from optcore.work import WorkFolder
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -197,6 +204,60 @@ def test_a_budget_ends_with_what_is_there(raced: Raced, stdlib_model: Path, tmp_
     assert set(whys) == {"winner", "stopped"}
     assert any("no room for it" in one.why or "no room to finish" in one.why for one in front.candidates)
     assert "4 candidates" in front.candidates[4].why
+
+
+class Crashing:
+    """A race of two on the other's work folder, in which the kernel kills screens and says so to nobody."""
+
+    def __init__(self, raced: Raced, folder: Path, model: Path, crashes: dict[str, int]) -> None:
+        self.crashes, self.events = crashes, list[AnyEvent]()
+        self.out, self.work = folder / "out", folder / "work"
+        shutil.copytree(raced.work, self.work)
+        for record in (self.work / "stages").glob("*/record.json"):
+            if json.loads(record.read_text())["name"].endswith("-screen"):
+                shutil.rmtree(record.parent)
+        goal = {**GOAL, "candidates": GOAL["candidates"][:2]}  # type: ignore[index]
+        asked = load_recipe(write(folder, document(model, objective=goal)))
+        with stages_in_this_process(), pytest.MonkeyPatch.context() as patch:
+            self.here = conductor.run_stage
+            patch.setattr(conductor, "run_stage", self.run)
+            optimize(asked, self.out, self.work, self.events.append)
+
+    def run(self, task: StageTask, file: Path, emit: Emit) -> Usage:
+        name = task.name[:3]
+        if task.name.endswith("-screen") and self.crashes.get(name):
+            self.crashes[name] -= 1
+            time.sleep(0.1)
+            raise StageCrashed(f"stage {task.name} was killed (SIGKILL)")
+        return self.here(task, file, emit)
+
+
+@pytest.mark.parametrize("crashes", [1, 2])
+def test_a_stage_that_crashes_twice_puts_its_candidate_out(
+    raced: Raced, stdlib_model: Path, tmp_path: Path, crashes: int
+) -> None:
+    again = Crashing(raced, tmp_path, stdlib_model, {"c02": crashes})
+    front = Report.model_validate_json((again.out / "report.json").read_text()).front
+    assert front
+    first, second = front.candidates
+    assert (second.status == "failed") == (crashes == 2)
+    assert ("SIGKILL" in second.why) == (crashes == 2)
+    said = [event for event in again.events if isinstance(event, Notice) and "run once more" in event.message]
+    assert [event.stage for event in said] == ["c02-2-ptq-screen"]
+    keys = {event.key for event in again.events if isinstance(event, StageFinished)}
+    done = sum(record.seconds for key in keys if (record := WorkFolder(again.work).record(key)))
+    assert front.seconds == pytest.approx(first.seconds + second.seconds)
+    assert front.seconds - done >= 0.1 * crashes, "of the budget, too, what failed has its share"
+
+
+def test_a_machine_on_which_all_candidates_crash_ends_the_attempt(
+    raced: Raced, stdlib_model: Path, tmp_path: Path
+) -> None:
+    crashes = {"c01": 9, "c02": 9}
+    with pytest.raises(StageCrashed, match="c01-2-ptq-screen") as caught:
+        Crashing(raced, tmp_path, stdlib_model, crashes)
+    assert caught.value.failure().retryable
+    assert crashes == {"c01": 7, "c02": 7}
 
 
 def test_a_fetch_pins_what_every_candidate_names(stdlib_model: Path, tmp_path: Path) -> None:
