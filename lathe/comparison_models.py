@@ -17,10 +17,9 @@ class ComparedJob(Wire):
     weight_bytes: float | None
     """Of the result."""
     quality: float | None
-    """KL to the source, nats a token; accuracy's loss for classifiers. Less is better. The same measure for all jobs, or
-    null."""
+    """KL to the source, nats a token; accuracy's loss for classifiers. Less is better; null if none is shared."""
     tokens_per_second: float | None
-    """Decoding, or reading; the same for all jobs, or null."""
+    """Decoding, or reading; null if none is shared."""
     seconds: float | None
     on_front: bool
     """True when none of the others with the same source is as good in all that both measured, and better in one. What
