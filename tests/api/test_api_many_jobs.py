@@ -45,7 +45,7 @@ def test_a_filter_is_answered_from_its_index(sessions: Sessions, index: str, que
 
 def test_the_names_that_are_found_are_the_same_in_any_case(sessions: Sessions, recipe: Recipe) -> None:
     with sessions.begin() as session:
-        for name in ("Nightly 100%", "nightly 1000"):
+        for name in ("Nightly 100%", "nightly 1000", "ΟΔΟΣ a/b_c"):
             lifecycle.submit(session, OWNER, recipe.model_copy(update={"name": name}))
 
         def found(part: str) -> list[str]:
@@ -55,6 +55,8 @@ def test_the_names_that_are_found_are_the_same_in_any_case(sessions: Sessions, r
         assert sorted(found("NIGHTLY")) == ["Nightly 100%", "nightly 1000"]
         assert found("00%") == ["Nightly 100%"]
         assert found("%1") == []
+        assert found("A/B_C") == found("ΟΔΟΣ") == ["ΟΔΟΣ a/b_c"], "its last letter has another small form at an end"
+        assert found("aXb") == found("b%c") == []
 
 
 def test_places_in_line_go_by_priority_and_then_by_time(sessions: Sessions, recipe: Recipe) -> None:
