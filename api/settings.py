@@ -78,6 +78,8 @@ class Settings(BaseSettings):
     """Of the prices, by its three letters."""
     metrics_token: SecretStr = SecretStr("")
     """Bearer token for `GET /metrics`; without one, only this machine may read them."""
+    trust_traceparent: bool = False
+    """Go on with the `traceparent` of any caller, whose flag then decides whether a trace is kept; else link to it."""
     host: str = "127.0.0.1"
     """Address that `python -m api` listens on."""
     port: int = Field(default=8000, ge=0, le=65535)
