@@ -68,7 +68,8 @@ class Settings(BaseSettings):
     rate_limit: str = "1200/minute"
     """Requests of one API key, as in `10/second` or `1200/minute`."""
     sign_in_rate_limit: str = "10/minute"
-    """Failed sign-ins to the dashboard of one address; of version 6, of one network."""
+    """Failed sign-ins to the dashboard of one address; of version 6, of one network. Behind a proxy elsewhere than
+    127.0.0.1 that is everybody's, unless `FORWARDED_ALLOW_IPS` names the proxy."""
     rate_limit_storage: SecretStr = SecretStr("memory://")
     """Where they are counted: `redis://...` when several API processes serve; each counts for itself otherwise."""
     prices: Annotated[dict[str, Annotated[float, Field(ge=0)]], NoDecode, BeforeValidator(_json)] = {}
