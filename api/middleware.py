@@ -47,9 +47,11 @@ class Around:
         headers = Headers(scope=scope)
         scope["request_id"] = _request_id(headers)
         answer = _Answer(send, scope)
+        trusted = scope["app"].state.lathe.settings.trust_traceparent
+        caller = {"parent" if trusted else "link": headers.get("traceparent")}
         with (
             structlog.contextvars.bound_contextvars(request_id=scope["request_id"]),
-            tracing.span("request", parent=headers.get("traceparent"), kind="server"),
+            tracing.span("request", kind="server", **caller),
         ):
             try:
                 await self._app(scope, receive, answer.send)

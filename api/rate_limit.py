@@ -8,10 +8,10 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator
 from typing import cast
 
-from limits import RateLimitItem, parse
+from limits import parse
 from limits.aio.storage import RedisStorage, Storage
 from limits.aio.strategies import SlidingWindowCounterRateLimiter
 from limits.errors import StorageError
@@ -41,23 +41,14 @@ class RateLimit:
             if isinstance(self._counters, RedisStorage):
                 await self._counters.bridge.storage.aclose()  # type: ignore[attr-defined]  # it is redis-py's
 
-    async def count(self, who: str) -> None:
-        """One more request with this key. Raises `TooManyRequests`, with the seconds to wait."""
-        if not await self._answer(self._windows.hit, who):
-            raise await self._refusal(who, "with this key")
-
-    async def check(self, who: str, what: str) -> None:
-        """Raises the same where one more would be too many, and counts nothing."""
-        if not await self._answer(self._windows.test, who):
+    async def count(self, who: str, what: str = "with this key") -> None:
+        """One more of them. Raises `TooManyRequests`, with the seconds to wait."""
+        if not await self._hit(who):
             raise await self._refusal(who, what)
 
-    async def note(self, who: str) -> None:
-        """One more, whether or not that is too many."""
-        await self._answer(self._windows.hit, who)
-
-    async def _answer(self, ask: Callable[[RateLimitItem, str], Awaitable[bool]], who: str) -> bool:
+    async def _hit(self, who: str) -> bool:
         try:
-            return await ask(self._rate, who)
+            return await self._windows.hit(self._rate, who)
         except StorageError as error:
             log.warning("rate limits are not counted: %s", error)
             return True

@@ -68,7 +68,8 @@ class Settings(BaseSettings):
     rate_limit: str = "1200/minute"
     """Requests of one API key, as in `10/second` or `1200/minute`."""
     sign_in_rate_limit: str = "10/minute"
-    """Failed sign-ins to the dashboard of one address; of version 6, of one network."""
+    """Failed sign-ins to the dashboard of one address; of version 6, of one network. Behind a proxy elsewhere than
+    127.0.0.1 that is everybody's, unless `FORWARDED_ALLOW_IPS` names the proxy."""
     rate_limit_storage: SecretStr = SecretStr("memory://")
     """Where they are counted: `redis://...` when several API processes serve; each counts for itself otherwise."""
     prices: Annotated[dict[str, Annotated[float, Field(ge=0)]], NoDecode, BeforeValidator(_json)] = {}
@@ -78,6 +79,8 @@ class Settings(BaseSettings):
     """Of the prices, by its three letters."""
     metrics_token: SecretStr = SecretStr("")
     """Bearer token for `GET /metrics`; without one, only this machine may read them."""
+    trust_traceparent: bool = False
+    """Go on with the `traceparent` of any caller, whose flag then decides whether a trace is kept; else link to it."""
     host: str = "127.0.0.1"
     """Address that `python -m api` listens on."""
     port: int = Field(default=8000, ge=0, le=65535)

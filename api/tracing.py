@@ -59,13 +59,14 @@ def shut_down() -> None:
 
 
 def span(
-    name: str, *, parent: str | None = None, kind: Kind = "internal", **attributes: object
+    name: str, *, parent: str | None = None, link: str | None = None, kind: Kind = "internal", **attributes: object
 ) -> "AbstractContextManager[Span | None]":
     """A span around a block, below `parent` (a `traceparent`) or else the present one; nothing while traces are off.
 
-    An attribute `job_id` is told as `lathe.job_id`.
+    `link` is the `traceparent` of a span that it has to do with, but that decides nothing about it. An attribute
+    `job_id` is told as `lathe.job_id`. Of an error that escapes its type alone is told: its text may hold secrets.
     """
-    return _NOTHING if _provider is None else _span(name, parent, kind, attributes)
+    return _NOTHING if _provider is None else _span(name, parent, link, kind, attributes)
 
 
 def begin(name: str, **attributes: object) -> "Span | None":
@@ -127,12 +128,21 @@ def _tracer() -> Any:
 
 
 @contextmanager
-def _span(name: str, parent: str | None, kind: Kind, attributes: Mapping[str, object]) -> Iterator[Any]:
-    from opentelemetry.trace import SpanKind
+def _span(
+    name: str, parent: str | None, link: str | None, kind: Kind, attributes: Mapping[str, object]
+) -> Iterator[Any]:
+    from opentelemetry.trace import Link, SpanKind, get_current_span
 
-    of_kind, named = SpanKind[kind.upper()], _named(attributes)
-    with _tracer().start_as_current_span(name, _below(parent), of_kind, attributes=named) as made:
-        yield made
+    far = get_current_span(_below(link)).get_span_context() if link else None
+    links = [Link(far)] if far is not None and far.is_valid else []
+    told: dict[str, Any] = {"attributes": _named(attributes), "links": links}
+    silent = {"record_exception": False, "set_status_on_exception": False}
+    with _tracer().start_as_current_span(name, _below(parent), SpanKind[kind.upper()], **told, **silent) as made:
+        try:
+            yield made
+        except Exception as error:
+            fail(type(error).__name__, made)
+            raise
 
 
 def _below(parent: str | None) -> "Context | None":

@@ -35,17 +35,17 @@ class Wire:
         attempt = 0
         while True:
             try:
-                return self._send_once(call)
+                return self._send_once(call, attempt)
             except LatheError as error:
                 if (delay := self.retry.delay(error, attempt)) is None:
                     raise
             time.sleep(delay)
             attempt += 1
 
-    def _send_once(self, call: Call[T]) -> T:
+    def _send_once(self, call: Call[T], attempt: int) -> T:
         with self._mapped():
             response = self.http.request(**call.arguments(), timeout=request_timeout(self._timeout_seconds))
-        return conclude(call, response)
+        return conclude(call, response, attempt)
 
     @contextmanager
     def stream(self, call: Call[None]) -> Iterator[httpx.Response]:
@@ -97,17 +97,17 @@ class AsyncWire:
         attempt = 0
         while True:
             try:
-                return await self._send_once(call)
+                return await self._send_once(call, attempt)
             except LatheError as error:
                 if (delay := self.retry.delay(error, attempt)) is None:
                     raise
             await asyncio.sleep(delay)
             attempt += 1
 
-    async def _send_once(self, call: Call[T]) -> T:
+    async def _send_once(self, call: Call[T], attempt: int) -> T:
         with self._mapped():
             response = await self.http.request(**call.arguments(), timeout=request_timeout(self._timeout_seconds))
-        return conclude(call, response)
+        return conclude(call, response, attempt)
 
     @asynccontextmanager
     async def stream(self, call: Call[None]) -> AsyncIterator[httpx.Response]:

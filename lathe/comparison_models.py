@@ -17,12 +17,13 @@ class ComparedJob(Wire):
     weight_bytes: float | None
     """Of the result."""
     quality: float | None
-    """KL to the source, nats a token; accuracy's loss for classifiers. Less is better."""
+    """KL to the source, nats a token; accuracy's loss for classifiers. Less is better; null if none is shared."""
     tokens_per_second: float | None
-    """Decoding, or a classifier's speed."""
+    """Decoding, or reading; null if none is shared."""
     seconds: float | None
     on_front: bool
-    """True when none of the others with the same source is as good in all that both measured, and better in one."""
+    """True when none of the others with the same source is as good in all that both measured, and better in one. What
+    was measured in different ways, or on different text, is not known to be as good."""
     dominated_by: tuple[str, ...] = ()
     """Ids of those that are."""
 

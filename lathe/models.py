@@ -78,7 +78,7 @@ class Waiting(Wire):
     reason: Literal["no_worker", "project_limit", "after_loss", "in_line"]
     message: str
     ahead: int
-    """Queued jobs of every project that come first by priority and time."""
+    """Queued jobs of every project that come first by priority and time; counted to 1000."""
 
 
 class PublishState(Wire):

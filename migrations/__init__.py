@@ -5,6 +5,9 @@ from pathlib import Path
 from alembic import command
 from alembic.config import Config
 
+LOCK_seconds = 30.0
+"""A migration waits no longer for those who use a table, since all others wait behind it; then it changes nothing."""
+
 
 def upgrade(database_url: str, revision: str = "head") -> None:
     """Bring the database to a revision. Safe to call from several processes at once."""

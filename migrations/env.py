@@ -7,6 +7,7 @@ from sqlalchemy import NullPool, create_engine, text
 
 from api.store.models import Row
 from api.store.session import sqlalchemy_url
+from migrations import LOCK_seconds
 
 LOCK = 0x1A7E
 """Key of the advisory lock; any number that nothing else here uses."""
@@ -18,6 +19,7 @@ def run() -> None:
     engine = create_engine(sqlalchemy_url(database_url), poolclass=NullPool)
     with engine.begin() as connection:
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": LOCK})
+        connection.execute(text("SELECT set_config('lock_timeout', :time, true)"), {"time": f"{LOCK_seconds}s"})
         context.configure(connection=connection, target_metadata=Row.metadata, compare_type=True)
         context.run_migrations()
 

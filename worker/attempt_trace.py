@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 @contextmanager
 def told_of(claim: lifecycle.Claim) -> Iterator[None]:
     """Everything in the block is about this claim: also in threads that are started there with its context."""
-    ids: dict[str, object] = {"job_id": claim.job_id, "epoch": claim.epoch}
+    ids: dict[str, Any] = {"job_id": claim.job_id, "epoch": claim.epoch}
     if claim.waited:
         tracing.past("queue", claim.traceparent, claim.waited, **ids)
     with (

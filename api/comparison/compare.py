@@ -1,13 +1,14 @@
 """From the ids of jobs to their comparison."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from api import reports
 from api.comparison.differences import differences
 from api.comparison.front import dominating, is_measured
 from api.comparison.measurements import side_by_side
 from api.comparison.notices import notices
-from api.comparison.subject import Subject
+from api.comparison.subject import Subject, shared_measure
 from api.errors import BadRequest
 from api.files import ArtifactStore
 from api.store import artifacts, jobs
@@ -26,8 +27,11 @@ def compare(sessions: Sessions, store: ArtifactStore, project_id: str, job_ids: 
         raise BadRequest(message, remedy="send job=ID for each of them, once", field="job")
     subjects = _subjects(sessions, store, project_id, job_ids)
     beaten_by = dominating(subjects)
+    measures = _Measures(
+        shared_measure(each.losses for each in subjects), shared_measure(each.speeds for each in subjects)
+    )
     return Comparison(
-        jobs=tuple(_compared(subject, rivals) for subject, rivals in zip(subjects, beaten_by, strict=True)),
+        jobs=tuple(_compared(subject, rivals, measures) for subject, rivals in zip(subjects, beaten_by, strict=True)),
         differences=differences([subject.row.recipe for subject in subjects]),
         measurements=side_by_side(subjects),
         notices=tuple(notices(subjects)),
@@ -44,7 +48,14 @@ def _subjects(sessions: Sessions, store: ArtifactStore, project_id: str, job_ids
     ]
 
 
-def _compared(subject: Subject, rivals: Sequence[Subject]) -> ComparedJob:
+class _Measures(NamedTuple):
+    """By which all of them are shown; None where they share none."""
+
+    quality: str | None
+    speed: str | None
+
+
+def _compared(subject: Subject, rivals: Sequence[Subject], measures: _Measures) -> ComparedJob:
     return ComparedJob(
         id=subject.row.id,
         name=subject.recipe.name,
@@ -52,8 +63,8 @@ def _compared(subject: Subject, rivals: Sequence[Subject]) -> ComparedJob:
         model=str(subject.recipe.model),
         summary=subject.summary,
         weight_bytes=subject.weight_bytes,
-        quality=subject.quality,
-        tokens_per_second=subject.tokens_per_second,
+        quality=subject.losses.get(measures.quality or ""),
+        tokens_per_second=subject.speeds.get(measures.speed or ""),
         seconds=subject.seconds,
         on_front=is_measured(subject) and not rivals,
         dominated_by=tuple(rival.row.id for rival in rivals),

@@ -1,14 +1,13 @@
 """One of the jobs that are compared: its row, its recipe, and its report where there is one."""
 
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 from api.store.models import Job
 from optcore.recipe import Recipe
 from optcore.report import Measurement, Report
-
-_SPEEDS = ("decode_speed", "prefill_speed")
 
 
 @dataclass(frozen=True)
@@ -42,20 +41,18 @@ class Subject:
         """Of the result."""
         return self.result("weight_bytes")
 
-    @property
-    def quality(self) -> float | None:
-        """What was lost: KL to the source; accuracy's loss of a model that labels texts. Less is better."""
-        loss = self.result("mean_kl")
-        if loss is None and (row := self.measured.get("accuracy")):
-            before, after = number(row.source), number(row.result)
-            loss = before - after if before is not None and after is not None else None
-        return loss
+    @cached_property
+    def losses(self) -> dict[str, float]:
+        """What was lost in quality, by measure: KL to the source, accuracy's loss. Less is better."""
+        row = self.measured.get("accuracy")
+        before, after = (number(row.source), number(row.result)) if row else (None, None)
+        lost = before - after if before is not None and after is not None else None
+        return _known({"mean_kl": self.result("mean_kl"), "accuracy": lost})
 
-    @property
-    def tokens_per_second(self) -> float | None:
-        """Decoding where that was measured; else reading, which is all that a classifier does."""
-        speeds = (self.result(name) for name in _SPEEDS)
-        return next((speed for speed in speeds if speed is not None), None)
+    @cached_property
+    def speeds(self) -> dict[str, float]:
+        """Tokens a second, by measure: decoding, and reading, which is all that a classifier does."""
+        return _known({name: self.result(name) for name in ("decode_speed", "prefill_speed")})
 
     @property
     def seconds(self) -> float | None:
@@ -67,6 +64,16 @@ class Subject:
         """What was measured of the result."""
         row = self.measured.get(name)
         return number(row.result) if row else None
+
+
+def shared_measure(measured: Iterable[Mapping[str, float]]) -> str | None:
+    """The first measure of those that everybody has who has one: only the same quantity compares."""
+    some = [each for each in measured if each]
+    return next((name for name in some[0] if all(name in each for each in some)), None) if some else None
+
+
+def _known(values: Mapping[str, float | None]) -> dict[str, float]:
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def number(value: float | None) -> float | None:

@@ -37,23 +37,31 @@ def check_session(_viewer: ViewerDep) -> Response:
 
 @router.post("/sign-in", dependencies=[OURS])
 async def sign_in(request: Request, settings: SettingsDep, keyring: KeyringDep, fields: FieldsDep) -> Response:
-    """Exchange an API key for a session. Who failed too often must wait, whatever key comes next."""
+    """Exchange an API key for a session. Who failed too often must wait before the next guess.
+
+    A key that is right is never refused: its 256 bits cannot be guessed, and others may have failed from its network.
+    """
     key, back = fields.get("key", "").strip(), own_page(fields.get("next", "/"))
-    failures, network = state_of(request).failed_sign_ins, _network(request)
     try:
-        await failures.check(network, "failed to sign in from your network")
         await run_in_threadpool(keyring.caller, key)
-    except (Unauthorized, TooManyRequests) as error:
-        if isinstance(error, Unauthorized):
-            await failures.note(network)
-        else:
-            error.remedy = f"Try again in {error.headers['Retry-After']} seconds"
+    except Unauthorized as unknown:
+        error = await _failed(request, unknown)
         refused = page("sign_in.html", status=error.status, next=back, trusted=False, refused=error)
         refused.headers.update(error.headers)
         return refused
     answer = RedirectResponse(back, status_code=303)
     session.start(request, answer, settings, key)
     return answer
+
+
+async def _failed(request: Request, unknown: Unauthorized) -> Unauthorized | TooManyRequests:
+    """What to say to a key that is not known."""
+    try:
+        await state_of(request).failed_sign_ins.count(_network(request), "failed to sign in from your network")
+    except TooManyRequests as error:
+        error.remedy = f"Try again in {error.headers['Retry-After']} seconds"
+        return error
+    return unknown
 
 
 @router.post("/sign-out", dependencies=[OURS])

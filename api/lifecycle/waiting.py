@@ -30,8 +30,13 @@ def _reason(job: Job, ahead: int, served: bool, full: bool, resting: bool) -> Wa
     if full:
         message = "as many jobs of the project are running as it may run at one time"
         return Waiting(reason="project_limit", message=message, ahead=ahead)
-    message = f"{ahead} jobs come first" if ahead else "the next worker that is free takes it"
-    return Waiting(reason="in_line", message=message, ahead=ahead)
+    return Waiting(reason="in_line", message=_line(ahead), ahead=ahead)
+
+
+def _line(ahead: int) -> str:
+    if not ahead:
+        return "the next worker that is free takes it"
+    return f"{ahead} jobs come first" if ahead < queue.COUNTED else f"{queue.COUNTED} jobs or more come first"
 
 
 def _needs(job: Job) -> str:

@@ -40,7 +40,7 @@ class Query:
         if self.model is not None:
             yield MODEL.element == self.model
         if self.name_contains is not None:
-            yield NAME.element.contains(self.name_contains.lower(), autoescape=True)
+            yield NAME.element.like(func.lower(f"%{_escaped(self.name_contains)}%"), escape="/")
         if self.metadata:
             yield METADATA.element.contains(dict(self.metadata))
         if self.created_after is not None:
@@ -75,6 +75,11 @@ def page(
     found = session.scalars(ordered).all()
     rows = list(found[:limit])
     return rows[::-1] if backwards else rows, len(found) > limit
+
+
+def _escaped(part: str) -> str:
+    """For LIKE. Its case is PostgreSQL's to fold, as that of the names is: Python has other rules."""
+    return part.replace("/", "//").replace("%", "/%").replace("_", "/_")
 
 
 def count_unfinished(session: Session, project_id: str) -> int:

@@ -8,6 +8,9 @@ from sqlalchemy.orm import Session
 from api.store.models import ACTIVE, Job, Project
 from api.store.workers import Capacity, fits_one_that_is_there
 
+COUNTED = 1000
+"""Jobs at the head of the line that are counted: behind them an exact place tells nobody anything."""
+
 
 def first_in_line(session: Session, worker: Capacity, but: Collection[str] = ()) -> Job | None:
     """The queued job that a worker should take, locked, leaving out the projects in `but`; None when there is none.
@@ -27,13 +30,17 @@ def first_in_line(session: Session, worker: Capacity, but: Collection[str] = ())
 
 
 def places_in_line(session: Session, job_ids: Sequence[str]) -> dict[str, int]:
-    """How many queued jobs come before each of these that is queued, by priority and then by time.
+    """How many queued jobs come before each of these that is queued, by priority and then by time; at most `COUNTED`.
 
-    One walk along the line's index, however many are asked for: a count for each of a page would be as many walks.
+    One walk along the head of the line's index, however many are asked for and however long the line is.
     """
-    place = func.row_number().over(order_by=(Job.priority.desc(), Job.queued_at, Job.id)) - 1
-    line = select(Job.id, place.label("place")).where(Job.status == "queued").subquery()
-    rows = session.execute(select(line.c.id, line.c.place).where(line.c.id.in_(job_ids)))
+    order = Job.priority.desc(), Job.queued_at, Job.id
+    place = func.row_number().over(order_by=order) - 1
+    head = select(Job.id, place.label("place")).where(Job.status == "queued").order_by(*order).limit(COUNTED).subquery()
+    queued = Job.id.in_(job_ids), Job.status == "queued"
+    rows = session.execute(
+        select(Job.id, func.coalesce(head.c.place, COUNTED)).outerjoin(head, head.c.id == Job.id).where(*queued)
+    )
     return {row[0]: row[1] for row in rows}
 
 

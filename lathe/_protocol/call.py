@@ -20,7 +20,11 @@ Params = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Call(Generic[T]):
-    """One request, and the reader of its answer. Every call may be sent again: POSTs carry an Idempotency-Key."""
+    """One request, and the reader of its answer.
+
+    Every call may be sent again: POSTs carry an Idempotency-Key, and what a DELETE no longer finds, an earlier attempt
+    of it has deleted.
+    """
 
     method: str
     path: str
@@ -41,8 +45,10 @@ class Call(Generic[T]):
         }
 
 
-def conclude(call: Call[T], response: httpx.Response) -> T:
-    """The value that a complete answer stands for; raises `APIError` or `BadResponse`."""
+def conclude(call: Call[T], response: httpx.Response, attempt: int = 0) -> T:
+    """The value that a complete answer to an attempt (from 0) stands for; raises `APIError` or `BadResponse`."""
+    if attempt and call.method == "DELETE" and response.status_code == httpx.codes.NOT_FOUND:
+        return call.parse(b"")
     if not response.is_success:
         raise error_of(response)
     try:

@@ -1,6 +1,7 @@
 """What lists of many jobs and monitoring need: indexes of filters, the request behind a job, counters that last.
 
 `pg_trgm` comes with PostgreSQL; whoever owns the database may create it.
+The table is altered last: until then jobs can be read while the indexes are made.
 """
 
 from alembic import op
@@ -12,9 +13,6 @@ depends_on = None
 
 UP = """
 CREATE EXTENSION IF NOT EXISTS pg_trgm;
-ALTER TABLE jobs
-    ADD COLUMN request_id TEXT DEFAULT '' NOT NULL,
-    ADD COLUMN traceparent TEXT;
 CREATE INDEX jobs_status_idx ON jobs (project_id, status, id);
 CREATE INDEX jobs_model_idx ON jobs
     (project_id, coalesce((recipe -> 'model') ->> 'id', (recipe -> 'model') ->> 'path'), id);
@@ -36,6 +34,9 @@ CREATE TABLE tallies (
     until TIMESTAMPTZ NOT NULL,
     CONSTRAINT tallies_pkey PRIMARY KEY (kind, labels)
 );
+ALTER TABLE jobs
+    ADD COLUMN request_id TEXT DEFAULT '' NOT NULL,
+    ADD COLUMN traceparent TEXT;
 """
 
 DOWN = """

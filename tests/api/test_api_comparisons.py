@@ -78,6 +78,36 @@ def test_a_classifier_is_judged_by_the_accuracy_that_it_lost(client: TestClient,
     assert [job["on_front"] for job in jobs] == [False, True]
 
 
+def test_different_quantities_are_not_ranked(client: TestClient, make: Make) -> None:
+    def row(name: str, result: float, better: str = "higher") -> dict[str, Any]:
+        source = 0.9 if name == "accuracy" else None
+        return {"name": name, "title": name, "unit": "", "better": better, "source": source, "result": result}
+
+    small, large = row("weight_bytes", 5e9, "lower"), row("weight_bytes", 8e9, "lower")
+    by_kl = make(measurements=[small, row("mean_kl", 0.01, "lower"), row("prefill_speed", 9e3)])
+    by_accuracy = make(measurements=[large, row("accuracy", 0.8), row("decode_speed", 90)])
+    found = compared(client, by_kl, by_accuracy)
+    assert [(job["on_front"], job["quality"], job["tokens_per_second"]) for job in found["jobs"]] == [
+        (True, None, None),
+        (True, None, None),
+    ]
+    assert found["notices"] == [
+        "Quality was measured by mean_kl, accuracy, and by none of them for all: it does not compare.",
+        "Speed was measured by prefill_speed, decode_speed, and by none of them for all: it does not compare.",
+    ]
+    slow = make(measurements=[large, row("prefill_speed", 8e3)])
+    both = make(measurements=[small, row("decode_speed", 1), row("prefill_speed", 9e3)])
+    jobs = compared(client, slow, both)["jobs"]
+    assert [(job["on_front"], job["tokens_per_second"]) for job in jobs] == [(False, 8e3), (True, 9e3)]
+
+
+def test_quality_of_different_text_beats_nobody(client: TestClient, make: Make) -> None:
+    one, other = make(), make(size=8e9, kl=0.04, speed=80.0, data_digest="f" * 64)
+    found = compared(client, one, other)
+    assert [job["on_front"] for job in found["jobs"]] == [True, True]
+    assert "different text" in found["notices"][0]
+
+
 def test_what_makes_numbers_incomparable_is_told(client: TestClient, make: Make, job_id: str) -> None:
     other = make(
         {"evaluate": []},

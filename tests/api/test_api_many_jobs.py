@@ -1,12 +1,13 @@
 """A list of many jobs stays quick: each filter has an index that PostgreSQL recognizes, and places are counted once."""
 
+import re
 from typing import Any
 
 import pytest
 from sqlalchemy import event, select, text
 
 from api import lifecycle
-from api.store import listing, queue, stages
+from api.store import listing, queue, stages, workers
 from api.store.models import Job
 from api.store.session import Sessions
 from optcore.recipe import Recipe
@@ -44,7 +45,7 @@ def test_a_filter_is_answered_from_its_index(sessions: Sessions, index: str, que
 
 def test_the_names_that_are_found_are_the_same_in_any_case(sessions: Sessions, recipe: Recipe) -> None:
     with sessions.begin() as session:
-        for name in ("Nightly 100%", "nightly 1000"):
+        for name in ("Nightly 100%", "nightly 1000", "ΟΔΟΣ a/b_c"):
             lifecycle.submit(session, OWNER, recipe.model_copy(update={"name": name}))
 
         def found(part: str) -> list[str]:
@@ -54,6 +55,8 @@ def test_the_names_that_are_found_are_the_same_in_any_case(sessions: Sessions, r
         assert sorted(found("NIGHTLY")) == ["Nightly 100%", "nightly 1000"]
         assert found("00%") == ["Nightly 100%"]
         assert found("%1") == []
+        assert found("A/B_C") == found("ΟΔΟΣ") == ["ΟΔΟΣ a/b_c"], "its last letter has another small form at an end"
+        assert found("aXb") == found("b%c") == []
 
 
 def test_places_in_line_go_by_priority_and_then_by_time(sessions: Sessions, recipe: Recipe) -> None:
@@ -65,6 +68,29 @@ def test_places_in_line_go_by_priority_and_then_by_time(sessions: Sessions, reci
         lifecycle.request_cancel(session, OWNER, ids[2])
         places = queue.places_in_line(session, ids)
         assert places == {ids[1]: 0, ids[3]: 1, ids[0]: 2, ids[4]: 3}
+
+
+def test_a_long_line_is_walked_at_its_head_alone(sessions: Sessions, recipe: Recipe) -> None:
+    """By what PostgreSQL says that it read: a time would be this machine's."""
+    asked: list[tuple[str, Any]] = []
+    with sessions.begin() as session:
+        job_id = lifecycle.submit(session, OWNER, recipe.model_copy(update={"priority": -1})).id
+        last = session.get_one(Job, job_id)
+        names = ", ".join(column.name for column in Job.__table__.columns if column.name not in {"id", "priority"})
+        copies = f"SELECT 'job_' || lpad(n::text, 26, '0'), 0, {names} FROM jobs, generate_series(1, 3000) n"
+        session.execute(text(f"INSERT INTO jobs (id, priority, {names}) {copies}"))
+        session.execute(text("ANALYZE jobs"))
+        connection = session.connection()
+        event.listen(connection, "before_cursor_execute", lambda *each: asked.append((each[2], each[3])))
+        assert queue.places_in_line(session, [job_id, "job_" + "0" * 26]) == {job_id: 1000}
+        ((statement, parameters),) = asked
+        plan = connection.exec_driver_sql(f"EXPLAIN (ANALYZE, TIMING OFF) {statement}", parameters).scalars().all()
+        assert max(int(rows) for rows in re.findall(r"actual rows=(\d+)", "\n".join(plan))) <= 1000, plan
+        assert any("jobs_line_idx" in line for line in plan), plan
+        workers.beat(session, "w", workers.Capacity("h1", "cpu"))
+        said = lifecycle.waiting_reasons(session, [last])[job_id]
+        assert (said.ahead, said.message) == (1000, "1000 jobs or more come first")
+        session.rollback()
 
 
 def test_stages_are_told_apart_by_job(sessions: Sessions, recipe: Recipe) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 from functools import cache
@@ -32,6 +33,7 @@ from optcore.recipe import Recipe
 pytestmark = pytest.mark.integration
 ROOT = Path(__file__).parents[2]
 OWNER = "acme"
+HERE = "http://127.0.0.1"
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
 
@@ -47,7 +49,7 @@ def value(found: Samples, name: str, **labels: str) -> float:
 @pytest.fixture
 def local(client: TestClient) -> TestClient:
     """A client on the service's own machine."""
-    here = TestClient(client.app, client=("127.0.0.1", 50000))
+    here = TestClient(client.app, client=("127.0.0.1", 50000), base_url=HERE)
     here.portal = client.portal
     return here
 
@@ -101,7 +103,7 @@ def test_streams_are_counted_while_they_are_open(settings: Settings, sessions: S
 
 def test_a_refusal_for_the_rate_is_counted(settings: Settings, client: TestClient, sessions: Sessions) -> None:
     narrow = settings.model_copy(update={"rate_limit": "1/minute"})
-    with TestClient(create_app(narrow), client=("127.0.0.1", 1), headers=client.headers) as limited:
+    with TestClient(create_app(narrow), HERE, client=("127.0.0.1", 1), headers=client.headers) as limited:
         assert [limited.get("/v1/jobs").status_code for _ in range(3)] == [200, 429, 429]
         assert value(samples(limited.get("/metrics").text), "lathe_rate_limit_refusals_total") == 2
 
@@ -123,6 +125,13 @@ def guarded_app(token: str) -> FastAPI:
         ("", "10.0.0.8", {}, 403),
         ("", "127.0.0.1", {"X-Forwarded-For": "10.0.0.8"}, 403),
         ("", "127.0.0.1", {"Forwarded": "for=10.0.0.8"}, 403),
+        ("", "127.0.0.1", {"X-Forwarded-Proto": "https"}, 403),
+        ("", "127.0.0.1", {"Via": "1.1 proxy"}, 403),
+        ("", "127.0.0.1", {"CF-Connecting-IP": "10.0.0.8"}, 403),
+        ("", "127.0.0.1", {"Host": "lathe.example"}, 403),
+        ("", "127.0.0.1", {"Host": ""}, 403),
+        ("", "127.0.0.1", {"Host": "127.0.0.1:8321"}, 200),
+        ("", "127.0.0.1", {"Host": "[::1]:8321"}, 200),
         ("s3cret", "10.0.0.8", {"Authorization": "Bearer s3cret"}, 200),
         ("s3cret", "127.0.0.1", {}, 401),
         ("s3cret", "10.0.0.8", {"Authorization": "Bearer s3cre"}, 401),
@@ -132,8 +141,18 @@ def guarded_app(token: str) -> FastAPI:
 def test_metrics_are_read_by_this_machine_or_with_the_token(
     token: str, peer: str, headers: dict[str, str], status: int
 ) -> None:
-    here = TestClient(guarded_app(token), client=(peer, 50000))
+    here = TestClient(guarded_app(token), HERE, client=(peer, 50000))
     assert here.get("/metrics", headers=headers).status_code == status
+
+
+def test_a_proxy_that_says_nothing_of_itself_is_known_by_the_old_protocol(
+    settings: Settings, sessions: Sessions
+) -> None:
+    with serving(settings, sessions) as service:
+        url = httpx.URL(service.url)
+        with socket.create_connection((url.host, url.port or 80)) as line:
+            line.sendall(b"GET /metrics HTTP/1.0\r\nHost: 127.0.0.1\r\n\r\n")
+            assert b" 403 " in line.recv(100)
 
 
 def test_metrics_are_no_part_of_the_api(local: TestClient) -> None:
@@ -209,7 +228,7 @@ def test_what_is_tallied_is_counted_once_and_outlives_its_rows(sessions: Session
 
 def test_without_the_database_the_process_still_tells(settings: Settings) -> None:
     lost = settings.model_copy(update={"database_url": "postgresql://nobody@127.0.0.1:9/none"})
-    found = samples(TestClient(create_app(lost), client=("127.0.0.1", 1)).get("/metrics").text)
+    found = samples(TestClient(create_app(lost), HERE, client=("127.0.0.1", 1)).get("/metrics").text)
     assert value(found, "lathe_database_up") == 0
     assert ("process_resident_memory_bytes", ()) in found
 

@@ -53,6 +53,25 @@ def test_a_plain_no_is_asked_once(server: Script, code: int, name: str) -> None:
     assert len(server.sent(CREATE)) == 1
 
 
+def test_what_an_attempt_deleted_before_its_answer_was_lost_is_deleted(server: Script) -> None:
+    delete = "DELETE /v1/jobs/job_1"
+    server.on(delete, cut, problem(404, "not_found"))
+    with lathe.Client(server.url) as client:
+        client.jobs.delete("job_1")
+        assert len(server.sent(delete)) == 2
+        with pytest.raises(lathe.NotFound):
+            client.jobs.delete("job_1")
+
+    async def use() -> None:
+        server.on(delete, cut, problem(404, "not_found"))
+        async with lathe.AsyncClient(server.url) as client:
+            await client.jobs.delete("job_1")
+            with pytest.raises(lathe.NotFound):
+                await client.jobs.delete("job_1")
+
+    asyncio.run(use())
+
+
 def test_the_last_trouble_is_raised_after_two_more_attempts(server: Script) -> None:
     server.on(CREATE, cut, cut, problem(503, "unavailable"))
     with lathe.Client(server.url) as client, pytest.raises(lathe.ServerError) as raised:

@@ -92,7 +92,7 @@ def test_a_trace_and_the_logs_lead_from_the_request_to_the_stages(
     service: Service, collector: Collector, receiver: Receiver
 ) -> None:
     port = free_port()
-    service.settings |= {"PORT": port, "MODEL_ROOTS": ROOT / "models"}
+    service.settings |= {"PORT": port, "MODEL_ROOTS": ROOT / "models", "TRUST_TRACEPARENT": "true"}
     service.environ |= {
         "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{collector.server_port}",
         "OTEL_BSP_SCHEDULE_DELAY": "100",
