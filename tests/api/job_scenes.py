@@ -114,20 +114,20 @@ def running(service: Service, recipe: Recipe | None = None) -> Claim:
     return claim
 
 
-def succeeded(service: Service) -> str:
-    """The same job at its end."""
+def succeeded(service: Service, measured: Report | None = None) -> str:
+    """The same job at its end, with `measured` as its report."""
     claim = running(service)
     service.record(claim, *losses("2-qad", 260, 400), *finished("2-qad", 212, gigabytes=5.4)[1:])
     pinned = gated().model_dump(mode="json")
     pinned["model"]["revision"] = "c1899de289a04d12100db370d81485cdf75e47ca"
     service.record(claim, RecipeResolved(recipe=pinned), *finished("3-export", 4), *finished("4-evaluate", 31))
-    service.finish(claim, report(), more=("model.safetensors", "config.json", "model.sig"))
+    service.finish(claim, measured or report(), more=("model.safetensors", "config.json", "model.sig"))
     return claim.job_id
 
 
-def failed(service: Service) -> str:
+def failed(service: Service, recipe: Recipe | None = None) -> str:
     """A job that ran out of memory, with a log that says so."""
-    claim = service.claim(service.submit(OWNER, gated()))
+    claim = service.claim(service.submit(OWNER, recipe or gated()))
     service.record(
         claim, RunPlanned(stages=PLAN[:3] + PLAN[5:]), *finished("0-fetch", 8), StageStarted(stage="1-ptq", key="p")
     )
