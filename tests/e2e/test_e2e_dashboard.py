@@ -27,7 +27,7 @@ TINY = {
     "chain": [{"technique": "ptq", "scheme": "fp8"}],
     "evaluate": [{"evaluator": "fidelity", "samples": 2, "sequence_length": 64}],
 }
-ENDLESS = {**TINY, "chain": [{"technique": "finetune", "steps": 100_000}]}
+ENDLESS = {**TINY, "chain": [{"technique": "finetune", "steps": 100_000}], "target": {"format": "dense"}}
 """Still running whenever somebody cancels it."""
 
 
@@ -63,7 +63,8 @@ class Reader:
         """Put a recipe into the form for a new job as YAML."""
         with self.page.expect_response("**/new/draft"):  # the fields follow; a person would not type into them sooner
             self.page.get_by_label("Recipe, as YAML").fill(yaml.safe_dump(recipe, sort_keys=False))
-        self.page.get_by_label("Samples", exact=True).first.wait_for()
+        follows = "path => document.getElementById('f/model/path')?.value === path"
+        self.page.wait_for_function(follows, arg=recipe["model"]["path"])
         self.page.get_by_text("Nothing to correct. This").wait_for()
 
     def yaml_has(self, text: str) -> None:
