@@ -256,9 +256,9 @@ def _cancel_and_retry(reader: Reader, recipe: dict[str, Any]) -> None:
     page.get_by_role("button", name="Cancel job").click()
     reader.state("Ended because its owner asked")
     reader.look()
+    assert page.evaluate("window.sameDocument"), "the page was never loaded again"
     page.get_by_role("button", name="Retry").click()
     reader.state("1-finetune")
     assert page.get_by_role("row", name=re.compile("^2 run 2")).count() == 1
     page.get_by_role("button", name="Cancel job").click()
     reader.state("Ended because its owner asked")
-    assert page.evaluate("window.sameDocument"), "the page was never loaded again"
