@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from lathe.models import JobEvent
-from optcore.report.numbers import format_number, format_seconds
+from optcore.report.numbers import format_bytes, format_number, format_seconds
 
 MAX_characters = 2000
 _BAD = {"job.failed", "run_failed", "publish.failed"}
@@ -68,6 +68,13 @@ def _finished(data: Data) -> str:
     return f"Stage {data['stage']} finished in {format_seconds(data['seconds'])}"
 
 
+def _estimated(data: Data) -> str:
+    stages = data["stages"]
+    seconds = sum(stage["seconds"] for stage in stages)
+    memory = max((stage["host_memory_bytes"] for stage in stages), default=0)
+    return f"Expected {format_seconds(seconds)} for {len(stages)} stages, with {format_bytes(memory)} at the peak"
+
+
 def _metric(data: Data) -> str:
     step = "" if data.get("step") is None else f", step {data['step']}"
     return f"{data['stage']}: {data['name']} = {format_number(data['value'])}{step}"
@@ -93,6 +100,7 @@ _WORDS: dict[str, Callable[[Data], str]] = {
     "publish.published": lambda data: f"Published to {data.get('url', 'the Hub')}",
     "publish.failed": lambda data: "Publishing: " + _failed(data).lower()[:1] + _failed(data)[1:],
     "run_planned": lambda data: f"Planned {len(data['stages'])} stages: {', '.join(data['stages'])}",
+    "run_estimated": _estimated,
     "recipe_resolved": lambda _: "Pinned the recipe's sources to commits and digests",
     "stage_started": lambda data: f"Stage {data['stage']} started",
     "stage_finished": _finished,

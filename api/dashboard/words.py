@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from api.dashboard.remaining import remaining
 from lathe.models import Job, Stage
 from lathe.webhook_models import WebhookEndpoint
 from optcore.report.numbers import format_bytes, format_change, format_seconds, format_value, verdict
@@ -77,15 +78,6 @@ def headline(job: Job) -> str:
     return sentences[job.status]
 
 
-def seconds_left(job: Job, now: datetime) -> float | None:
-    """What is left of the running stage at the pace that it had so far; None before it has said how far it is."""
-    stage = next((each for each in job.stages if each.status == "running"), None)
-    if stage is None or stage.started_at is None or not 0 < stage.done < stage.total:
-        return None
-    spent = max(0.0, (now - stage.started_at).total_seconds())
-    return spent * (stage.total - stage.done) / stage.done
-
-
 def roughly(value: float) -> str:
     """A duration that is a guess: one unit is enough."""
     for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
@@ -129,7 +121,7 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "done_of": stages_done,
     "took": took,
     "headline": headline,
-    "seconds_left": seconds_left,
+    "remaining": remaining,
     "roughly": roughly,
     "tick": tick,
     "silence": silence,

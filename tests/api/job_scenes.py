@@ -1,6 +1,7 @@
 """Jobs in states worth looking at, driven as a worker drives them."""
 
 import math
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -11,12 +12,14 @@ from api import lifecycle
 from api.lifecycle import Claim
 from api.store.models import Attempt, Event, Job, Stage
 from optcore.errors import Failure
+from optcore.estimate.document import Machine, StageEstimate
 from optcore.events import (
     AnyEvent,
     Metric,
     Notice,
     Progress,
     RecipeResolved,
+    RunEstimated,
     RunPlanned,
     StageFinished,
     StageStarted,
@@ -42,11 +45,30 @@ GATED: dict[str, Any] = {
     ],
     "metadata": {"team": "nlp"},
 }
+EXPECTED = dict(zip(PLAN, (9.0, 38.0, 5.0, 38.0, 5.0, 240.0, 5.0, 35.0), strict=True))
 
 
 def gated() -> Recipe:
     """A recipe with a gate that falls back, and a stage that trains."""
     return recipe_from(GATED)
+
+
+def expected(seconds_of: Mapping[str, float]) -> RunEstimated:
+    """What stages should take: these seconds, and 3 GB each."""
+    sizes = {"host_memory_bytes": 3 * 10**9, "raw_memory_bytes": 3 * 10**9}
+    stages = tuple(
+        StageEstimate(
+            stage=name,
+            kind="ptq gptq",
+            seconds=seconds,
+            seconds_low=seconds / 2,
+            seconds_high=seconds * 2,
+            raw_seconds=seconds,
+            **sizes,
+        )
+        for name, seconds in seconds_of.items()
+    )
+    return RunEstimated(machine=Machine(cores=16), stages=stages)
 
 
 def finished(stage: str, seconds: float = 2.5, *, cached: bool = False, gigabytes: float = 2.0) -> list[AnyEvent]:
@@ -79,7 +101,7 @@ def running(service: Service, recipe: Recipe | None = None) -> Claim:
     write(service, lost, "loading Qwen/Qwen3-0.6B\ncalibrating layer 0\n")
     _lose(service, job_id)
     claim = service.claim(job_id)
-    service.record(claim, RunPlanned(stages=PLAN), *finished("0-fetch", 0.1, cached=True))
+    service.record(claim, RunPlanned(stages=PLAN), *finished("0-fetch", 0.1, cached=True), expected(EXPECTED))
     service.record(claim, *finished("1-ptq", 41, gigabytes=3.1), *finished("1-ptq-gate", 6, gigabytes=2.4))
     service.record(claim, Metric(stage="1-ptq-gate", name="kl", value=0.0712))
     service.record(claim, Notice(stage="1-ptq", message="1-ptq: kl is 0.0712, the gate asks for at most 0.05"))
@@ -92,20 +114,20 @@ def running(service: Service, recipe: Recipe | None = None) -> Claim:
     return claim
 
 
-def succeeded(service: Service) -> str:
-    """The same job at its end."""
+def succeeded(service: Service, measured: Report | None = None) -> str:
+    """The same job at its end, with `measured` as its report."""
     claim = running(service)
     service.record(claim, *losses("2-qad", 260, 400), *finished("2-qad", 212, gigabytes=5.4)[1:])
     pinned = gated().model_dump(mode="json")
     pinned["model"]["revision"] = "c1899de289a04d12100db370d81485cdf75e47ca"
     service.record(claim, RecipeResolved(recipe=pinned), *finished("3-export", 4), *finished("4-evaluate", 31))
-    service.finish(claim, report(), more=("model.safetensors", "config.json", "model.sig"))
+    service.finish(claim, measured or report(), more=("model.safetensors", "config.json", "model.sig"))
     return claim.job_id
 
 
-def failed(service: Service) -> str:
+def failed(service: Service, recipe: Recipe | None = None) -> str:
     """A job that ran out of memory, with a log that says so."""
-    claim = service.claim(service.submit(OWNER, gated()))
+    claim = service.claim(service.submit(OWNER, recipe or gated()))
     service.record(
         claim, RunPlanned(stages=PLAN[:3] + PLAN[5:]), *finished("0-fetch", 8), StageStarted(stage="1-ptq", key="p")
     )

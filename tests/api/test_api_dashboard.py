@@ -307,6 +307,15 @@ def test_everything_has_a_name(reader: TestClient, held: lifecycle.Claim) -> Non
         assert '<html lang="en">' in text
 
 
+def test_every_rule_of_the_style_sheet_is_closed_where_it_should_be() -> None:
+    """A brace lost in a merge would put all that follows into a rule for phones, and no reader of CSS complains."""
+    depth, style = 0, (ROOT / "api" / "dashboard" / "static" / "lathe.css").read_text()
+    for number, line in enumerate(style.splitlines(), 1):
+        assert depth == 0 or line.startswith((" ", "}")), f"line {number} is below a rule that was not closed"
+        depth += line.count("{") - line.count("}")
+    assert depth == 0
+
+
 def test_assets_are_ours_and_the_list_of_foreign_ones_is_right(anonymous: TestClient) -> None:
     import hashlib
 

@@ -284,9 +284,12 @@ def test_the_stages_are_drawn_over_time(service: Service, reader: TestClient) ->
     assert "cached for" in labels[1]
     assert re.match(r"1-ptq: lost for .+, succeeded for .+", labels[2])
     assert labels[-1] == "4-evaluate: not begun"
-    assert found.row("1-ptq")[3:] == ["41 s", "3.1 GB"]
+    assert found.row("1-ptq")[3:] == ["41 s expected 38 s", "3.1 GB expected 3 GB"]
+    assert found.row("3-export")[3:] == ["expected 5 s", "expected 3 GB"]
     assert found.row("Job")[1] == "2 attempts"
-    assert "left in this stage" in reader.get(f"/jobs/{claim.job_id}").text
+    page = reader.get(f"/jobs/{claim.job_id}").text
+    assert re.search(r"about .+ left</span>", page), "the stages to come were all estimated"
+    assert "Expected 6 min 15 s for 8 stages, with 3 GB at the peak" in page
 
 
 def test_gates_and_worst_layers_are_on_the_page(reader: TestClient, done: str) -> None:

@@ -5,10 +5,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from job_scenes import GATED, gated
+from job_scenes import GATED, expected, gated
 
 from api.dashboard import gates, log_text, plots, timeline
-from lathe.models import JobEvent, MetricCurve
+from api.dashboard.remaining import Remaining, remaining
+from lathe.models import Job, JobEvent, MetricCurve, Stage
 from optcore.recipe import recipe_from
 
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
@@ -47,6 +48,24 @@ def test_a_wait_of_days_does_not_hide_the_work() -> None:
 def test_there_is_no_timeline_before_anybody_worked() -> None:
     assert timeline.draw([], [], BEGIN) is None
     assert timeline.draw([_event("job.queued", 0)], [], BEGIN) is None
+
+
+def _job(*stages: Stage) -> Job:
+    return Job.model_construct(stages=stages)
+
+
+def test_what_is_left_is_the_pace_of_this_stage_and_the_estimates_of_those_to_come() -> None:
+    foreseen = {each.stage: each for each in expected({"b": 40, "c": 7}).stages}
+    now = BEGIN + timedelta(seconds=30)
+    done = Stage(name="a", status="succeeded")
+    paced = Stage(name="b", status="running", started_at=BEGIN, done=3, total=4, estimate=foreseen["b"])
+    coming = Stage(name="c", status="pending", estimate=foreseen["c"])
+    assert remaining(_job(done, paced, coming), now) == Remaining(10 + 7, whole=True)
+    assert remaining(_job(paced, coming, Stage(name="d", status="pending")), now) == Remaining(10, whole=False)
+    silent = paced.model_copy(update={"done": 0})
+    assert remaining(_job(silent, coming), now) == Remaining(40 - 30 + 7, whole=True)
+    assert remaining(_job(silent, coming), BEGIN + timedelta(seconds=41)) is None, "the estimate has failed"
+    assert remaining(_job(done, coming), now) is None, "nothing runs"
 
 
 def test_gates_are_told_from_what_was_measured() -> None:
