@@ -183,11 +183,10 @@ class _Walk(Conductor):
 
     def foresee(self, recipe: Recipe, seen: Sequence[StageCostSeen]) -> None:
         """Say what the stages to come will take. Raises `OutOfMemory` or `OutOfDisk` where that cannot be had here."""
-        try:
-            found = foresee(recipe, self._fetched, self.work.root, seen)
-        except (ArithmeticError, LookupError, TypeError, ValueError) as error:  # a model that formulas never met
-            self.notice("0-fetch", f"what this run will take could not be reckoned: {error!r}")
-            return
+        found = foresee(recipe, self._fetched, self.work.root, seen)
+        if found and not found.stages:
+            for problem in found.problems:
+                self.notice("0-fetch", problem.message)
         if found and found.stages:
             to_come = found.stages[1:]  # the model is here
             self.expected, self.machine_kind = {stage.stage: stage for stage in to_come}, found.machine.kind

@@ -163,6 +163,14 @@ def test_a_hub_that_is_away_is_a_problem_that_may_pass(client: TestClient, on_th
     assert "did not answer" in found.problems[0].reason or "503" in found.problems[0].reason
 
 
+def test_a_damaged_configuration_is_a_problem(client: TestClient, on_the_hub: HubPeer, stdlib_model: Path) -> None:
+    weights = (stdlib_model / "model.safetensors").read_bytes()
+    files = {"config.json": '{"head_dim": "abc"}', "tokenizer.json": "{}", "model.safetensors": weights}
+    on_the_hub.put("me/odd", files)
+    found = _ask(client, _recipe(model={"id": "me/odd"}))
+    assert [(one.pointer, "head_dim" in one.reason) for one in found.problems] == [("/model", True)]
+
+
 def test_who_may_only_read_is_refused(settings: Settings, sessions: Sessions, model: str) -> None:
     with sessions.begin() as session:
         _, key = keys.create(session, OWNER, scopes=("jobs:read",))
