@@ -1,5 +1,8 @@
 """What finished stages teach: factors that are known are found, and a few odd stages change nothing."""
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -90,3 +93,15 @@ def test_a_file_of_rates_is_checked(tmp_path: Path) -> None:
         load_rates_file(path)
     with pytest.raises(RecipeError, match="cannot read"):
         load_rates_file(tmp_path / "none.json")
+
+
+def test_a_run_goes_on_without_what_it_cannot_read(tmp_path: Path) -> None:
+    """What is said of the output folder comes behind the reading of the rates."""
+    (tmp_path / "recipe.yaml").write_text("model: {id: a/b}\nchain: [{technique: ptq, scheme: nvfp4}]\n")
+    (tmp_path / FILE).mkdir()
+    assert read_seen(tmp_path) == []
+    words = ["run", str(tmp_path / "recipe.yaml"), "--work", str(tmp_path), "--out", str(tmp_path)]
+    command = [sys.executable, "-m", "optcore", *words, "--rates", str(tmp_path / "none.json")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert "cannot read finished stages" in done.stderr
+    assert "output folder" in json.loads(done.stdout)["failure"]["message"]
