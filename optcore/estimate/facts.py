@@ -14,7 +14,7 @@ from optcore.architecture import REACHES, NO_limit
 from optcore.errors import BadCheckpoint
 from optcore.frozen import Frozen
 from optcore.mixes import Anatomy, anatomy
-from optcore.sizes import read_header, weight_files
+from optcore.sizes import MOST_tensors, read_header, weight_files
 from optcore.targets import EXPERT_COUNTS
 
 Role = Literal["embedding", "head", "linear", "router", "other"]
@@ -34,8 +34,8 @@ _NAMES = {
     "experts": EXPERT_COUNTS,
     "experts_chosen": ("num_experts_per_tok", "num_experts_per_token", "moe_top_k", "top_k"),
 }
-_MOST_tensors, _MOST_layers = 300_000, 10_000
-"""Six times those of the largest published models: a header is anybody's, and what is reckoned walks over them."""
+_MOST_layers = 10_000
+"""A header is anybody's, and what is reckoned walks over them."""
 _MOST_count, _MOST_size, _MOST_axes = 2**31, 2**40, 8
 _BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
 """Of an element, by safetensors' name of its type; any other takes one."""
@@ -172,8 +172,8 @@ def from_headers(config: Mapping[str, Any], tensors: Mapping[str, tuple[tuple[in
 
     Raises `BadCheckpoint` where there is no matrix among them, and for numbers that no model has.
     """
-    if len(tensors) > _MOST_tensors:
-        raise BadCheckpoint(f"the headers name {len(tensors)} tensors, more than {_MOST_tensors}", field="/model")
+    if len(tensors) > MOST_tensors:
+        raise BadCheckpoint(f"the headers name {len(tensors)} tensors, more than {MOST_tensors}", field="/model")
     text, kinds = _text(config), " ".join(map(str, config.get("architectures") or ()))
     found = tuple(_tensor(name, shape, dtype) for name, (shape, dtype) in tensors.items())
     table = max((one for one in found if len(one.shape) == 2 and one.layer < 0), key=_elements, default=None)
