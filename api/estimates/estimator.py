@@ -1,6 +1,7 @@
 """From a document to an estimate: read as a submission would be, then foreseen on every machine that is there."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ from api.errors import ServiceError
 from api.estimates.machines import machine_of, wished
 from api.estimates.outlines import Outlines
 from api.estimates.prices import cost
+from api.estimates.turns import Turns
 from api.settings import Settings
 from api.store import credentials, stage_costs, workers
 from api.store.models import Worker
@@ -55,9 +57,14 @@ class Estimator:
         self._settings = settings
         self._sessions = sessions
         self._outlines = Outlines()
+        self._turns = Turns()
 
-    def estimate(self, project_id: str, document: Any) -> Estimate:
-        """What a recipe's document would take. Asks the Hub where it names models there, so call it in a thread."""
+    async def estimate(self, project_id: str, document: Any) -> Estimate:
+        """What a recipe's document would take. Raises what `Turns.run` does."""
+        return await self._turns.run(project_id, partial(self._estimate, project_id, document))
+
+    def _estimate(self, project_id: str, document: Any) -> Estimate:
+        """Asks the Hub where the document names models there."""
         try:
             recipe = admission.admit(self._settings, recipe_from(document))
             case, there = self._case(project_id, recipe)
