@@ -9,8 +9,9 @@ import pytest
 
 from optcore.errors import RecipeError
 from optcore.estimate.constants import PRIOR_spread
-from optcore.estimate.document import StageCostSeen
+from optcore.estimate.document import Machine, StageCostSeen, StageEstimate
 from optcore.estimate.learning import Correction, Rates
+from optcore.estimate.problems import short_of_memory
 from optcore.estimate.seen import FILE, load_rates_file, merged, note_seen, read_seen
 
 
@@ -62,6 +63,24 @@ def test_memory_is_learned_by_kind() -> None:
     rates = Rates.from_seen([seen("prune", 1.0, memory=1.4)] * 19 + [seen("fetch", 1.0)])
     assert rates.correction("cpu:8", "prune").memory == pytest.approx(1.4 ** (19 / 20))
     assert rates.correction("cpu:8", "ptq gptq").memory == 1.0
+
+
+def test_memory_is_learned_of_a_machines_own_stages() -> None:
+    """Others' count where it has none, and nothing moves it far: jobs are refused for it."""
+    rates = Rates.from_seen([seen("prune", 1.0, machine="cpu:2", memory=5.0)] * 30 + [seen("prune", 1.0)] * 10)
+    assert rates.correction("cpu:8", "prune").memory == 1.0
+    assert rates.correction("cpu:2", "prune").memory == pytest.approx(2.0)
+    assert rates.correction("cpu:64", "prune").memory == pytest.approx(2.0)
+    low = Rates.from_seen([seen("prune", 1.0, memory=0.05)] * 30)
+    assert low.correction("cpu:8", "prune").memory == pytest.approx(0.5)
+
+
+def test_what_others_taught_refuses_nothing_that_fits_by_the_formula() -> None:
+    sizes = {"host_memory_bytes": 20 * 2**30, "raw_memory_bytes": 10 * 2**30}
+    times = {"seconds": 1, "seconds_low": 1, "seconds_high": 1, "raw_seconds": 1}
+    stage = StageEstimate(stage="1-ptq", kind="ptq gptq", learned_from=30, **times, **sizes)
+    found = [next(short_of_memory(Machine(host_memory_bytes=gib * 2**30), [stage], {})) for gib in (12, 8)]
+    assert [problem.fatal for problem in found] == [False, True]
 
 
 def test_a_work_folder_remembers_and_forgets(tmp_path: Path) -> None:
