@@ -4,6 +4,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from copy import copy
 from pathlib import Path
 
 from optcore.errors import OptError
@@ -42,12 +43,12 @@ class Outlines:
         own = token()
         failing = (*key, place, own or "")  # with another token there may be another answer
         if isinstance(failed := self._remembered(failing), OptError):
-            raise failed.with_traceback(None)
+            raise copy(failed)
         try:
             shapes = remote_shapes(model, place, own, PATIENCE_seconds)
             facts = from_headers(shapes.config, shapes.tensors)
         except OptError as error:
-            self._remember(failing, error)
+            self._remember(failing, copy(error))  # without the frames, which hold all headers
             raise
         self._remember(key, facts)
         return facts
