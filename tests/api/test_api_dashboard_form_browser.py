@@ -9,7 +9,6 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from dashboard_service import Service, serving
 
-from api.dashboard import new_job
 from api.settings import Settings
 from api.store import jobs
 from api.store.session import Sessions
@@ -129,8 +128,7 @@ def test_the_keyboard_is_enough(page: "Page", service: Service) -> None:
     page.wait_for_url(JOB)
 
 
-def test_the_estimate_follows_the_draft(page: "Page", service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(new_job, "_estimates", lambda _: "/new/estimate")
+def test_the_estimate_follows_the_draft(page: "Page", service: Service) -> None:
     asked: list[str] = []
 
     def answer(route: Any) -> None:
