@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from optcore.child import RESULTS
-from optcore.errors import OptError, typed_error
+from optcore.errors import OptError, RecipeError, typed_error
 from optcore.events import AnyEvent, RunFailed
 from optcore.gang import LOST_PEER, has_lost_peer
 from optcore.numerics import is_deterministic, settle_numerics
@@ -43,7 +43,11 @@ def run(options: argparse.Namespace) -> None:
     from optcore.engine import optimize
     from optcore.estimate.seen import load_rates_file
 
-    seen = load_rates_file(options.rates) if options.rates else []
+    try:
+        seen = load_rates_file(options.rates) if options.rates else []
+    except RecipeError as error:  # it says how long the work takes, and does none of it
+        sys.stderr.write(f"{error}: this run goes on without\n")
+        seen = []
     optimize(load_recipe(options.recipe), options.out, options.work, emit, seen)
 
 

@@ -19,7 +19,7 @@ _MOST_counted = 2**17
 """Of what transformers makes an object each; labels are a dictionary before any weight is looked at."""
 _DEPTHS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 """What families call the number of their layers."""
-_REACHES = ("max_position_embeddings", "n_positions", "max_seq_len", "model_max_length", "context_length")
+REACHES = ("max_position_embeddings", "n_positions", "max_seq_len", "model_max_length", "context_length")
 """What families call the number of their positions."""
 NO_limit = 2**20
 """Tokens, where positions end nowhere."""
@@ -70,7 +70,7 @@ def layer_count(config: dict[str, Any]) -> int | None:
 def positions(config: dict[str, Any]) -> int | None:
     """Tokens that a config says its positions reach; None where it says nothing."""
     text = {**config, **(config.get("text_config") or {})}
-    return next((int(text[name]) for name in _REACHES if text.get(name)), None)
+    return next((int(text[name]) for name in REACHES if text.get(name)), None)
 
 
 def task_of(folder: Path) -> Task:

@@ -192,6 +192,8 @@ class _Walk(Conductor):
 
     def _expect(self, recipe: Recipe, seen: Sequence[StageCostSeen]) -> None:
         found = foresee(recipe, self._fetched, self.work.root, seen)
+        for problem in found.problems if found and not found.stages else ():
+            self.notice("0-fetch", problem.message)
         if found and found.stages:
             to_come = found.stages[1:]  # the model is here
             self.expected, self.machine_kind = {stage.stage: stage for stage in to_come}, found.machine.kind

@@ -196,8 +196,9 @@ def anatomy(config: Mapping[str, Any], layers: int) -> Anatomy:
     """What a model's `config.json` says of what the rules ask."""
     text = {**config, **(config.get("text_config") or {})}
     experts = next((text[key] for key in _EXPERT_COUNTS if isinstance(text.get(key), int)), 0)
-    heads, key_heads = (text.get(key) or 0 for key in ("num_attention_heads", "num_key_value_heads"))
-    group = heads // key_heads if heads and key_heads else 1
+    heads, key_heads = (text.get(key) for key in ("num_attention_heads", "num_key_value_heads"))
+    # Where layers differ there is a list of them.
+    group = heads // key_heads if isinstance(heads, int) and isinstance(key_heads, int) and key_heads else 1
     return Anatomy(layers, experts if experts > 1 else 0, group, str(config.get("model_type", "")))
 
 

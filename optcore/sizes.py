@@ -14,6 +14,8 @@ CONTAINERS = ("model.gguf", "model.onnx", "model.onnx.data")
 """Files of targets that hold weights in another way than safetensors."""
 MAX_HEADER_bytes = 32 * 2**20
 """A third of safetensors' own limit: parsed JSON takes up to forty times its size in memory."""
+MOST_tensors = 300_000
+"""Of a model: six times those of the largest published ones. What is reckoned of a stranger's walks over them."""
 
 
 def size_measurements(source: Path, result: Path, dense: Path | None = None) -> tuple[Measurement, ...]:

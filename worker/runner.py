@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, assert_never
 
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from api import lifecycle, tracing
@@ -131,16 +132,21 @@ class _Attempt:
                 if not isinstance(ending, Completed):
                     return ending
                 recipe = ending.recipe or recipe
-            options = ("--out", str(self._out), "--rates", str(self._rates()))
+            options = ("--out", str(self._out), *self._rates())
             return self._step("run", recipe, self._rooted(run_environment(self._work)), engine_log, *options)
 
-    def _rates(self) -> Path:
-        """A file of what finished stages took, from which the engine foresees those of this job."""
+    def _rates(self) -> tuple[str, ...]:
+        """Names a file of what finished stages took, from which the engine foresees those of this job: it can do
+        without."""
         path = self._folder / "rates.json"
-        with self._context.sessions() as session:
-            seen = [cost.model_dump() for cost in stage_costs.recent(session)]
-        path.write_text(json.dumps(seen), encoding="utf-8")
-        return path
+        try:
+            with self._context.sessions() as session:
+                seen = [cost.model_dump() for cost in stage_costs.recent(session)]
+            path.write_text(json.dumps(seen), encoding="utf-8")
+        except (SQLAlchemyError, OSError) as error:
+            log.warning("%s runs without what stages took before: %s", self._claim.job_id, type(error).__name__)
+            return ()
+        return ("--rates", str(path))
 
     def _engine_log(self, token: str | None) -> EngineLog:
         return EngineLog(

@@ -73,11 +73,11 @@ def change_draft(
 
 
 @router.post("/new/estimate", dependencies=[OURS])
-def estimate_draft(request: Request, viewer: EditorDep, pairs: PairsDep) -> Response:
+async def estimate_draft(request: Request, viewer: EditorDep, pairs: PairsDep) -> Response:
     """What the recipe in the YAML would take, for the form's panel."""
     text = dict(pairs).get("recipe", "")
     try:
-        found = state_of(request).estimator.estimate(viewer.project_id, recipe_text.read(text))
+        found = await state_of(request).estimator.estimate(viewer.project_id, recipe_text.read(text))
     except (OptError, ServiceError) as error:
         found = refusal(error)
     return page("estimate.html", estimate=found)

@@ -6,11 +6,13 @@ import time
 from typing import Annotated
 
 from fastapi import Depends, Request, Response
+from starlette.concurrency import run_in_threadpool
 
 from api.auth import Caller
 from api.deps import KeyringDep, SettingsDep
 from api.errors import ServiceError, Unauthorized, VaultError
 from api.settings import Settings
+from api.state import state_of
 
 LIFETIME_seconds = 7 * 24 * 3600
 _PLACE = "dashboard/session"
@@ -46,8 +48,11 @@ def end(request: Request, response: Response, settings: Settings) -> None:
     response.delete_cookie(_name_for(request, settings), httponly=True, samesite="strict", secure=secure)
 
 
-def viewer(request: Request, settings: SettingsDep, keyring: KeyringDep) -> Caller:
-    """Whose session the browser sent, with all that its API key allows. Raises `Unauthorized`."""
+async def viewer(request: Request, settings: SettingsDep, keyring: KeyringDep) -> Caller:
+    """Whose session the browser sent, with all that its API key allows. Raises `Unauthorized`.
+
+    What a form asks for counts as a request with the key: raises `TooManyRequests`.
+    """
     try:
         text = settings.vault.open(request.cookies.get(_name_for(request, settings), ""), _PLACE)
     except VaultError as error:
@@ -55,12 +60,16 @@ def viewer(request: Request, settings: SettingsDep, keyring: KeyringDep) -> Call
     expires, _, key = text.partition(" ")
     if time.time() > int(expires):
         raise Unauthorized("the session is over", remedy="sign in again")
-    known = keyring.caller(key)
+    known = keyring.remembered(key)
+    if known is None:
+        known = await run_in_threadpool(keyring.caller, key)
     known.require("jobs:read")
+    if request.method == "POST":
+        await state_of(request).rate_limit.count(known.key_id)
     return known
 
 
-def editor(viewer: Annotated[Caller, Depends(viewer)]) -> Caller:
+async def editor(viewer: Annotated[Caller, Depends(viewer)]) -> Caller:
     """A viewer whose key may change jobs. Raises `Forbidden`."""
     viewer.require("jobs:write")
     return viewer

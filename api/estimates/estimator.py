@@ -1,16 +1,21 @@
 """From a document to an estimate: read as a submission would be, then foreseen on every machine that is there."""
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
+from sqlalchemy.orm import Session
 
 from api import admission
 from api.errors import ServiceError
 from api.estimates.machines import machine_of, wished
 from api.estimates.outlines import Outlines
 from api.estimates.prices import cost
+from api.estimates.turns import Turns
 from api.settings import Settings
 from api.store import credentials, stage_costs, workers
 from api.store.models import Worker
@@ -22,11 +27,14 @@ from optcore.estimate.document import Machine, Problem
 from optcore.estimate.estimate import estimate
 from optcore.estimate.facts import ModelFacts
 from optcore.estimate.learning import Rates
+from optcore.estimate.problems import short_of_disk
 from optcore.fetching import fetch_work
 from optcore.recipe import Recipe, pointer, reason, recipe_from, root_causes
 from optcore.references import ModelRef
 
 MOST_problems = 100
+RATES_seconds = 60.0
+"""That what was learned serves: thousands of rows are read for it."""
 NO_WORKER = Problem(
     message="no worker that runs engines is there now",
     remedy="start one; the job would wait until then",
@@ -43,7 +51,26 @@ class _Case(NamedTuple):
     """Further models, by JSON Pointer into the recipe."""
     rates: Rates
 
-    def on(self, machine: Machine) -> Foreseen:
+    def on_each(self, machines: Iterable[Machine]) -> dict[Machine, Foreseen]:
+        """Machines that are alike but for what is free on their disks are reckoned once."""
+        if self.recipe.is_race:  # whose candidates are chosen by the disk too
+            return {machine: self._on(machine) for machine in machines}
+        alike: dict[Machine, Foreseen] = {}
+        found: dict[Machine, Foreseen] = {}
+        for machine in machines:
+            without = machine.model_copy(update={"disk_free_bytes": None})
+            if without not in alike:
+                alike[without] = self._on(without)
+            found[machine] = self._with_disk(alike[without], machine)
+        return found
+
+    def _with_disk(self, foreseen: Foreseen, machine: Machine) -> Foreseen:
+        numbers = {stage.stage: int(stage.stage.partition("-")[0]) for stage in foreseen.stages}
+        places = {name: f"/chain/{n - 1}" for name, n in numbers.items() if 0 < n <= len(self.recipe.chain)}
+        short = short_of_disk(machine, foreseen.stages, places)
+        return foreseen.model_copy(update={"machine": machine, "problems": (*foreseen.problems, *short)})
+
+    def _on(self, machine: Machine) -> Foreseen:
         folder = Path(self.recipe.model.path) if self.recipe.model.path else None
         return estimate(self.recipe, self.facts, machine, self.rates, self.others, folder)
 
@@ -55,9 +82,15 @@ class Estimator:
         self._settings = settings
         self._sessions = sessions
         self._outlines = Outlines()
+        self._turns = Turns()
+        self._rates = (-inf, Rates())
 
-    def estimate(self, project_id: str, document: Any) -> Estimate:
-        """What a recipe's document would take. Asks the Hub where it names models there, so call it in a thread."""
+    async def estimate(self, project_id: str, document: Any) -> Estimate:
+        """What a recipe's document would take. Raises what `Turns.run` does."""
+        return await self._turns.run(project_id, partial(self._estimate, project_id, document))
+
+    def _estimate(self, project_id: str, document: Any) -> Estimate:
+        """Asks the Hub where the document names models there."""
         try:
             recipe = admission.admit(self._settings, recipe_from(document))
             case, there = self._case(project_id, recipe)
@@ -70,12 +103,20 @@ class Estimator:
             if recipe.publish:
                 admission.known_credential(session, project_id, recipe.publish.credential, "/publish/credential")
             there = [worker for worker in workers.alive(session) if worker.device]
-            rates = Rates.from_seen(stage_costs.recent(session))
+            rates = self._learned(session)
         token = self._token_of(project_id, recipe)
         facts = self._outlines.of(project_id, recipe.model, "/model", token)
         named = {} if recipe.is_race else _further(recipe)
         others = {place: self._outlines.of(project_id, model, place, token) for place, model in named.items()}
         return _Case(recipe, facts, others, rates), there
+
+    def _learned(self, session: Session) -> Rates:
+        """By two threads at once it may be read twice: no harm."""
+        at, rates = self._rates
+        if time.monotonic() - at > RATES_seconds:
+            rates = Rates.from_seen(stage_costs.recent(session))
+            self._rates = time.monotonic(), rates
+        return rates
 
     def _token_of(self, project_id: str, recipe: Recipe) -> Callable[[], str | None]:
         """The token that the worker would download with; looked up only when the Hub is asked."""
@@ -88,8 +129,8 @@ class Estimator:
         return token
 
     def _answer(self, case: _Case, there: Sequence[Worker]) -> Estimate:
-        kinds = {machine_of(worker) for worker in there} or {wished(case.recipe.hardware)}
-        foreseen = {machine: case.on(machine) for machine in kinds}
+        machines = {machine_of(worker) for worker in there} or {wished(case.recipe.hardware)}
+        foreseen = case.on_each(machines)
         fits = [self._fit(worker, foreseen[machine_of(worker)]) for worker in there]
         best = min(foreseen.values(), key=lambda one: (sum(each.fatal for each in one.problems), one.seconds))
         problems = best.problems if there else (*best.problems, NO_WORKER)

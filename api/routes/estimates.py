@@ -1,7 +1,6 @@
 """What a job would take, asked before it is submitted."""
 
 from fastapi import APIRouter, Request
-from starlette.concurrency import run_in_threadpool
 
 from api.body import json_body
 from api.deps import JobWriter
@@ -19,5 +18,4 @@ async def estimate_job(request: Request, caller: JobWriter) -> Estimate:
 
     A recipe that would be refused is answered too, with its problems.
     """
-    document = await json_body(request)
-    return await run_in_threadpool(state_of(request).estimator.estimate, caller.project_id, document)
+    return await state_of(request).estimator.estimate(caller.project_id, await json_body(request))

@@ -23,9 +23,9 @@ def remember(session: Session, seen: StageCostSeen) -> None:
 def recent(session: Session) -> Sequence[StageCostSeen]:
     """The newest of each kind on each machine."""
     newest = select(_RANKED.c.id).where(_RANKED.c.rank <= KEPT)
-    rows = session.scalars(select(StageCost).where(StageCost.id.in_(newest)).order_by(StageCost.id)).all()
-    names = StageCostSeen.model_fields
-    return [StageCostSeen.model_validate({name: getattr(row, name) for name in names}) for row in rows]
+    columns = (getattr(StageCost, name) for name in StageCostSeen.model_fields)
+    rows = session.execute(select(*columns).where(StageCost.id.in_(newest)).order_by(StageCost.id))
+    return [StageCostSeen.model_validate(row) for row in rows.mappings()]
 
 
 def forget_old(session: Session) -> int:

@@ -10,11 +10,11 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import Field
 
-from optcore.architecture import NO_limit, positions
+from optcore.architecture import REACHES, NO_limit
 from optcore.errors import BadCheckpoint
 from optcore.frozen import Frozen
 from optcore.mixes import Anatomy, anatomy
-from optcore.sizes import read_header, weight_files
+from optcore.sizes import MOST_tensors, read_header, weight_files
 from optcore.targets import EXPERT_COUNTS
 
 Role = Literal["embedding", "head", "linear", "router", "other"]
@@ -23,12 +23,20 @@ _NUMBER = re.compile(r"(?:^|\.)(\d+)\.")
 _EMBEDDING = re.compile(r"(embed\w*|wte|wpe|word_embeddings|tok_embeddings)\.weight$")
 _HEAD = re.compile(r"(^|\.)(lm_head|embed_out|output|decoder|classifier|score)\.(weight|dense\.weight)$")
 _ROUTER = re.compile(r"\.(router|gate|shared_expert_gate|router\.layer|classifier)(\.weight|\.wg\.weight)$")
-_CHOSEN = ("num_experts_per_tok", "num_experts_per_token", "moe_top_k", "top_k")
 _NAMES = {
     "hidden": ("hidden_size", "n_embd", "d_model", "dim"),
     "heads": ("num_attention_heads", "n_head", "num_heads"),
+    "kv_heads": ("num_key_value_heads",),
+    "head_dim": ("head_dim",),
+    "vocabulary": ("vocab_size",),
+    "positions": REACHES,
     "intermediate": ("intermediate_size", "ffn_dim", "n_inner", "moe_intermediate_size"),
+    "experts": EXPERT_COUNTS,
+    "experts_chosen": ("num_experts_per_tok", "num_experts_per_token", "moe_top_k", "top_k"),
 }
+_MOST_layers = 10_000
+"""A header is anybody's, and what is reckoned walks over them."""
+_MOST_count, _MOST_size, _MOST_axes = 2**31, 2**40, 8
 _BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
 """Of an element, by safetensors' name of its type; any other takes one."""
 
@@ -162,28 +170,28 @@ def is_expert(tensor: Tensor) -> bool:
 def from_headers(config: Mapping[str, Any], tensors: Mapping[str, tuple[tuple[int, ...], str]]) -> ModelFacts:
     """Of headers that were obtained elsewhere: shape and safetensors' name of the type, by tensor.
 
-    Raises `BadCheckpoint` where there is no matrix among them.
+    Raises `BadCheckpoint` where there is no matrix among them, and for numbers that no model has.
     """
-    text = {**config, **(config.get("text_config") or {})}
-    counts = [text[key] for key in EXPERT_COUNTS if isinstance(text.get(key), int) and text[key] > 1]
-    found = tuple(_tensor(name, tuple(shape), dtype) for name, (shape, dtype) in tensors.items())
+    if len(tensors) > MOST_tensors:
+        raise BadCheckpoint(f"the headers name {len(tensors)} tensors, more than {MOST_tensors}", field="/model")
+    text, kinds = _text(config), " ".join(map(str, config.get("architectures") or ()))
+    found = tuple(_tensor(name, shape, dtype) for name, (shape, dtype) in tensors.items())
     table = max((one for one in found if len(one.shape) == 2 and one.layer < 0), key=_elements, default=None)
-    if table is None:
+    if table is None or not table.elements:
         raise BadCheckpoint("the headers name no table of embeddings", field="/model")
     hidden = _number(text, "hidden") or min(table.shape)
-    heads = _number(text, "heads") or 1
-    kinds = " ".join(map(str, config.get("architectures") or ()))
+    heads, experts = _number(text, "heads") or 1, _number(text, "experts") or 0
     return ModelFacts(
         model_type=str(config.get("model_type", "")),
         hidden=hidden,
-        vocabulary=int(text.get("vocab_size") or max(table.shape)),
-        positions=positions(dict(config)) or NO_limit,
+        vocabulary=_number(text, "vocabulary") or max(table.shape),
+        positions=_number(text, "positions") or NO_limit,
         heads=heads,
-        kv_heads=int(text.get("num_key_value_heads") or heads),
-        head_dim=int(text.get("head_dim") or max(1, hidden // heads)),
+        kv_heads=_number(text, "kv_heads") or heads,
+        head_dim=_number(text, "head_dim") or max(1, hidden // heads),
         intermediate=_number(text, "intermediate") or 4 * hidden,
-        experts=counts[0] if counts else 0,
-        experts_chosen=next((text[key] for key in _CHOSEN if isinstance(text.get(key), int)), 0) if counts else 0,
+        experts=experts if experts > 1 else 0,
+        experts_chosen=(_number(text, "experts_chosen") or 0) if experts > 1 else 0,
         tied=not any(one.role == "head" for one in found),
         is_encoder="ForMaskedLM" in kinds or "ForSequenceClassification" in kinds,
         is_known=_number(text, "hidden") is not None and any(one.role == "linear" for one in found),
@@ -197,22 +205,41 @@ def from_folder(folder: Path) -> ModelFacts:
     try:
         config = json.loads((folder / "config.json").read_text())
         headers = [read_header(path) for path in weight_files(folder)]
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BadCheckpoint(f"{folder.name} is not a model's folder: {error}", field="/model") from error
     if not isinstance(config, dict):
         raise BadCheckpoint("config.json is not a model's configuration", field="/model")
     tensors: dict[str, tuple[tuple[int, ...], str]] = {}
     for name, about in (pair for header in headers for pair in header.items()):
-        shape, dtype = about["shape"], about["dtype"]
-        assert isinstance(shape, list)
-        tensors[name] = (tuple(shape), str(dtype))
+        if not isinstance(about, dict) or not isinstance(shape := about.get("shape"), list):
+            raise BadCheckpoint(f"{folder.name} has a damaged header", field="/model")
+        tensors[name] = (tuple(shape), str(about.get("dtype")))
     return from_headers(config, tensors)
 
 
+def _text(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration with that of its language model on top."""
+    text, kinds = config.get("text_config") or {}, config.get("architectures") or []
+    if not isinstance(text, dict) or not isinstance(kinds, list):
+        raise BadCheckpoint("config.json has `text_config` or `architectures` of no model's form", field="/model")
+    return {**config, **text}
+
+
 def _tensor(name: str, shape: tuple[int, ...], dtype: str) -> Tensor:
+    sizes = tuple(shape)
+    if len(sizes) > _MOST_axes or not all(isinstance(size, int) and 0 <= size < _MOST_size for size in sizes):
+        raise BadCheckpoint(f"tensor {name:.100} has no tensor's shape", field="/model")
+    layer = _layer(name)
+    return Tensor(name, sizes, _BYTES.get(dtype, 1), layer, _role(name, sizes, layer))
+
+
+def _layer(name: str) -> int:
     number = _NUMBER.search(name)
-    layer = int(number[1]) if number else -1
-    return Tensor(name, shape, _BYTES.get(dtype, 1), layer, _role(name, shape, layer))
+    if number is None:
+        return -1
+    if len(number[1]) >= len(str(_MOST_layers)):
+        raise BadCheckpoint(f"tensor {name:.100} is of a layer beyond the first {_MOST_layers}", field="/model")
+    return int(number[1])
 
 
 def _role(name: str, shape: tuple[int, ...], layer: int) -> Role:
@@ -227,7 +254,20 @@ def _role(name: str, shape: tuple[int, ...], layer: int) -> Role:
 
 
 def _number(text: Mapping[str, Any], what: str) -> int | None:
-    return next((text[key] for key in _NAMES[what] if isinstance(text.get(key), int) and text[key] > 0), None)
+    """The first that a configuration gives; a list, of one for each layer, is none of the model.
+
+    Raises `BadCheckpoint` for anything else, which the engine could not build a model of either.
+    """
+    for key in _NAMES[what]:
+        value = text.get(key)
+        if value is None or isinstance(value, list):
+            continue
+        is_whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+        if not is_whole or not 0 <= value < _MOST_count:
+            raise BadCheckpoint(f"config.json has a `{key}` that is no count", field="/model")
+        if value:
+            return int(value)
+    return None
 
 
 def _elements(tensor: Tensor) -> int:

@@ -18,7 +18,7 @@ from optcore.targets import check_exports, check_target, family_of
 
 MARGIN_new, MARGIN_learned = 1.5, 1.25
 """How far a stage's memory may be below what is reckoned, before and after stages of its kind were seen: only what does
-not fit even then is refused."""
+not fit even then is refused, and what stages of other projects taught refuses nothing that fits by the formula."""
 _GIB = 2**30
 _REMEDIES = {
     "ptq": "use fewer or shorter calibration samples, `rounding: nearest` with `smoothing: none`, or a larger worker",
@@ -129,21 +129,23 @@ def _wish(name: str, message: str) -> Problem:
 
 def short_of_memory(machine: Machine, stages: Sequence[StageEstimate], places: Mapping[str, str]) -> Iterator[Problem]:
     """The stage that lacks most, of the host's memory and of the GPU's."""
+    host = [(stage.host_memory_bytes, stage.raw_memory_bytes) for stage in stages]
+    gpu = [(stage.gpu_memory_bytes, stage.gpu_memory_bytes) for stage in stages]  # of which nothing is learned
     for what, has, needs in (
-        ("GPU memory", machine.gpu_memory_bytes, [stage.gpu_memory_bytes for stage in stages]),
-        ("memory", machine.host_memory_bytes, [stage.host_memory_bytes for stage in stages]),
+        ("GPU memory", machine.gpu_memory_bytes, gpu),
+        ("memory", machine.host_memory_bytes, host),
     ):
-        needed = max(needs, default=0)
+        needed, by_formula = max(needs, default=(0, 0))
         if has is None or needed <= has:
             continue
-        largest = stages[needs.index(needed)]
+        largest = stages[needs.index((needed, by_formula))]
         margin = MARGIN_learned if largest.learned_from else MARGIN_new
         said = f"{needed / _GIB:.1f} GiB of {what}, and {has / _GIB:.1f} are there"
         yield Problem(
             field=places.get(largest.stage, ""),
             message=f"stage {largest.stage} needs about {said}",
             remedy=_remedy(largest),
-            fatal=needed / margin > has,
+            fatal=needed / margin > has and by_formula > has,
         )
 
 

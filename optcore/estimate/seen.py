@@ -16,10 +16,10 @@ _LISTED: TypeAdapter[list[StageCostSeen]] = TypeAdapter(list[StageCostSeen])
 
 
 def read_seen(work: Path) -> list[StageCostSeen]:
-    """What runs on a work folder left; a line that is none of ours, such as half of one, is passed over."""
+    """What runs on a work folder left; a file or line that cannot be read, such as half of one, is passed over."""
     try:
         lines = (work / FILE).read_text(encoding="utf-8", errors="replace").splitlines()
-    except FileNotFoundError:
+    except OSError:
         return []
     return [found for line in lines[-_MOST:] if (found := _read(line))]
 

@@ -7,6 +7,7 @@ import errno
 import os
 import time
 from collections.abc import Callable
+from math import inf
 from typing import TypeVar
 
 from huggingface_hub import HfApi, constants
@@ -61,14 +62,19 @@ def hub_api(token: str | bool | None = None) -> HfApi:
     return HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None, token=token, library_name="lathe")
 
 
-def patiently(call: Callable[[], T], repo: HubRepo) -> T:
-    """Run a call that may be repeated; raises our errors, an unavailable Hub only after the last try."""
+def patiently(call: Callable[[], T], repo: HubRepo, until: float = inf) -> T:
+    """Run a call that may be repeated; raises our errors, an unavailable Hub only after the last try.
+
+    None begins after `until`, by the monotonic clock.
+    """
     for wait in (*WAITS_seconds, None):
+        if time.monotonic() > until:
+            raise HubUnavailable(f"the Hub answers too slowly for {repo}", remedy="try again later")
         try:
             return call()
         except ClientError as error:
             problem = explain(error, repo)
-            if wait is None or not problem.retryable:
+            if wait is None or not problem.retryable or time.monotonic() + wait > until:
                 raise problem from error
             time.sleep(wait)
     raise AssertionError("the last try returns or raises")

@@ -8,13 +8,15 @@ from fastapi.testclient import TestClient
 from fixtures.hub import OWNER_TOKEN, HubPeer
 
 import optcore.sources.client
+from api.estimates import estimator
 from api.main import create_app
 from api.settings import Settings
 from api.store import credentials, keys, stage_costs, workers
 from api.store.session import Sessions
 from api.store.workers import Capacity
 from lathe.estimate_models import Estimate
-from optcore.estimate.document import StageCostSeen
+from optcore.estimate.document import Machine, StageCostSeen
+from optcore.estimate.estimate import estimate
 
 pytestmark = pytest.mark.integration
 OWNER = "acme"
@@ -48,10 +50,10 @@ def _recipe(**changed: Any) -> dict[str, Any]:
     return {"calibration": calibration, "chain": [{"technique": "ptq", "scheme": "nvfp4"}], **changed}
 
 
-def _worker(sessions: Sessions, name: str, **changed: Any) -> None:
+def _worker(sessions: Sessions, name: str, *, disk: int = 100 * GIB, **changed: Any) -> None:
     capacity = Capacity(**{"host": name, "device": "cpu", **CPU, **changed})
     with sessions.begin() as session:
-        workers.beat(session, name, capacity, disk_free_bytes=100 * GIB)
+        workers.beat(session, name, capacity, disk_free_bytes=disk)
 
 
 def _ask(client: TestClient, document: Any) -> Estimate:
@@ -98,6 +100,26 @@ def test_a_worker_that_is_too_small_says_why(client: TestClient, sessions: Sessi
     assert "memory" in found.workers[1].reasons[0]
 
 
+def test_workers_that_differ_by_their_disks_are_reckoned_once(
+    client: TestClient, sessions: Sessions, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reckoned = list[Machine]()
+
+    def counting(*arguments: Any) -> Any:
+        reckoned.append(arguments[2])
+        return estimate(*arguments)
+
+    monkeypatch.setattr(estimator, "estimate", counting)
+    for number in range(3):
+        _worker(sessions, f"w{number}", disk=(100 + number) * GIB)
+    _worker(sessions, "full", disk=1)
+    found = _ask(client, _recipe(model={"path": model}))
+    assert len(reckoned) == 1
+    assert [(fit.worker_id, fit.fits) for fit in found.workers][3] == ("full", False)
+    assert "free" in found.workers[3].reasons[0]
+    assert found.machine.disk_free_bytes in {(100 + number) * GIB for number in range(3)}
+
+
 def test_an_impossible_job_is_refused_with_the_reason(client: TestClient, sessions: Sessions, model: str) -> None:
     _worker(sessions, "tiny", host_memory_bytes=64 * 2**20)
     found = _ask(client, _recipe(model={"path": model}))
@@ -127,7 +149,9 @@ def test_what_would_be_refused_is_a_problem_with_its_place(
     assert found.stages == ()
 
 
-def test_estimates_learn_from_finished_stages(client: TestClient, sessions: Sessions, model: str) -> None:
+def test_estimates_learn_from_finished_stages(
+    client: TestClient, sessions: Sessions, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     _worker(sessions, "small")
     before = _ask(client, _recipe(model={"path": model}))
     with sessions.begin() as session:
@@ -135,6 +159,8 @@ def test_estimates_learn_from_finished_stages(client: TestClient, sessions: Sess
             took = {"raw_seconds": stage.raw_seconds, "seconds": 3 * stage.raw_seconds}
             size = {"raw_memory_bytes": stage.raw_memory_bytes, "memory_bytes": stage.raw_memory_bytes}
             stage_costs.remember(session, StageCostSeen(machine=before.machine.kind, kind=stage.kind, **took, **size))
+    assert _ask(client, _recipe(model={"path": model})).learned_from == 0, "it is read once in a while"
+    monkeypatch.setattr(estimator, "RATES_seconds", 0.0)
     after = _ask(client, _recipe(model={"path": model}))
     assert after.learned_from > 0
     assert after.seconds == pytest.approx(3 * before.seconds, rel=0.1)
@@ -161,6 +187,14 @@ def test_a_hub_that_is_away_is_a_problem_that_may_pass(client: TestClient, on_th
     found = _ask(client, _recipe(model={"id": "me/secret"}))
     assert not found.allowed_to_proceed
     assert "did not answer" in found.problems[0].reason or "503" in found.problems[0].reason
+
+
+def test_a_damaged_configuration_is_a_problem(client: TestClient, on_the_hub: HubPeer, stdlib_model: Path) -> None:
+    weights = (stdlib_model / "model.safetensors").read_bytes()
+    files = {"config.json": '{"head_dim": "abc"}', "tokenizer.json": "{}", "model.safetensors": weights}
+    on_the_hub.put("me/odd", files)
+    found = _ask(client, _recipe(model={"id": "me/odd"}))
+    assert [(one.pointer, "head_dim" in one.reason) for one in found.problems] == [("/model", True)]
 
 
 def test_who_may_only_read_is_refused(settings: Settings, sessions: Sessions, model: str) -> None:

@@ -105,6 +105,60 @@ def test_a_file_without_embeddings_is_no_model() -> None:
         from_headers({"model_type": "llama"}, {"norm.weight": ((4,), "F32")})
 
 
+TABLE: dict[str, tuple[tuple[int, ...], str]] = {"model.embed_tokens.weight": ((1000, 64), "F32")}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"head_dim": "abc"},
+        {"vocab_size": -1},
+        {"vocab_size": 10**400},
+        {"head_dim": float("inf")},
+        {"num_attention_heads": {}},
+        {"max_position_embeddings": "x"},
+        {"text_config": "x"},
+        {"architectures": 5},
+    ],
+)
+def test_a_configuration_that_no_model_has_is_refused(config: dict[str, Any]) -> None:
+    with pytest.raises(BadCheckpoint) as caught:
+        from_headers(config, TABLE)
+    assert caught.value.field == "/model"
+
+
+def test_what_differs_by_layer_is_no_number_of_the_model() -> None:
+    config = {"num_attention_heads": 4, "num_key_value_heads": [1, 2], "intermediate_size": [8, 16]}
+    facts = from_headers(config, TABLE)
+    assert (facts.kv_heads, facts.intermediate, facts.anatomy.group) == (4, 256, 1)
+
+
+@pytest.mark.parametrize("number", ["99999999", "9" * 5000])
+def test_a_layer_far_away_is_refused(number: str) -> None:
+    """Memory went by the number, which is anybody's: 1.6 GB for a tensor of layer 99999999."""
+    with pytest.raises(BadCheckpoint, match="layer"):
+        from_headers({}, {**TABLE, f"model.layers.{number}.up_proj.weight": ((64, 64), "F32")})
+
+
+def test_more_tensors_than_any_model_has_are_refused() -> None:
+    with pytest.raises(BadCheckpoint, match="300001 tensors"):
+        from_headers({}, {str(number): ((1,), "F32") for number in range(300_001)})
+
+
+@pytest.mark.parametrize("shape", [(-1, 4), ("x",), (1,) * 9, (2**40,)])
+def test_a_shape_that_no_tensor_has_is_refused(shape: Any) -> None:
+    with pytest.raises(BadCheckpoint, match="shape"):
+        from_headers({}, {**TABLE, "x": (shape, "F32")})
+
+
+def test_what_formulas_do_not_know_is_said_and_refuses_nothing() -> None:
+    empty = {**TABLE, "model.layers.0.up_proj.weight": ((0, 64), "F32")}
+    recipe = recipe_from({"model": {"id": "a/b"}, "chain": [{"technique": "ptq", "scheme": "int4_asym"}]})
+    found = estimate(recipe, from_headers({}, empty), Machine())
+    assert found.fits
+    assert "could not be reckoned" in found.problems[0].message
+
+
 def test_pruning_cuts_as_the_engine_does(stdlib_model: Path) -> None:
     narrow = pruned(Prune(width=0.25, depth=1), from_folder(stdlib_model))
     assert (narrow.layers, narrow.hidden, narrow.intermediate) == (5, 192, 576)

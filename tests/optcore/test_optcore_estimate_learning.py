@@ -1,13 +1,17 @@
 """What finished stages teach: factors that are known are found, and a few odd stages change nothing."""
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from optcore.errors import RecipeError
 from optcore.estimate.constants import PRIOR_spread
-from optcore.estimate.document import StageCostSeen
+from optcore.estimate.document import Machine, StageCostSeen, StageEstimate
 from optcore.estimate.learning import Correction, Rates
+from optcore.estimate.problems import short_of_memory
 from optcore.estimate.seen import FILE, load_rates_file, merged, note_seen, read_seen
 
 
@@ -61,6 +65,24 @@ def test_memory_is_learned_by_kind() -> None:
     assert rates.correction("cpu:8", "ptq gptq").memory == 1.0
 
 
+def test_memory_is_learned_of_a_machines_own_stages() -> None:
+    """Others' count where it has none, and nothing moves it far: jobs are refused for it."""
+    rates = Rates.from_seen([seen("prune", 1.0, machine="cpu:2", memory=5.0)] * 30 + [seen("prune", 1.0)] * 10)
+    assert rates.correction("cpu:8", "prune").memory == 1.0
+    assert rates.correction("cpu:2", "prune").memory == pytest.approx(2.0)
+    assert rates.correction("cpu:64", "prune").memory == pytest.approx(2.0)
+    low = Rates.from_seen([seen("prune", 1.0, memory=0.05)] * 30)
+    assert low.correction("cpu:8", "prune").memory == pytest.approx(0.5)
+
+
+def test_what_others_taught_refuses_nothing_that_fits_by_the_formula() -> None:
+    sizes = {"host_memory_bytes": 20 * 2**30, "raw_memory_bytes": 10 * 2**30}
+    times = {"seconds": 1, "seconds_low": 1, "seconds_high": 1, "raw_seconds": 1}
+    stage = StageEstimate(stage="1-ptq", kind="ptq gptq", learned_from=30, **times, **sizes)
+    found = [next(short_of_memory(Machine(host_memory_bytes=gib * 2**30), [stage], {})) for gib in (12, 8)]
+    assert [problem.fatal for problem in found] == [False, True]
+
+
 def test_a_work_folder_remembers_and_forgets(tmp_path: Path) -> None:
     assert read_seen(tmp_path) == []
     stages = [seen("fetch", 1.0 + number / 1000) for number in range(3)]
@@ -90,3 +112,15 @@ def test_a_file_of_rates_is_checked(tmp_path: Path) -> None:
         load_rates_file(path)
     with pytest.raises(RecipeError, match="cannot read"):
         load_rates_file(tmp_path / "none.json")
+
+
+def test_a_run_goes_on_without_what_it_cannot_read(tmp_path: Path) -> None:
+    """What is said of the output folder comes behind the reading of the rates."""
+    (tmp_path / "recipe.yaml").write_text("model: {id: a/b}\nchain: [{technique: ptq, scheme: nvfp4}]\n")
+    (tmp_path / FILE).mkdir()
+    assert read_seen(tmp_path) == []
+    words = ["run", str(tmp_path / "recipe.yaml"), "--work", str(tmp_path), "--out", str(tmp_path)]
+    command = [sys.executable, "-m", "optcore", *words, "--rates", str(tmp_path / "none.json")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert "cannot read finished stages" in done.stderr
+    assert "output folder" in json.loads(done.stdout)["failure"]["message"]

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 from fixtures.hub import OTHER_TOKEN, OWNER_TOKEN, HubPeer
+from huggingface_hub import constants
 
 import optcore.sources.client
 from optcore.errors import BadCheckpoint, SourceGated, SourceNotFound, UnsafeCheckpoint
 from optcore.references import ModelRef
 from optcore.sizes import read_header
-from optcore.sources.shapes import remote_shapes
+from optcore.sources.shapes import MOST_bytes, remote_shapes
 
 
 @pytest.fixture(autouse=True)
@@ -61,3 +62,34 @@ def test_a_damaged_header_is_refused(hub: HubPeer, header: bytes) -> None:
     hub.put("me/damaged", {"config.json": "{}", "tokenizer.json": "{}", "model.safetensors": weights})
     with pytest.raises(BadCheckpoint, match="damaged header"):
         remote_shapes(ModelRef(id="me/damaged"))
+
+
+def test_large_documents_are_not_fetched(hub: HubPeer) -> None:
+    """They are read whole, in the memory of the service that was asked."""
+    config = '{"a": "' + "x" * MOST_bytes["config.json"] + '"}'
+    hub.put("me/large", {"config.json": config, "tokenizer.json": "{}", "model.safetensors": b"x"})
+    with pytest.raises(BadCheckpoint, match=r"config\.json of \d+ bytes"):
+        remote_shapes(ModelRef(id="me/large"))
+    assert not [line for line in hub.requests if "resolve" in line]
+
+
+def test_shards_are_those_that_the_index_names(
+    hub: HubPeer, stdlib_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "cache"
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    weights = (stdlib_model / "model.safetensors").read_bytes()
+    index = {"weight_map": {"a": "one.safetensors", "b": "one.safetensors"}}
+    files = {"config.json": "{}", "tokenizer.json": "{}", "one.safetensors": weights}
+    hub.put("me/sharded", {**files, "model.safetensors.index.json": json.dumps(index), "other.safetensors": b"x"})
+    found = remote_shapes(ModelRef(id="me/sharded"))
+    assert list(found.tensors) == list(read_header(stdlib_model / "model.safetensors"))
+    assert not cache.exists(), "nobody sweeps the account's own cache"
+    for wrong in ({"weight_map": {"a": "none.safetensors"}}, {"weight_map": {}}, {"weight_map": 3}, {}):
+        hub.put("me/sharded", {"model.safetensors.index.json": json.dumps(wrong)})
+        with pytest.raises(BadCheckpoint, match="names other files"):
+            remote_shapes(ModelRef(id="me/sharded"))
+    many = {"weight_map": {str(number): f"{number}.safetensors" for number in range(2001)}}
+    hub.put("me/sharded", {"model.safetensors.index.json": json.dumps(many)})
+    with pytest.raises(BadCheckpoint, match="more than 2000 files"):
+        remote_shapes(ModelRef(id="me/sharded"))

@@ -54,3 +54,10 @@ def test_a_job_succeeds_and_its_receiver_is_told(service: Service, receiver: Any
     assert payload["type"] == "job.succeeded"
     assert payload["data"]["job_id"] == job_id
     assert len(receiver.requests) == 1
+
+
+def test_a_job_runs_though_nobody_knows_what_stages_took(service: Service) -> None:
+    service.rows("ALTER TABLE stage_costs RENAME TO stage_costs_away")
+    service.start_relay()
+    service.start_worker()
+    service.await_status(service.submit(), "succeeded")
