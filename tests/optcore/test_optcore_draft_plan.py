@@ -12,7 +12,7 @@ from optcore.draft_fit import check_drafts
 from optcore.draft_made import Asked, Made
 from optcore.errors import RecipeError
 from optcore.evaluate import Acceptance
-from optcore.fetching import fetch_work, longest_of, pinned
+from optcore.fetching import commits_of, fetch_work, longest_of, pinned
 from optcore.measures import check_lengths, draft_evaluators, evaluators
 from optcore.plan import check, measured_between, measured_drafts, stage_names
 from optcore.recipe import Recipe, recipe_from
@@ -229,7 +229,8 @@ def test_a_start_is_fetched_as_a_draft_and_pinned() -> None:
     assert not work.models
     assert not work.is_pinned
     found = {"models": {}, "drafts": {"/chain/1/start": {"revision": commit}}, "texts": {}}
-    start = pinned(asked, {**found, "model_revision": None, "data_revision": None}).chain[1]
+    commits = commits_of({**found, "model_revision": None, "data_revision": None})
+    start = pinned(asked, commits).chain[1]
     assert isinstance(start, Draft)
     assert start.start
     assert start.start.revision == commit
