@@ -20,7 +20,7 @@ from worker_service import is_running
 
 from worker import leash
 from worker.confinement import Confinement
-from worker.watchdog import last_frames
+from worker.watchdog import FRAMES, last_frames
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
 
@@ -106,7 +106,8 @@ def test_conductor_and_stage_say_where_they_are(conducted: dict[str, int], tmp_p
         until(lambda answers=number: len(whole.findall(log.read_text())) == answers, "its answer")
     frames = last_frames(log.read_text().splitlines())
     assert "in _relay" in frames
-    assert "optcore/__main__.py" in frames
+    assert "optcore/conductor.py" in frames
+    assert len(frames.splitlines()) > FRAMES, "those of the stage, too"
 
 
 @pytest.mark.parametrize("end", ["the worker dies", "the worker hangs up", "the engine ends"])
