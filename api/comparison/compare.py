@@ -43,7 +43,7 @@ def _subjects(sessions: Sessions, store: ArtifactStore, project_id: str, job_ids
         rows = [jobs.get(session, project_id, job_id) for job_id in job_ids]
         files = [artifacts.find(session, row.id, reports.FILE) for row in rows]
     return [
-        Subject(row, Recipe.model_validate(row.recipe), reports.read(store, row, found))
+        Subject(row, Recipe.model_validate(row.recipe), reports.read(store, row.id, row.epoch, found))
         for row, found in zip(rows, files, strict=True)
     ]
 

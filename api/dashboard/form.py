@@ -20,18 +20,19 @@ _GROWTH = 3
 
 async def fields(request: Request) -> Fields:
     """The form's fields, bounded. Raises the error that says why not."""
-    return dict(await _pairs(request, MAX_FIELDS))
+    return dict(await read_pairs(request, MAX_FIELDS))
 
 
 async def recipe_fields(request: Request) -> Pairs:
     """The fields of the form of a recipe, in their order. Raises the error that says why not."""
-    return await _pairs(request, MAX_RECIPE_FIELDS)
+    return await read_pairs(request, MAX_RECIPE_FIELDS)
 
 
-async def _pairs(request: Request, most: int) -> Pairs:
+async def read_pairs(request: Request, most: int, limit_bytes: int | None = None) -> Pairs:
+    """At most so many names and values, in the order of the page. Raises the error that says why not."""
     if not request.headers.get("content-type", "").startswith("application/x-www-form-urlencoded"):
         raise UnsupportedMediaType("the body is no form", remedy="use the form on the page")
-    body = await read_body(request, _GROWTH * state_of(request).settings.max_body_bytes)
+    body = await read_body(request, limit_bytes or _GROWTH * state_of(request).settings.max_body_bytes)
     try:
         found = parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=most, errors="strict")
     except ValueError as error:

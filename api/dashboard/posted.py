@@ -2,12 +2,10 @@
 
 from dataclasses import dataclass
 from typing import Annotated
-from urllib.parse import parse_qsl
 
 from fastapi import Depends, Request
 
-from api.body import read_body, storable
-from api.errors import BadRequest, UnsupportedMediaType
+from api.dashboard.form import read_pairs
 
 MAX_FIELDS = 64
 MAX_bytes = 64 * 1024
@@ -30,16 +28,7 @@ class Posted:
 
 async def posted(request: Request) -> Posted:
     """The form's fields, bounded. Raises the error that says why not."""
-    if not request.headers.get("content-type", "").startswith("application/x-www-form-urlencoded"):
-        raise UnsupportedMediaType("the body is no form", remedy="use the form on the page")
-    body = await read_body(request, MAX_bytes)
-    try:
-        found = parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=MAX_FIELDS, errors="strict")
-    except ValueError as error:
-        raise BadRequest("the form cannot be read", remedy="use the form on the page") from error
-    if not storable([list(pair) for pair in found]):
-        raise BadRequest("the form has a NUL character", remedy="remove it")
-    return Posted(tuple(found))
+    return Posted(tuple(await read_pairs(request, MAX_FIELDS, MAX_bytes)))
 
 
 PostedDep = Annotated[Posted, Depends(posted)]

@@ -5,22 +5,19 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from pydantic import ValidationError
-
-from api import lifecycle, wire
+from api import lifecycle, reports, wire
 from api.auth import Caller
 from api.dashboard.feed import Line, lines
 from api.dashboard.pages import render
 from api.dashboard.tabs import TABS, Subject, Tab
 from api.errors import StoreAway
-from api.files import ArtifactStore, name_of
+from api.files import ArtifactStore
 from api.lifecycle import Verb
 from api.store import artifacts, clock, events, jobs, stages
 from api.store.session import Sessions
 from lathe.models import Artifact, Job
 from optcore.report import Report
 
-MAX_REPORT_bytes = 4_000_000
 MAX_FILES = 1000
 FEED_EVENTS = 500
 """History that a page starts with; the API has all of it."""
@@ -96,11 +93,8 @@ class Watch:
 
     def _report(self, epoch: int, files: Sequence[Artifact]) -> Report | None:
         """The measured before and after, once it is there and when it can be read."""
-        size = next((file.bytes for file in files if file.path == "report.json"), None)
-        name = name_of(self.job_id, epoch, "report.json")
+        file = next((file for file in files if file.path == reports.FILE), None)
         try:
-            if size is None or size > MAX_REPORT_bytes or self.store.size_bytes(name) != size:
-                return None
-            return Report.model_validate_json(b"".join(self.store.read(name, 0, size)))
-        except (StoreAway, ValidationError):
+            return reports.read(self.store, self.job_id, epoch, file)
+        except StoreAway:
             return None
