@@ -18,6 +18,7 @@ from api.auth import Caller, Keyring
 from api.errors import BadRequest
 from api.files import ArtifactStore
 from api.listener import Listener
+from api.pace import Pace
 from api.settings import Settings
 from api.state import state_of
 from api.store.session import Sessions
@@ -37,6 +38,11 @@ async def sessions(request: Request) -> Sessions:
 async def listener(request: Request) -> Listener:
     """Tells when a job has news."""
     return state_of(request).listener
+
+
+async def pace(request: Request) -> Pace:
+    """What live pages may take of this process."""
+    return state_of(request).pace
 
 
 async def store(request: Request) -> ArtifactStore:
@@ -89,6 +95,7 @@ SessionDep = Annotated[Session, Depends(session, scope="function")]
 KeyringDep = Annotated[Keyring, Depends(keyring)]
 StoreDep = Annotated[ArtifactStore, Depends(store)]
 ListenerDep = Annotated[Listener, Depends(listener)]
+PaceDep = Annotated[Pace, Depends(pace)]
 JobReader = Annotated[Caller, Security(bearer, scopes=["jobs:read"])]
 JobWriter = Annotated[Caller, Security(bearer, scopes=["jobs:write"])]
 WebhookReader = Annotated[Caller, Security(bearer, scopes=["webhooks:read"])]

@@ -10,6 +10,7 @@ from api.files import ArtifactStore, open_store
 from api.listener import Listener
 from api.monitoring.requests import RequestMetrics
 from api.monitoring.service import ServiceMetrics
+from api.pace import Pace
 from api.rate_limit import RateLimit
 from api.settings import Settings
 from api.store.session import make_engine, make_sessions
@@ -27,6 +28,7 @@ class State:
         self.sessions = make_sessions(self.engine)
         self.statements = Statements(settings.database_url)
         self.listener = Listener(settings.database_url)
+        self.pace = Pace()
         self.keyring = Keyring(self.sessions, self.listener)
         counters = settings.rate_limit_storage.get_secret_value()
         self.rate_limit = RateLimit(settings.rate_limit, counters)

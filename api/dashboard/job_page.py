@@ -12,7 +12,7 @@ from api.dashboard.pages import HEADERS, PageRoute, is_partial, page
 from api.dashboard.session import ViewerDep
 from api.dashboard.snapshot import Watch
 from api.dashboard.tabs import TABS, Tab
-from api.deps import ListenerDep, SessionDep, SessionsDep, StoreDep
+from api.deps import ListenerDep, PaceDep, SessionDep, SessionsDep, StoreDep
 from api.download import WantedDep
 from api.routes import artifacts
 from api.routes.events import LastEventIdDep, SeqDep
@@ -45,6 +45,7 @@ async def follow_job(
     sessions: SessionsDep,
     store: StoreDep,
     listener: ListenerDep,
+    pace: PaceDep,
     viewer: ViewerDep,
     job_id: str,
     tab: Tab = "overview",
@@ -55,7 +56,7 @@ async def follow_job(
     watch = Watch(sessions, store, viewer, job_id, tab)
     seq = after if last_event_id is None else last_event_id
     await run_in_threadpool(watch.look, seq)  # an absent job is a 404, not an empty stream
-    return EventSourceResponse(live.follow(watch, listener, seq), headers={"X-Accel-Buffering": "no"})
+    return EventSourceResponse(live.follow(watch, listener, pace, seq), headers={"X-Accel-Buffering": "no"})
 
 
 @router.get("/recipe.yaml")

@@ -50,10 +50,10 @@ class Snapshot:
         shown = {"job": self.job, "files": self.files, "choices": self.choices, "now": self.now}
         return render("job_state.html", tab=self.tab, tabs=TABS, **shown, **self.values)
 
-    def message(self) -> str:
+    def message(self, state: str) -> str:
         """What a stream sends: the state, and what is new beside it."""
         news = self.lines if self.tab == "overview" else []
-        return self.state() + render("news.html", lines=news)
+        return state + render("news.html", lines=news)
 
 
 @dataclass(frozen=True)
