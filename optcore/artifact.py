@@ -13,7 +13,7 @@ from optcore.deployment import deployment_notes, encoder_notes, formats_of
 from optcore.draft_document import DRAFT, load_draft_document
 from optcore.draft_made import MADE, Made
 from optcore.draft_settings import ServedDraft
-from optcore.estimate.document import StageEstimate
+from optcore.estimate.document import Estimate
 from optcore.hardware import hardware
 from optcore.links import link
 from optcore.manifest import (
@@ -74,8 +74,7 @@ class Outcome(NamedTuple):
     series: tuple[Series, ...] = ()
     trained_on: tuple[TrainedOn, ...] = ()
     lineage: tuple[Parent, ...] = ()
-    expected: tuple[StageEstimate, ...] = ()
-    expected_bytes: int | None = None
+    foreseen: Estimate | None = None
     front: Front | None = None
     """Of the race that it won."""
 
@@ -139,7 +138,7 @@ def _write_documents(folder: Path, report: Report, recipe: Recipe) -> list[Artif
 
 
 def _report(outcome: Outcome, digest: str) -> Report:
-    recipe, inputs = outcome.recipe, outcome.inputs
+    recipe, inputs, foreseen = outcome.recipe, outcome.inputs, outcome.foreseen
     source = Path(inputs.source)
     measured = tuple(Measurement.model_validate(row) for row in outcome.evaluated["measurements"])
     errors = outcome.evaluated.get("layer_errors", ())
@@ -160,8 +159,8 @@ def _report(outcome: Outcome, digest: str) -> Report:
         recipe=public(recipe).model_dump(mode="json"),
         measurements=(*size_measurements(source, Path(inputs.exported), Path(inputs.checkpoint)), *measured),
         stages=outcome.costs,
-        expected=outcome.expected,
-        expected_bytes=outcome.expected_bytes,
+        expected=foreseen.stages if foreseen else (),
+        expected_bytes=foreseen.weight_bytes_of(outcome.result.name) if foreseen else None,
         trials=outcome.trials,
         steps=_steps(outcome),
         series=outcome.series,

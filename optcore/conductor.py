@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from optcore.child import RESULTS, run_stage
 from optcore.errors import OptError, StageCrashed
-from optcore.estimate.document import StageCostSeen, StageEstimate
+from optcore.estimate.document import Estimate, StageCostSeen
 from optcore.estimate.seen import note_seen
 from optcore.events import AnyEvent, Notice, StageFinished, StageStarted
 from optcore.report import Series, StageCost
@@ -43,10 +43,8 @@ class Conductor:
     notices: list[str] = field(default_factory=list)
     series: list[Series] = field(default_factory=list)
     """Curves that stages left, to plot."""
-    expected: dict[str, StageEstimate] = field(default_factory=dict)
-    """What stages will take, by name, once that is known."""
-    machine_kind: str = ""
-    """Of the machine that this was reckoned for."""
+    foreseen: Estimate | None = None
+    """What the stages behind the fetch will take, once that is known."""
     label: str = ""
     """What events say before the name of a stage: which of several walks of one run it belongs to."""
     met: dict[str, StageRecord] = field(default_factory=dict)
@@ -154,9 +152,10 @@ class Conductor:
 
     def _learn(self, record: StageRecord) -> None:
         """Let later estimates know what it took."""
-        if (told := self.expected.get(record.name)) and record.seconds > 0 and record.peak_memory_bytes > 0:
+        told = self.foreseen and self.foreseen.of(record.name.removeprefix(self.label))
+        if self.foreseen and told and record.seconds > 0 and record.peak_memory_bytes > 0:
             seen = StageCostSeen(
-                machine=self.machine_kind,
+                machine=self.foreseen.machine.kind,
                 kind=told.kind,
                 raw_seconds=told.raw_seconds,
                 seconds=record.seconds,

@@ -16,11 +16,11 @@ from optcore.attempt import Attempt, attempts_at
 from optcore.conductor import Conductor, Emit, Folder
 from optcore.draft_fit import check_draft, check_drafts
 from optcore.draft_made import Made, baseline, read_made
-from optcore.errors import GateFailed, OptError, OutOfDisk, OutOfMemory, RecipeError, folder_error
-from optcore.estimate.document import ResultEstimate, StageCostSeen
+from optcore.errors import GateFailed, OptError, RecipeError, folder_error
+from optcore.estimate.document import Estimate, StageCostSeen
 from optcore.events import RecipeResolved, RunEstimated, RunFinished, RunPlanned
 from optcore.fetching import commits_of, fetch_work, learns_labels, longest_of, pinned
-from optcore.foresight import foresee, refuse_impossible
+from optcore.foresight import foresee, foresee_race, refuse_impossible
 from optcore.frozen import digest_of
 from optcore.held_out import check_held_out
 from optcore.lineage import lineage_of
@@ -87,7 +87,7 @@ def optimize(recipe: Recipe, out: Path, work: Path, emit: Emit, seen: Sequence[S
         raise RecipeError(f"the output folder {out} exists already", remedy="name a new folder, or remove this one")
     check(recipe)
     try:
-        outcomes = _race(recipe, work, emit).run() if recipe.is_race else _run(recipe, work, emit, seen)
+        outcomes = (_run_race if recipe.is_race else _run)(recipe, work, emit, seen)
         artifact = assemble(outcomes, out)
     except OSError as error:
         raise folder_error(error) from error
@@ -112,7 +112,9 @@ def _run(recipe: Recipe, work: Path, emit: Emit, seen: Sequence[StageCostSeen]) 
     emit(RunPlanned(stages=stage_names(recipe)))
     walk = _Walk(WorkFolder(work), emit)
     recipe = walk.fetch(recipe)
-    walk.foresee(recipe, seen)
+    if found := walk.foresee(recipe, seen):
+        emit(RunEstimated(machine=found.machine, stages=found.stages))
+        refuse_impossible(found, walk.work)
     walk.follow(recipe)
     return [walk.finish(result, recipe) for result in results(recipe)]
 
@@ -120,6 +122,14 @@ def _run(recipe: Recipe, work: Path, emit: Emit, seen: Sequence[StageCostSeen]) 
 def _race(recipe: Recipe, work: Path, emit: Emit) -> Race:
     """Several chains, each a walk of its own through the same work folder."""
     return Race(recipe, partial(_Walk, WorkFolder(work), emit), emit)
+
+
+def _run_race(recipe: Recipe, work: Path, emit: Emit, seen: Sequence[StageCostSeen]) -> list[Outcome]:
+    """Several chains, those that this machine has room for."""
+    race = _race(recipe, work, emit)
+    race.fetch()
+    foresee_race(race, WorkFolder(work), seen)
+    return race.run()
 
 
 @dataclass
@@ -137,8 +147,6 @@ class _Walk(Conductor):
     trials: list[Trial] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
     """The model after each measured entry of the chain."""
-    results_expected: dict[str, ResultEstimate] = field(default_factory=dict)
-    """What results will weigh, by name."""
     applied: list[Attempt] = field(default_factory=list)
     """Whose results were kept: a fallback instead of what it replaced, training behind what it went on from."""
 
@@ -181,25 +189,17 @@ class _Walk(Conductor):
         self._remember_pinned(resolved, record)
         return resolved
 
-    def foresee(self, recipe: Recipe, seen: Sequence[StageCostSeen]) -> None:
-        """Say what the stages to come will take. Raises `OutOfMemory` or `OutOfDisk` where that cannot be had here."""
+    def foresee(self, recipe: Recipe, seen: Sequence[StageCostSeen]) -> Estimate | None:
+        """What the stages behind the fetch will take; None, and a notice, where that cannot be reckoned."""
         try:
-            self._expect(recipe, seen)
-        except (OutOfMemory, OutOfDisk):
-            raise
+            found = foresee(recipe, self._fetched, self.work.root, seen)
         except Exception as error:  # a formula that fails must not cost a run that would have worked
             self.notice("0-fetch", f"what this run will take could not be reckoned: {error!r}")
-
-    def _expect(self, recipe: Recipe, seen: Sequence[StageCostSeen]) -> None:
-        found = foresee(recipe, self._fetched, self.work.root, seen)
+            return None
         for problem in found.problems if found and not found.stages else ():
             self.notice("0-fetch", problem.message)
-        if found and found.stages:
-            to_come = found.stages[1:]  # the model is here
-            self.expected, self.machine_kind = {stage.stage: stage for stage in to_come}, found.machine.kind
-            self.results_expected = {result.result: result for result in found.results}
-            self.emit(RunEstimated(machine=found.machine, stages=to_come))
-            refuse_impossible(found, self.work)
+        self.foreseen = found if found and found.stages else None
+        return self.foreseen
 
     def _fetch_work(self, recipe: Recipe) -> FetchWork:
         return fetch_work(recipe, is_one_of_several=bool(self.label))
@@ -332,8 +332,7 @@ class _Walk(Conductor):
             applied=tuple(attempt.technique for attempt in self.applied),
             evaluated=evaluated,
             costs=tuple(self.costs),
-            expected=tuple(self.expected.values()),
-            expected_bytes=expected.weight_bytes if (expected := self.results_expected.get(result.name)) else None,
+            foreseen=self.foreseen,
             notices=tuple(self.notices),
             trials=tuple(self.trials),
             steps=tuple(self.steps),

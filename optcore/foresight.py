@@ -1,6 +1,6 @@
 """What a run will take, said once its model is here; one that cannot end well is refused before any stage."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,31 +11,49 @@ from optcore.estimate.facts import ModelFacts, from_folder
 from optcore.estimate.learning import Rates
 from optcore.estimate.machine import this_machine
 from optcore.estimate.problems import short_of_disk, short_of_memory
+from optcore.estimate.race import stages_of_all
 from optcore.estimate.seen import merged, read_seen
+from optcore.events import RunEstimated
 from optcore.recipe import Recipe
 from optcore.references import ModelRef
+from optcore.search.race import Race
 from optcore.work import WorkFolder
 
 
 def foresee(recipe: Recipe, fetched: dict[str, Any], work: Path, seen: Iterable[StageCostSeen]) -> Estimate | None:
-    """The estimate of a recipe whose models were fetched; None for a checkpoint whose headers say too little."""
+    """What the stages behind the fetch will take; None for a checkpoint whose headers say too little."""
     folder = Path(fetched["source"])
     try:
         facts = from_folder(folder)
         others = {place: from_folder(Path(model["path"])) for place, model in fetched["models"].items()}
     except BadCheckpoint:
         return None
-    return _estimated(recipe, facts, work, seen, others, folder)
+    found = _estimated(recipe, facts, work, seen, others, folder)
+    return found.model_copy(update={"stages": found.stages[1:]})
+
+
+def foresee_race(race: Race, work: WorkFolder, seen: Sequence[StageCostSeen]) -> None:
+    """Say what the candidates of a race will take, and refuse those that this machine has no room for."""
+    found = [(runner, each) for runner in race.waiting if (each := runner.walk.foresee(runner.recipe, seen))]
+    if not found:
+        return
+    stages = stages_of_all([(runner.contender, each) for runner, each in found])
+    race.emit(RunEstimated(machine=found[0][1].machine, stages=tuple(stages)))
+    for runner, each in found:
+        try:
+            refuse_impossible(each, work)
+        except (OutOfMemory, OutOfDisk) as error:
+            race.refuse(runner, error)
 
 
 def refuse_impossible(found: Estimate, work: WorkFolder) -> None:
-    """Raise `OutOfMemory` or `OutOfDisk` where not even the least that is expected of the stages behind the fetch fits
-    this machine. What finished stages hold may be what is asked for, so it counts as free."""
+    """Raise `OutOfMemory` or `OutOfDisk` where not even the least that is expected of the stages to come fits this
+    machine. What finished stages hold may be what is asked for, so it counts as free."""
     free = found.machine.disk_free_bytes
     machine = found.machine.model_copy(update={"disk_free_bytes": None if free is None else free + work.held_bytes()})
     kinds: tuple[tuple[type[OptError], Any], ...] = ((OutOfMemory, short_of_memory), (OutOfDisk, short_of_disk))
     for error, short in kinds:
-        for problem in short(machine, found.stages[1:], {}):
+        for problem in short(machine, found.stages, {}):
             if problem.fatal:
                 raise error(f"{problem.message}: refused before any work", remedy=problem.remedy, field="/chain")
 

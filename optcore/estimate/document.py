@@ -97,6 +97,14 @@ class Estimate(Frozen):
     results: tuple[ResultEstimate, ...]
     problems: tuple[Problem, ...] = ()
 
+    def of(self, stage: str) -> StageEstimate | None:
+        """What one stage will take; None for one that was not foreseen."""
+        return next((each for each in self.stages if each.stage == stage), None)
+
+    def weight_bytes_of(self, result: str) -> int | None:
+        """What one result will weigh, by its name; None for one that was not foreseen."""
+        return next((each.weight_bytes for each in self.results if each.result == result), None)
+
     @property
     def seconds(self) -> float:
         """Of all stages."""

@@ -3,7 +3,7 @@
 That is the most: a race stops those that cannot win, and how early is not known before.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from optcore.estimate.chain import estimate_chain
@@ -25,13 +25,14 @@ def estimate_race(
     able = [(one, estimate) for one, estimate in found if estimate.fits] or found[:1]
     return Estimate(
         machine=machine,
-        stages=tuple(_stages(able)),
+        stages=tuple(stages_of_all(able)),
         results=able[0][1].results,
         problems=tuple(dict.fromkeys(problem for _, each in able for problem in each.problems)),
     )
 
 
-def _stages(found: list[tuple[Contender, Estimate]]) -> Iterator[StageEstimate]:
+def stages_of_all(found: Sequence[tuple[Contender, Estimate]]) -> Iterator[StageEstimate]:
+    """Every candidate's stages under its own name, those that several share once."""
     met: set[str] = set()
     for contender, estimate in found:
         for stage in estimate.stages:

@@ -73,17 +73,23 @@ class Race:
         return resolved
 
     def run(self) -> list[Outcome]:
-        """The winner's results, the main one first, with the front. Raises `GateFailed` when none is good enough and
-        that matters, and the error of the first candidate when all of them failed."""
-        self.fetch()
+        """After `fetch`: the winner's results, the main one first, with the front.
+
+        Raises `GateFailed` when none is good enough and that matters, and the first candidate's error when all failed.
+        """
         self._plan()
-        for runner in self.runners:
-            if runner.is_waiting and not self._is_over(runner):
+        for runner in self.waiting:
+            if not self._is_over(runner):
                 self._do(runner, runner.begin)
         while best := self._next():
             self._do(best, best.finish)
             self._say(best)
         return self._end()
+
+    @property
+    def waiting(self) -> list[Runner]:
+        """Who may begin."""
+        return [runner for runner in self.runners if runner.is_waiting]
 
     def _bring(self, runner: Runner) -> None:
         """What is wrong with the model, or with what a candidate names, ends the run; what does not fit refuses one."""
@@ -114,13 +120,21 @@ class Race:
     def _refuse(self) -> None:
         """Say who does not begin; the run fails here when nobody is left."""
         limit = self.goal.budget.candidates
-        able = [runner for runner in self.runners if runner.is_waiting]
-        for runner in able[limit:] if limit else ():
+        for runner in self.waiting[limit:] if limit else ():
             runner.stopped = f"the budget has room for {limit} candidates"
         for runner in self.runners:
             if why := runner.refused or runner.stopped:
                 self._notice(runner, f"{'refused' if runner.refused else 'not begun'}: {why}")
-        if not able:
+        self._require_somebody()
+
+    def refuse(self, runner: Runner, error: OptError) -> None:
+        """Let a candidate not begin. Raises as `fetch` does when nobody is left."""
+        runner.refused, runner.error = str(error), error
+        self._notice(runner, f"refused: {error}")
+        self._require_somebody()
+
+    def _require_somebody(self) -> None:
+        if not self.waiting:
             found = next((runner.error for runner in self.runners if runner.error), None)
             raise found or RecipeError(
                 "no candidate can meet the goal: "

@@ -1,12 +1,13 @@
 """A candidate on its way: its walk through the work folder, and what came of it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from optcore.artifact import Outcome
 from optcore.errors import OptError
+from optcore.estimate.document import Estimate, StageCostSeen
 from optcore.evaluate import Fidelity
 from optcore.plan import Result, evaluate_stage, export_stage, results, screen_stage, serve_stage, stage_names
 from optcore.quantization import load_quantization
@@ -34,6 +35,9 @@ class Walk(Protocol):
 
     def bring(self, recipe: Recipe) -> Recipe:
         """Fetch; the recipe with its commits pinned."""
+
+    def foresee(self, recipe: Recipe, seen: Sequence[StageCostSeen]) -> Estimate | None:
+        """What the stages behind the fetch will take, where that can be reckoned."""
 
     def follow(self, recipe: Recipe) -> None:
         """The whole chain."""

@@ -12,12 +12,23 @@ import pytest
 import yaml
 from fixtures.whole_runs import stages_in_this_process, walk
 
-from optcore import conductor
+from optcore import conductor, foresight
 from optcore.child import Usage
 from optcore.conductor import Emit
 from optcore.engine import fetch, optimize
-from optcore.errors import GateFailed, RecipeError, StageCrashed
-from optcore.events import AnyEvent, Notice, RecipeResolved, RunFinished, RunPlanned, StageFinished, StageStarted
+from optcore.errors import GateFailed, OutOfMemory, RecipeError, StageCrashed
+from optcore.estimate.document import Machine
+from optcore.estimate.seen import read_seen
+from optcore.events import (
+    AnyEvent,
+    Notice,
+    RecipeResolved,
+    RunEstimated,
+    RunFinished,
+    RunPlanned,
+    StageFinished,
+    StageStarted,
+)
 from optcore.manifest import read_manifest
 from optcore.recipe import load_recipe, recipe_from
 from optcore.report import Candidate, Report
@@ -113,6 +124,41 @@ def test_the_last_plan_is_what_was_done(raced: Raced) -> None:
     said = [event for event in raced.events if isinstance(event, Notice) and event.message.startswith("c03: stopped")]
     assert len(said) == 1
     assert said[0].stage == "c03-2-ptq-screen"
+
+
+def test_what_to_expect_is_said_once_and_learned_from(raced: Raced) -> None:
+    (told,) = (event for event in raced.events if isinstance(event, RunEstimated))
+    names = [stage.stage for stage in told.stages]
+    assert names[:4] == ["c01-1-prune", "c01-1-prune-measure", "c01-2-ptq", "c01-3-export"]
+    assert "c02-2-ptq" in names
+    assert "c02-1-prune" not in names, "what is shared is expected once"
+    ran = [event.stage for event in raced.events if isinstance(event, StageFinished) and not event.cached]
+    foreseen = [stage for stage in ran if not stage.endswith(("fetch", "screen"))]
+    assert len(read_seen(raced.work)) == len(foreseen)
+    expected = [stage.stage for stage in raced.report.expected]
+    assert expected == ["1-prune", "1-prune-measure", "2-ptq", "3-export", "4-evaluate"]
+    assert raced.report.expected_bytes
+
+
+def test_a_candidate_that_the_machine_has_no_room_for_does_not_begin(
+    stdlib_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = {"batch": 64, "micro_batch": 64, "sequence_length": 2048}
+    training = {"technique": "qad", "steps": 1, "data": {"kind": "text"}, **size}
+    goal = {"candidates": [[{**QUICK, "scheme": "int8"}, training], [{**QUICK, "scheme": "int8"}]]}
+    asked = load_recipe(write(tmp_path, document(stdlib_model, objective=goal)))
+    machine = Machine(host_memory_bytes=10**9, disk_free_bytes=10**12)
+    monkeypatch.setattr(foresight, "this_machine", lambda _: machine)
+    with stages_in_this_process():
+        optimize(asked, tmp_path / "out", tmp_path / "work", lambda _: None)
+    front = Report.model_validate_json((tmp_path / "out" / "report.json").read_text()).front
+    assert front
+    assert [one.status for one in front.candidates] == ["refused", "winner"]
+    assert "refused before any work" in front.candidates[0].why
+    small = machine.model_copy(update={"host_memory_bytes": 10**8})
+    monkeypatch.setattr(foresight, "this_machine", lambda _: small)
+    with stages_in_this_process(), pytest.raises(OutOfMemory, match="refused before any work"):
+        optimize(asked, tmp_path / "none", tmp_path / "work", lambda _: None)
 
 
 def test_sizes_were_predicted(raced: Raced, stdlib_model: Path) -> None:
