@@ -1,4 +1,4 @@
-"""How much of the machine's memory is free, as far as our control groups go, and what our own limits leave of it."""
+"""How much memory a machine has and has free, as far as our control groups go, and what our own limits leave of it."""
 
 import os
 import resource
@@ -12,7 +12,13 @@ _CACHED = ("inactive_file", "active_file")
 
 def machine_bytes(root: Path = _ROOT) -> float:
     """What all processes of our control group may still take together."""
-    return max(0.0, min(_of_machine(root), *_of_groups(root)))
+    return max(0.0, min(_in_machine(root)["MemAvailable"], *map(_free_in, _groups(root))))
+
+
+def capacity_bytes(root: Path = _ROOT) -> int:
+    """What all processes of our control group may take together, whatever others hold at the moment."""
+    limits = (_text(folder / "memory.max") for folder in _groups(root))
+    return min([_in_machine(root)["MemTotal"], *(int(limit) for limit in limits if limit.isdecimal())])
 
 
 def process_bytes() -> float:
@@ -20,16 +26,17 @@ def process_bytes() -> float:
     return max(0.0, min(map(_of_process, (resource.RLIMIT_AS, resource.RLIMIT_DATA))))
 
 
-def _of_machine(root: Path) -> float:
-    facts = dict(line.split(":") for line in (root / "proc/meminfo").read_text().splitlines())
-    return float(facts["MemAvailable"].split()[0]) * 1024
+def _in_machine(root: Path) -> dict[str, int]:
+    """Bytes of each fact that the kernel tells in kB."""
+    lines = (line.split() for line in (root / "proc/meminfo").read_text().splitlines())
+    return {words[0].rstrip(":"): int(words[1]) * 1024 for words in lines}
 
 
-def _of_groups(root: Path) -> Iterator[float]:
-    """Room in our control group (version 2) and in all around it: each of them may have a limit."""
+def _groups(root: Path) -> Iterator[Path]:
+    """Our control group (version 2) and all around it: each of them may have a limit."""
     mount, own = root / "sys/fs/cgroup", _own_group(root)
     for place in (own, *own.parents):
-        yield _of_group(mount / place)
+        yield mount / place
 
 
 def _own_group(root: Path) -> Path:
@@ -42,7 +49,7 @@ def _own_group(root: Path) -> Path:
     return Path() if ".." in found.parts else found
 
 
-def _of_group(folder: Path) -> float:
+def _free_in(folder: Path) -> float:
     try:
         limit, used = ((folder / name).read_text().strip() for name in ("memory.max", "memory.current"))
         facts = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
@@ -51,6 +58,14 @@ def _of_group(folder: Path) -> float:
     if limit == "max":
         return float("inf")
     return float(limit) - float(used) + sum(float(facts.get(name, 0)) for name in _CACHED)
+
+
+def _text(file: Path) -> str:
+    """What it says; nothing where there is no such controller."""
+    try:
+        return file.read_text().strip()
+    except OSError:
+        return ""
 
 
 def _of_process(kind: int) -> float:

@@ -1,13 +1,13 @@
 """What this machine offers to jobs."""
 
-import os
 import shutil
 import socket
 from collections.abc import Sequence
 from pathlib import Path
 
 from api.store.workers import Capacity
-from worker import cgroup, kernel
+from optcore.estimate.machine import cores
+from optcore.host_memory import capacity_bytes
 from worker.gpus import Gpu
 
 
@@ -23,14 +23,14 @@ def capacity(gpus: Sequence[Gpu], engine_memory_bytes: int | None = None) -> Cap
         gpu_kind=gpus[0].name if gpus else None,
         gpu_memory_bytes=min((gpu.memory_bytes for gpu in gpus), default=None),
         host_memory_bytes=memory_bytes(engine_memory_bytes),
-        cores=len(os.sched_getaffinity(0)),
+        cores=cores(),
     )
 
 
 def memory_bytes(engine_memory_bytes: int | None = None) -> int:
     """That one engine may use: the least of the operator's limit, our control groups' and the machine's memory."""
-    limits = (engine_memory_bytes, *cgroup.memory_limits(), kernel.memory_bytes())
-    return min(limit for limit in limits if limit)
+    here = capacity_bytes()
+    return min(engine_memory_bytes or here, here)
 
 
 def disk_free_bytes(folder: Path) -> int | None:

@@ -85,13 +85,6 @@ def own_folder() -> Path | None:
     return None if root is None or path is None else Path(root) / path.lstrip("/")
 
 
-def memory_limits() -> list[int]:
-    """Of our own group and of those around it, where any has one."""
-    own = own_folder()
-    texts = [_text(folder / "memory.max") for folder in (own, *own.parents)] if own else []
-    return [int(text) for text in texts if text.isdecimal()]
-
-
 def oom_kills(folder: Path) -> int | None:
     """Processes of a group that the kernel killed for memory; None where nobody counts."""
     try:

@@ -10,7 +10,8 @@ from functools import cache
 from itertools import count
 from pathlib import Path
 
-from worker import cgroup, kernel
+from optcore.host_memory import capacity_bytes
+from worker import cgroup
 from worker.cgroup import Cgroup
 from worker.gpus import Gpu, locks
 from worker.kernel import OomCounter
@@ -80,7 +81,7 @@ class Confinement:
         return Memory(
             oom_killed=self._oom.has_risen if own is None else own > 0,
             peak_bytes=(self.cgroup.peak_bytes if self.cgroup else 0) or peak_bytes,
-            limit_bytes=self.memory_bytes or kernel.memory_bytes(),
+            limit_bytes=self.memory_bytes or capacity_bytes(),
         )
 
 

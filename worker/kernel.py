@@ -26,12 +26,6 @@ class OomCounter:
         return _oom_kills() > self._older
 
 
-def memory_bytes() -> int:
-    """Of this machine."""
-    line = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemTotal:"))
-    return int(line.split()[1]) * 1024
-
-
 def _oom_kills() -> int:
     """In our own group, which is our container's; where nobody counts that, on the machine."""
     own = cgroup.own_folder()

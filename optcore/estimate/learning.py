@@ -39,6 +39,7 @@ class Correction(NamedTuple):
     high: float = PRIOR_spread
     memory: float = 1.0
     learned_from: int = 0
+    """Stages of this kind, anywhere; of this machine, where none was of this kind."""
 
 
 class Rates(NamedTuple):
@@ -82,7 +83,7 @@ class Rates(NamedTuple):
         if machine not in self.machines:
             spread = max(spread, log(PRIOR_spread) / 1.645)
         reach = max(_NARROWEST, exp(1.645 * spread))
-        learned = self.counts.get(kind, 0) if machine in self.machines else 0
+        learned = self.counts.get(kind, 0) or self.counts.get(machine, 0)
         memory = self.memories.get((machine, kind), self.memories.get(("", kind), 0.0))
         return Correction(factor, 1 / reach, reach, exp(memory), learned)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from optcore.estimate.document import Machine
 from optcore.gpus import gpu_names, visible_gpus
-from optcore.host_memory import machine_bytes
+from optcore.host_memory import capacity_bytes
 
 _ASKED = ("nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits")
 _ANSWER_seconds = 10
@@ -22,13 +22,13 @@ def this_machine(work: Path) -> Machine:
         gpus=len(names),
         gpu_kind=names[0] if names else "",
         gpu_memory_bytes=_gpu_bytes() if visible_gpus() else None,
-        host_memory_bytes=int(machine_bytes()),
-        cores=_cores(),
+        host_memory_bytes=capacity_bytes(),
+        cores=cores(),
         disk_free_bytes=shutil.disk_usage(_existing(work.absolute())).free,
     )
 
 
-def _cores(quota: Path = _QUOTA) -> int:
+def cores(quota: Path = _QUOTA) -> int:
     """That our affinity, our control group and OpenMP's own setting leave."""
     own = len(os.sched_getaffinity(0))
     if (threads := os.environ.get("OMP_NUM_THREADS", "")).isdecimal() and int(threads):

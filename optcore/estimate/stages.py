@@ -41,7 +41,23 @@ from optcore.plan import (
     technique_stage,
 )
 from optcore.recipe import Recipe
-from optcore.techniques import AttentionWindow, Merge, Ptq, Rotate, Technique, TieLayers, Upcycle
+from optcore.techniques import (
+    ActivationSparsity,
+    AttentionWindow,
+    EarlyExit,
+    HashShare,
+    LowRank,
+    Merge,
+    Palettize,
+    Prune,
+    Ptq,
+    Puzzle,
+    Rotate,
+    Sparsify,
+    Technique,
+    TieLayers,
+    Upcycle,
+)
 from optcore.techniques.distilling import Distilling
 from optcore.techniques.draft import Draft
 from optcore.techniques.ptq import Quantizing
@@ -51,6 +67,8 @@ from optcore.techniques.training import Training
 
 _UNMEASURED = (Rotate, Merge, Upcycle, AttentionWindow)
 """Techniques that need no text, as a rule."""
+_MEASURED = (Prune, Puzzle, Sparsify, LowRank, Palettize, HashShare, TieLayers, ActivationSparsity, EarlyExit)
+"""Those that send text through the model, and change it by what they saw."""
 
 
 class Priced(NamedTuple):
@@ -203,4 +221,6 @@ def _technique_cost(technique: Technique, model: Model, result: Model, recipe: R
         return quantizing(technique, model, result, recipe.calibration)
     if isinstance(technique, _UNMEASURED) or (isinstance(technique, TieLayers) and technique.runs):
         return rewriting(technique, result.facts)
-    return measuring(technique, model.facts, recipe.calibration)
+    if isinstance(technique, _MEASURED):
+        return measuring(technique, model.facts, recipe.calibration)
+    raise TypeError(f"no formula says what {type(technique).__name__} takes")

@@ -124,3 +124,12 @@ def test_a_run_goes_on_without_what_it_cannot_read(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert "cannot read finished stages" in done.stderr
     assert "output folder" in json.loads(done.stdout)["failure"]["message"]
+
+
+def test_what_was_corrected_says_so() -> None:
+    rates = Rates.from_seen([seen("prune", 2.0)] * 4 + [seen("fetch", 2.0)] * 3)
+    assert rates.correction("cpu:64", "prune").learned_from == 4
+    elsewhere = rates.correction("cpu:8", "unheard of")
+    assert elsewhere.seconds == pytest.approx(2.0)
+    assert elsewhere.learned_from == 7
+    assert rates.correction("cpu:64", "unheard of").learned_from == 0

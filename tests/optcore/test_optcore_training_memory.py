@@ -9,7 +9,7 @@ from fixtures.tiny_models import MakeModel
 from fixtures.training import training_run
 
 from optcore.errors import OutOfMemory
-from optcore.host_memory import machine_bytes
+from optcore.host_memory import capacity_bytes, machine_bytes
 from optcore.streaming.reader import TensorReader
 from optcore.techniques import Finetune, HashShare, Palettize, Sparsify, TieLayers
 from optcore.techniques.base import Technique
@@ -65,6 +65,16 @@ class TestFree:
         assert machine_bytes(root) == 300 * MIB
         _group(groups / "jobs/one", str(MIB), 2 * MIB)
         assert machine_bytes(root) == 0
+
+    def test_what_others_hold_now_is_no_matter_of_capacity(self, root: Path) -> None:
+        groups = root / "sys/fs/cgroup"
+        assert capacity_bytes(root) == 2000000 * 1024
+        _group(groups / "jobs/one", "max", 900 * MIB)
+        _group(groups / "jobs", str(700 * MIB), 600 * MIB)
+        _group(groups / "jobs/other", str(10 * MIB), 0)
+        assert capacity_bytes(root) == 700 * MIB
+        (root / "proc/self/cgroup").unlink()
+        assert capacity_bytes(root) == 2000000 * 1024
 
     def test_a_group_outside_of_what_is_seen(self, root: Path) -> None:
         (root / "proc/self/cgroup").write_text("0::/../../jobs\n")
