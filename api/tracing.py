@@ -10,6 +10,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
 
+from optcore.extras import how_to_install
+
 if TYPE_CHECKING:
     from opentelemetry.context import Context
     from opentelemetry.sdk.trace import TracerProvider
@@ -43,7 +45,7 @@ def configure(service: str) -> None:
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError as error:
         raise TracesNotInstalled(
-            f"{ENDPOINTS[0]} is set, but OpenTelemetry is not installed: pip install 'lathe[traces]', or unset it"
+            f"{ENDPOINTS[0]} is set, but OpenTelemetry is not installed: {how_to_install('traces')}, or unset it"
         ) from error
     resource = Resource.create({"service.name": os.environ.get("OTEL_SERVICE_NAME") or service})
     _provider = TracerProvider(resource=resource)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from optcore.errors import Kind, OptError, folder_error
+from optcore.extras import how_to_install
 from optcore.manifest import SIGNATURE
 from optcore.verify import LEFT_BY_DOWNLOADS, Finding, verify
 
@@ -109,7 +110,7 @@ def _library() -> Any:
         import model_signing
     except ImportError as error:
         said = f"signatures need the package model-signing, which is not installed here ({error})"
-        raise SigningUnavailable(said, remedy="pip install 'lathe[sign]'") from error
+        raise SigningUnavailable(said, remedy=how_to_install("sign")) from error
     return model_signing
 
 

@@ -23,6 +23,10 @@ BANNED = [
         "a name that a machine without a hosts file cannot resolve: write 127.0.0.1",
     ),
     (re.compile(rf"\b(?:{'TO'}DO|{'FIX'}ME|{'X'}XX|{'HA'}CK)\b"), "a note to oneself: an issue says it better"),
+    (
+        re.compile(rf"pip install (?!--no-{'index'}).{{0,20}}\blathe\b"),
+        "a command that installs somebody else's package: the name on PyPI is not ours",
+    ),
     (re.compile(rf"(?i)\b(?:{'chat'}gpt|{'cop'}ilot|{'clau'}de|{'large language'} model wrote)\b"), "a tool's name"),
 ]
 

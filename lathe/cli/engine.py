@@ -15,6 +15,7 @@ from lathe.cli.output import console, errors, print_json, print_measurements, pr
 from lathe.cli.session import AsJson, home
 from lathe.display.watching import stages_shown
 from lathe.errors import LatheError
+from optcore.extras import how_to_install
 from optcore.plan import check
 from optcore.recipe import Recipe, load_recipe
 from optcore.signing import check_key, sign
@@ -86,7 +87,7 @@ def _need_engine() -> None:
     if missing and VARIABLE not in os.environ:
         raise LatheError(
             f"the engine is not installed here: no {', '.join(missing)}",
-            remedy="pip install 'lathe[engine]', or send the recipe to a service with `lathe submit`",
+            remedy=f"{how_to_install('engine')}, or send the recipe to a service with `lathe submit`",
         )
 
 

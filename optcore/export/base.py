@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from optcore.errors import RecipeError
+from optcore.extras import how_to_install
 from optcore.frozen import Frozen
 from optcore.report import Task
 from optcore.schemes import Scheme
@@ -55,7 +56,7 @@ class Export(Frozen):
         if missing := [name for name in self.packages_for(task) if not find_spec(name.replace("-", "_"))]:
             raise RecipeError(
                 f"{self.title} is written by {', '.join(missing)}, not installed here",
-                remedy=f"pip install 'lathe[{self.extra}]', or choose another target",
+                remedy=f"{how_to_install(self.extra)}, or choose another target",
                 field=f"{place}/format",
             )
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TextIO, cast
 
 from optcore.errors import DataError
+from optcore.extras import how_to_install
 from optcore.sources.splits import form_of
 
 COLUMNS = ("text", "article", "content")
@@ -146,7 +147,7 @@ def _parquet_table(file: Path) -> Iterator[Any]:
         import pyarrow.parquet
     except ImportError as error:
         message = f"reading {file.name} needs pyarrow, which is not installed"
-        raise DataError(message, remedy="pip install 'lathe[data]'", field="/calibration") from error
+        raise DataError(message, remedy=how_to_install("data"), field="/calibration") from error
     try:
         with pyarrow.parquet.ParquetFile(file) as table:
             yield table

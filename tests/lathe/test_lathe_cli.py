@@ -106,7 +106,7 @@ def test_run_without_the_engine_says_how_to_get_it(
     monkeypatch.setattr("lathe.cli.engine.ENGINE_MODULES", ("no_such_module",))
     missing = lathe("run", recipe_file(), "--out", tmp_path / "out")
     assert missing.exit_code == 1
-    assert "pip install 'lathe[engine]'" in missing.stderr
+    assert "pip install '.[engine]'" in missing.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])

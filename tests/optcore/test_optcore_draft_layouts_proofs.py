@@ -1,6 +1,6 @@
 """The speculators layout, loaded by vllm-project/speculators itself: its configuration, and every tensor in its place.
 
-speculators is an oracle, no dependency: `pip install lathe[oracle-drafts]`, or name the interpreter of another
+speculators is an oracle, no dependency: `pip install '.[oracle-drafts]'`, or name the interpreter of another
 environment that has it in SPECULATORS_PYTHON.
 """
 

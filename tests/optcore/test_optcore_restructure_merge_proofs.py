@@ -1,6 +1,6 @@
 """Two fine-tunes of the shipped model, trained here, merged by us and by mergekit: the same checkpoints.
 
-mergekit is an oracle, no dependency: `pip install lathe[oracle]`, or name the interpreter of another environment that
+mergekit is an oracle, no dependency: `pip install '.[oracle]'`, or name the interpreter of another environment that
 has it in MERGEKIT_PYTHON.
 """
 

@@ -241,4 +241,4 @@ def test_parquet_without_pyarrow_says_what_to_install(
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
     with pytest.raises(DataError, match="pyarrow") as caught:
         list(read_texts([every_form["parquet"]], None))
-    assert caught.value.remedy == "pip install 'lathe[data]'"
+    assert caught.value.remedy == "pip install '.[data]' in Lathe's own folder"

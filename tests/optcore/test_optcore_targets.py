@@ -181,7 +181,7 @@ def test_a_target_whose_writer_is_not_installed_is_refused_before_any_work(
     with pytest.raises(RecipeError, match="ONNX is written by no-such-writer, not installed here") as error:
         check_exports(recipe_from(document), stdlib_model, "text-generation")
     assert error.value.field == "/also/0/format"
-    assert "pip install 'lathe[onnx]'" in (error.value.remedy or "")
+    assert "pip install '.[onnx]'" in (error.value.remedy or "")
 
 
 def test_what_a_target_was_written_by_is_in_the_key_of_its_stage() -> None:

@@ -174,5 +174,5 @@ def test_an_endpoint_without_the_library_is_an_error_that_says_what_to_install(
 ) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
-    with pytest.raises(tracing.TracesNotInstalled, match=r"pip install 'lathe\[traces\]'"):
+    with pytest.raises(tracing.TracesNotInstalled, match=r"pip install '\.\[traces\]'"):
         tracing.configure("test")
