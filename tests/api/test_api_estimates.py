@@ -6,12 +6,14 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 from fixtures.hub import OWNER_TOKEN, HubPeer
+from sqlalchemy import func
 
 import optcore.sources.client
 from api.estimates import estimator
 from api.main import create_app
 from api.settings import Settings
 from api.store import credentials, keys, stage_costs, workers
+from api.store.models import Host
 from api.store.session import Sessions
 from api.store.workers import Capacity
 from lathe.estimate_models import Estimate
@@ -98,6 +100,16 @@ def test_a_worker_that_is_too_small_says_why(client: TestClient, sessions: Sessi
     assert found.allowed_to_proceed
     assert [(fit.worker_id, fit.fits) for fit in found.workers] == [("roomy", True), ("tiny", False)]
     assert "memory" in found.workers[1].reasons[0]
+
+
+def test_a_host_in_quarantine_is_not_counted_on(client: TestClient, sessions: Sessions, model: str) -> None:
+    _worker(sessions, "cedar")
+    _worker(sessions, "small", host_memory_bytes=64 * 2**20)
+    with sessions.begin() as session:
+        session.add(Host(name="cedar", quarantined_at=func.now()))
+    found = _ask(client, _recipe(model={"path": model}))
+    assert [(fit.worker_id, fit.fits) for fit in found.workers] == [("small", False)]
+    assert not found.allowed_to_proceed, "no machine that gets work can run it"
 
 
 def test_workers_that_differ_by_their_disks_are_reckoned_once(
