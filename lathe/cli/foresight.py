@@ -4,25 +4,24 @@ from collections.abc import Sequence
 
 import typer
 
-from lathe.cli.engine import RecipePath
 from lathe.cli.group import FAILED
 from lathe.cli.output import print_json, print_table, say
+from lathe.cli.recipe_file import ModelName, RecipePath, read_recipe
 from lathe.cli.session import AsJson, JobIds, connect
 from lathe.comparison_models import ComparedMeasurement, Comparison
 from lathe.display.stages import about
 from lathe.estimate_models import Estimate
 from optcore.estimate.document import StageEstimate
 from optcore.frozen import canonical_json
-from optcore.recipe import load_recipe
 from optcore.report.numbers import format_bytes, format_number, format_value
 
 
-def estimate(recipe: RecipePath, as_json: AsJson = False) -> None:
+def estimate(recipe: RecipePath, model: ModelName = None, as_json: AsJson = False) -> None:
     """Say what a recipe would take, before anything is run, and which workers it fits on.
 
     Exit with 1 when it could not be run.
     """
-    loaded = load_recipe(recipe)
+    loaded = read_recipe(recipe, model)
     with connect() as client:
         found = client.jobs.estimate(loaded)
     if as_json:
@@ -58,6 +57,9 @@ def _tell_estimate(found: Estimate) -> None:
         say(f"result {result.result or 'main'}: {format_bytes(result.weight_bytes)}{before} in {result.format}")
     if found.cost is not None:
         say(f"cost: {_money(found.cost, found)} ({_money(found.cost_low, found)} to {_money(found.cost_high, found)})")
+    elif found.stages:
+        kind = found.machine.gpu_kind or found.machine.device
+        say(f"cost: no price is set for {kind}; LATHE_PRICES of the service says what an hour costs")
     if found.workers:
         fits = [
             (
