@@ -99,6 +99,10 @@ def test_compose_sets_what_the_settings_know(compose: dict[str, Any]) -> None:
         assert needed <= names <= known
 
 
+def test_what_money_is_reckoned_by_can_be_set_in_containers(compose: dict[str, Any]) -> None:
+    assert {"LATHE_PRICES", "LATHE_CURRENCY"} <= set(compose["services"]["api"]["environment"])
+
+
 def test_every_service_is_pinned_and_watched(compose: dict[str, Any]) -> None:
     for name, service in compose["services"].items():
         image = service["image"]
