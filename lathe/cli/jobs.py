@@ -7,7 +7,7 @@ import typer
 
 from lathe.cli.choices import some_of
 from lathe.cli.group import FAILED, explain
-from lathe.cli.output import console, print_each, print_json, print_measurements, print_table, say
+from lathe.cli.output import console, money, print_each, print_json, print_measurements, print_table, say
 from lathe.cli.recipe_file import ModelName, RecipePath, read_recipe
 from lathe.cli.session import AsJson, JobId, JobIds, connect
 from lathe.display.stages import about
@@ -102,6 +102,8 @@ def show(job_id: JobId, as_json: AsJson = False) -> None:
         print_table(
             ("stage", "status", "phase", "progress", "expected", "took", "peak memory"), map(_stage_row, job.stages)
         )
+        if job.cost:
+            say(f"cost{'' if job.is_terminal else ' so far'}: {money(job.cost.amount, job.cost.currency)}")
         _conclude(job)
 
 

@@ -119,6 +119,15 @@ def test_a_job_that_could_not_be_run_ends_with_1_and_says_where(
     assert "\x1b" not in told.stderr
 
 
+def test_a_job_is_shown_with_what_it_costs(server: Script) -> None:
+    cost = {"amount": 12.345, "currency": "EUR"}
+    server.on(JOB, status(200, job_document(cost=cost)), status(200, job_document(cost=cost, status="cancelled")))
+    assert "cost so far: 12.35 EUR" in lathe("show", "job_1").stderr
+    assert "cost: 12.35 EUR" in lathe("show", "job_1").stderr
+    server.on(JOB, status(200, job_document()))
+    assert "cost" not in lathe("show", "job_1").stderr
+
+
 def test_jobs_are_compared_side_by_side(server: Script) -> None:
     job = {"status": "succeeded", "name": None, "model": "m", "summary": "FP8", "seconds": 1}
     facts = {"weight_bytes": 1, "quality": 0.1, "tokens_per_second": 5}
