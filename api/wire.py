@@ -30,6 +30,7 @@ def job(
     stages: Sequence[rows.Stage],
     *,
     waiting: wire.Waiting | None = None,
+    cost: wire.Money | None = None,
     attempts: Sequence[rows.Attempt] | None = None,
     artifacts: Sequence[rows.Artifact] | None = None,
 ) -> wire.Job:
@@ -45,6 +46,7 @@ def job(
         run_number=row.run_number,
         attempt=row.attempt,
         waiting=waiting,
+        cost=cost,
         stages=tuple(stage(each) for each in stages if each.job_id == row.id),
         failure=_failure(row.failure),
         artifact_digest=row.artifact_digest,

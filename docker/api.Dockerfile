@@ -11,7 +11,7 @@ COPY lathe ./lathe
 COPY api ./api
 COPY worker ./worker
 COPY migrations ./migrations
-RUN /opt/lathe/bin/pip install --constraint constraints-cpu.txt ".[worker]"
+RUN /opt/lathe/bin/pip install --constraint constraints-cpu.txt ".[worker,traces]"
 
 FROM python:3.11-slim-bookworm
 RUN groupadd --gid 10001 lathe \

@@ -33,7 +33,7 @@ COPY --from=llama-cpp /wheels/*.whl /tmp/wheels/
 RUN grep -vE '^(torch|triton)==' constraints-cpu.txt > /tmp/constraints.txt \
     && python -c 'import torch; print(f"torch=={torch.__version__}")' >> /tmp/constraints.txt \
     && python -m pip install --constraint /tmp/constraints.txt \
-         --find-links /tmp/wheels ".[worker,engine,data,onnx,sign,llama-cpp]" \
+         --find-links /tmp/wheels ".[worker,traces,engine,data,onnx,sign,llama-cpp]" \
     && rm -r /tmp/constraints.txt /tmp/wheels
 ENV LATHE_DATA_DIR=/var/lib/lathe \
     HF_HOME=/var/lib/lathe/huggingface

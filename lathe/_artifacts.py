@@ -33,8 +33,9 @@ class Artifacts:
     ) -> tuple[Path, ...]:
         """Fetch every file into `folder`: resumed where it was interrupted, checked by SHA-256, renamed into place.
 
-        `on_progress` gets the file and the bytes of it that are here; with `progress` a bar is shown. Raises
-        `UnsafePath` or `DigestMismatch`; nothing with wrong bytes ever has its final name.
+        `on_progress` gets the file and the bytes of it that are here, first those that an earlier call left; with
+        `progress` a bar is shown. Raises `UnsafePath` or `DigestMismatch`; nothing with wrong bytes ever has its final
+        name.
         """
         transfers = [Transfer(Path(folder), artifact) for artifact in self.list(job_id)]
         with bytes_shown([transfer.artifact for transfer in transfers], progress, on_progress) as tell:
@@ -57,6 +58,7 @@ class Artifacts:
     def _receive(self, job_id: str, transfer: Transfer, tell: OnBytes) -> None:
         call = protocol.get_artifact(job_id, transfer.artifact.path, transfer.offset())
         with self._wire.stream(call) as response, transfer.receiving(response):
+            tell(transfer.artifact, transfer.received_bytes)  # what an earlier call left here
             for block in response.iter_raw():
                 transfer.write(block)
                 tell(transfer.artifact, transfer.received_bytes)

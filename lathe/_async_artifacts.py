@@ -33,8 +33,9 @@ class AsyncArtifacts:
     ) -> tuple[Path, ...]:
         """Fetch every file into `folder`: resumed where it was interrupted, checked by SHA-256, renamed into place.
 
-        `on_progress` gets the file and the bytes of it that are here; with `progress` a bar is shown. Raises
-        `UnsafePath` or `DigestMismatch`; nothing with wrong bytes ever has its final name.
+        `on_progress` gets the file and the bytes of it that are here, first those that an earlier call left; with
+        `progress` a bar is shown. Raises `UnsafePath` or `DigestMismatch`; nothing with wrong bytes ever has its final
+        name.
         """
         transfers = [Transfer(Path(folder), artifact) async for artifact in self.list(job_id)]
         with bytes_shown([transfer.artifact for transfer in transfers], progress, on_progress) as tell:
@@ -58,6 +59,7 @@ class AsyncArtifacts:
         call = protocol.get_artifact(job_id, transfer.artifact.path, transfer.offset())
         async with self._wire.stream(call) as response:
             with transfer.receiving(response):
+                tell(transfer.artifact, transfer.received_bytes)  # what an earlier call left here
                 async for block in response.aiter_raw():
                     transfer.write(block)
                     tell(transfer.artifact, transfer.received_bytes)

@@ -90,6 +90,14 @@ class PublishState(Wire):
     failure: Failure | None = None
 
 
+class Money(Wire):
+    """A sum in one currency."""
+
+    amount: float
+    currency: str
+    """Three letters."""
+
+
 class Job(Wire):
     """One run of a recipe."""
 
@@ -109,6 +117,11 @@ class Job(Wire):
     """How many times a worker has claimed the job, in all of its runs."""
     waiting: Waiting | None = None
     """Of a queued job that is looked at."""
+    cost: Money | None = None
+    """Of a job that is looked at: what its time on machines costs so far, at the service's prices of now.
+
+    Every attempt counts, also one that was lost. Absent where a machine has no price.
+    """
     stages: tuple[Stage, ...]
     failure: Failure | None
     artifact_digest: str | None

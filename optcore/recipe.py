@@ -78,11 +78,16 @@ class Recipe(Frozen):
 
 def load_recipe(path: str | Path) -> Recipe:
     """Read a recipe file. Raises `RecipeError` that names the field and the remedy."""
+    return recipe_from(load_document(path))
+
+
+def load_document(path: str | Path) -> Any:
+    """What a recipe file holds, not yet judged. Raises `RecipeError` for what cannot be read."""
     path = Path(path)
     try:
         if path.stat().st_size > MAX_RECIPE_bytes:
             raise RecipeError(f"{path} is larger than a recipe can be ({MAX_RECIPE_bytes} bytes)")
-        return parse_recipe(path.read_text(encoding="utf-8"))
+        return read_document(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"cannot read {path}: {error}", remedy="give the path of a YAML recipe") from error
 

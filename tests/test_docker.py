@@ -12,6 +12,7 @@ import jsonschema
 import pytest
 import yaml
 
+from api.tracing import ENDPOINTS
 from worker.settings import WorkerSettings
 
 ROOT = Path(__file__).parents[1]
@@ -54,9 +55,20 @@ def test_images_run_as_nobody_special_and_say_how_they_are(dockerfile: Path) -> 
     assert len(re.findall(r"^HEALTHCHECK ", text, re.M)) == 1
 
 
+def _extras(dockerfile: Path) -> set[str]:
+    (listed,) = re.findall(r'"\.\[(.*)\]"', dockerfile.read_text(encoding="utf-8"))
+    return set(listed.split(","))
+
+
 def test_the_api_image_holds_no_torch() -> None:
-    text = (ROOT / "docker" / "api.Dockerfile").read_text(encoding="utf-8")
-    assert re.findall(r'"\.\[(.*)\]"', text) == ["worker"]
+    assert _extras(ROOT / "docker" / "api.Dockerfile") == {"worker", "traces"}
+
+
+def test_traces_can_be_turned_on_in_containers(compose: dict[str, Any]) -> None:
+    assert all("traces" in _extras(dockerfile) for dockerfile in DOCKERFILES)
+    for service in compose["services"].values():
+        if service["image"].startswith("lathe-"):
+            assert {ENDPOINTS[0], "OTEL_EXPORTER_OTLP_HEADERS"} <= set(service["environment"])
 
 
 def test_compose_follows_the_specification(compose: dict[str, Any]) -> None:
@@ -85,6 +97,10 @@ def test_compose_sets_what_the_settings_know(compose: dict[str, Any]) -> None:
     for service in ours:
         names = {name for name in service["environment"] if name.startswith("LATHE_")}
         assert needed <= names <= known
+
+
+def test_what_money_is_reckoned_by_can_be_set_in_containers(compose: dict[str, Any]) -> None:
+    assert {"LATHE_PRICES", "LATHE_CURRENCY"} <= set(compose["services"]["api"]["environment"])
 
 
 def test_every_service_is_pinned_and_watched(compose: dict[str, Any]) -> None:

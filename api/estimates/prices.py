@@ -1,7 +1,8 @@
 """What an hour of a machine costs, by the operator's settings."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+from api.store.attempts import Spent
 from optcore.estimate.document import Machine
 
 HOUR_seconds = 3600
@@ -20,3 +21,15 @@ def cost(seconds: float, machine: Machine, prices: Mapping[str, float]) -> float
     """Money for so long on a machine."""
     price = price_of_an_hour(machine, prices)
     return None if price is None else price * seconds / HOUR_seconds
+
+
+def cost_so_far(spent: Sequence[Spent], prices: Mapping[str, float]) -> float | None:
+    """Money for what a job had of machines; None where some of it has no price, or it had nothing yet."""
+    costs = [
+        cost(each.seconds, Machine(device=each.device, gpus=each.gpus, gpu_kind=each.gpu_kind or ""), prices)
+        if each.device in ("cuda", "cpu")
+        else None
+        for each in spent
+    ]
+    known = [each for each in costs if each is not None]
+    return sum(known) if known and len(known) == len(costs) else None

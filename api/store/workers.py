@@ -19,7 +19,13 @@ LISTED_seconds = 24 * 3600
 """After so long without a word, a worker is not even listed."""
 
 
-_ALIVE = (Worker.seen_at > in_seconds(-ALIVE_seconds), Worker.draining.is_(False), Worker.unfit.is_(None))
+_IN_QUARANTINE = select(Host.name).where(Host.quarantined_at.is_not(None))
+_TAKES_WORK = (
+    Worker.seen_at > in_seconds(-ALIVE_seconds),
+    Worker.draining.is_(False),
+    Worker.unfit.is_(None),
+    Worker.host.not_in(_IN_QUARANTINE),
+)
 
 
 @dataclass(frozen=True)
@@ -46,9 +52,8 @@ class Capacity:
 
 def fits_one_that_is_there() -> ColumnElement[bool]:
     """True for the jobs that some worker which is alive and trusted may claim."""
-    distrusted = select(Host.name).where(Host.quarantined_at.is_not(None))
     fits = _fits(Worker.device, func.coalesce(Worker.gpu_kind, ""), func.coalesce(Worker.gpu_memory_bytes, 0))
-    return exists().where(*_ALIVE, Worker.device.is_not(None), Worker.host.not_in(distrusted), fits)
+    return exists().where(*_TAKES_WORK, Worker.device.is_not(None), fits)
 
 
 def _fits(device: SQLCoreOperations[Any], gpu_kind: Any, gpu_memory: Any) -> ColumnElement[bool]:
@@ -75,8 +80,8 @@ def beat(
 
 
 def alive(session: Session) -> Sequence[Worker]:
-    """Workers that were heard of lately and take work."""
-    return session.scalars(select(Worker).where(*_ALIVE).order_by(Worker.id)).all()
+    """Workers that were heard of lately and take work: none of a host in quarantine."""
+    return session.scalars(select(Worker).where(*_TAKES_WORK).order_by(Worker.id)).all()
 
 
 class Seen(NamedTuple):

@@ -22,8 +22,8 @@ Params = Mapping[str, Any]
 class Call(Generic[T]):
     """One request, and the reader of its answer.
 
-    Every call may be sent again: POSTs carry an Idempotency-Key, and what a DELETE no longer finds, an earlier attempt
-    of it has deleted.
+    Every call may be sent again: a POST that changes something carries an Idempotency-Key, and what a DELETE no longer
+    finds, an earlier attempt of it has deleted.
     """
 
     method: str

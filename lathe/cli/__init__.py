@@ -5,6 +5,7 @@ Exit codes: 0 when what was asked for succeeded, 1 for a failure that is explain
 """
 
 from collections.abc import Callable
+from typing import Annotated
 
 import typer
 
@@ -24,6 +25,8 @@ from lathe.cli import (
     webhook,
 )
 from lathe.cli.group import Commands
+from lathe.cli.output import console
+from optcore.version import installed
 
 app = typer.Typer(
     cls=Commands,
@@ -32,6 +35,22 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+
+
+def _tell_version(wanted: bool) -> None:
+    if wanted:
+        console.out(f"lathe {installed('lathe')}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    return None
+
 
 _SERVICE = "About a service"
 _COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {

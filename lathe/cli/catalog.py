@@ -6,6 +6,7 @@ import typer
 import yaml
 
 from lathe.cli.output import console, print_each, print_json, print_table
+from lathe.cli.recipe_file import ModelName, with_model
 from lathe.cli.session import AsJson, complete_templates, connect
 from lathe.errors import LatheError
 from lathe.models import WorkerInfo
@@ -38,15 +39,19 @@ def templates(
         str | None,
         typer.Argument(metavar="[NAME]", help="Print this one as a recipe.", autocompletion=complete_templates),
     ] = None,
+    model: ModelName = None,
     as_json: AsJson = False,
 ) -> None:
-    """List recipes to start from, or print one: `lathe templates fit-on-8-gb > recipe.yaml`."""
+    """List recipes to start from, or print one: `lathe templates fit-on-8-gb --model org/name | lathe submit -`."""
+    if model is not None and name is None:
+        raise LatheError("--model is for one template, and none is named", remedy="`lathe templates` lists them")
     with connect() as client:
         found = client.templates()
     if name is not None:
         found = [item for item in found if item.name == name]
         if not found:
             raise LatheError(f"no template {name!r}", remedy="`lathe templates` lists them")
+    found = [item.model_copy(update={"recipe": with_model(item.recipe, model)}) for item in found]
     if as_json:
         print_each(found)
     elif name is not None:

@@ -12,15 +12,15 @@ import typer
 from lathe.cli.engine_process import VARIABLE, EngineRun
 from lathe.cli.group import explain
 from lathe.cli.output import console, errors, print_json, print_measurements, printable_lines
+from lathe.cli.recipe_file import ModelName, RecipePath, read_recipe
 from lathe.cli.session import AsJson, home
 from lathe.display.watching import stages_shown
 from lathe.errors import LatheError
 from optcore.extras import how_to_install
 from optcore.plan import check
-from optcore.recipe import Recipe, load_recipe
+from optcore.recipe import Recipe
 from optcore.signing import check_key, sign
 
-RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe in YAML.")]
 ENGINE_MODULES = ("torch", "transformers", "safetensors")
 OURS = ("internal", "infrastructure")
 """Kinds of failure that a recipe is not to blame for, so that the engine's log is what helps."""
@@ -29,6 +29,7 @@ OURS = ("internal", "infrastructure")
 def run(
     recipe: RecipePath,
     out: Annotated[Path, typer.Option(help="Folder to write the result to; must not exist.")],
+    model: ModelName = None,
     work: Annotated[Path | None, typer.Option(help="Cache of finished stages; LATHE_HOME/work when absent.")] = None,
     key: Annotated[
         Path | None, typer.Option("--sign", metavar="KEY", help="Sign the result with this private key, a PEM file.")
@@ -37,7 +38,7 @@ def run(
     verbose: Annotated[bool, typer.Option("--verbose", help="Show the engine's own log.")] = False,
 ) -> None:
     """Run a recipe on this machine, without a service. Finished stages are not run again."""
-    checked = _checked(recipe)
+    checked = _checked(recipe, model)
     _need_engine()
     if key:
         check_key(key)
@@ -62,9 +63,9 @@ def run(
         errors.print(f"written to {out}", markup=False, soft_wrap=True)
 
 
-def validate(recipe: RecipePath, as_json: AsJson = False) -> None:
+def validate(recipe: RecipePath, model: ModelName = None, as_json: AsJson = False) -> None:
     """Check a recipe and say what it means, without running it."""
-    checked = _checked(recipe)
+    checked = _checked(recipe, model)
     if as_json:
         print_json(checked)
     else:
@@ -76,8 +77,8 @@ def schema() -> None:
     console.out(json.dumps(Recipe.model_json_schema(), indent=2), highlight=False)
 
 
-def _checked(path: Path) -> Recipe:
-    recipe = load_recipe(path)
+def _checked(path: Path, model: str | None) -> Recipe:
+    recipe = read_recipe(path, model)
     check(recipe)
     return recipe
 

@@ -4,25 +4,24 @@ from collections.abc import Sequence
 
 import typer
 
-from lathe.cli.engine import RecipePath
 from lathe.cli.group import FAILED
-from lathe.cli.output import print_json, print_table, say
+from lathe.cli.output import money, print_json, print_table, say
+from lathe.cli.recipe_file import ModelName, RecipePath, read_recipe
 from lathe.cli.session import AsJson, JobIds, connect
 from lathe.comparison_models import ComparedMeasurement, Comparison
 from lathe.display.stages import about
 from lathe.estimate_models import Estimate
 from optcore.estimate.document import StageEstimate
 from optcore.frozen import canonical_json
-from optcore.recipe import load_recipe
 from optcore.report.numbers import format_bytes, format_number, format_value
 
 
-def estimate(recipe: RecipePath, as_json: AsJson = False) -> None:
+def estimate(recipe: RecipePath, model: ModelName = None, as_json: AsJson = False) -> None:
     """Say what a recipe would take, before anything is run, and which workers it fits on.
 
     Exit with 1 when it could not be run.
     """
-    loaded = load_recipe(recipe)
+    loaded = read_recipe(recipe, model)
     with connect() as client:
         found = client.jobs.estimate(loaded)
     if as_json:
@@ -57,12 +56,16 @@ def _tell_estimate(found: Estimate) -> None:
         before = f" of {format_bytes(found.source_bytes)}" if found.source_bytes else ""
         say(f"result {result.result or 'main'}: {format_bytes(result.weight_bytes)}{before} in {result.format}")
     if found.cost is not None:
-        say(f"cost: {_money(found.cost, found)} ({_money(found.cost_low, found)} to {_money(found.cost_high, found)})")
+        likely, low, high = (money(each, found.currency) for each in (found.cost, found.cost_low, found.cost_high))
+        say(f"cost: {likely} ({low} to {high})")
+    elif found.stages:
+        kind = found.machine.gpu_kind or found.machine.device
+        say(f"cost: no price is set for {kind}; LATHE_PRICES of the service says what an hour costs")
     if found.workers:
         fits = [
             (
                 *(each.host, "fits" if each.fits else "; ".join(each.reasons)),
-                *(about(each.seconds), _money(each.cost, found)),
+                *(about(each.seconds), money(each.cost, found.currency)),
             )
             for each in found.workers
         ]
@@ -79,10 +82,6 @@ def _stage_row(stage: StageEstimate) -> tuple[str, ...]:
     between = f"{about(stage.seconds_low)} to {about(stage.seconds_high)}"
     sizes = map(format_bytes, (stage.host_memory_bytes, stage.gpu_memory_bytes, stage.disk_bytes))
     return stage.stage, about(stage.seconds), between, *sizes
-
-
-def _money(value: float | None, found: Estimate) -> str:
-    return "" if value is None else f"{value:,.2f} {found.currency or ''}".rstrip()
 
 
 def _tell_comparison(found: Comparison) -> None:

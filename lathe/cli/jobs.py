@@ -1,24 +1,42 @@
 """Commands that send a job and look at jobs."""
 
 from itertools import islice
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
-from lathe.cli.engine import RecipePath
+from lathe.cli.choices import some_of
 from lathe.cli.group import FAILED, explain
-from lathe.cli.output import console, print_each, print_json, print_measurements, print_table, say
+from lathe.cli.output import console, money, print_each, print_json, print_measurements, print_table, say
+from lathe.cli.recipe_file import ModelName, RecipePath, read_recipe
 from lathe.cli.session import AsJson, JobId, JobIds, connect
 from lathe.display.stages import about
 from lathe.display.watching import stages_shown
 from lathe.errors import LatheError
 from lathe.job import Job
-from lathe.models import Stage
+from lathe.models import JobStatus, Stage
 from optcore.report.numbers import format_bytes, format_seconds
+
+
+def _header(value: str | None) -> str | None:
+    if value is not None and not (value.isascii() and value.isprintable() and 0 < len(value) <= KEY_characters):
+        raise typer.BadParameter(f"1 to {KEY_characters} printable characters of ASCII")
+    return value
+
+
+KEY_characters = 255
+IdempotencyKey = Annotated[
+    str | None,
+    typer.Option(
+        callback=_header, help="Sent again within 24 hours with the same recipe, it answers the same job, not a second."
+    ),
+]
 
 
 def submit(
     recipe: RecipePath,
+    model: ModelName = None,
+    idempotency_key: IdempotencyKey = None,
     follow: Annotated[bool, typer.Option("--watch", help="Stay until the job has ended.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -26,8 +44,9 @@ def submit(
 
     Ctrl-C ends the watching; the job goes on.
     """
+    loaded = read_recipe(recipe, model)
     with connect() as client:
-        job = client.jobs.create_from_file(recipe)
+        job = client.jobs.create(loaded, idempotency_key=idempotency_key)
         if not as_json:
             console.out(job.id, highlight=False)
         if follow:
@@ -41,7 +60,7 @@ def submit(
 
 
 def ls(
-    status: Annotated[list[str] | None, typer.Option(help="Only jobs with this status; may be repeated.")] = None,
+    status: Annotated[list[str] | None, some_of(get_args(JobStatus), "Only jobs with this status")] = None,
     technique: Annotated[str | None, typer.Option(help="Only jobs whose chain has this technique.")] = None,
     model: Annotated[str | None, typer.Option(help="Only jobs of this model: its id or path, whole.")] = None,
     name: Annotated[str | None, typer.Option(help="Only jobs whose name has this in it.")] = None,
@@ -83,6 +102,8 @@ def show(job_id: JobId, as_json: AsJson = False) -> None:
         print_table(
             ("stage", "status", "phase", "progress", "expected", "took", "peak memory"), map(_stage_row, job.stages)
         )
+        if job.cost:
+            say(f"cost{'' if job.is_terminal else ' so far'}: {money(job.cost.amount, job.cost.currency)}")
         _conclude(job)
 
 

@@ -4,17 +4,18 @@ from typing import Annotated, Any
 
 import typer
 
+from lathe.cli.choices import some_of
 from lathe.cli.group import Commands
 from lathe.cli.output import console, errors, print_each, print_json, print_table, tell_deleted
 from lathe.cli.session import AsJson, connect
-from lathe.models import ApiKey
+from lathe.models import SCOPES, ApiKey
 
 app = typer.Typer(cls=Commands, no_args_is_help=True, help="API keys of the project.")
 
 
 @app.command("create")
 def create(
-    scope: Annotated[list[str], typer.Option(help="What it allows, such as `jobs:read`; may be repeated.")],
+    scope: Annotated[list[str], some_of(SCOPES, "What it allows")],
     name: Annotated[str, typer.Option(help="What it is for.")] = "",
     days: Annotated[int | None, typer.Option(min=1, help="Days until it expires; never when absent.")] = None,
     as_json: AsJson = False,

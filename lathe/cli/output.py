@@ -16,6 +16,7 @@ from optcore.report.text import printable
 __all__ = [
     "console",
     "errors",
+    "money",
     "print_each",
     "print_json",
     "print_measurements",
@@ -53,6 +54,11 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[object]], numbers
 def say(text: str) -> None:
     """A remark for people."""
     errors.print(printable_lines(text), soft_wrap=True)
+
+
+def money(amount: float | None, currency: str | None) -> str:
+    """A sum; nothing for one that is not known."""
+    return "" if amount is None else f"{amount:,.2f} {currency or ''}".rstrip()
 
 
 def tell_deleted(name: str, as_json: bool) -> None:

@@ -14,7 +14,7 @@ from lathe.cli import webhook_listen
 from lathe.cli.group import Commands
 from lathe.cli.output import console, errors, print_each, print_json, print_table, tell_deleted
 from lathe.cli.session import AsJson, connect
-from lathe.webhook_models import WebhookDelivery, WebhookEndpoint, WebhookMessage
+from lathe.webhook_models import WebhookDelivery, WebhookEndpoint, WebhookMessage, WebhookMessageStatus
 from lathe.webhooks import unwrap
 
 app = typer.Typer(cls=Commands, no_args_is_help=True, help="Receivers of signed messages about jobs.")
@@ -111,14 +111,15 @@ def send_test(endpoint_id: EndpointId, as_json: AsJson = False) -> None:
 @app.command("deliveries")
 def deliveries(
     endpoint_id: EndpointId,
-    status: Annotated[str | None, typer.Option(help="Only of messages that are pending, delivered or failed.")] = None,
+    status: Annotated[
+        WebhookMessageStatus | None, typer.Option(help="Only of messages that are pending, delivered or failed.")
+    ] = None,
     limit: Annotated[int, typer.Option(min=1, help="How many attempts.")] = 20,
     as_json: AsJson = False,
 ) -> None:
     """What was tried at a receiver, newest first."""
-    wanted: Any = status
     with connect() as client:
-        found = list(islice(client.webhook_endpoints.deliveries(endpoint_id, status=wanted), limit))
+        found = list(islice(client.webhook_endpoints.deliveries(endpoint_id, status=status), limit))
     if as_json:
         print_each(found)
     else:

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,9 @@ from rich.table import Table
 from lathe.display.cells import Bar
 from lathe.display.grid import Grid
 from optcore.report.numbers import format_bytes, format_seconds
+
+INTERRUPTED = ("failed", "cancelled", "paused")
+"""What a stage is called whose run stopped in it."""
 
 
 @dataclass
@@ -34,6 +37,10 @@ class StageLine:
     def begin(self, at: float) -> None:
         self.status, self.phase, self.done, self.total = "running", "", 0, 0
         self.began, self.phase_began = at, None
+
+    def set_aside(self, status: str) -> None:
+        """Nothing runs: the clock stands."""
+        self.status, self.phase, self.began, self.phase_began = status, "", None, None
 
     def advance(self, phase: str, done: int, total: int, at: float) -> bool:
         """Whether a new phase has begun."""
@@ -64,6 +71,8 @@ class StagesView:
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._stages: dict[str, StageLine] = {}
         self._clock = clock
+        self._halted = False
+        """The run has ended, or waits for its turn: nobody can say when it will be done."""
         self._behind = math.inf
         """How far the clock of the events is behind ours, the shortest delivery among it."""
 
@@ -76,6 +85,7 @@ class StagesView:
         return handler(data, at) if handler else ""
 
     def _on_run_planned(self, data: Mapping[str, Any], at: float) -> str:
+        self._halted = False
         names = [str(name) for name in data.get("stages", ())]
         self._stages = {name: self._stages.get(name, StageLine(name)) for name in names}
         return f"planned: {', '.join(names)}"
@@ -91,6 +101,7 @@ class StagesView:
         return f"expected: {whole} ({low} to {high})"
 
     def _on_stage_started(self, data: Mapping[str, Any], at: float) -> str:
+        self._halted = False
         line = self._line(data)
         line.begin(at)
         return f"{line.name}: started"
@@ -111,24 +122,27 @@ class StagesView:
         return f"note: {data.get('message', '')}"
 
     def _on_run_failed(self, data: Mapping[str, Any], at: float) -> str:
-        return self._interrupted("failed")
+        return self._halt("failed")
 
     def _on_job_failed(self, data: Mapping[str, Any], at: float) -> str:
-        return self._interrupted("failed")
+        return self._halt("failed")
 
     def _on_job_cancelled(self, data: Mapping[str, Any], at: float) -> str:
-        return self._interrupted("cancelled")
+        return self._halt("cancelled")
 
     def _on_job_paused(self, data: Mapping[str, Any], at: float) -> str:
-        return self._interrupted("paused")
+        return self._halt("paused")
 
     def _on_job_queued(self, data: Mapping[str, Any], at: float) -> str:
+        """Once more: what an attempt that was lost, paused or failed left open is still to be done."""
+        self._halt("pending", of=("running", *INTERRUPTED))
         return "queued"
 
-    def _interrupted(self, status: str) -> str:
+    def _halt(self, status: str, of: Collection[str] = ("running",)) -> str:
+        self._halted = True
         for line in self._stages.values():
-            if line.status == "running":
-                line.status, line.phase = status, ""
+            if line.status in of:
+                line.set_aside(status)
         return status
 
     def _line(self, data: Mapping[str, Any]) -> StageLine:
@@ -136,7 +150,9 @@ class StagesView:
         return self._stages.setdefault(name, StageLine(name))
 
     def left(self) -> float | None:
-        """Seconds until the run ends; None where some stage was not estimated, or none is left."""
+        """Seconds until the run ends; None where it does not run, some stage was not estimated, or none is left."""
+        if self._halted:
+            return None
         now, ahead = self._now(), [line for line in self._lines() if line.status in ("pending", "running")]
         if not ahead or any(line.expected_seconds is None for line in ahead):
             return None

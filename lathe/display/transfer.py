@@ -19,14 +19,15 @@ class TransferView:
         self._files = len(artifacts)
         self._here: dict[str, int] = {}
         self._found_bytes = 0
+        """They say nothing about the speed."""
         self._current = ""
         self._clock = clock
         self._began = clock()
 
     def feed(self, artifact: Artifact, received_bytes: int) -> None:
         """Take one report of a download."""
-        if artifact.path not in self._here and received_bytes == artifact.bytes:
-            self._found_bytes += received_bytes  # it was here already, and says nothing about the speed
+        if artifact.path not in self._here:  # the first report comes before any byte: these were here already
+            self._found_bytes += received_bytes
         self._here[artifact.path] = received_bytes
         self._current = artifact.path
 

@@ -35,8 +35,9 @@ class Correction(NamedTuple):
 
     seconds: float = 1.0
     low: float = 1 / PRIOR_spread
-    """Of the corrected seconds: nine of ten stages take more."""
+    """Of the corrected seconds: one of twenty stages takes less."""
     high: float = PRIOR_spread
+    """One of twenty takes more, so nine of ten are between the two: 1.645 standard deviations to either side."""
     memory: float = 1.0
     learned_from: int = 0
     """Stages of this kind, anywhere; of this machine, where none was of this kind."""

@@ -6,12 +6,15 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 from fixtures.hub import OWNER_TOKEN, HubPeer
+from sqlalchemy import func, text
 
 import optcore.sources.client
+from api import lifecycle
 from api.estimates import estimator
 from api.main import create_app
 from api.settings import Settings
 from api.store import credentials, keys, stage_costs, workers
+from api.store.models import Host
 from api.store.session import Sessions
 from api.store.workers import Capacity
 from lathe.estimate_models import Estimate
@@ -100,6 +103,16 @@ def test_a_worker_that_is_too_small_says_why(client: TestClient, sessions: Sessi
     assert "memory" in found.workers[1].reasons[0]
 
 
+def test_a_host_in_quarantine_is_not_counted_on(client: TestClient, sessions: Sessions, model: str) -> None:
+    _worker(sessions, "cedar")
+    _worker(sessions, "small", host_memory_bytes=64 * 2**20)
+    with sessions.begin() as session:
+        session.add(Host(name="cedar", quarantined_at=func.now()))
+    found = _ask(client, _recipe(model={"path": model}))
+    assert [(fit.worker_id, fit.fits) for fit in found.workers] == [("small", False)]
+    assert not found.allowed_to_proceed, "no machine that gets work can run it"
+
+
 def test_workers_that_differ_by_their_disks_are_reckoned_once(
     client: TestClient, sessions: Sessions, model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -165,6 +178,37 @@ def test_estimates_learn_from_finished_stages(
     assert after.learned_from > 0
     assert after.seconds == pytest.approx(3 * before.seconds, rel=0.1)
     assert after.seconds_high / after.seconds < before.seconds_high / before.seconds
+
+
+def _run_for(sessions: Sessions, job_id: str, hours: float, worker: Capacity) -> None:
+    """An attempt that began so long ago, and is handed back now."""
+    began = text("UPDATE attempts SET started_at = now() - make_interval(secs => :seconds) WHERE finished_at IS NULL")
+    with sessions.begin() as session:
+        claim = lifecycle.claim(session, job_id, "w1", worker)
+        assert claim is not None
+        session.execute(began, {"seconds": hours * 3600})
+    with sessions.begin() as session:
+        lifecycle.release(session, claim)
+
+
+def test_a_job_says_what_its_attempts_cost_so_far(client: TestClient, sessions: Sessions, job_id: str) -> None:
+    place = f"/v1/jobs/{job_id}"
+    assert client.get(place).json()["cost"] is None, "it had no machine yet"
+    _run_for(sessions, job_id, 1, Capacity("alder", "cuda", 2, "NVIDIA H200"))
+    _run_for(sessions, job_id, 10, Capacity("birch", "cpu"))
+    cost = client.get(place).json()["cost"]
+    assert (cost["currency"], cost["amount"]) == ("USD", pytest.approx(2 * 3.6 + 10 * 0.36, rel=1e-3))
+    _run_for(sessions, job_id, 1, Capacity("cedar", "cuda", 1, "NVIDIA L4"))
+    assert client.get(place).json()["cost"] is None, "a part of the sum would be taken for the whole"
+
+
+def test_a_service_without_prices_tells_no_cost(settings: Settings, sessions: Sessions, job_id: str) -> None:
+    with sessions.begin() as session:
+        _, key = keys.create(session, OWNER, scopes=("jobs:read",))
+    _run_for(sessions, job_id, 1, Capacity("birch", "cpu"))
+    app = create_app(settings.model_copy(update={"prices": {}}))
+    with TestClient(app, headers={"Authorization": f"Bearer {key}"}) as reader:
+        assert reader.get(f"/v1/jobs/{job_id}").json()["cost"] is None
 
 
 def test_a_private_model_is_foreseen_with_the_projects_own_token(

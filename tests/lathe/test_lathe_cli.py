@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,63 @@ def test_validate_refuses_a_chain_that_does_not_fit_together(tmp_path: Path) -> 
 def test_validate_and_schema_speak_json(recipe_file: Callable[..., Path]) -> None:
     assert json.loads(lathe("validate", recipe_file(), "--json").stdout)["version"] == 1
     assert json.loads(lathe("schema").stdout) == json.loads(json.dumps(Recipe.model_json_schema()))
+
+
+def test_a_recipe_comes_from_standard_input_wherever_a_file_may(
+    server: Script, recipe_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    text = recipe_file().read_text()
+    server.on("POST /v1/jobs", status(201, job_document()))
+    server.on("POST /v1/jobs/estimate", status(200, {"allowed_to_proceed": True, "machine": {"device": "cpu"}}))
+    for words in (["submit"], ["estimate"], ["validate"], ["run", "--out", tmp_path / "out"]):
+        done = lathe(*words, "-", given=text)
+        assert done.exit_code == 0, done.output
+    sent = [json.loads(body) for _, _, _, body in server.requests]
+    assert sent == [parse_recipe(text).model_dump(mode="json")] * 2
+    assert (tmp_path / "out/report.json").is_file()
+    assert "larger than a recipe can be" in lathe("validate", "-", given="#" * 300_000).stderr
+    assert "a recipe is a mapping, got NoneType" in lathe("validate", "-", given="").stderr
+
+
+@pytest.mark.parametrize(
+    ("model", "reference"),
+    [
+        ("org/name", {"id": "org/name", "revision": "main", "path": None}),
+        ("org/name@v2", {"id": "org/name", "revision": "v2", "path": None}),
+        ("/models/a@b", {"id": None, "revision": "main", "path": "/models/a@b"}),
+        ("./here", {"id": None, "revision": "main", "path": "./here"}),
+    ],
+)
+def test_another_model_takes_the_place_of_the_recipes(
+    recipe_file: Callable[..., Path], model: str, reference: dict[str, str | None]
+) -> None:
+    recipe = recipe_file()
+    checked = json.loads(lathe("validate", recipe, "--model", model, "--json").stdout)
+    assert checked == {**load_recipe(recipe).model_dump(mode="json"), "model": reference}
+
+
+def test_a_model_that_is_none_is_refused_at_its_field(recipe_file: Callable[..., Path]) -> None:
+    refused = lathe("validate", recipe_file(), "--model", "not a model")
+    assert refused.exit_code == 1
+    assert "field: /model/id" in refused.stderr
+
+
+def test_a_job_is_sent_with_the_model_and_the_key_of_the_command_line(
+    server: Script, recipe_file: Callable[..., Path]
+) -> None:
+    server.on("POST /v1/jobs", status(201, job_document()))
+    sent = lathe("submit", recipe_file(), "--model", "org/name", "--idempotency-key", "nightly-7")
+    assert sent.exit_code == 0, sent.output
+    ((_, _, headers, body),) = server.requests
+    assert (headers["idempotency-key"], json.loads(body)["model"]["id"]) == ("nightly-7", "org/name")
+    for key in ("", "ä", "a\nb", "k" * 256):
+        assert lathe("submit", recipe_file(), "--idempotency-key", key).exit_code == 2
+    assert len(server.requests) == 1
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    told = lathe("--version")
+    assert (told.exit_code, told.stdout) == (0, f"lathe {version('lathe')}\n")
 
 
 def test_run_shows_the_stages_and_the_table_and_leaves_the_artifact(

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
@@ -20,6 +20,8 @@ from standardwebhooks.webhooks import Webhook
 from typer.testing import CliRunner
 
 from lathe.cli import app, output
+from lathe.models import SCOPES, JobStatus
+from lathe.webhook_models import WebhookMessageStatus
 
 RUN = [sys.executable, "-m", "lathe"]
 JOB = "GET /v1/jobs/job_1"
@@ -97,6 +99,11 @@ def test_an_estimate_is_told_by_stage_and_by_worker(server: Script, recipe_file:
     assert _objects(lathe("estimate", recipe, "--json"))[0]["cost"] == 1.5
 
 
+def test_an_estimate_without_a_price_says_that_none_is_set(server: Script, recipe_file: Callable[..., Path]) -> None:
+    server.on("POST /v1/jobs/estimate", status(200, {**ESTIMATE, "cost": None, "cost_low": None, "cost_high": None}))
+    assert "cost: no price is set for cpu; LATHE_PRICES" in lathe("estimate", recipe_file()).stderr
+
+
 def test_a_job_that_could_not_be_run_ends_with_1_and_says_where(
     server: Script, recipe_file: Callable[..., Path]
 ) -> None:
@@ -110,6 +117,15 @@ def test_a_job_that_could_not_be_run_ends_with_1_and_says_where(
     assert "warning: it needs 9 GB" in told.stderr
     assert "field: /chain/0\nremedy: use block scope\n" in told.stderr
     assert "\x1b" not in told.stderr
+
+
+def test_a_job_is_shown_with_what_it_costs(server: Script) -> None:
+    cost = {"amount": 12.345, "currency": "EUR"}
+    server.on(JOB, status(200, job_document(cost=cost)), status(200, job_document(cost=cost, status="cancelled")))
+    assert "cost so far: 12.35 EUR" in lathe("show", "job_1").stderr
+    assert "cost: 12.35 EUR" in lathe("show", "job_1").stderr
+    server.on(JOB, status(200, job_document()))
+    assert "cost" not in lathe("show", "job_1").stderr
 
 
 def test_jobs_are_compared_side_by_side(server: Script) -> None:
@@ -143,6 +159,9 @@ def test_a_template_is_printed_as_a_recipe(server: Script) -> None:
     assert yaml.safe_load(lathe("templates", "fit-on-8-gb").stdout) == recipe
     assert _objects(lathe("templates", "fit-on-8-gb", "--json"))[0]["recipe"] == recipe
     assert "no template 'x'" in lathe("templates", "x", code=1).stderr
+    other = lathe("templates", "fit-on-8-gb", "--model", "me/other@v2").stdout
+    assert yaml.safe_load(other) == {**recipe, "model": {"id": "me/other", "revision": "v2"}}
+    assert "none is named" in lathe("templates", "--model", "me/other", code=1).stderr
 
 
 def test_workers_and_the_project_are_shown(server: Script) -> None:
@@ -246,6 +265,24 @@ def test_each_shell_gets_its_completion(shell: str) -> None:
     done = CliRunner().invoke(app, [], prog_name="lathe", env={"_LATHE_COMPLETE": f"source_{shell}"})
     assert f"_LATHE_COMPLETE=complete_{shell}" in done.stdout
     assert "--install-completion" in lathe("--help").stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "values"),
+    [
+        (("ls", "--status"), get_args(JobStatus)),
+        (("keys", "create", "--scope"), SCOPES),
+        (("webhook", "deliveries", "whe_1", "--status"), get_args(WebhookMessageStatus)),
+    ],
+)
+def test_an_option_with_few_values_lists_and_completes_them(words: tuple[str, ...], values: tuple[str, ...]) -> None:
+    shown = CliRunner().invoke(app, [*words[:-1], "--help"], env={"COLUMNS": "200"}).stdout
+    assert [value for value in values if value not in shown] == []
+    refused = lathe(*words, "no-such-value", code=2).stderr
+    assert "no-such-value" in refused
+    line = {"COMP_WORDS": f"lathe {' '.join(words)} ", "COMP_CWORD": str(len(words) + 1)}
+    done = CliRunner().invoke(app, [], prog_name="lathe", env={"_LATHE_COMPLETE": "complete_bash", **line})
+    assert done.stdout.split() == list(values)
 
 
 def test_ids_are_completed_and_a_service_that_is_away_completes_nothing(

@@ -98,6 +98,41 @@ def test_the_time_left_follows_the_estimate_and_the_pace_whichever_is_later() ->
     assert view.left() is None
 
 
+@pytest.mark.parametrize("event", ["run_failed", "job.failed", "job.cancelled", "job.paused"])
+def test_a_run_that_has_stopped_promises_no_time(event: str) -> None:
+    view = StagesView(Clock())
+    view.feed("run_planned", {"stages": ["a", "b"]})
+    view.feed("run_estimated", _estimated(a=60, b=600))
+    view.feed("stage_started", {"stage": "a"})
+    said = view.feed(event, {})
+    assert view.left() is None
+    assert "left" not in str(view.grid())
+    assert str(view.grid()).split()[:2] == ["a", said]
+
+
+@pytest.mark.parametrize("end", ["", "job.failed", "job.paused"])
+def test_a_stage_whose_attempt_was_lost_waits_for_the_next(end: str) -> None:
+    clock = Clock()
+    view = StagesView(clock)
+    view.feed("run_planned", {"stages": ["a", "b"]})
+    view.feed("run_estimated", _estimated(a=60, b=600))
+    view.feed("stage_started", {"stage": "a"})
+    view.feed("progress", {"stage": "a", "phase": "calibrating", "done": 4, "total": 24})
+    view.feed(end, {})
+    assert view.feed("job.queued", {"reason": "lost"}) == "queued"
+    clock.now += 1000
+    assert view.left() is None
+    assert [line.split()[:4] for line in str(view.grid()).splitlines()] == [
+        ["a", "pending", "about", "60"],
+        ["b", "pending", "about", "10"],
+    ]
+    view.feed("run_planned", {"stages": ["a", "b"]})
+    assert view.left() == 660
+    view.feed("stage_started", {"stage": "a"})
+    clock.now += 10
+    assert view.left() == 650
+
+
 def test_without_an_estimate_the_pace_of_the_phase_is_told() -> None:
     clock = Clock()
     view = StagesView(clock)
@@ -120,15 +155,20 @@ def test_a_clock_of_the_service_that_is_wrong_does_not_matter() -> None:
 
 def test_a_download_tells_bytes_speed_and_time_left() -> None:
     clock = Clock()
-    one, other = (Artifact(path=name, bytes=size, sha256="0" * 64) for name, size in (("a", 1000), ("b", 9000)))
-    view = TransferView([one, other], clock)
+    sizes = {"a": 1000, "b": 9000, "c": 10_000}
+    one, other, half = (Artifact(path=name, bytes=size, sha256="0" * 64) for name, size in sizes.items())
+    view = TransferView([one, other, half], clock)
     view.feed(one, 1000)  # was here already
+    view.feed(half, 8000)  # of it, these were
+    assert "/s" not in str(view.grid())
+    view.feed(other, 0)
     clock.now += 2
-    view.feed(other, 2000)
+    view.feed(other, 1500)
+    view.feed(half, 8500)
     shown = str(view.grid())
-    for words in ("3 kB of 10 kB", "1 kB/s", "7 s left", "2/2 b"):
+    for words in ("11 kB of 20 kB", "1 kB/s", "9 s left", "3/3 c"):
         assert words in shown
-    assert '<progress max="10000" value="3000">' in view._repr_html_()
+    assert '<progress max="20000" value="11000">' in view._repr_html_()
 
 
 def test_where_nobody_looks_lines_are_written_and_bars_are_not(capsys: pytest.CaptureFixture[str]) -> None:

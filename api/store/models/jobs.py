@@ -173,6 +173,9 @@ class Attempt(Row):
     host: Mapped[str] = mapped_column(server_default="")
     gpus: Mapped[int] = count()
     """GPUs that the worker held meanwhile."""
+    device: Mapped[str | None]
+    """`cuda` or `cpu`; absent where nobody said so."""
+    gpu_kind: Mapped[str | None]
     state: Mapped[str] = mapped_column(server_default="running")
     failure: Mapped[dict[str, Any] | None]
     started_at: Mapped[datetime] = created()
