@@ -5,8 +5,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 from api.dashboard.remaining import remaining
+from lathe.estimate_models import Estimate
 from lathe.models import Job, Stage
 from lathe.webhook_models import WebhookEndpoint
+from optcore.estimate.document import Machine
 from optcore.report.numbers import format_bytes, format_change, format_seconds, format_value, verdict
 
 DONE = ("succeeded", "cached")
@@ -101,6 +103,23 @@ def silence(endpoint: WebhookEndpoint) -> str:
     return f"{endpoint.dead_messages} messages in a row were given up"
 
 
+def forecast(estimate: Estimate) -> tuple[str, str]:
+    """What an estimate comes to, as the class and the words of a badge."""
+    if not estimate.stages:
+        return ("" if estimate.allowed_to_proceed else "failed"), "no estimate"
+    if estimate.allowed_to_proceed:
+        return "succeeded", "fits"
+    is_size = all(each.of_machine for each in estimate.problems if each.fatal)
+    return "failed", "does not fit" if is_size else "cannot run"
+
+
+def machine(found: Machine) -> str:
+    """What a job would run on."""
+    if found.device == "cuda":
+        return f"{found.gpus} × {found.gpu_kind or 'GPU of any kind'}"  # noqa: RUF001  a multiplication sign
+    return "1 CPU core" if found.cores == 1 else f"{found.cores} CPU cores"
+
+
 def share(stage: Stage) -> str:
     """How far a stage is, in percent; empty when it has not said."""
     return f"{min(100, 100 * stage.done // stage.total)}%" if stage.total > 0 else ""
@@ -126,6 +145,8 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "tick": tick,
     "silence": silence,
     "share": share,
+    "forecast": forecast,
+    "machine": machine,
     "link": link,
     "value": format_value,
     "change": format_change,
