@@ -115,6 +115,11 @@ def test_a_curve_takes_the_colours_of_the_night(page: "Page", service: Service, 
     day = _pixels(page)
     page.emulate_media(color_scheme="dark")
     until(lambda: _pixels(page) != day)
+    page.get_by_role("button", name="Light").click()
+    until(lambda: _pixels(page) == day)
+    with page.expect_response("**/theme"):
+        page.get_by_role("button", name="As the system").click()
+    until(lambda: _pixels(page) != day)
 
 
 def test_the_timeline_grows_between_messages(page: "Page", service: Service) -> None:
