@@ -21,6 +21,7 @@ class ComparedJob(Wire):
     tokens_per_second: float | None
     """Decoding, or reading; null if none is shared."""
     seconds: float | None
+    """In workers' hands, in its last run; null before the end."""
     on_front: bool
     """True when none of the others with the same source is as good in all that both measured, and better in one. What
     was measured in different ways, or on different text, is not known to be as good."""

@@ -56,9 +56,8 @@ class Subject:
 
     @property
     def seconds(self) -> float | None:
-        """From its first claim to its end."""
-        begin, end = self.row.started_at, self.row.finished_at
-        return round((end - begin).total_seconds(), 2) if begin and end else None
+        """In workers' hands, in its last run; None before the end of it, and where none had it."""
+        return round(self.row.run_seconds, 2) or None if self.row.finished_at else None
 
     def result(self, name: str) -> float | None:
         """What was measured of the result."""

@@ -1,7 +1,7 @@
 """How things are called and written on the pages."""
 
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from api.dashboard.remaining import remaining
@@ -55,10 +55,13 @@ def stages_done(job: Job) -> int:
 
 
 def took(job: Job) -> float | None:
-    """Seconds from the first claim to the end; None before."""
-    if job.started_at is None or job.finished_at is None:
-        return None
-    return round((job.finished_at - job.started_at).total_seconds(), 2)
+    """Seconds in workers' hands, by the attempts of its run that are over; None where there were none."""
+    return round(job.run_seconds, 2) or None
+
+
+def worked_since(job: Job) -> datetime | None:
+    """Where the clock of its work would have begun, had it never stopped; None where no worker has the job."""
+    return job.claimed_at - timedelta(seconds=job.run_seconds) if job.claimed_at else None
 
 
 def headline(job: Job) -> str:
@@ -139,6 +142,7 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "chain_of": chain,
     "done_of": stages_done,
     "took": took,
+    "worked_since": worked_since,
     "headline": headline,
     "remaining": remaining,
     "roughly": roughly,

@@ -2,17 +2,23 @@
 
 import re
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from compared_jobs import finished, report
 from dashboard_reader import ATTACK, assert_harmless, assert_named, dashboard, signed_in
 from fastapi.testclient import TestClient
+from sqlalchemy import update
 
+from api import lifecycle
 from api.dashboard.scatter import HEIGHT, WIDTH, scatter
+from api.lifecycle import Claim
 from api.settings import Settings
+from api.store.models import Job
 from api.store.session import Sessions
 from lathe.comparison_models import ComparedJob
+from optcore.report.numbers import format_seconds
 
 pytestmark = pytest.mark.integration
 
@@ -53,6 +59,32 @@ def test_columns_are_lettered_the_best_is_marked_and_each_can_go(reader: TestCli
     more = reader.get(f"/compare?job={small}&job={fine}&job={other}&job={small}").text
     assert "Compare 3 jobs" in more, "twice is once"
     assert "Beaten by B" in more
+
+
+def test_days_in_which_nothing_ran_are_no_time_at_work(reader: TestClient, make: Make, sessions: Sessions) -> None:
+    done, other = make(), make()
+    long_ago = datetime.now(UTC) - timedelta(days=3)
+    with sessions.begin() as session:
+        session.execute(update(Job).where(Job.id == done).values(started_at=long_ago, run_seconds=83.0))
+    for address in ("/", f"/jobs/{done}", f"/compare?job={done}&job={other}"):
+        assert format_seconds(83) in (text := reader.get(address).text), address
+        assert format_seconds(3 * 86400) not in text, address
+
+
+def test_the_clock_of_a_job_counts_what_earlier_attempts_took(
+    reader: TestClient, held: Claim, sessions: Sessions
+) -> None:
+    begun = datetime(2026, 1, 1, 12, tzinfo=UTC)
+    with sessions.begin() as session:
+        changed = {"started_at": begun - timedelta(days=3), "claimed_at": begun, "run_seconds": 60.0}
+        session.execute(update(Job).where(Job.id == held.job_id).values(**changed))
+    for address in ("/", f"/jobs/{held.job_id}"):
+        assert 'data-since="2026-01-01T11:59:00.000Z"' in reader.get(address).text
+    with sessions.begin() as session:
+        lifecycle.request_pause(session, "acme", held.job_id)
+        lifecycle.paused(session, held)
+    for address in ("/", f"/jobs/{held.job_id}"):
+        assert "data-since" not in reader.get(address).text, "nobody works on it"
 
 
 def test_with_fewer_than_two_there_is_a_choice(reader: TestClient, make: Make, job_id: str) -> None:
