@@ -6,8 +6,21 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from api.store.models import Job
+from lathe.comparison_models import CommonMeasure
 from optcore.recipe import Recipe
 from optcore.report import Measurement, Report
+from optcore.report.numbers import GATE_METRICS
+
+COMMON_MEASURES = {
+    name: CommonMeasure(name=name, title=title, unit=unit)
+    for name, title, unit in (
+        ("mean_kl", *GATE_METRICS["kl"]),
+        ("accuracy", "accuracy", "share"),
+        ("decode_speed", "decoding", "tokens/s"),
+        ("prefill_speed", "reading", "tokens/s"),
+    )
+}
+"""Those by which losses and speeds are told."""
 
 
 @dataclass(frozen=True)
