@@ -69,8 +69,8 @@ class Subject:
 
     @property
     def seconds(self) -> float | None:
-        """In workers' hands, in its last run; None before the end of it, and where none had it."""
-        return round(self.row.run_seconds, 2) or None if self.row.finished_at else None
+        """In workers' hands, in its last run; None before the end of it, and where none ever had it."""
+        return round(self.row.run_seconds, 2) if self.row.started_at and self.row.finished_at else None
 
     def result(self, name: str) -> float | None:
         """What was measured of the result."""

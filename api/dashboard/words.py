@@ -55,8 +55,8 @@ def stages_done(job: Job) -> int:
 
 
 def took(job: Job) -> float | None:
-    """Seconds in workers' hands, by the attempts of its run that are over; None where there were none."""
-    return round(job.run_seconds, 2) or None
+    """Seconds in workers' hands, by the attempts of its run that are over; None before the first."""
+    return None if job.started_at is None else round(job.run_seconds, 2)
 
 
 def worked_since(job: Job) -> datetime | None:
