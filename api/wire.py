@@ -62,6 +62,8 @@ def job(
         created_at=row.created_at,
         started_at=row.started_at,
         finished_at=row.finished_at,
+        run_seconds=row.run_seconds,
+        claimed_at=row.claimed_at if row.worker_id else None,
     )
 
 

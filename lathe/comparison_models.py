@@ -5,6 +5,15 @@ from typing import Any, Literal
 from lathe.models import JobStatus, Wire
 
 
+class CommonMeasure(Wire):
+    """By what all jobs are shown that were measured on an axis."""
+
+    name: str
+    title: str
+    unit: str
+    """As in the before/after tables; `share` is 0 to 1."""
+
+
 class ComparedJob(Wire):
     """One of the jobs that are compared."""
 
@@ -17,10 +26,11 @@ class ComparedJob(Wire):
     weight_bytes: float | None
     """Of the result."""
     quality: float | None
-    """KL to the source, nats a token; accuracy's loss for classifiers. Less is better; null if none is shared."""
+    """What was lost of it, by the comparison's `quality_measure`. Less is better; null if none is shared."""
     tokens_per_second: float | None
-    """Decoding, or reading; null if none is shared."""
+    """By the comparison's `speed_measure`; null if none is shared."""
     seconds: float | None
+    """In workers' hands, in its last run; null before the end."""
     on_front: bool
     """True when none of the others with the same source is as good in all that both measured, and better in one. What
     was measured in different ways, or on different text, is not known to be as good."""
@@ -47,8 +57,11 @@ class ComparedMeasurement(Wire):
     sources: tuple[float | None, ...]
     results: tuple[float | None, ...]
     """In the order of the jobs."""
+    comparable: tuple[bool, ...] = ()
+    """Whether each result can be held against the first one that there is: they have one source, and were measured on
+    the same text, or hardware, where the measure depends on it."""
     best: int | None
-    """Index of the best result; absent where none is."""
+    """Index of the best of these results; absent where none is."""
 
 
 class Comparison(Wire):
@@ -56,6 +69,10 @@ class Comparison(Wire):
 
     object: Literal["comparison"] = "comparison"
     jobs: tuple[ComparedJob, ...]
+    quality_measure: CommonMeasure | None = None
+    """KL to the source, or the accuracy that a classifier lost; null if none is shared."""
+    speed_measure: CommonMeasure | None = None
+    """Decoding, or reading; null if none is shared."""
     differences: tuple[Difference, ...]
     measurements: tuple[ComparedMeasurement, ...]
     notices: tuple[str, ...] = ()

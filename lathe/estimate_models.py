@@ -15,6 +15,8 @@ class EstimateProblem(Wire):
     remedy: str = ""
     fatal: bool = True
     """False for what may still go well."""
+    of_machine: bool = False
+    """Whether another machine might do: it is too small or too slow, or not what the recipe asks for."""
 
 
 class WorkerFit(Wire):

@@ -134,7 +134,12 @@ class Job(Wire):
     metadata: dict[str, str]
     created_at: datetime
     started_at: datetime | None
+    """First claim by a worker, in whichever run."""
     finished_at: datetime | None
+    run_seconds: float = 0
+    """In workers' hands, by those attempts of this run that are over: neither waits nor pauses nor earlier runs."""
+    claimed_at: datetime | None = None
+    """Begin of the attempt that is under way; null where no worker has the job."""
 
 
 class JobEvent(Wire):

@@ -8,7 +8,7 @@ from api.comparison.differences import differences
 from api.comparison.front import dominating, is_measured
 from api.comparison.measurements import side_by_side
 from api.comparison.notices import notices
-from api.comparison.subject import Subject, shared_measure
+from api.comparison.subject import COMMON_MEASURES, Subject, shared_measure
 from api.errors import BadRequest
 from api.files import ArtifactStore
 from api.store import artifacts, jobs
@@ -32,6 +32,8 @@ def compare(sessions: Sessions, store: ArtifactStore, project_id: str, job_ids: 
     )
     return Comparison(
         jobs=tuple(_compared(subject, rivals, measures) for subject, rivals in zip(subjects, beaten_by, strict=True)),
+        quality_measure=COMMON_MEASURES.get(measures.quality or ""),
+        speed_measure=COMMON_MEASURES.get(measures.speed or ""),
         differences=differences([subject.row.recipe for subject in subjects]),
         measurements=side_by_side(subjects),
         notices=tuple(notices(subjects)),

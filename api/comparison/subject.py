@@ -6,8 +6,21 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from api.store.models import Job
+from lathe.comparison_models import CommonMeasure
 from optcore.recipe import Recipe
 from optcore.report import Measurement, Report
+from optcore.report.numbers import GATE_METRICS
+
+COMMON_MEASURES = {
+    name: CommonMeasure(name=name, title=title, unit=unit)
+    for name, title, unit in (
+        ("mean_kl", *GATE_METRICS["kl"]),
+        ("accuracy", "accuracy", "share"),
+        ("decode_speed", "decoding", "tokens/s"),
+        ("prefill_speed", "reading", "tokens/s"),
+    )
+}
+"""Those by which losses and speeds are told."""
 
 
 @dataclass(frozen=True)
@@ -56,9 +69,8 @@ class Subject:
 
     @property
     def seconds(self) -> float | None:
-        """From its first claim to its end."""
-        begin, end = self.row.started_at, self.row.finished_at
-        return round((end - begin).total_seconds(), 2) if begin and end else None
+        """In workers' hands, in its last run; None before the end of it, and where none ever had it."""
+        return round(self.row.run_seconds, 2) if self.row.started_at and self.row.finished_at else None
 
     def result(self, name: str) -> float | None:
         """What was measured of the result."""

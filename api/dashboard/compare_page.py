@@ -13,7 +13,7 @@ from api import wire
 from api.comparison import MAX_JOBS, MIN_JOBS, compare
 from api.dashboard.pages import PageRoute, page
 from api.dashboard.scatter import scatter
-from api.dashboard.session import ViewerDep
+from api.dashboard.session import CountedDep
 from api.deps import SessionsDep, StoreDep
 from api.store import jobs, listing
 from api.store.session import Sessions
@@ -31,11 +31,11 @@ _Ids = Annotated[list[Annotated[str, StringConstraints(max_length=64)]] | None, 
 
 
 @router.get("/compare")
-def show_comparison(sessions: SessionsDep, store: StoreDep, viewer: ViewerDep, job: _Ids = None) -> Response:
+def show_comparison(sessions: SessionsDep, store: StoreDep, viewer: CountedDep, job: _Ids = None) -> Response:
     """What differs, what came out, and which results no other one beats; or a choice of jobs."""
     ids = list(dict.fromkeys(job or ()))
-    offered = _offered(sessions, viewer.project_id, ids)
     if len(ids) < MIN_JOBS:
+        offered = _named(sessions, viewer.project_id, ids) + _newest(sessions, viewer.project_id, ids)
         return page("compare_pick.html", viewer=viewer.project_name, offered=offered, ids=ids)
     found = compare(sessions, store, viewer.project_id, ids)
     letters = ascii_uppercase[: len(ids)]
@@ -47,8 +47,8 @@ def show_comparison(sessions: SessionsDep, store: StoreDep, viewer: ViewerDep, j
         letter_of=dict(zip(ids, letters, strict=True)),
         without={one: _address([other for other in ids if other != one]) for one in ids},
         ids=ids,
-        offered=[each for each in offered if each.id not in ids] if len(ids) < MAX_JOBS else [],
-        picture=scatter(found.jobs, letters),
+        offered=_newest(sessions, viewer.project_id, ids) if len(ids) < MAX_JOBS else [],
+        picture=scatter(found.jobs, letters, found.quality_measure),
         cells=cells,
         source=common_source,
         with_source=any(common_source(row) is not None for row in found.measurements),
@@ -57,12 +57,15 @@ def show_comparison(sessions: SessionsDep, store: StoreDep, viewer: ViewerDep, j
 
 
 def cells(row: ComparedMeasurement) -> list[tuple[Measurement, bool]]:
-    """Each result as a measurement whose source is the first job's, and whether no other one is better."""
+    """Each result as a measurement whose source is the first job's, and whether no other one is better.
+
+    A result that does not compare with the others has no source, and is not the best.
+    """
     best = None if row.best is None else row.results[row.best]
     first, *_ = row.results
     return [
-        (_against(row, first if index else None, result), result is not None and result == best)
-        for index, result in enumerate(row.results)
+        (_against(row, first if index and fair else None, result), fair and result == best)
+        for index, (result, fair) in enumerate(zip(row.results, row.comparable, strict=True))
     ]
 
 
@@ -88,10 +91,15 @@ def _address(ids: Sequence[str]) -> str:
     return f"/compare?{urlencode([('job', each) for each in ids])}"
 
 
-def _offered(sessions: Sessions, project_id: str, ids: Sequence[str]) -> list[Job]:
-    """The newest that succeeded, behind those that were named. Raises `NotFound`."""
+def _named(sessions: Sessions, project_id: str, ids: Sequence[str]) -> list[Job]:
+    """Those that the address names. Raises `NotFound`."""
     with sessions() as session:
-        named = [jobs.get(session, project_id, job_id) for job_id in ids]
+        return [wire.job(jobs.get(session, project_id, job_id), ()) for job_id in ids]
+
+
+def _newest(sessions: Sessions, project_id: str, but: Sequence[str]) -> list[Job]:
+    """The newest that succeeded, without those that are named already."""
+    with sessions() as session:
         done = listing.Query(statuses=("succeeded",))
-        newest, _ = listing.page(session, project_id, limit=OFFERED, query=done)
-    return [wire.job(row, ()) for row in (*named, *(row for row in newest if row.id not in ids))]
+        found, _ = listing.page(session, project_id, limit=OFFERED, query=done)
+        return [wire.job(row, ()) for row in found if row.id not in but]

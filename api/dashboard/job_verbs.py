@@ -81,9 +81,7 @@ def redeliver(
 def _refused(request: Request, watch: Watch, error: ServiceError) -> Response:
     """Why it cannot be done: a message on the page where it was asked for. Raises what leaves no such page."""
     if is_partial(request):
-        answer = page("job_notice.html", status=error.status, refused=error)
-        answer.headers.update({"HX-Retarget": "#notice", "HX-Reswap": "innerHTML"})
-        return answer
+        return page("job_notice.html", status=error.status, refused=error)
     if not isinstance(error, Conflict):
         raise error
     found = watch.look()

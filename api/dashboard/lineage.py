@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from difflib import SequenceMatcher
 
 import yaml
 
+from api.comparison.differences import differences
+from api.dashboard import recipe_text
 from lathe.models import Artifact, Job
 from optcore.manifest import SIGNATURE, Parent
-from optcore.recipe import recipe_from
+from optcore.recipe import Recipe, recipe_from
 from optcore.report import Report
 
 
@@ -46,14 +47,15 @@ class Origin:
 
 def recipe(job: Job) -> RecipeText:
     """The recipe of a job."""
-    submitted = job.recipe.to_yaml()
-    whole = recipe_from(job.resolved).to_yaml() if job.resolved else submitted
+    whole = recipe_from(job.resolved) if job.resolved else job.recipe
+    text = whole.to_yaml()
+    pinned = _pinned(job.recipe, whole, text)
     own = job.recipe.model_dump(mode="json", exclude_defaults=True)
     own["chain"] = [
         {"technique": each.technique, **entry} for each, entry in zip(job.recipe.chain, own["chain"], strict=True)
     ]
     return RecipeText(
-        lines=tuple(_compared(submitted.splitlines(), whole.splitlines())),
+        lines=tuple(RecipeLine(line, number in pinned) for number, line in enumerate(text.splitlines(), 1)),
         own=yaml.safe_dump(own, sort_keys=False, allow_unicode=True),
         is_pinned=job.resolved is not None,
     )
@@ -73,8 +75,12 @@ def origin(job: Job, files: Sequence[Artifact], report: Report | None) -> Origin
     )
 
 
-def _compared(submitted: list[str], whole: list[str]) -> list[RecipeLine]:
-    found = []
-    for tag, _, _, first, last in SequenceMatcher(None, submitted, whole, autojunk=False).get_opcodes():
-        found += [RecipeLine(text, tag != "equal") for text in whole[first:last]]
-    return found
+def _pinned(submitted: Recipe, whole: Recipe, text: str) -> set[int]:
+    """The lines of `text`, which is `whole`, that say something else than was submitted.
+
+    By the places of the documents, which takes time in their size alone; lines that are alike take its square.
+    """
+    if whole == submitted:
+        return set()
+    found = differences([each.model_dump(mode="json") for each in (submitted, whole)])
+    return recipe_text.lines_of(text, [each.pointer for each in found])

@@ -19,7 +19,7 @@ from api.dashboard.recipe_form.draft import Draft
 from api.dashboard.recipe_form.shown import shown
 from api.dashboard.session import OURS, EditorDep
 from api.deps import SessionDep, SessionsDep, SettingsDep
-from api.errors import NotFound, ServiceError
+from api.errors import NotFound, ServiceError, TooManyRequests, Unavailable
 from api.estimates import refusal
 from api.lifecycle import Origin
 from api.settings import Settings
@@ -74,10 +74,12 @@ def change_draft(
 
 @router.post("/new/estimate", dependencies=[OURS])
 async def estimate_draft(request: Request, viewer: EditorDep, pairs: PairsDep) -> Response:
-    """What the recipe in the YAML would take, for the form's panel."""
+    """What the recipe in the YAML would take, for the form's panel; or when that asks again."""
     text = dict(pairs).get("recipe", "")
     try:
         found = await state_of(request).estimator.estimate(viewer.project_id, recipe_text.read(text))
+    except (TooManyRequests, Unavailable) as busy:
+        return page("estimate_busy.html", again=int(busy.headers["Retry-After"]))
     except (OptError, ServiceError) as error:
         found = refusal(error)
     return page("estimate.html", estimate=found)

@@ -74,7 +74,11 @@ def _to_sign_in(request: Request) -> Response:
 def _problem(request: Request, error: ServiceError | OptError) -> Response:
     status = error.status if isinstance(error, ServiceError) else 422
     title = error.title if isinstance(error, ServiceError) else error.code.replace("_", " ").capitalize()
-    made = page("error.html", status=status, title=title, error=error, request_id=request.scope.get("request_id", ""))
+    if is_partial(request):
+        made = page("job_notice.html", status=status, refused=error)
+    else:
+        asked = request.scope.get("request_id", "")
+        made = page("error.html", status=status, title=title, error=error, request_id=asked)
     if isinstance(error, ServiceError):
         made.headers.update(error.headers)
     return made

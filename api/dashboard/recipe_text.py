@@ -1,5 +1,6 @@
 """Recipes as people type them: YAML to a document, and each complaint to the line that it is about."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,6 +53,12 @@ def complaints(error: OptError | ServiceError, text: str) -> list[Complaint]:
     ]
 
 
+def lines_of(text: str, fields: Iterable[str]) -> set[int]:
+    """The lines, counted from 1, of those of the JSON Pointers that lead somewhere in a text."""
+    root = _composed(text)
+    return {line for field in fields for line in _span(root, field)}
+
+
 def _complaint(text: str, field: str, reason: str, line: int | None) -> Complaint:
     lines = text.splitlines()
     source = lines[line - 1] if line and line <= len(lines) else ""
@@ -68,13 +75,30 @@ def _composed(text: str) -> Any:
 
 def _line_of(root: Any, field: str) -> int | None:
     """The line of the deepest part of a JSON Pointer that is there."""
-    line, node = None, root
+    steps = list(_steps(root, field))
+    return steps[-1][0] if steps else None
+
+
+def _span(root: Any, field: str) -> range:
+    """The lines from that of a JSON Pointer's key to the last of its value; none where it leads nowhere."""
+    steps = list(_steps(root, field))
+    if not steps or len(steps) < field.count("/"):
+        return range(0)
+    line, node = steps[-1]
+    while isinstance(node, yaml.CollectionNode) and node.value:
+        node = node.value[-1][1] if isinstance(node, yaml.MappingNode) else node.value[-1]
+    return range(line, max(line, node.end_mark.line + bool(node.end_mark.column)) + 1)
+
+
+def _steps(root: Any, field: str) -> Iterator[tuple[int, Any]]:
+    """The line and the node of each part of a JSON Pointer, as far as they are there."""
+    node = root
     for part in field.split("/")[1:]:
         step = _child(node, part.replace("~1", "/").replace("~0", "~"))
         if step is None:
-            break
-        line, node = step
-    return line
+            return
+        yield step
+        _, node = step
 
 
 def _child(node: Any, part: str) -> tuple[int, Any] | None:

@@ -69,6 +69,12 @@ async def viewer(request: Request, settings: SettingsDep, keyring: KeyringDep) -
     return known
 
 
+async def counted(request: Request, viewer: Annotated[Caller, Depends(viewer)]) -> Caller:
+    """A viewer who asks for a page that costs what the API's answer does: a request too. Raises `TooManyRequests`."""
+    await state_of(request).rate_limit.count(viewer.key_id)
+    return viewer
+
+
 async def editor(viewer: Annotated[Caller, Depends(viewer)]) -> Caller:
     """A viewer whose key may change jobs. Raises `Forbidden`."""
     viewer.require("jobs:write")
@@ -99,6 +105,7 @@ def _secret(settings: Settings) -> bytes:
 
 
 ViewerDep = Annotated[Caller, Depends(viewer)]
+CountedDep = Annotated[Caller, Depends(counted)]
 EditorDep = Annotated[Caller, Depends(editor)]
 OURS = Depends(same_origin)
 """What each route that changes something depends on."""

@@ -1,12 +1,14 @@
 """How things are called and written on the pages."""
 
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from api.dashboard.remaining import remaining
+from lathe.estimate_models import Estimate
 from lathe.models import Job, Stage
 from lathe.webhook_models import WebhookEndpoint
+from optcore.estimate.document import Machine
 from optcore.report.numbers import format_bytes, format_change, format_seconds, format_value, verdict
 
 DONE = ("succeeded", "cached")
@@ -53,10 +55,13 @@ def stages_done(job: Job) -> int:
 
 
 def took(job: Job) -> float | None:
-    """Seconds from the first claim to the end; None before."""
-    if job.started_at is None or job.finished_at is None:
-        return None
-    return round((job.finished_at - job.started_at).total_seconds(), 2)
+    """Seconds in workers' hands, by the attempts of its run that are over; None before the first."""
+    return None if job.started_at is None else round(job.run_seconds, 2)
+
+
+def worked_since(job: Job) -> datetime | None:
+    """Where the clock of its work would have begun, had it never stopped; None where no worker has the job."""
+    return job.claimed_at - timedelta(seconds=job.run_seconds) if job.claimed_at else None
 
 
 def headline(job: Job) -> str:
@@ -101,6 +106,23 @@ def silence(endpoint: WebhookEndpoint) -> str:
     return f"{endpoint.dead_messages} messages in a row were given up"
 
 
+def forecast(estimate: Estimate) -> tuple[str, str]:
+    """What an estimate comes to, as the class and the words of a badge."""
+    if not estimate.stages:
+        return ("" if estimate.allowed_to_proceed else "failed"), "no estimate"
+    if estimate.allowed_to_proceed:
+        return "succeeded", "fits"
+    is_size = all(each.of_machine for each in estimate.problems if each.fatal)
+    return "failed", "does not fit" if is_size else "cannot run"
+
+
+def machine(found: Machine) -> str:
+    """What a job would run on."""
+    if found.device == "cuda":
+        return f"{found.gpus} × {found.gpu_kind or 'GPU of any kind'}"  # noqa: RUF001  a multiplication sign
+    return "1 CPU core" if found.cores == 1 else f"{found.cores} CPU cores"
+
+
 def share(stage: Stage) -> str:
     """How far a stage is, in percent; empty when it has not said."""
     return f"{min(100, 100 * stage.done // stage.total)}%" if stage.total > 0 else ""
@@ -120,12 +142,15 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "chain_of": chain,
     "done_of": stages_done,
     "took": took,
+    "worked_since": worked_since,
     "headline": headline,
     "remaining": remaining,
     "roughly": roughly,
     "tick": tick,
     "silence": silence,
     "share": share,
+    "forecast": forecast,
+    "machine": machine,
     "link": link,
     "value": format_value,
     "change": format_change,

@@ -197,7 +197,13 @@ def _high(foreseen: Foreseen) -> float:
 
 
 def _problem(problem: Problem) -> EstimateProblem:
-    return EstimateProblem(pointer=problem.field, reason=problem.message, remedy=problem.remedy, fatal=problem.fatal)
+    return EstimateProblem(
+        pointer=problem.field,
+        reason=problem.message,
+        remedy=problem.remedy,
+        fatal=problem.fatal,
+        of_machine=problem.of_machine,
+    )
 
 
 def _problems_of(error: OptError | ServiceError) -> tuple[EstimateProblem, ...]:

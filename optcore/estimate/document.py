@@ -87,6 +87,8 @@ class Problem(Frozen):
     remedy: str = ""
     fatal: bool = True
     """False for what may still go well."""
+    of_machine: bool = False
+    """Whether another machine might do: it is too small or too slow, or not what the recipe asks for."""
 
 
 class Estimate(Frozen):

@@ -124,7 +124,9 @@ def _wishes(recipe: Recipe, machine: Machine) -> Iterator[Problem]:
 
 
 def _wish(name: str, message: str) -> Problem:
-    return Problem(field=f"/hardware/{name}", message=message, remedy="choose another worker, or leave this out")
+    return Problem(
+        field=f"/hardware/{name}", message=message, remedy="choose another worker, or leave this out", of_machine=True
+    )
 
 
 def short_of_memory(machine: Machine, stages: Sequence[StageEstimate], places: Mapping[str, str]) -> Iterator[Problem]:
@@ -146,6 +148,7 @@ def short_of_memory(machine: Machine, stages: Sequence[StageEstimate], places: M
             message=f"stage {largest.stage} needs about {said}",
             remedy=_remedy(largest),
             fatal=needed / margin > has and by_formula > has,
+            of_machine=True,
         )
 
 
@@ -170,6 +173,7 @@ def short_of_disk(machine: Machine, stages: Sequence[StageEstimate], places: Map
         f"and {has / _GIB:.1f} are free",
         remedy="free space, or use a worker with a larger disk",
         fatal=needs / MARGIN_new > has,
+        of_machine=True,
     )
 
 
@@ -183,4 +187,5 @@ def _time(recipe: Recipe, stages: Sequence[StageEstimate]) -> Iterator[Problem]:
         message=f"the job takes about {seconds:.0f} seconds here, and may take {limit}",
         remedy="raise the limit, use a faster worker, or do less",
         fatal=low > limit,
+        of_machine=True,
     )

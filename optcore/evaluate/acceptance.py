@@ -34,7 +34,7 @@ class Acceptance(Evaluator):
     """Of the sampled text; greedy text is always measured too."""
     top_k: int | None = Field(default=None, ge=1)
     top_p: float | None = Field(default=None, gt=0, le=1)
-    batches: tuple[Annotated[int, Field(ge=1, le=1024)], ...] = (1, 8)
+    batches: tuple[Annotated[int, Field(ge=1, le=1024)], ...] = Field(default=(1, 8), max_length=32)
     """Sequences that are decoded together where time is measured; no more than there are prompts."""
     timed: bool = True
     """Whether passes are timed and text is decoded with and without the draft, by turns."""

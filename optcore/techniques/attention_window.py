@@ -28,7 +28,7 @@ class AttentionWindow(Restructuring):
     """Tokens that a token sees, itself counted in."""
     sinks: int = Field(default=4, ge=0, le=1024)
     """Tokens at the beginning of a text that all see besides."""
-    layers: Literal["all"] | tuple[Annotated[int, Field(ge=0)], ...] = "all"
+    layers: Literal["all"] | Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(max_length=1000)] = "all"
     """Layers that get the window, from 0; all others keep full attention."""
 
     @property

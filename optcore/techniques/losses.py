@@ -9,6 +9,7 @@ from optcore.frozen import Frozen
 
 Temperature = Annotated[float, Field(gt=0, le=100)]
 LayerIndex = Annotated[int, Field(ge=0)]
+Pairs = Annotated[tuple[tuple[LayerIndex, LayerIndex], ...], Field(min_length=1, max_length=1000)]
 
 
 class Loss(Frozen):
@@ -104,7 +105,7 @@ class HiddenMse(Loss):
 
     kind: Literal["hidden_mse"] = "hidden_mse"
     """Relative squared difference of hidden states."""
-    layers: Literal["all"] | Annotated[tuple[tuple[LayerIndex, LayerIndex], ...], Field(min_length=1)] = "all"
+    layers: Literal["all"] | Pairs = "all"
     """Pairs (teacher layer, student layer) counted from 0, compared after the layer. `all`: every student layer, spread
     evenly over the teacher's so that the last belongs to the last."""
     progressive: bool = False

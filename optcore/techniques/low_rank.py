@@ -35,7 +35,7 @@ class LowRank(Restructuring):
     energies do not say how much a layer matters. Measure both."""
     multiple: int = Field(default=8, ge=1, le=4096)
     """Ranks are multiples of it: 16 bytes of a half-precision row are what matrix units read at once."""
-    ignore: tuple[Pattern, ...] = ()
+    ignore: tuple[Pattern, ...] = Field(default=(), max_length=256)
     """Modules to leave alone: exact names, or a regular expression after `re:`."""
 
     @property

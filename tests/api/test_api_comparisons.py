@@ -62,6 +62,23 @@ def test_the_front_is_what_no_other_one_beats(client: TestClient, make: Make) ->
     assert jobs[mute]["dominated_by"] == [small, fine, beaten], "held against them in what both measured"
 
 
+def test_only_what_compares_is_ranked(client: TestClient, make: Make) -> None:
+    """By size what has one source, by quality what has one text besides, by speed what has one hardware."""
+    worse, better = {"size": 9e9, "kl": 0.1, "speed": 10.0}, {"size": 1e9, "kl": 0.001, "speed": 900.0}
+    text = make(**better, data_digest="f" * 64)
+    hardware = make(**better, environment={"hardware": "aarch64"})
+    source = make(**better, source_digest="b" * 64)
+    found = compared(client, make(), make(**worse), text, hardware, source)
+    rows = {row["name"]: (row["comparable"], row["best"]) for row in found["measurements"]}
+    assert rows == {
+        "weight_bytes": ([True, True, True, True, False], 2),
+        "mean_kl": ([True, True, False, True, False], 3),
+        "decode_speed": ([True, True, True, False, False], 2),
+    }
+    assert [found[key]["name"] for key in ("quality_measure", "speed_measure")] == ["mean_kl", "decode_speed"]
+    assert found["quality_measure"]["unit"] == "nats/token"
+
+
 def test_equal_results_beat_nobody_and_none_is_best(client: TestClient, make: Make) -> None:
     found = compared(client, make(), make())
     assert all(job["on_front"] for job in found["jobs"])

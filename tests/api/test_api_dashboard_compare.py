@@ -2,17 +2,23 @@
 
 import re
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from compared_jobs import finished, report
 from dashboard_reader import ATTACK, assert_harmless, assert_named, dashboard, signed_in
 from fastapi.testclient import TestClient
+from sqlalchemy import Engine, event, update
 
+from api import lifecycle
 from api.dashboard.scatter import HEIGHT, WIDTH, scatter
+from api.lifecycle import Claim
 from api.settings import Settings
+from api.store.models import Job
 from api.store.session import Sessions
 from lathe.comparison_models import ComparedJob
+from optcore.report.numbers import format_seconds
 
 pytestmark = pytest.mark.integration
 
@@ -53,6 +59,61 @@ def test_columns_are_lettered_the_best_is_marked_and_each_can_go(reader: TestCli
     more = reader.get(f"/compare?job={small}&job={fine}&job={other}&job={small}").text
     assert "Compare 3 jobs" in more, "twice is once"
     assert "Beaten by B" in more
+
+
+def test_quality_has_a_name_and_a_unit_and_is_ranked_within_one_source(reader: TestClient, make: Make) -> None:
+    one, foreign = make(), make(size=1e9, kl=0.001, source_digest="b" * 64)
+    text = reader.get(f"/compare?job={one}&job={foreign}").text
+    assert "0.03 nats/token" in text
+    assert "Quality lost: KL to the source, nats/token" in text
+    table = text[text.index('id="measured-title"') :]
+    assert "best" not in re.findall(r'<td class="([^"]*)"', table)
+    assert 'class="change' not in table
+    assert " best<" not in table
+
+
+def test_days_in_which_nothing_ran_are_no_time_at_work(reader: TestClient, make: Make, sessions: Sessions) -> None:
+    done, other = make(), make()
+    long_ago = datetime.now(UTC) - timedelta(days=3)
+    with sessions.begin() as session:
+        session.execute(update(Job).where(Job.id == done).values(started_at=long_ago, run_seconds=83.0))
+    for address in ("/", f"/jobs/{done}", f"/compare?job={done}&job={other}"):
+        assert format_seconds(83) in (text := reader.get(address).text), address
+        assert format_seconds(3 * 86400) not in text, address
+
+
+def test_the_clock_of_a_job_counts_what_earlier_attempts_took(
+    reader: TestClient, held: Claim, sessions: Sessions
+) -> None:
+    begun = datetime(2026, 1, 1, 12, tzinfo=UTC)
+    with sessions.begin() as session:
+        changed = {"started_at": begun - timedelta(days=3), "claimed_at": begun, "run_seconds": 60.0}
+        session.execute(update(Job).where(Job.id == held.job_id).values(**changed))
+    for address in ("/", f"/jobs/{held.job_id}"):
+        assert 'data-since="2026-01-01T11:59:00.000Z"' in reader.get(address).text
+    with sessions.begin() as session:
+        lifecycle.request_pause(session, "acme", held.job_id)
+        lifecycle.paused(session, held)
+    for address in ("/", f"/jobs/{held.job_id}"):
+        assert "data-since" not in reader.get(address).text, "nobody works on it"
+
+
+def test_a_comparison_reads_its_jobs_once_and_counts_as_a_request(
+    settings: Settings, sessions: Sessions, make: Make
+) -> None:
+    ids, read = (make(), make()), []
+    with dashboard(settings.model_copy(update={"rate_limit": "3/minute"})) as anonymous:
+        reader = signed_in(anonymous, sessions)
+
+        @event.listens_for(Engine, "before_cursor_execute")
+        def note(_connection: Any, _cursor: Any, _statement: str, parameters: Any, *_: Any) -> None:
+            read.extend(id for id in ids if id in str(parameters) and "FROM jobs" in _statement)
+
+        address = f"/compare?job={ids[0]}&job={ids[1]}"
+        assert reader.get(address).status_code == 200
+        event.remove(Engine, "before_cursor_execute", note)
+        assert sorted(read) == sorted(ids)
+        assert [reader.get(address).status_code for _ in range(3)] == [200, 200, 429]
 
 
 def test_with_fewer_than_two_there_is_a_choice(reader: TestClient, make: Make, job_id: str) -> None:
@@ -108,6 +169,8 @@ def _job(size: float | None, loss: float | None, speed: float | None = None) -> 
         [_job(0, 0), _job(0, 0, 0)],
         [_job(1e-300, 1e300), _job(1e300, -1e300)],
         [_job(1, -0.02), _job(2, 0.5), _job(3, 0.1, 1e-9)],
+        [_job(1, 8e307), _job(2, 0)],
+        [_job(1, 0.1, -500), _job(2, 0.2, 3)],
     ],
 )
 def test_circles_lie_within_the_picture_whatever_the_numbers(jobs: list[ComparedJob]) -> None:
@@ -129,6 +192,13 @@ def test_a_faster_result_is_a_larger_circle_and_better_is_down_and_left() -> Non
     assert first.x < second.x
     assert first.y > second.y
     assert "A: 5 GB, quality lost 0.01" in found.words
+
+
+def test_numbers_worlds_apart_make_no_picture() -> None:
+    assert scatter([_job(1, 1e308), _job(2, -1e308)], "AB") is None
+    assert scatter([_job(1, 1.7e308), _job(2, 1)], "AB") is None
+    assert scatter([_job(1.7e308, 1.7e308), _job(1.7e308, 1.7e308)], "AB") is None
+    assert scatter([_job(1, 0), _job(2, 3e-323)], "AB") is None
 
 
 def test_one_result_or_none_makes_no_picture() -> None:

@@ -409,7 +409,7 @@ def _estimate(**changes: Any) -> Estimate:
         raw_seconds=60,
         raw_memory_bytes=10**9,
     )
-    problem = EstimateProblem(pointer="/hardware", reason="too <b>small</b>", remedy="rent more")
+    problem = EstimateProblem(pointer="/hardware", reason="too <b>small</b>", remedy="rent more", of_machine=True)
     fits = WorkerFit(worker_id="w", host="gpu-1", machine=machine, fits=False, reasons=("no room",), seconds=60)
     values = {
         "allowed_to_proceed": False,
@@ -437,7 +437,22 @@ def test_an_estimate_is_shown() -> None:
         assert said in text, said
     assert "<b>" not in text
     assert "&lt;H200&gt;" in text
-    bare = _estimate(allowed_to_proceed=True, problems=(), stages=(), results=(), workers=(), cost=None, learned_from=0)
+    bare = _estimate(allowed_to_proceed=True, problems=(), results=(), workers=(), cost=None, learned_from=0)
     text = render("estimate.html", estimate=bare)
     assert "formulas alone" in text
     assert "EUR" not in text
+    assert "least that the recipe asks for" in text
+
+
+def test_what_is_not_about_size_is_not_said_to_be_too_small() -> None:
+    wrong = EstimateProblem(pointer="/chain/0", reason="quantized twice")
+    assert "does not fit" not in (text := render("estimate.html", estimate=_estimate(problems=(wrong,))))
+    assert "cannot run" in text
+    assert "too small<" not in text
+    refused = render("estimate.html", estimate=_estimate(problems=(wrong,), stages=(), results=(), workers=()))
+    assert "no estimate" in refused
+    assert "quantized twice" in refused
+    for figure in ("Time", "0 s", "H200", "CPU core", "does not fit"):
+        assert figure not in refused, figure
+    nobody = render("estimate.html", estimate=_estimate(machine=Machine(device="cuda", gpus=1), workers=()))
+    assert "On 1 × GPU of any kind, which" in nobody  # noqa: RUF001

@@ -9,6 +9,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from dashboard_service import Service, serving
 
+from api.estimates import turns
 from api.settings import Settings
 from api.store import jobs
 from api.store.session import Sessions
@@ -141,6 +142,19 @@ def test_the_estimate_follows_the_draft(page: "Page", service: Service) -> None:
     page.get_by_label("Samples", exact=True).first.fill("33")
     page.get_by_text("estimate 2").wait_for()
     assert "samples%3A+33" in asked[1]
+
+
+def test_an_estimate_without_a_turn_is_asked_for_again(
+    page: "Page", service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(turns, "MOST", 0)
+    monkeypatch.setattr(turns, "AGAIN_seconds", 1)
+    page.goto(f"{service.url}/new")
+    page.get_by_text("asked for again in 1 s").wait_for()
+    assert page.get_by_text("does not fit").count() == 0
+    monkeypatch.setattr(turns, "MOST", 12)
+    page.route("**/new/estimate", lambda route: route.fulfill(body="<p>made</p>", content_type="text/html"))
+    page.locator("#estimate").get_by_text("made").wait_for()
 
 
 def test_a_draft_outlives_a_reload_and_typing_outruns_answers(page: "Page", service: Service) -> None:

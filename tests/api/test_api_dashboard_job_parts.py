@@ -1,13 +1,14 @@
 """The parts of a job's page that are computed: the timeline, gates, plots, the log's text."""
 
 import json
+import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from job_scenes import GATED, expected, gated
 
-from api.dashboard import gates, log_text, plots, timeline
+from api.dashboard import gates, lineage, log_text, plots, timeline
 from api.dashboard.remaining import Remaining, remaining
 from lathe.models import Job, JobEvent, MetricCurve, Stage
 from optcore.recipe import recipe_from
@@ -66,6 +67,28 @@ def test_what_is_left_is_the_pace_of_this_stage_and_the_estimates_of_those_to_co
     assert remaining(_job(silent, coming), now) == Remaining(40 - 30 + 7, whole=True)
     assert remaining(_job(silent, coming), BEGIN + timedelta(seconds=41)) is None, "the estimate has failed"
     assert remaining(_job(done, coming), now) is None, "nothing runs"
+
+
+def _pinned(submitted: dict[str, Any], resolved: dict[str, Any] | None) -> list[str]:
+    job = Job.model_construct(recipe=recipe_from(submitted), resolved=resolved)
+    return [line.text.strip() for line in lineage.recipe(job).lines if line.pinned]
+
+
+def test_lines_that_are_not_what_was_submitted_are_marked(document: dict[str, Any]) -> None:
+    assert _pinned(document, None) == []
+    assert _pinned(document, recipe_from(document).model_dump(mode="json")) == []
+    long = {"name": "a long name, " * 12, "metadata": {"a/b~c": "x: 1\ny", "d": "e"}}
+    marked = _pinned(document, {**document, **long})
+    assert [line.split()[0] for line in marked if line] == ["name:", "a", "a/b~c:", "y'", "d:"], "a value of two lines"
+
+
+def test_many_lines_that_are_alike_are_compared_in_no_time(document: dict[str, Any]) -> None:
+    alike = {**document, "chain": [{"technique": "attention_window", "window": 8, "layers": [0] * 1000}] * 16}
+    resolved = recipe_from(alike).model_dump(mode="json")
+    resolved["model"] = {"id": "org/model", "revision": "a" * 40}
+    begun = time.process_time()
+    assert f"revision: {'a' * 40}" in _pinned(alike, resolved)
+    assert time.process_time() - begun < 5, "their number's square takes far longer"
 
 
 def test_gates_are_told_from_what_was_measured() -> None:

@@ -130,6 +130,7 @@ def test_problems_name_the_field(change: dict[str, Any], field: str, message: st
     found = estimate(recipe_from(document), odd, Machine())
     assert [problem.field for problem in fatal(found)] == [field], found.problems
     assert message in fatal(found)[0].message
+    assert fatal(found)[0].of_machine == (field.split("/")[1] in ("hardware", "limits")), "or no machine can run it"
 
 
 def test_windows_that_are_cut_are_told(stdlib_model: Path) -> None:

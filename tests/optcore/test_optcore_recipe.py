@@ -2,7 +2,9 @@
 
 import itertools
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -178,3 +180,17 @@ def test_the_schema_is_closed_everywhere() -> None:
     schema = Recipe.model_json_schema()
     objects = [schema, *schema["$defs"].values()]
     assert all(definition.get("additionalProperties") is False for definition in objects if "properties" in definition)
+
+
+def test_every_list_of_the_schema_has_an_end() -> None:
+    def endless(node: Any, place: str = "") -> Iterator[str]:
+        if isinstance(node, dict):
+            if node.get("type") == "array" and "maxItems" not in node:
+                yield place
+            for key, value in node.items():
+                yield from endless(value, f"{place}/{key}")
+        elif isinstance(node, list):
+            for value in node:
+                yield from endless(value, place)
+
+    assert list(endless(Recipe.model_json_schema())) == []

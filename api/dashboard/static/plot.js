@@ -103,7 +103,10 @@
 
   showAll();
   document.addEventListener("htmx:after:swap", showAll);
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
+  function recolour() {
     for (const element of document.querySelectorAll(".plot")) plots.get(element)?.plot.redraw(false);
-  });
+  }
+
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", recolour);
+  document.addEventListener("lathe:theme", recolour);
 })();
