@@ -13,7 +13,7 @@ from api.dashboard import log_text
 from api.dashboard.pages import HEADERS, PageRoute, is_partial, page
 from api.dashboard.session import ViewerDep
 from api.dashboard.snapshot import Watch
-from api.deps import ListenerDep, SessionsDep, StoreDep
+from api.deps import ListenerDep, SessionsDep, SettingsDep, StoreDep
 from api.following import Lines
 from api.routes.events import LastEventIdDep, SeqDep
 from api.store import attempts, jobs, logs
@@ -47,13 +47,14 @@ def show_log(
     request: Request,
     sessions: SessionsDep,
     store: StoreDep,
+    settings: SettingsDep,
     viewer: ViewerDep,
     job_id: str,
     chosen: ChosenDep,
     before: BeforeDep = None,
 ) -> Response:
     """The end of the log, or what comes before a piece; the script follows from there."""
-    found = Watch(sessions, store, viewer, job_id, "logs").look()
+    found = Watch(sessions, store, settings, viewer, job_id, "logs").look()
     if is_partial(request):
         return HTMLResponse(found.state(), headers=HEADERS)
     with sessions() as session:

@@ -12,7 +12,7 @@ from api.dashboard.pages import HEADERS, PageRoute, is_partial, page
 from api.dashboard.session import ViewerDep
 from api.dashboard.snapshot import Watch
 from api.dashboard.tabs import TABS, Tab
-from api.deps import ListenerDep, PaceDep, SessionDep, SessionsDep, StoreDep
+from api.deps import ListenerDep, PaceDep, SessionDep, SessionsDep, SettingsDep, StoreDep
 from api.download import WantedDep
 from api.routes import artifacts
 from api.routes.events import LastEventIdDep, SeqDep
@@ -26,8 +26,10 @@ WITH_OWN_PAGE = {"logs"}
 
 
 def _shows(tab: Tab) -> Callable[..., Response]:
-    def show_tab(request: Request, sessions: SessionsDep, store: StoreDep, viewer: ViewerDep, job_id: str) -> Response:
-        found = Watch(sessions, store, viewer, job_id, tab).look()
+    def show_tab(
+        request: Request, sessions: SessionsDep, store: StoreDep, settings: SettingsDep, viewer: ViewerDep, job_id: str
+    ) -> Response:
+        found = Watch(sessions, store, settings, viewer, job_id, tab).look()
         if is_partial(request):
             return HTMLResponse(found.state(), headers=HEADERS)
         return page("job.html", viewer=viewer.project_name, found=found, job=found.job, refused=None)
@@ -44,6 +46,7 @@ for _tab, _room in TABS.items():
 async def follow_job(
     sessions: SessionsDep,
     store: StoreDep,
+    settings: SettingsDep,
     listener: ListenerDep,
     pace: PaceDep,
     viewer: ViewerDep,
@@ -53,7 +56,7 @@ async def follow_job(
     last_event_id: LastEventIdDep = None,
 ) -> Response:
     """The page's stream."""
-    watch = Watch(sessions, store, viewer, job_id, tab)
+    watch = Watch(sessions, store, settings, viewer, job_id, tab)
     seq = after if last_event_id is None else last_event_id
     await run_in_threadpool(watch.look, seq)  # an absent job is a 404, not an empty stream
     return EventSourceResponse(live.follow(watch, listener, pace, seq), headers={"X-Accel-Buffering": "no"})

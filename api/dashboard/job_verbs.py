@@ -33,14 +33,20 @@ _FOLLOWED: frozenset[Verb] = frozenset({"pause", "resume", "cancel"})
 
 def _does(verb: Verb) -> Callable[..., Response]:
     def do(
-        request: Request, sessions: SessionsDep, store: StoreDep, viewer: EditorDep, trail: TrailDep, job_id: str
+        request: Request,
+        sessions: SessionsDep,
+        store: StoreDep,
+        settings: SettingsDep,
+        viewer: EditorDep,
+        trail: TrailDep,
+        job_id: str,
     ) -> Response:
         try:
             with sessions.begin() as session:
                 ACTS[verb](session, viewer.project_id, job_id)
                 trail.note(session, viewer, f"job.{verb}", job_id)
         except ServiceError as error:
-            return _refused(request, Watch(sessions, store, viewer, job_id), error)
+            return _refused(request, Watch(sessions, store, settings, viewer, job_id), error)
         if is_partial(request) and verb in _FOLLOWED:
             return page("job_notice.html", refused=None)
         return _go(request, "/" if verb == "delete" else f"/jobs/{job_id}")
@@ -65,7 +71,7 @@ def redeliver(
 ) -> Response:
     """Send a message about this job again, now."""
     viewer.require("webhooks:write")
-    watch = Watch(sessions, store, viewer, job_id, "deliveries")
+    watch = Watch(sessions, store, settings, viewer, job_id, "deliveries")
     try:
         with sessions.begin() as session:
             if webhook_messages.get(session, viewer.project_id, message_id).job_id != job_id:

@@ -11,8 +11,10 @@ from api.dashboard.feed import Line, lines
 from api.dashboard.pages import render
 from api.dashboard.tabs import TABS, Subject, Tab
 from api.errors import StoreAway
+from api.estimates.prices import cost_of_job
 from api.files import ArtifactStore
 from api.lifecycle import Verb
+from api.settings import Settings
 from api.store import artifacts, clock, events, jobs, stages
 from api.store.session import Sessions
 from lathe.models import Artifact, Job
@@ -62,6 +64,7 @@ class Watch:
 
     sessions: Sessions
     store: ArtifactStore
+    settings: Settings
     viewer: Caller
     job_id: str
     tab: Tab = "overview"
@@ -71,7 +74,8 @@ class Watch:
         with self.sessions() as session:
             row = jobs.get(session, self.viewer.project_id, self.job_id)
             waiting = lifecycle.waiting_reasons(session, [row]).get(row.id)
-            job = wire.job(row, stages.of(session, [row.id]), waiting=waiting)
+            cost = cost_of_job(session, row.id, self.settings)
+            job = wire.job(row, stages.of(session, [row.id]), waiting=waiting, cost=cost)
             seq = max(0, row.last_seq - FEED_EVENTS) if after is None else after
             found = [wire.event(each) for each in events.after(session, row.id, seq, FEED_EVENTS)]
             files = tuple(map(wire.artifact, artifacts.page(session, row.id, limit=MAX_FILES)))

@@ -2,7 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 
+from sqlalchemy.orm import Session
+
+from api.settings import Settings
+from api.store import attempts
 from api.store.attempts import Spent
+from lathe.models import Money
 from optcore.estimate.document import Machine
 
 HOUR_seconds = 3600
@@ -21,6 +26,12 @@ def cost(seconds: float, machine: Machine, prices: Mapping[str, float]) -> float
     """Money for so long on a machine."""
     price = price_of_an_hour(machine, prices)
     return None if price is None else price * seconds / HOUR_seconds
+
+
+def cost_of_job(session: Session, job_id: str, settings: Settings) -> Money | None:
+    """What a job costs so far, where that is known."""
+    amount = cost_so_far(attempts.spent(session, job_id), settings.prices) if settings.prices else None
+    return None if amount is None else Money(amount=amount, currency=settings.currency)
 
 
 def cost_so_far(spent: Sequence[Spent], prices: Mapping[str, float]) -> float | None:

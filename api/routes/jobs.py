@@ -6,7 +6,6 @@ from typing import Annotated, Any, Literal, cast
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.routing import APIRoute
-from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
 from api import admission, lifecycle, wire
@@ -14,13 +13,13 @@ from api.audit import trail_of
 from api.body import json_text, parsed
 from api.deps import AfterDep, BeforeDep, JobReader, LimitDep, SessionDep, bearer, idempotency_key_of
 from api.errors import BadRequest
-from api.estimates.prices import cost_so_far
+from api.estimates.prices import cost_of_job
 from api.openapi import keyed, takes
 from api.replay import Answer
 from api.settings import Settings
 from api.state import state_of
 from api.store import artifacts, attempts, jobs, listing, stages
-from lathe.models import Job, JobStatus, Money, Page
+from lathe.models import Job, JobStatus, Page
 from optcore.recipe import Recipe, recipe_from
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
@@ -120,15 +119,10 @@ def get_job(
         row,
         stages.of(session, [row.id]),
         waiting=lifecycle.waiting_reasons(session, [row]).get(row.id),
-        cost=_cost(session, row.id, state_of(request).settings),
+        cost=cost_of_job(session, row.id, state_of(request).settings),
         attempts=attempts.of(session, row.id) if "attempts" in wanted else None,
         artifacts=artifacts.page(session, row.id, limit=MAX_EXPANDED_files) if "artifacts" in wanted else None,
     )
-
-
-def _cost(session: Session, job_id: str, settings: Settings) -> Money | None:
-    amount = cost_so_far(attempts.spent(session, job_id), settings.prices) if settings.prices else None
-    return None if amount is None else Money(amount=amount, currency=settings.currency)
 
 
 @router.get(

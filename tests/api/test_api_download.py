@@ -133,9 +133,9 @@ def test_another_size_in_the_store_is_not_served(
 
 def test_the_dashboard_shows_the_report(stored: Settings, sessions: Sessions, held: Claim) -> None:
     viewer = Caller(project_id="acme", key_id="key", project_name="acme", scopes=frozenset({"jobs:read"}))
-    assert Watch(sessions, open_store(stored), viewer, held.job_id).look().values["report"] == REPORT
+    assert Watch(sessions, open_store(stored), stored, viewer, held.job_id).look().values["report"] == REPORT
     _put(stored, name_of(held.job_id, held.epoch, "report.json"), b"gone bad")
-    assert Watch(sessions, open_store(stored), viewer, held.job_id).look().values["report"] is None
+    assert Watch(sessions, open_store(stored), stored, viewer, held.job_id).look().values["report"] is None
 
 
 @pytest.mark.parametrize("stored", ["bucket"], indirect=True)

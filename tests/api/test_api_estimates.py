@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dashboard_reader import dashboard, signed_in
 from fastapi.testclient import TestClient
 from fixtures.hub import OWNER_TOKEN, HubPeer
 from sqlalchemy import func, text
@@ -200,6 +201,14 @@ def test_a_job_says_what_its_attempts_cost_so_far(client: TestClient, sessions: 
     assert (cost["currency"], cost["amount"]) == ("USD", pytest.approx(2 * 3.6 + 10 * 0.36, rel=1e-3))
     _run_for(sessions, job_id, 1, Capacity("cedar", "cuda", 1, "NVIDIA L4"))
     assert client.get(place).json()["cost"] is None, "a part of the sum would be taken for the whole"
+
+
+def test_a_jobs_page_says_what_it_costs_so_far(settings: Settings, sessions: Sessions, job_id: str) -> None:
+    _run_for(sessions, job_id, 10, Capacity("birch", "cpu"))
+    with dashboard(settings) as anonymous:
+        shown = signed_in(anonymous, sessions).get(f"/jobs/{job_id}").text
+    assert "Cost so far" in shown
+    assert "3.60 USD" in shown
 
 
 def test_a_service_without_prices_tells_no_cost(settings: Settings, sessions: Sessions, job_id: str) -> None:

@@ -89,7 +89,7 @@ def test_a_silent_page_waits_while_others_look_and_news_does_not(
 
     async def walk() -> None:
         listener, pace = Listener(settings.database_url), Pace()
-        stream = live.follow(Counted(sessions, open_store(settings), VIEWER, job_id), listener, pace, 0)
+        stream = live.follow(Counted(sessions, open_store(settings), settings, VIEWER, job_id), listener, pace, 0)
         async with listener.running():
             with anyio.fail_after(20):
                 while not listener.connected:
