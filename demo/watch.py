@@ -28,6 +28,9 @@ def _line(type_: str, data: dict[str, Any]) -> str:
     if type_ == "stage_finished":
         took = "found done" if data["cached"] else format_seconds(data["seconds"])
         return f"{data['stage']:<12} {took:>10}   peak memory {format_bytes(data['peak_memory_bytes'])}"
+    if type_ == "run_estimated":
+        stages = data["stages"]
+        return f"{len(stages)} stages to come, expected to take {format_seconds(sum(one['seconds'] for one in stages))}"
     if type_ == "notice":
         return f"{data['stage']}: {data['message']}"
     return type_ if type_.startswith(("job.", "publish.")) else ""
