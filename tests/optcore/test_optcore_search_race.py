@@ -18,7 +18,9 @@ from optcore.conductor import Emit
 from optcore.engine import fetch, optimize
 from optcore.errors import GateFailed, OutOfMemory, RecipeError, StageCrashed
 from optcore.estimate.document import Machine
+from optcore.estimate.facts import from_folder
 from optcore.estimate.seen import read_seen
+from optcore.estimate.weight import weigh
 from optcore.events import (
     AnyEvent,
     Notice,
@@ -32,7 +34,6 @@ from optcore.events import (
 from optcore.manifest import read_manifest
 from optcore.recipe import load_recipe, recipe_from
 from optcore.report import Candidate, Report
-from optcore.search.size import predicted, read_shapes
 from optcore.stage import StageTask
 from optcore.verify import verify
 from optcore.work import WorkFolder
@@ -162,13 +163,13 @@ def test_a_candidate_that_the_machine_has_no_room_for_does_not_begin(
 
 
 def test_sizes_were_predicted(raced: Raced, stdlib_model: Path) -> None:
-    shapes, config = read_shapes(stdlib_model), json.loads((stdlib_model / "config.json").read_text())
+    facts = from_folder(stdlib_model)
     measured = [one for one in raced.front.candidates if one.status != "failed"]
     assert len(measured) == 4
     for one in measured:
-        found = predicted(recipe_from({**one.recipe, "model": {"path": "m"}}), shapes, config)
+        found = weigh(recipe_from({**one.recipe, "model": {"path": "m"}}), facts)
         assert found
-        assert found.size == pytest.approx(one.weight_bytes, rel=0.02), one.chain
+        assert found.size == pytest.approx(one.weight_bytes, rel=0.001), one.chain
 
 
 def test_a_candidates_recipe_alone_makes_the_same_checkpoint(raced: Raced, stdlib_model: Path, tmp_path: Path) -> None:
