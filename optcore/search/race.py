@@ -132,10 +132,15 @@ class Race:
         self._require_somebody()
 
     def refuse(self, runner: Runner, error: OptError) -> None:
-        """Let a candidate not begin. Raises as `fetch` does when nobody is left."""
-        runner.refused, runner.error = str(error), error
+        """Let a candidate not begin, for an error of its own recipe. Raises as `fetch` does when nobody is left."""
+        runner.refused, runner.error = str(error), runner.contender.located(error)
         self._notice(runner, f"refused: {error}")
         self._require_somebody()
+
+    def notice(self, message: str) -> None:
+        """Say something of the whole race, now and in the report."""
+        self.notices.append(message)
+        self.emit(Notice(stage=f"{self.runners[0].name}-0-fetch", message=message))
 
     def _require_somebody(self) -> None:
         if not self.waiting:
