@@ -81,7 +81,8 @@ def _alone(one: Contender, case: _Case, recipe: Recipe) -> Estimate:
     unlimited = one.recipe.limits.model_copy(update={"max_run_seconds": None})
     alone = one.recipe.model_copy(update={"limits": unlimited})
     machine = case.machine.model_copy(update={"disk_free_bytes": None})
-    places = [f"/chain/{number}/{name}" for number, entry in enumerate(one.recipe.chain) for name in entry.models]
+    entries = enumerate(one.recipe.chain)
+    places = [f"/chain/{number}/{name}" for number, entry in entries for name in (*entry.models, *entry.drafts)]
     others = {place: case.others[one.place(place)] for place in places if one.place(place) in case.others}
     return estimate_chain(alone, case.facts, machine, case.rates, others, case.folder)
 
