@@ -116,8 +116,8 @@ class Race:
             return
         try:
             weight = weigh(runner.recipe, from_folder(Path(runner.walk.inputs.source)))
-        except BadCheckpoint:  # headers that say too little to reckon with
-            return
+        except (BadCheckpoint, ArithmeticError, LookupError, TypeError, ValueError):
+            return  # what formulas do not know is weighed once it is made
         if weight and (why := too_large(weight.size, weight.parameters, self.goal)):
             runner.refused = f"it will have {why}"
 
