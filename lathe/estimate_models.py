@@ -1,6 +1,6 @@
 """The wire of estimates: what a job will take, and where it fits."""
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from lathe.models import Wire
 from optcore.estimate.document import Machine, ResultEstimate, StageEstimate
@@ -33,6 +33,15 @@ class WorkerFit(Wire):
     """In the currency of the estimate; absent where no price is set."""
 
 
+class ResultSizes(NamedTuple):
+    """What one result would weigh: from the least to the most of the candidates of a goal or a sweep."""
+
+    result: str
+    format: str
+    least_bytes: int
+    most_bytes: int
+
+
 class Estimate(Wire):
     """What a job will take, foreseen before anything is run: on the worker that suits it best, or comes nearest."""
 
@@ -61,3 +70,11 @@ class Estimate(Wire):
     learned_from: int = 0
     """Finished stages that the constants were corrected by."""
     workers: tuple[WorkerFit, ...] = ()
+
+    @property
+    def sizes(self) -> tuple[ResultSizes, ...]:
+        """Each result once, whatever number of candidates could leave it."""
+        found: dict[tuple[str, str], list[int]] = {}
+        for each in self.results:
+            found.setdefault((each.result, each.format), []).append(each.weight_bytes)
+        return tuple(ResultSizes(*named, min(sizes), max(sizes)) for named, sizes in found.items())

@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from optcore.errors import BadCheckpoint, OptError, OutOfDisk, OutOfMemory, SourceNotFound
-from optcore.estimate.document import Estimate, StageCostSeen
+from optcore.estimate.course import entrants
+from optcore.estimate.document import Estimate, Machine, StageCostSeen
 from optcore.estimate.estimate import estimate
 from optcore.estimate.facts import ModelFacts, from_folder
 from optcore.estimate.learning import Rates
 from optcore.estimate.machine import this_machine
 from optcore.estimate.problems import short_of_disk, short_of_memory
-from optcore.estimate.race import stages_of_all
 from optcore.estimate.seen import merged, read_seen
 from optcore.events import RunEstimated
 from optcore.recipe import Recipe
@@ -34,28 +34,55 @@ def foresee(recipe: Recipe, fetched: dict[str, Any], work: Path, seen: Iterable[
 
 def foresee_race(race: Race, work: WorkFolder, seen: Sequence[StageCostSeen]) -> None:
     """Say what the candidates of a race will take, and refuse those that this machine has no room for."""
-    found = [(runner, each) for runner in race.waiting if (each := runner.walk.foresee(runner.recipe, seen))]
+    found = {
+        runner.name: (runner, each) for runner in race.waiting if (each := runner.walk.foresee(runner.recipe, seen))
+    }
     if not found:
         return
-    stages = stages_of_all([(runner.contender, each) for runner, each in found])
-    race.emit(RunEstimated(machine=found[0][1].machine, stages=tuple(stages)))
-    for runner, each in found:
-        try:
-            refuse_impossible(each, work)
-        except (OutOfMemory, OutOfDisk) as error:
-            race.refuse(runner, error)
+    refused = {name: error for name, (_, each) in found.items() if (error := _impossible(each, work))}
+    able = [(runner.contender, each) for name, (runner, each) in found.items() if name not in refused]
+    machine = _with_room(next(iter(found.values()))[1].machine, work)
+    begun = list(entrants(able, free_bytes=machine.disk_free_bytes))
+    told = begun or list(entrants((runner.contender, each) for runner, each in found.values()))
+    race.emit(RunEstimated(machine=machine, stages=tuple(stage for one in told for stage in one.stages)))
+    left_out = {one.name for one, _ in able} - {one.contender.name for one in begun}
+    for name in (name for name in found if name in refused or name in left_out):
+        race.refuse(found[name][0], refused.get(name) or _no_room_left())
+    for problem in short_of_disk(machine, [stage for one in begun for stage in one.stages], {}):
+        race.notice(f"{problem.message}: those that are stopped early may leave enough")
+
+
+def _impossible(found: Estimate, work: WorkFolder) -> OptError | None:
+    try:
+        refuse_impossible(found, work)
+    except (OutOfMemory, OutOfDisk) as error:
+        return error
+    return None
+
+
+def _no_room_left() -> OutOfDisk:
+    return OutOfDisk(
+        "the disk has no room for it beside the candidates before it: refused before any work",
+        remedy="list fewer candidates, free space, or use a worker with a larger disk",
+        field="/chain",
+    )
 
 
 def refuse_impossible(found: Estimate, work: WorkFolder) -> None:
     """Raise `OutOfMemory` or `OutOfDisk` where not even the least that is expected of the stages to come fits this
-    machine. What finished stages hold may be what is asked for, so it counts as free."""
-    free = found.machine.disk_free_bytes
-    machine = found.machine.model_copy(update={"disk_free_bytes": None if free is None else free + work.held_bytes()})
+    machine."""
+    machine = _with_room(found.machine, work)
     kinds: tuple[tuple[type[OptError], Any], ...] = ((OutOfMemory, short_of_memory), (OutOfDisk, short_of_disk))
     for error, short in kinds:
         for problem in short(machine, found.stages, {}):
             if problem.fatal:
                 raise error(f"{problem.message}: refused before any work", remedy=problem.remedy, field="/chain")
+
+
+def _with_room(machine: Machine, work: WorkFolder) -> Machine:
+    """What finished stages hold may be what is asked for, so it counts as free."""
+    free = machine.disk_free_bytes
+    return machine.model_copy(update={"disk_free_bytes": None if free is None else free + work.held_bytes()})
 
 
 def estimate_here(recipe: Recipe, work: Path, seen: Iterable[StageCostSeen]) -> Estimate:

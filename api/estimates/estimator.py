@@ -1,8 +1,9 @@
 """From a document to an estimate: read as a submission would be, then foreseen on every machine that is there."""
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from itertools import islice
 from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,11 +29,13 @@ from optcore.estimate.estimate import estimate
 from optcore.estimate.facts import ModelFacts
 from optcore.estimate.learning import Rates
 from optcore.estimate.problems import short_of_disk
-from optcore.fetching import fetch_work
 from optcore.recipe import Recipe, pointer, reason, recipe_from, root_causes
 from optcore.references import ModelRef
+from optcore.techniques import Technique
 
 MOST_problems = 100
+MOST_models = 16
+"""Of all candidates, that the Hub is asked about in one estimate; the others count as the source."""
 RATES_seconds = 60.0
 """That what was learned serves: thousands of rows are read for it."""
 NO_WORKER = Problem(
@@ -106,8 +109,7 @@ class Estimator:
             rates = self._learned(session)
         token = self._token_of(project_id, recipe)
         facts = self._outlines.of(project_id, recipe.model, "/model", token)
-        named = {} if recipe.is_race else _further(recipe)
-        others = {place: self._outlines.of(project_id, model, place, token) for place, model in named.items()}
+        others = {place: self._outlines.of(project_id, model, place, token) for place, model in _further(recipe)}
         return _Case(recipe, facts, others, rates), there
 
     def _learned(self, session: Session) -> Rates:
@@ -165,10 +167,20 @@ class Estimator:
         return {**money, "currency": self._settings.currency if money["cost"] is not None else None}
 
 
-def _further(recipe: Recipe) -> dict[str, ModelRef]:
-    """Models that the chain names beside its source, by their place in the recipe."""
-    work = fetch_work(recipe)
-    return {**work.models, **work.drafts}
+def _further(recipe: Recipe) -> Iterator[tuple[str, ModelRef]]:
+    """Models that chains name beside their source, with their place in the recipe; of candidates the first ones."""
+    yield from _named("/chain", recipe.chain)
+    listed = enumerate(recipe.objective.candidates if recipe.objective else ())
+    yield from islice(
+        (named for number, chain in listed for named in _named(f"/objective/candidates/{number}", chain)),
+        MOST_models,
+    )
+
+
+def _named(place: str, chain: Sequence[Technique]) -> Iterator[tuple[str, ModelRef]]:
+    for number, entry in enumerate(chain):
+        for name, ref in {**entry.models, **entry.drafts}.items():
+            yield f"{place}/{number}/{name}", ref
 
 
 def refusal(error: OptError | ServiceError) -> Estimate:

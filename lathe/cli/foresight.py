@@ -52,9 +52,12 @@ def _tell_estimate(found: Estimate) -> None:
         )
         header = ("stage", "time", "between", "memory", "GPU memory", "disk")
         print_table(header, [*map(_stage_row, found.stages), whole], range(1, 6))
-    for result in found.results:
+    for result in found.sizes:
         before = f" of {format_bytes(found.source_bytes)}" if found.source_bytes else ""
-        say(f"result {result.result or 'main'}: {format_bytes(result.weight_bytes)}{before} in {result.format}")
+        size = format_bytes(result.least_bytes)
+        if result.most_bytes > result.least_bytes:
+            size += f" to {format_bytes(result.most_bytes)}, by candidate,"
+        say(f"result {result.result or 'main'}: {size}{before} in {result.format}")
     if found.cost is not None:
         likely, low, high = (money(each, found.currency) for each in (found.cost, found.cost_low, found.cost_high))
         say(f"cost: {likely} ({low} to {high})")

@@ -46,14 +46,15 @@ def quantizing(technique: Quantizing, model: Model, result: Model, calibration: 
         work = work.plus(_rounding(technique, facts, name))
     written = result.weight_bytes * len(names)
     work = work.plus(Work((), disk=facts.weight_bytes + written, values=8.0 * facts.parameters * len(names)))
-    kind = f"ptq {_how(technique, names[0])}"
+    kind, scratch = f"ptq {_how(technique, names[0])}", _spill(technique, facts, tokens)
     if isinstance(technique, AutoQuantize):
         kind, work = "auto_quantize", work.plus(_scoring(technique, facts, length))
     return Cost(
         kind,
         work,
         _memory(technique, facts, tokens if has_text else 0, length),
-        written + _spill(technique, facts, tokens),
+        written + scratch,
+        scratch=scratch,
     )
 
 
@@ -75,7 +76,8 @@ def measuring(technique: Technique, facts: ModelFacts, calibration: Calibration)
         work = work.plus(_solving(facts, sweeps=0))
     name = str(getattr(technique, "technique", type(technique).__name__))
     memory = Memory(host=states(facts, tokens, 2), device=layer_peak(facts, length), exact=_grams(facts, 1))
-    return Cost(name, work, memory, facts.weight_bytes + spilled(facts, tokens, 2))
+    scratch = spilled(facts, tokens, 2)
+    return Cost(name, work, memory, facts.weight_bytes + scratch, scratch=scratch)
 
 
 def rewriting(technique: Technique, facts: ModelFacts) -> Cost:

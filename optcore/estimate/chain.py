@@ -67,6 +67,7 @@ def _stage(one: Priced, machine: Machine, rates: Rates, wider: float) -> StageEs
         host_memory_bytes=round(host * correction.memory),
         gpu_memory_bytes=gpu,
         disk_bytes=round(cost.disk),
+        scratch_bytes=round(cost.scratch),
         raw_seconds=raw,
         raw_memory_bytes=host,
         learned_from=correction.learned_from,

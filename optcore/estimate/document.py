@@ -1,5 +1,6 @@
 """An estimate as documents: what a machine has, what was learned of it, and what a recipe will take there."""
 
+from collections.abc import Iterable
 from typing import Literal
 
 from pydantic import Field
@@ -59,7 +60,9 @@ class StageEstimate(Frozen):
     gpu_memory_bytes: int = Field(default=0, ge=0)
     """Peak on each GPU."""
     disk_bytes: int = Field(default=0, ge=0)
-    """That it adds below the work folder."""
+    """That it needs below the work folder."""
+    scratch_bytes: int = Field(default=0, ge=0)
+    """Of these, what is free again once it has ended."""
     raw_seconds: float = Field(ge=0)
     """By the formula and its shipped constants alone."""
     raw_memory_bytes: int = Field(ge=0)
@@ -73,6 +76,8 @@ class ResultEstimate(Frozen):
 
     result: str = ""
     """Its name; the main one has none."""
+    candidate: str = ""
+    """Of a goal or a sweep, the name of the candidate that it would be of."""
     format: str
     """Of the target."""
     weight_bytes: int = Field(ge=0)
@@ -124,10 +129,20 @@ class Estimate(Frozen):
 
     @property
     def disk_bytes(self) -> int:
-        """Of all stages: a finished one's files stay until the run has ended."""
-        return sum(stage.disk_bytes for stage in self.stages)
+        """Of all stages, at the worst moment."""
+        return peak_disk(self.stages)
 
     @property
     def fits(self) -> bool:
         """Whether nothing stands against it on this machine."""
         return not any(problem.fatal for problem in self.problems)
+
+
+def peak_disk(stages: Iterable[StageEstimate]) -> int:
+    """Bytes that stages one after the other need at the worst moment: what a finished one leaves stays until the run
+    has ended."""
+    held = peak = 0
+    for stage in stages:
+        peak = max(peak, held + stage.disk_bytes)
+        held += stage.disk_bytes - stage.scratch_bytes
+    return peak

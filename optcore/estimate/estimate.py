@@ -31,7 +31,7 @@ def estimate(
     """
     try:
         if recipe.is_race:
-            return estimate_race(recipe, facts, machine, rates, folder)
+            return estimate_race(recipe, facts, machine, rates, others, folder)
         return estimate_chain(recipe, facts, machine, rates, others, folder)
     except RecipeError as error:
         problem = Problem(field=error.field, message=error.message, remedy=error.remedy)

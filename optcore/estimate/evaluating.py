@@ -39,7 +39,7 @@ def evaluating(
     memory = Memory(base, host=host, device=max((one.device for one in peaks), default=0.0))
     starts = (base, *work.starts)
     named = "+".join(sorted(set(names))) or "nothing"
-    return Cost(f"{kind} {named}", work._replace(starts=starts), memory, disk)
+    return Cost(f"{kind} {named}", work._replace(starts=starts), memory, disk, scratch=disk)
 
 
 def _measured(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from optcore.calibration.assignment import unfit_group
 from optcore.errors import OptError
-from optcore.estimate.document import Machine, Problem, StageEstimate
+from optcore.estimate.document import Machine, Problem, StageEstimate, peak_disk
 from optcore.estimate.facts import ModelFacts
 from optcore.estimate.stored import Model
 from optcore.fetching import learns_labels
@@ -62,7 +62,7 @@ def problems_of(
     found = [*_groups(shaped), *_lengths(recipe, facts), *_wishes(recipe, machine)]
     found += short_of_memory(machine, stages, places)
     found += short_of_disk(machine, stages, places)
-    found += _time(recipe, stages)
+    found += short_of_time(recipe, stages, sum(stage.seconds_low for stage in stages))
     return found
 
 
@@ -163,13 +163,13 @@ def _remedy(stage: StageEstimate) -> str:
 
 
 def short_of_disk(machine: Machine, stages: Sequence[StageEstimate], places: Mapping[str, str]) -> Iterator[Problem]:
-    has, needs = machine.disk_free_bytes, sum(stage.disk_bytes for stage in stages)
+    has, needs = machine.disk_free_bytes, peak_disk(stages)
     if has is None or needs <= has:
         return
     largest = max(stages, key=lambda stage: stage.disk_bytes)
     yield Problem(
         field=places.get(largest.stage, ""),
-        message=f"all stages leave about {needs / _GIB:.1f} GiB in the work folder, most of it stage {largest.stage}, "
+        message=f"all stages need about {needs / _GIB:.1f} GiB in the work folder, most of it stage {largest.stage}, "
         f"and {has / _GIB:.1f} are free",
         remedy="free space, or use a worker with a larger disk",
         fatal=needs / MARGIN_new > has,
@@ -177,15 +177,15 @@ def short_of_disk(machine: Machine, stages: Sequence[StageEstimate], places: Map
     )
 
 
-def _time(recipe: Recipe, stages: Sequence[StageEstimate]) -> Iterator[Problem]:
+def short_of_time(recipe: Recipe, stages: Sequence[StageEstimate], least: float) -> Iterator[Problem]:
+    """`least` are the seconds that are taken in any case."""
     limit, seconds = recipe.limits.max_run_seconds, sum(stage.seconds for stage in stages)
     if limit is None or seconds <= limit:
         return
-    low = sum(stage.seconds_low for stage in stages)
     yield Problem(
         field="/limits/max_run_seconds",
         message=f"the job takes about {seconds:.0f} seconds here, and may take {limit}",
         remedy="raise the limit, use a faster worker, or do less",
-        fatal=low > limit,
+        fatal=least > limit,
         of_machine=True,
     )

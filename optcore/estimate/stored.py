@@ -25,6 +25,8 @@ _BLOCKS: Mapping[str, Format] = {
     "nvfp4_w4a16": 4.5,
 }
 """ggml's blocks that hold the codes of other engines' formats, or the bits of a value in them."""
+_HALF_SCALES = ("awq", "gptq")
+"""Targets whose scales are float16, whatever the model is stored in."""
 _PLAIN = {"f32": 4, "f16": 2, "bf16": 2, "fp32": 4, "fp16": 2}
 
 
@@ -53,36 +55,49 @@ def result_bytes(model: Model, export: AnyExport) -> int:
         return round(model.facts.weight_bytes * model.compact + HEADER_bytes * len(model.facts.tensors))
     target = tag(type(export))
     formats = {} if target == "dense" else model.formats
+    halves = target in _HALF_SCALES
     return round(
-        sum(_safetensors(one, own := formats.get(one.name)) + _more(target, one, own) for one in model.facts.tensors)
+        sum(
+            _safetensors(one, own := formats.get(one.name), halves=halves) + _more(target, one, own)
+            for one in model.facts.tensors
+        )
     )
+
+
+def least_bytes(model: Model, export: AnyExport) -> int:
+    """The same without what is a guess: how long the names of a vocabulary are, which a GGUF holds."""
+    guessed = GGUF_TOKEN_bytes * model.facts.vocabulary if isinstance(export, Gguf) else 0
+    return result_bytes(model, export) - guessed
 
 
 def _more(target: str, tensor: Tensor, format_: Format | None) -> float:
     """What AutoAWQ's and GPTQ's layouts have on top: zero points where all are alike too, and GPTQ's group of each
     input."""
-    if target not in ("awq", "gptq") or not isinstance(format_, str) or tensor.role == "other":
+    if target not in _HALF_SCALES or not isinstance(format_, str) or tensor.role == "other":
         return 0.0
     args = PRESETS[format_].weights
     zeros = prod(scale_shape(args, tensor.matrix)) * args.bits / 8 if args.symmetric else 0.0
     return tensor.copies * (zeros + HEADER_bytes + (4 * tensor.matrix[1] + HEADER_bytes if target == "gptq" else 0))
 
 
-def _safetensors(tensor: Tensor, format_: Format | None) -> float:
-    """With the tensors' share of the headers."""
+def _safetensors(tensor: Tensor, format_: Format | None, *, halves: bool = False) -> float:
+    """With the tensors' share of the headers; scales are in the model's own type, or in `halves`."""
     if format_ is None:
         return tensor.elements * tensor.itemsize + HEADER_bytes
     if not isinstance(format_, str):
         return tensor.elements * format_ / 8 + 3 * HEADER_bytes
-    return tensor.copies * _matrix_bytes(format_, *tensor.matrix)
+    return tensor.copies * _matrix_bytes(format_, *tensor.matrix, 2 if halves else max(2, tensor.itemsize))
 
 
 @lru_cache(maxsize=4096)  # a model has few shapes, and many tensors of each
-def _matrix_bytes(format_: str, rows: int, columns: int) -> float:
+def _matrix_bytes(format_: str, rows: int, columns: int, scale_bytes: int) -> float:
     scheme = PRESETS[format_]
     beside = tuple(_beside(scheme))
     bits = stored_bits(scheme.weights, (rows, columns)) + _rounded_up(scheme, rows, columns)
-    return bits / 8 + sum(beside) + (2 + len(beside)) * HEADER_bytes
+    wider = 0
+    if scheme.weights.scale_type == "stored":  # counted with the bits as if it had 16
+        wider = (scale_bytes - 2) * prod(scale_shape(scheme.weights, (rows, columns)))
+    return bits / 8 + wider + sum(beside) + (2 + len(beside)) * HEADER_bytes
 
 
 def _rounded_up(scheme: Scheme, rows: int, columns: int) -> float:
@@ -127,7 +142,7 @@ def _bits(name: str, tensor: Tensor) -> float:
 
 
 def _onnx(model: Model, export: Onnx) -> float:
-    """Scales are as wide as what is computed in; a tied head is a matrix of its own."""
+    """Scales are as wide as what is computed in; a tied head is one matrix with the table of tokens."""
     wide = _PLAIN[export.plain]
     total = float(ONNX_GRAPH_bytes * (model.facts.layers + 1))
     for one in model.facts.tensors:
@@ -140,6 +155,4 @@ def _onnx(model: Model, export: Onnx) -> float:
             if args.strategy == "channel" and args.packed:
                 scales = one.copies * one.matrix[0] * ceil(one.matrix[1] / 256)
             total += one.elements * args.bits / 8 + scales * (wide + (0 if args.symmetric else args.bits / 8))
-    if model.facts.tied and not model.facts.is_encoder:
-        total += model.facts.vocabulary * model.facts.hidden * wide
     return total

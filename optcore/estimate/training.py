@@ -94,7 +94,9 @@ def training_cost(trained: Trained, kind: str) -> Cost:
     work = Work(disk=saves * kept + 2 * student.weight_bytes, values=20.0 * student.parameters)
     total = work.plus(step).plus(look)
     needed = _memory(trained, micro, moving)
-    return Cost(kind, total._replace(starts=("transformers",)), needed, student.weight_bytes + 2 * kept)
+    return Cost(
+        kind, total._replace(starts=("transformers",)), needed, student.weight_bytes + 2 * kept, scratch=2 * kept
+    )
 
 
 def whole(facts: ModelFacts) -> float:

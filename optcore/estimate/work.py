@@ -84,6 +84,8 @@ class Cost(NamedTuple):
     """Bytes that it leaves below the work folder, or needs there at once."""
     again: float = 0.0
     """How often it may be done once more, as a share: fallbacks of a gate."""
+    scratch: float = 0.0
+    """Of `disk`, what is free again once it has ended."""
 
 
 def gpu_rate(kind: str) -> float:

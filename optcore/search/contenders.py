@@ -1,14 +1,16 @@
 """The candidates of a recipe that stands for several chains: each a recipe of its own, which runs alone as well."""
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
-from optcore.errors import RecipeError
+from optcore.errors import OptError, RecipeError
 from optcore.evaluate import Classification, Engines, Fidelity, Throughput
 from optcore.recipe import Recipe
 from optcore.search.menu import menu
 from optcore.search.objective import MAX_CANDIDATES, MAX_ENTRIES, Chain, Objective
-from optcore.search.sweep import Swept, swept
+from optcore.search.sweep import FIELDS, Swept, swept
+
+_Error = TypeVar("_Error", bound=OptError)
 
 
 class Contender(NamedTuple):
@@ -46,13 +48,28 @@ class Contender(NamedTuple):
         own = [str(int(parts[2]) - self.shared), *parts[3:]]
         return "/".join(["", "objective", "candidates", str(self.listed), *own])
 
-    def located(self, error: RecipeError) -> RecipeError:
+    def origin(self, pointer: str) -> str:
+        """What of the recipe that stands for all is behind a place of its recipe: where nobody wrote that, the sweep or
+        the goal that it comes from."""
+        root = pointer.split("/")[1:2]
+        if self.listed is None and self.sweeps and (not root or root[0] in FIELDS):
+            return "/sweep"
+        if root == ["chain"] and not self._is_written(pointer):
+            return "/objective" if self.listed is None else f"/objective/candidates/{self.listed}"
+        return self.place(pointer)
+
+    def _is_written(self, pointer: str) -> bool:
+        """Whether a place of its chain is one of the recipe that stands for all."""
+        number = pointer.split("/")[2:3]
+        return bool(number) and (self.listed is not None or int(number[0]) < self.shared)
+
+    def located(self, error: _Error) -> _Error:
         """An error of its recipe as one of the recipe that stands for all."""
-        field = "/sweep" if self.sweeps and self.listed is None else self.place(error.field)
-        if field == "/chain" and self.listed is not None:
-            field = f"/objective/candidates/{self.listed}"
-        message = f"with {self.sweeps}: {error.message}" if self.sweeps else error.message
-        return RecipeError(message, remedy=error.remedy, field=field)
+        return type(error)(self.saying(error.message), remedy=error.remedy, field=self.origin(error.field))
+
+    def saying(self, message: str) -> str:
+        """What is said of its recipe, with what the sweep set in it."""
+        return f"with {self.sweeps}: {message}" if self.sweeps else message
 
 
 def contenders(recipe: Recipe) -> tuple[Contender, ...]:

@@ -60,6 +60,11 @@ class Objective(Frozen):
         """Whether speed decides: then size and quality alone put nobody out of the race."""
         return self.min_tokens_per_second is not None or self.minimize == "seconds_per_token"
 
+    @property
+    def is_about_size(self) -> bool:
+        """Whether size is bounded."""
+        return self.max_bytes is not None or self.max_bits_per_weight is not None
+
     @model_validator(mode="after")
     def _candidates_differ(self) -> Self:
         if any(chain in self.candidates[:place] for place, chain in enumerate(self.candidates)):

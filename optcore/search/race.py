@@ -4,7 +4,6 @@ What candidates share is done once, because a stage is found by its key. Who is 
 measurement, so that a candidate that was out because of another one is in again when that one fails.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +13,9 @@ from typing import Protocol
 from optcore.artifact import Outcome
 from optcore.child import ReportedFailure
 from optcore.conductor import Emit
-from optcore.errors import GateFailed, OptError, RecipeError, StageCrashed
+from optcore.errors import BadCheckpoint, GateFailed, OptError, RecipeError, StageCrashed
+from optcore.estimate.facts import from_folder
+from optcore.estimate.weight import weigh
 from optcore.events import Metric, Notice, RecipeResolved, RunPlanned
 from optcore.fetching import commits_of, pinned
 from optcore.plan import evaluate_stage, fitting, results
@@ -28,7 +29,6 @@ from optcore.search.ledger import front_of, seconds_spent
 from optcore.search.menu import trains
 from optcore.search.objective import Objective
 from optcore.search.runner import Runner, Walk
-from optcore.search.size import predicted, read_shapes
 from optcore.stage import StageRecord
 
 _FORGIVEN = ("user_error", "quality_gate", "out_of_memory", "internal")
@@ -112,8 +112,12 @@ class Race:
 
     def _weigh(self, runner: Runner) -> None:
         """Refuse a candidate whose size is known to be beyond a bound."""
-        source = Path(runner.walk.inputs.source)
-        weight = predicted(runner.recipe, read_shapes(source), json.loads((source / "config.json").read_text()))
+        if not self.goal.is_about_size:
+            return
+        try:
+            weight = weigh(runner.recipe, from_folder(Path(runner.walk.inputs.source)))
+        except (BadCheckpoint, ArithmeticError, LookupError, TypeError, ValueError):
+            return  # what formulas do not know is weighed once it is made
         if weight and (why := too_large(weight.size, weight.parameters, self.goal)):
             runner.refused = f"it will have {why}"
 
@@ -128,10 +132,15 @@ class Race:
         self._require_somebody()
 
     def refuse(self, runner: Runner, error: OptError) -> None:
-        """Let a candidate not begin. Raises as `fetch` does when nobody is left."""
-        runner.refused, runner.error = str(error), error
+        """Let a candidate not begin, for an error of its own recipe. Raises as `fetch` does when nobody is left."""
+        runner.refused, runner.error = str(error), runner.contender.located(error)
         self._notice(runner, f"refused: {error}")
         self._require_somebody()
+
+    def notice(self, message: str) -> None:
+        """Say something of the whole race, now and in the report."""
+        self.notices.append(message)
+        self.emit(Notice(stage=f"{self.runners[0].name}-0-fetch", message=message))
 
     def _require_somebody(self) -> None:
         if not self.waiting:

@@ -9,7 +9,7 @@ from optcore.errors import RecipeError
 from optcore.recipe import Recipe, recipe_from
 from optcore.search.objective import MAX_CANDIDATES
 
-_FIELDS = ("chain", "calibration", "target", "also", "seed")
+FIELDS = ("chain", "calibration", "target", "also", "seed")
 """What may differ between results that are compared: not the model they are held against, nor what is measured."""
 _NAMES = frozenset({"id", "path", "dataset", "revision", "subset"})
 """Keys that say where a model or a text comes from."""
@@ -41,7 +41,7 @@ def swept(recipe: Recipe) -> tuple[Swept, ...]:
             remedy="leave values out, or split it into several jobs",
             field="/sweep",
         )
-    document, own = alone.model_dump(mode="json"), alone.model_dump(mode="json", include={"version", *_FIELDS})
+    document, own = alone.model_dump(mode="json"), alone.model_dump(mode="json", include={"version", *FIELDS})
     paths = {pointer: _path(pointer, own) for pointer in recipe.sweep}
     _check_apart(paths)
     combinations = list(product(*(enumerate(values) for values in recipe.sweep.values())))
@@ -69,8 +69,8 @@ def _one(alone: Recipe, document: dict[str, Any], paths: dict[str, list[str]], p
 def _path(pointer: str, document: dict[str, Any]) -> list[str]:
     """The parts of a pointer that leads to something."""
     parts = [part.replace("~1", "/").replace("~0", "~") for part in pointer.split("/")[1:]]
-    if parts[0] not in _FIELDS:
-        raise _astray(pointer, f"a sweep varies {', '.join(_FIELDS)}", "run what differs elsewhere as jobs of its own")
+    if parts[0] not in FIELDS:
+        raise _astray(pointer, f"a sweep varies {', '.join(FIELDS)}", "run what differs elsewhere as jobs of its own")
     value: Any = document
     for depth, part in enumerate(parts):
         if isinstance(value, list) and part not in map(str, range(len(value))):

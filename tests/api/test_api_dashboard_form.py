@@ -437,6 +437,12 @@ def test_an_estimate_is_shown() -> None:
         assert said in text, said
     assert "<b>" not in text
     assert "&lt;H200&gt;" in text
+    sizes = tuple(
+        ResultEstimate(candidate=name, format="gguf", weight_bytes=size) for name, size in (("c01", 2e8), ("c02", 5e8))
+    )
+    text = render("estimate.html", estimate=_estimate(results=sizes))
+    for said in ("gguf, by candidate", "200 MB to 500 MB", "20 to 50 % of"):
+        assert said in text, said
     bare = _estimate(allowed_to_proceed=True, problems=(), results=(), workers=(), cost=None, learned_from=0)
     text = render("estimate.html", estimate=bare)
     assert "formulas alone" in text

@@ -144,6 +144,30 @@ def test_an_impossible_job_is_refused_with_the_reason(client: TestClient, sessio
     assert wanted.problems[0].pointer.startswith("/hardware")
 
 
+def test_a_race_is_held_against_each_workers_disk(client: TestClient, sessions: Sessions, model: str) -> None:
+    candidates = [[{"technique": "ptq", "scheme": scheme}] for scheme in ("int8", "int4", "int4_g32")]
+    document = _recipe(model={"path": model}, chain=[], objective={"candidates": candidates})
+    _worker(sessions, "tight", disk=10**6)
+    refused = _ask(client, document)
+    assert not refused.allowed_to_proceed
+    assert {one.pointer for one in refused.problems if one.fatal} == {"/objective/candidates/1"}, "the smallest one"
+    _worker(sessions, "roomy")
+    found = _ask(client, document)
+    assert found.allowed_to_proceed
+    assert [(fit.worker_id, fit.fits) for fit in found.workers] == [("roomy", True), ("tight", False)]
+    assert [each.candidate for each in found.results] == ["c01", "c02", "c03"]
+    (size,) = found.sizes
+    assert size.least_bytes < size.most_bytes
+
+
+def test_models_that_candidates_name_are_looked_at(client: TestClient, on_the_hub: HubPeer, model: str) -> None:
+    taught = {"technique": "distill", "steps": 5, "teacher": {"id": "me/no-such-model"}}
+    candidates = [[{"technique": "ptq", "scheme": "int8"}], [taught, {"technique": "ptq", "scheme": "int8"}]]
+    found = _ask(client, _recipe(model={"path": model}, chain=[], objective={"candidates": candidates}))
+    assert not found.allowed_to_proceed
+    assert found.problems[0].pointer.startswith("/objective/candidates/1/0/teacher")
+
+
 @pytest.mark.parametrize(
     ("changed", "pointer"),
     [

@@ -104,6 +104,13 @@ def test_an_estimate_without_a_price_says_that_none_is_set(server: Script, recip
     assert "cost: no price is set for cpu; LATHE_PRICES" in lathe("estimate", recipe_file()).stderr
 
 
+def test_sizes_of_a_race_are_told_from_the_least_to_the_most(server: Script, recipe_file: Callable[..., Path]) -> None:
+    sizes = [{"candidate": f"c0{number}", "format": "gguf", "weight_bytes": number * 1e9} for number in (3, 1, 2)]
+    server.on("POST /v1/jobs/estimate", status(200, {**ESTIMATE, "results": sizes}))
+    told = lathe("estimate", recipe_file())
+    assert "result main: 1 GB to 3 GB, by candidate, of 16 GB in gguf" in told.stderr
+
+
 def test_a_job_that_could_not_be_run_ends_with_1_and_says_where(
     server: Script, recipe_file: Callable[..., Path]
 ) -> None:

@@ -15,10 +15,12 @@ from fixtures.whole_runs import stages_in_this_process, walk
 from optcore import conductor, foresight
 from optcore.child import Usage
 from optcore.conductor import Emit
-from optcore.engine import fetch, optimize
-from optcore.errors import GateFailed, OutOfMemory, RecipeError, StageCrashed
+from optcore.engine import _race, fetch, optimize
+from optcore.errors import GateFailed, OutOfDisk, OutOfMemory, RecipeError, StageCrashed
 from optcore.estimate.document import Machine
+from optcore.estimate.facts import from_folder
 from optcore.estimate.seen import read_seen
+from optcore.estimate.weight import weigh
 from optcore.events import (
     AnyEvent,
     Notice,
@@ -32,7 +34,7 @@ from optcore.events import (
 from optcore.manifest import read_manifest
 from optcore.recipe import load_recipe, recipe_from
 from optcore.report import Candidate, Report
-from optcore.search.size import predicted, read_shapes
+from optcore.search.race import Race
 from optcore.stage import StageTask
 from optcore.verify import verify
 from optcore.work import WorkFolder
@@ -161,14 +163,47 @@ def test_a_candidate_that_the_machine_has_no_room_for_does_not_begin(
         optimize(asked, tmp_path / "none", tmp_path / "work", lambda _: None)
 
 
+def test_as_many_candidates_begin_as_the_disk_has_room_for(
+    stdlib_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    schemes = ("int8", "int4_g32", "int4_g64")
+    content = document(
+        stdlib_model, chain=[], objective={"candidates": [[{**QUICK, "scheme": one}] for one in schemes]}
+    )
+    asked, told = load_recipe(write(tmp_path, content)), list[AnyEvent]()
+
+    def foreseen(free: int) -> Race:
+        machine = Machine(disk_free_bytes=free)
+        monkeypatch.setattr(foresight, "this_machine", lambda _: machine)
+        race = _race(asked, tmp_path / "work", told.append)
+        with stages_in_this_process():
+            race.fetch()
+        foresight.foresee_race(race, WorkFolder(tmp_path / "work"), ())
+        return race
+
+    assert len(foreseen(10**8).waiting) == 3
+    race = foreseen(4_500_000)
+    assert [runner.name for runner in race.waiting] == ["c01"]
+    assert [runner.error.field for runner in race.runners[1:] if runner.error] == [
+        "/objective/candidates/1",
+        "/objective/candidates/2",
+    ]
+    (*_, said) = (event for event in told if isinstance(event, RunEstimated))
+    assert {stage.stage.partition("-")[0] for stage in said.stages} == {"c01"}
+    assert "no room" in race.notices[0]
+    with pytest.raises(OutOfDisk) as caught:
+        foreseen(10**6)
+    assert caught.value.field == "/objective/candidates/0"
+
+
 def test_sizes_were_predicted(raced: Raced, stdlib_model: Path) -> None:
-    shapes, config = read_shapes(stdlib_model), json.loads((stdlib_model / "config.json").read_text())
+    facts = from_folder(stdlib_model)
     measured = [one for one in raced.front.candidates if one.status != "failed"]
     assert len(measured) == 4
     for one in measured:
-        found = predicted(recipe_from({**one.recipe, "model": {"path": "m"}}), shapes, config)
+        found = weigh(recipe_from({**one.recipe, "model": {"path": "m"}}), facts)
         assert found
-        assert found.size == pytest.approx(one.weight_bytes, rel=0.02), one.chain
+        assert found.size == pytest.approx(one.weight_bytes, rel=0.001), one.chain
 
 
 def test_a_candidates_recipe_alone_makes_the_same_checkpoint(raced: Raced, stdlib_model: Path, tmp_path: Path) -> None:
