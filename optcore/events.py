@@ -11,6 +11,8 @@ from optcore.frozen import Frozen
 Phase = Literal[
     "downloading", "hashing", "loading", "calibrating", "searching", "training", "packing", "verifying", "evaluating"
 ]
+MEMORY, GPU_MEMORY = "memory_bytes", "gpu_memory_bytes"
+"""Metrics of what a stage's processes hold, by second since it began."""
 
 
 class RunPlanned(Frozen):
@@ -63,6 +65,11 @@ class Metric(Frozen):
     name: str
     value: float
     step: int | None = None
+
+    @property
+    def is_sample(self) -> bool:
+        """Whether a clock asked for it, so that it says nothing of how far the work is."""
+        return self.name in (MEMORY, GPU_MEMORY)
 
 
 class Notice(Frozen):

@@ -44,7 +44,9 @@ def record_log(session: Session, claim: Claim, text: str) -> None:
 
 
 def _thinned(events: Sequence[AnyEvent]) -> list[AnyEvent]:
-    """Of progress in one phase, and of one metric, only the newest; metrics are kept whole elsewhere."""
+    """Of progress in one phase, and of one metric, only the newest; metrics are kept whole elsewhere, and of samples,
+    which say nothing that happened, only there."""
+    events = [event for event in events if not (isinstance(event, Metric) and event.is_sample)]
     series = [_series(event) for event in events]
     last = {name: i for i, name in enumerate(series)}
     return [event for i, (event, name) in enumerate(zip(events, series, strict=True)) if not name or last[name] == i]
