@@ -90,6 +90,9 @@ class StageFinished(Frozen):
     """True when the checkpoint was there and nothing was run."""
     seconds: float
     peak_memory_bytes: int
+    """Of the host, of all its processes."""
+    peak_gpu_memory_bytes: int | None = None
+    """That torch reserved on the fullest GPU; None where no GPU was used, or an older engine did not look."""
 
 
 class RunFinished(Frozen):

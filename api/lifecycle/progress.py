@@ -73,7 +73,7 @@ def _apply(session: Session, job: Job, sequence: int, event: AnyEvent) -> None:
         case Progress():
             stages.put(session, job.id, event.stage, phase=event.phase, done=event.done, total=event.total)
         case StageFinished():
-            spent = {"seconds": event.seconds, "peak_memory_bytes": event.peak_memory_bytes}
+            spent = event.model_dump(include={"seconds", "peak_memory_bytes", "peak_gpu_memory_bytes"})
             if stages.finish(session, job.id, event.stage, event.key, cached=event.cached, **spent):
                 announce(session, job, "stage.succeeded", stage=event.stage, sequence=sequence)
                 _learn(session, job, event)
