@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from optcore.run import Run
 
 METRIC = "reconstruction_error"
+_AT_ONCE = {True: 2**16, False: 2**24}
+"""Weights that are looked at together, on a CPU as many as its caches hold: a whole matrix would take three more."""
 
 
 @torch.no_grad()
@@ -22,13 +24,20 @@ def lost_share(
 
     D holds the root mean square of each input, whose correlations are left out; ones where nothing was measured.
     """
-    lost_K = (changed_NK - weight_NK).float().square_().sum(0)
-    whole_K = torch.linalg.vector_norm(weight_NK, dim=0, dtype=torch.float32).square()
-    if mean_square_K is not None:
-        mean_square_K = mean_square_K.to(lost_K.device)
-        lost_K, whole_K = lost_K * mean_square_K, whole_K * mean_square_K
-    lost, whole = lost_K.sum(), whole_K.sum()
+    rows = max(1, _AT_ONCE[weight_NK.is_cpu] // weight_NK.shape[1])
+    weights = None if mean_square_K is None else mean_square_K.to(weight_NK.device, torch.float32)
+    lost = whole = torch.zeros((), device=weight_NK.device)
+    for own, changed in zip(weight_NK.split(rows), changed_NK.split(rows), strict=True):
+        weight = own.float()
+        lost = lost + _energy(changed.float() - weight, weights)
+        whole = whole + _energy(weight, weights)
     return torch.where(whole > 0, lost / whole, torch.zeros_like(lost))
+
+
+def _energy(rows_NK: torch.Tensor, mean_square_K: torch.Tensor | None) -> torch.Tensor:
+    if mean_square_K is None:
+        return torch.linalg.vector_norm(rows_NK).square()
+    return (rows_NK.square() @ mean_square_K).sum()
 
 
 def tell_layer(run: "Run", index: int, shares: Iterable[torch.Tensor | float]) -> None:
