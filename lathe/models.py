@@ -52,6 +52,9 @@ class Stage(Wire):
     finished_at: datetime | None = None
     seconds: float | None = None
     peak_memory_bytes: int | None = None
+    """Of the host, of all the stage's processes."""
+    peak_gpu_memory_bytes: int | None = None
+    """On the fullest GPU; absent where none was used."""
     estimate: StageEstimate | None = None
     """What it was expected to take, once the worker knows the model."""
 

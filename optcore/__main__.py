@@ -6,8 +6,10 @@ import json
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,6 +19,9 @@ from optcore.events import AnyEvent, RunFailed
 from optcore.gang import LOST_PEER, has_lost_peer
 from optcore.numerics import is_deterministic, settle_numerics
 from optcore.recipe import Recipe, load_recipe
+
+_SPEAKING = threading.Lock()
+"""Of one event at a time: a stage works on one thread, and another one tells what memory it holds."""
 
 
 def main() -> int:
@@ -34,8 +39,9 @@ def main() -> int:
 
 def emit(event: AnyEvent) -> None:
     """Print one event at once, so that whoever supervises us sees it now."""
-    sys.stdout.write(event.model_dump_json() + "\n")
-    sys.stdout.flush()
+    with _SPEAKING:
+        sys.stdout.write(event.model_dump_json() + "\n")
+        sys.stdout.flush()
 
 
 def run(options: argparse.Namespace) -> None:
@@ -69,6 +75,7 @@ def fetch(options: argparse.Namespace) -> None:
 
 def stage(options: argparse.Namespace) -> None:
     """One stage, told by a task file: what `run` starts for each step."""
+    from optcore.memory_use import leave_gpu_peak, memory_told
     from optcore.stage import StageTask
     from optcore.stages import import_libraries, perform
 
@@ -78,7 +85,8 @@ def stage(options: argparse.Namespace) -> None:
         import_libraries(task)
         if "torch" in sys.modules:
             settle_numerics(deterministic=is_deterministic(os.environ))
-        results = perform(task, emit if is_first else _unheard)
+        with memory_told(task.name, emit) if is_first else nullcontext():
+            results = perform(task, emit if is_first else _unheard)
     except Exception as error:
         if has_lost_peer(error):
             _leave(LOST_PEER)
@@ -86,6 +94,7 @@ def stage(options: argparse.Namespace) -> None:
             traceback.print_exc()
         emit(RunFailed(failure=typed_error(error, task.name).failure(task.name)))
         _leave(1)
+    leave_gpu_peak(Path(task.scratch))
     if is_first:
         (options.task.parent / RESULTS).write_text(json.dumps(results))
     _leave(0)

@@ -13,6 +13,7 @@ from optcore.errors import Failure, OptError, RecipeError, StageCrashed
 from optcore.events import AnyEvent, RunFailed, parse_event
 from optcore.gang import Gang
 from optcore.gpus import visible_gpus
+from optcore.memory_use import gpu_peak
 from optcore.numerics import stage_environment
 from optcore.stage import StageTask, TechniqueWork
 from optcore.techniques.training import Training
@@ -39,6 +40,8 @@ class Usage(NamedTuple):
 
     peak_memory_bytes: int
     """Of a stage with several processes the sum of theirs."""
+    peak_gpu_memory_bytes: int | None = None
+    """That torch reserved on one GPU; None where no GPU was used."""
 
 
 def run_stage(task: StageTask, task_file: Path, emit: Callable[[AnyEvent], None]) -> Usage:
@@ -51,7 +54,7 @@ def run_stage(task: StageTask, task_file: Path, emit: Callable[[AnyEvent], None]
         raise ReportedFailure(failure)
     if gang.status:
         raise _crash(task.name, gang.status)
-    return Usage(gang.peak_memory_bytes)
+    return Usage(gang.peak_memory_bytes, gpu_peak(Path(task.scratch)))
 
 
 def _process_count(task: StageTask) -> int:

@@ -143,6 +143,7 @@ class Conductor:
             key=key,
             seconds=time.monotonic() - started,
             peak_memory_bytes=usage.peak_memory_bytes,
+            peak_gpu_memory_bytes=usage.peak_gpu_memory_bytes,
             results=json.loads((part / RESULTS).read_text()),
         )
         self.work.commit(part, record)
@@ -167,16 +168,15 @@ class Conductor:
     def _account(self, name: str, record: StageRecord, cached: bool, waited_seconds: float) -> None:
         self.notices += record.results.get("notices", [])
         self.series += [Series.model_validate(curve) for curve in record.results.get("series", [])]
-        self.costs.append(
-            StageCost(name=name, seconds=record.seconds, peak_memory_bytes=record.peak_memory_bytes, cached=cached)
-        )
+        peaks = record.model_dump(include={"peak_memory_bytes", "peak_gpu_memory_bytes"})
+        self.costs.append(StageCost(name=name, seconds=record.seconds, cached=cached, **peaks))
         self.emit(
             StageFinished(
                 stage=self.label + name,
                 key=record.key,
                 cached=cached,
                 seconds=waited_seconds,
-                peak_memory_bytes=record.peak_memory_bytes,
+                **peaks,
             )
         )
 

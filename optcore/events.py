@@ -11,6 +11,8 @@ from optcore.frozen import Frozen
 Phase = Literal[
     "downloading", "hashing", "loading", "calibrating", "searching", "training", "packing", "verifying", "evaluating"
 ]
+MEMORY, GPU_MEMORY = "memory_bytes", "gpu_memory_bytes"
+"""Metrics of what a stage's processes hold, by second since it began."""
 
 
 class RunPlanned(Frozen):
@@ -64,6 +66,11 @@ class Metric(Frozen):
     value: float
     step: int | None = None
 
+    @property
+    def is_sample(self) -> bool:
+        """Whether a clock asked for it, so that it says nothing of how far the work is."""
+        return self.name in (MEMORY, GPU_MEMORY)
+
 
 class Notice(Frozen):
     """Something a person should know that is no failure."""
@@ -83,6 +90,9 @@ class StageFinished(Frozen):
     """True when the checkpoint was there and nothing was run."""
     seconds: float
     peak_memory_bytes: int
+    """Of the host, of all its processes."""
+    peak_gpu_memory_bytes: int | None = None
+    """That torch reserved on the fullest GPU; None where no GPU was used, or an older engine did not look."""
 
 
 class RunFinished(Frozen):

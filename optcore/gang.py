@@ -13,11 +13,14 @@ import subprocess
 import tempfile
 import threading
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
 STORE = "OPTCORE_STORE"
 """Names the file by which processes find each other: no port is taken, so jobs on one machine cannot meet."""
+_MEMBERS = "members"
+"""Beside it, the process ids of all."""
 LOST_PEER = 76
 """Exit status of a process that another one of its stage left: the other knows why."""
 
@@ -87,6 +90,9 @@ class Gang:
             preexec_fn=partial(_die_with, os.getpid()),
         )
         self._processes.append(process)
+        if self._meeting:
+            with open(os.path.join(self._meeting, _MEMBERS), "a") as members:
+                members.write(f"{process.pid}\n")
 
     def _watch(self, process: "subprocess.Popen[bytes]") -> None:
         """Wait for a process; one that fails takes the others with it, which would wait for it for ever."""
@@ -104,6 +110,17 @@ class Gang:
             if process.returncode is None and not _has_ended(process.pid):
                 self._ended_by_us.add(process.pid)
                 os.kill(process.pid, signal.SIGKILL)
+
+
+def members(store: str | None) -> list[int]:
+    """Process ids of those that meet at a store, as far as they have been started; none without one."""
+    if store is None:
+        return []
+    try:
+        lines = Path(store).with_name(_MEMBERS).read_text().splitlines()
+    except FileNotFoundError:  # the first of them is not noted yet
+        return []
+    return [int(line) for line in lines]
 
 
 def has_lost_peer(error: Exception) -> bool:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
 from tempfile import mkdtemp
 
@@ -79,8 +80,9 @@ class Run:
         self.emit(Progress(stage=self.stage, phase=phase, done=done, total=total))
 
     def metric(self, name: str, value: float, step: int | None = None) -> None:
-        """Say a measured number."""
-        self.emit(Metric(stage=self.stage, name=name, value=value, step=step))
+        """Say a measured number; one that is not finite has no place in a plot, nor in JSON."""
+        if isfinite(value):
+            self.emit(Metric(stage=self.stage, name=name, value=value, step=step))
 
     def do_again(self) -> None:
         """Let no later run take this stage's results for its own: they are what they are for how the machine was."""

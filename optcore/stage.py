@@ -276,6 +276,8 @@ class StageRecord(Frozen):
     key: str
     seconds: float
     peak_memory_bytes: int
+    peak_gpu_memory_bytes: int | None = None
+    """None where no GPU was used, and in records from before it was measured."""
     results: dict[str, Any] = Field(default={})
     files: dict[str, tuple[int, int]] = Field(default={})
     """Size in bytes and time of change in nanoseconds of each file. Weights may be links to files that others can write

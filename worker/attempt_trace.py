@@ -73,6 +73,8 @@ class StageTrace:
         if self._span is not None:
             self._span.set_attribute("lathe.cached", event.cached)
             self._span.set_attribute("lathe.peak_memory_bytes", event.peak_memory_bytes)
+            if event.peak_gpu_memory_bytes is not None:
+                self._span.set_attribute("lathe.peak_gpu_memory_bytes", event.peak_gpu_memory_bytes)
         log.info("stage %s ends, cached: %s", event.stage, event.cached)
         self._end()
 

@@ -4,7 +4,7 @@ import re
 import time
 from collections.abc import Iterable, Mapping
 
-from optcore.events import AnyEvent, Progress
+from optcore.events import AnyEvent, Metric, Progress
 from worker.settings import EnginePhase
 
 FRAMES = 8
@@ -20,7 +20,9 @@ class Watchdog:
         self.phase: EnginePhase = "starting"
 
     def hear(self, event: AnyEvent) -> None:
-        """A sign of life."""
+        """A sign of life, unless a clock made it: that one goes on where the work hangs."""
+        if isinstance(event, Metric) and event.is_sample:
+            return
         self._heard = time.monotonic()
         if isinstance(event, Progress):
             self.phase = event.phase

@@ -4,24 +4,44 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import NamedTuple
 
 from lathe.models import MetricCurve
+from optcore.events import GPU_MEMORY, MEMORY
 from optcore.report import Report, Series
-from optcore.report.numbers import format_number
+from optcore.report.numbers import format_bytes, format_number
 
 POINTS = 240
 _NATS = "nats a token"
+_RELATIVE = "relative error"
+
+
+class _Group(NamedTuple):
+    """Metrics that share a plot."""
+
+    title: str
+    unit: str = ""
+    x: str = "step"
+    in_bytes: bool = False
+
+
+_LOSS, _BLOCKS = _Group("Loss", _NATS), _Group("Error by block", "mean squared error", "layer")
+_MEMORY = _Group("Memory in use", x="second", in_bytes=True)
 _GROUPS = {
-    "loss": ("Loss", _NATS),
-    "validation_kl": ("Loss", _NATS),
-    "validation_cross_entropy": ("Loss", _NATS),
-    "validation_agreement": ("Agreement with the teacher", "share"),
-    "block_error": ("Error by block", "mean squared error"),
-    "block_error_before": ("Error by block", "mean squared error"),
-    "learning_rate": ("Learning rate", ""),
+    "loss": _LOSS,
+    "validation_kl": _LOSS,
+    "validation_cross_entropy": _LOSS,
+    "validation_agreement": _Group("Agreement with the teacher", "share"),
+    "layer_error": _Group("Error by layer", _RELATIVE, "layer"),
+    "reconstruction_error": _Group("Reconstruction error by layer", _RELATIVE, "layer"),
+    "block_error": _BLOCKS,
+    "block_error_before": _BLOCKS,
+    "learning_rate": _Group("Learning rate"),
+    MEMORY: _MEMORY,
+    GPU_MEMORY: _MEMORY,
 }
-"""Title and unit of what is known; any other metric is a plot of its own."""
-_BY_LAYER = {"block_error", "block_error_before"}
+"""What is known; any other metric is a plot of its own."""
+_LABELS = {MEMORY: "host", GPU_MEMORY: "GPU"}
 _LOWER = ("loss", "error", "kl", "entropy", "perplexity")
 _HIGHER = ("agreement", "accuracy", "acceptance")
 
@@ -32,11 +52,12 @@ class Value:
 
     value: float
     step: int
+    in_bytes: bool = False
 
     @property
     def text(self) -> str:
         """The number for people."""
-        return format_number(self.value)
+        return format_bytes(self.value) if self.in_bytes else format_number(self.value)
 
 
 @dataclass(frozen=True)
@@ -67,6 +88,7 @@ class Plot:
     unit: str
     lines: Sequence[Line]
     stage: str = ""
+    in_bytes: bool = False
 
     @property
     def data(self) -> str:
@@ -80,7 +102,7 @@ class Plot:
             }
             for line in self.lines
         ]
-        return json.dumps({"x": self.x, "lines": drawn}, allow_nan=False)
+        return json.dumps({"x": self.x, "inBytes": self.in_bytes, "lines": drawn}, allow_nan=False)
 
     @property
     def said(self) -> str:
@@ -92,12 +114,11 @@ class Plot:
 def of_metrics(curves: Sequence[MetricCurve]) -> list[Plot]:
     """The curves that have more than one point, by stage and unit."""
     shown = [curve for curve in curves if len(curve.mean) > 1]
-    key: Callable[[MetricCurve], tuple[str, int, str, str]] = lambda curve: (curve.stage, *_group(curve.name))  # noqa: E731
+    key: Callable[[MetricCurve], tuple[str, int, _Group]] = lambda curve: (curve.stage, *_group(curve.name))  # noqa: E731
     plots = []
-    for (stage, _, title, unit), group in groupby(sorted(shown, key=key), key):
-        lines = [_line(curve) for curve in group]
-        x = "layer" if {line.label.replace(" ", "_") for line in lines} <= _BY_LAYER else "step"
-        plots.append(Plot(title, x, unit, lines, stage))
+    for (stage, _, kind), alike in groupby(sorted(shown, key=key), key):
+        lines = [_line(curve, in_bytes=kind.in_bytes) for curve in alike]
+        plots.append(Plot(kind.title, kind.x, kind.unit, lines, stage, kind.in_bytes))
     return plots
 
 
@@ -108,37 +129,38 @@ def of_report(report: Report | None, curves: Sequence[MetricCurve]) -> list[Plot
     return [_of_series(each) for each in series if each.name not in told and len(each.points) > 1]
 
 
-def of_layers(report: Report | None) -> Plot | None:
-    """How far each decoder layer's output is from the source's."""
+def of_layers(report: Report | None, told: Sequence[MetricCurve] = ()) -> Plot | None:
+    """How far each decoder layer's output is from the source's; not again where a stage told just that."""
     errors = [each.relative_error for each in report.layer_errors] if report else []
-    if len(errors) < 2:
+    if len(errors) < 2 or any(list(curve.mean) == errors for curve in told):
         return None
     line = _drawn("relative error", list(range(len(errors))), errors, lower=True)
-    return Plot("Error by layer", "layer", "relative error", [line])
+    return Plot("Error by layer", "layer", _RELATIVE, [line])
 
 
 def single(curves: Sequence[MetricCurve]) -> list[tuple[str, str, str]]:
-    """Stage, name and value of what was measured once."""
-    return [(each.stage, each.name, format_number(each.last[-1])) for each in curves if len(each.mean) == 1]
+    """Stage, name and value of what was measured once; one sample of what goes on is no measurement."""
+    once = (each for each in curves if len(each.mean) == 1 and each.name not in (MEMORY, GPU_MEMORY))
+    return [(each.stage, each.name, format_number(each.last[-1])) for each in once]
 
 
-def _group(name: str) -> tuple[int, str, str]:
-    """Its place, title and unit: what is known comes first, in our order."""
-    known = list(_GROUPS)
-    title, unit = _GROUPS.get(name, (name.replace("_", " ").capitalize(), ""))
-    first = next((i for i, each in enumerate(known) if _GROUPS[each][0] == title), len(known))
-    return first, title, unit
+def _group(name: str) -> tuple[int, _Group]:
+    """Its place among the plots, and what it is: what is known comes first, in our order."""
+    known = list(_GROUPS.values())
+    group = _GROUPS.get(name)
+    return (known.index(group), group) if group else (len(known), _Group(name.replace("_", " ").capitalize()))
 
 
-def _line(curve: MetricCurve) -> Line:
+def _line(curve: MetricCurve, *, in_bytes: bool) -> Line:
     words = curve.name.split("_")
     best = None
     if any(word in _HIGHER for word in words):
         best = _extreme(curve.high, curve.last_step, max)
     elif any(word in _LOWER for word in words):
         best = _extreme(curve.low, curve.last_step, min)
-    last = Value(curve.last[-1], curve.last_step[-1])
-    return Line(curve.name.replace("_", " "), curve.last_step, curve.mean, curve.low, curve.high, last, best)
+    last = Value(curve.last[-1], curve.last_step[-1], in_bytes)
+    label = _LABELS.get(curve.name, curve.name.replace("_", " "))
+    return Line(label, curve.last_step, curve.mean, curve.low, curve.high, last, best)
 
 
 def _of_series(series: Series) -> Plot:

@@ -73,7 +73,7 @@ def _plots(subject: Subject) -> Values:
     curves = wire.curves(found)
     return {
         "plots": [*plots.of_metrics(curves), *plots.of_report(subject.report, curves)],
-        "layers": plots.of_layers(subject.report),
+        "layers": plots.of_layers(subject.report, curves),
         "singles": plots.single(curves),
         "memory": [stage for stage in subject.job.stages if stage.peak_memory_bytes],
     }

@@ -44,7 +44,9 @@ def record_log(session: Session, claim: Claim, text: str) -> None:
 
 
 def _thinned(events: Sequence[AnyEvent]) -> list[AnyEvent]:
-    """Of progress in one phase, and of one metric, only the newest; metrics are kept whole elsewhere."""
+    """Of progress in one phase, and of one metric, only the newest; metrics are kept whole elsewhere, and of samples,
+    which say nothing that happened, only there."""
+    events = [event for event in events if not (isinstance(event, Metric) and event.is_sample)]
     series = [_series(event) for event in events]
     last = {name: i for i, name in enumerate(series)}
     return [event for i, (event, name) in enumerate(zip(events, series, strict=True)) if not name or last[name] == i]
@@ -71,7 +73,7 @@ def _apply(session: Session, job: Job, sequence: int, event: AnyEvent) -> None:
         case Progress():
             stages.put(session, job.id, event.stage, phase=event.phase, done=event.done, total=event.total)
         case StageFinished():
-            spent = {"seconds": event.seconds, "peak_memory_bytes": event.peak_memory_bytes}
+            spent = event.model_dump(include={"seconds", "peak_memory_bytes", "peak_gpu_memory_bytes"})
             if stages.finish(session, job.id, event.stage, event.key, cached=event.cached, **spent):
                 announce(session, job, "stage.succeeded", stage=event.stage, sequence=sequence)
                 _learn(session, job, event)

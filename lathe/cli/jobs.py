@@ -15,7 +15,7 @@ from lathe.display.watching import stages_shown
 from lathe.errors import LatheError
 from lathe.job import Job
 from lathe.models import JobStatus, Stage
-from optcore.report.numbers import format_bytes, format_seconds
+from optcore.report.numbers import format_peaks, format_seconds
 
 
 def _header(value: str | None) -> str | None:
@@ -99,9 +99,8 @@ def show(job_id: JobId, as_json: AsJson = False) -> None:
         print_table(("job", "status", "stages", "model", "created"), [_row(job)])
         if job.waiting:
             say(f"waiting: {job.waiting.message}")
-        print_table(
-            ("stage", "status", "phase", "progress", "expected", "took", "peak memory"), map(_stage_row, job.stages)
-        )
+        header = ("stage", "status", "phase", "progress", "expected", "took", "memory expected", "peak memory")
+        print_table(header, map(_stage_row, job.stages))
         if job.cost:
             say(f"cost{'' if job.is_terminal else ' so far'}: {money(job.cost.amount, job.cost.currency)}")
         _conclude(job)
@@ -164,12 +163,14 @@ def _row(job: Job) -> tuple[object, ...]:
 
 
 def _stage_row(stage: Stage) -> tuple[object, ...]:
+    told = stage.estimate
     return (
         stage.name,
         stage.status,
         stage.phase or "",
         f"{stage.done}/{stage.total}" if stage.total else "",
-        about(stage.estimate.seconds) if stage.estimate else "",
+        about(told.seconds) if told else "",
         "" if stage.seconds is None else format_seconds(stage.seconds),
-        format_bytes(stage.peak_memory_bytes) if stage.peak_memory_bytes else "",
+        format_peaks(told.host_memory_bytes, told.gpu_memory_bytes or None) if told else "",
+        format_peaks(stage.peak_memory_bytes, stage.peak_gpu_memory_bytes) if stage.peak_memory_bytes else "",
     )

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from lathe.display.cells import Bar
 from lathe.display.grid import Grid
-from optcore.report.numbers import format_bytes, format_seconds
+from optcore.report.numbers import format_peaks, format_seconds
 
 INTERRUPTED = ("failed", "cancelled", "paused")
 """What a stage is called whose run stopped in it."""
@@ -27,6 +27,7 @@ class StageLine:
     total: int = 0
     seconds: float | None = None
     peak_memory_bytes: int | None = None
+    peak_gpu_memory_bytes: int | None = None
     expected_seconds: float | None = None
     """By the engine's estimate."""
     began: float | None = None
@@ -115,6 +116,7 @@ class StagesView:
         line = self._line(data)
         line.status, line.phase = ("cached" if data.get("cached") else "succeeded"), ""
         line.seconds, line.peak_memory_bytes = data.get("seconds"), data.get("peak_memory_bytes")
+        line.peak_gpu_memory_bytes = data.get("peak_gpu_memory_bytes")
         cost = _cost(line)
         return f"{line.name}: {line.status}{f' ({cost})' if cost else ''}"
 
@@ -195,5 +197,6 @@ def _row(line: StageLine, now: float) -> tuple[object, ...]:
 def _cost(line: StageLine) -> str:
     if line.seconds is None:
         return f"about {about(line.expected_seconds)}" if line.expected_seconds else ""
-    memory = f", {format_bytes(line.peak_memory_bytes)} peak" if line.peak_memory_bytes else ""
+    peaks = format_peaks(line.peak_memory_bytes, line.peak_gpu_memory_bytes) if line.peak_memory_bytes else ""
+    memory = f", {peaks} peak" if peaks else ""
     return f"{format_seconds(line.seconds)}{memory}"

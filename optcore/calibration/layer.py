@@ -5,7 +5,7 @@
 Nothing here runs the layer, so the cost does not grow with the number of calibration tokens.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -18,6 +18,7 @@ from optcore.algorithms.awq import awq_scales
 from optcore.algorithms.smoothing import Consumer, smoothquant_scales, smoothquant_search
 from optcore.calibration.assignment import Assignment, all_experts
 from optcore.calibration.devices import computing_devices
+from optcore.calibration.reconstruction import lost_share
 from optcore.calibration.rounding import Fused, Rounding, round_weights
 from optcore.calibration.statistics import InputStatistics, largest_magnitudes
 from optcore.importance import Importance
@@ -99,6 +100,17 @@ class LayerQuantizer:
     def applied(self) -> AbstractContextManager[None]:
         """The layer with what was quantized so far rounded."""
         return rounded(self._layer, self.done.simulated, {})
+
+    def lost_shares(self) -> Iterator[torch.Tensor | float]:
+        """What rounding lost of each linear's outputs: GPTQ's own loss, or what the inputs' mean squares say of it."""
+        for path, one in self.done.simulated.items():
+            name = self._names[path]
+            loss, importance = self.done.linears[name].loss, self.done.importance.get(name)
+            if loss is not None:
+                yield loss
+            else:
+                weight_NK = self._layer.get_submodule(path).weight
+                yield lost_share(weight_NK, one.weight_NK, importance and importance.mean_square_K)
 
     def _by_format(self, group: Sequence[str]) -> list[tuple[Scheme, list[str]]]:
         """Members of a group that have a format, those of one together: mixes give values more bits than queries."""

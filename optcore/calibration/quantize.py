@@ -17,6 +17,7 @@ from optcore.calibration.kv import attention_name, attention_path, check_kv_cach
 from optcore.calibration.layer import LayerQuantizer, Quantized
 from optcore.calibration.memory import check_memory, ran_out
 from optcore.calibration.propagate import Propagation, calibrated
+from optcore.calibration.reconstruction import tell_layer
 from optcore.calibration.tables import Table, round_tables, tables_of
 from optcore.errors import OutOfDisk, RecipeError
 from optcore.links import link_checkpoint
@@ -188,8 +189,10 @@ class _Pass:
                         smoothed = states.measure_again(index, layer, level, quantizer.applied)
                     quantizer.quantize(level, smoothed)
                 self._write(variant, index, layer, quantizer.done, keys_and_values)
-                if states and variant is self.variants[0]:
-                    states.advance(index, layer, quantizer.applied)
+                if variant is self.variants[0]:
+                    tell_layer(self.run, index, quantizer.lost_shares())
+                    if states:
+                        states.advance(index, layer, quantizer.applied)
         if states:
             states.advance_original(index, layer)
 

@@ -53,7 +53,7 @@ def classify(run: "Run", evaluator: "Classification") -> dict[Model, tuple[Confu
     numbers_L = _renumbered(models.source, models.result) if models.is_one_task else None
     names = label_names(models.result.model.config)
     examples = load_examples(run, evaluator, names, models.longest_sequence)
-    run.results["layer_errors"] = models.walk(examples.tokens)
+    run.results["layer_errors"] = models.walk(examples.tokens, told=True)
     return _confusions(models, examples, len(names), numbers_L)
 
 

@@ -20,7 +20,7 @@ def compare(run: "Run", samples: int, sequence_length: int) -> tuple[dict[Model,
     models = SideBySide(run)
     texts = Texts(run.source, run.calibration, run.data_files)
     tokens_ST = texts.evaluation_windows(samples, sequence_length, models.longest_sequence)
-    errors = models.walk([tokens_ST])
+    errors = models.walk([tokens_ST], told=True)
     return divergences(models, tokens_ST), errors
 
 

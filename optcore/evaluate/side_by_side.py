@@ -51,10 +51,11 @@ class SideBySide:
         """What is compared, the source first; a baseline only where the result is not that itself."""
         return tuple(self._walked)
 
-    def walk(self, tokens: Sequence[torch.Tensor]) -> LayerErrors:
+    def walk(self, tokens: Sequence[torch.Tensor], *, told: bool = False) -> LayerErrors:
         """Take tokens [S, T], a tensor for each length, through all layers of all models.
 
-        Returns the relative error of the result's hidden states after each layer, where layers compare.
+        Returns the relative error of the result's hidden states after each layer, where layers compare; `told` says
+        each as a metric as soon as it is known.
         """
         self._walked = self._start(tokens)
         compare, errors = self._layers_compare(), []
@@ -62,7 +63,9 @@ class SideBySide:
         for index in range(depth):
             self._advance(index)
             if compare:
-                errors.append((self.result.layer_name(index), self._error()))
+                errors.append((self.result.layer_name(index), error := self._error()))
+                if told:
+                    self._run.metric("layer_error", error, index)
             self._run.progress("evaluating", index + 1, depth)
         return errors
 

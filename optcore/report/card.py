@@ -12,7 +12,15 @@ from optcore.report.expected import expected_rows
 from optcore.report.front_rows import front_note, front_rows, goal_lines
 from optcore.report.loading import DECODE, NOT_TRANSFORMERS, engine_commands, loading_commands
 from optcore.report.model import EngineNotes, Measurement, Report
-from optcore.report.numbers import format_bound, format_bytes, format_change, format_seconds, format_trial, format_value
+from optcore.report.numbers import (
+    format_bound,
+    format_bytes,
+    format_change,
+    format_peaks,
+    format_seconds,
+    format_trial,
+    format_value,
+)
 from optcore.report.steps import step_rows
 
 _PACKAGES = {"compressed-tensors": "compressed-tensors", "awq": "gptqmodel", "gptq": "gptqmodel"}
@@ -224,7 +232,8 @@ def _stages(report: Report) -> str:
     lines = [_table_line(["Stage", "Time", "Peak memory"]), _table_line([":--", "--:", "--:"])]
     for stage in report.stages:
         seconds = "cached" if stage.cached else format_seconds(stage.seconds)
-        lines.append(_table_line([escape(stage.name), seconds, format_bytes(stage.peak_memory_bytes)]))
+        memory = format_peaks(stage.peak_memory_bytes, stage.peak_gpu_memory_bytes)
+        lines.append(_table_line([escape(stage.name), seconds, memory]))
     return "## What it took\n\n" + "\n".join(lines) + _expected(report)
 
 

@@ -45,6 +45,9 @@ class StageCost(Frozen):
     name: str
     seconds: float = Field(ge=0)
     peak_memory_bytes: int = Field(ge=0)
+    """Of the host."""
+    peak_gpu_memory_bytes: int | None = Field(default=None, ge=0)
+    """On the fullest GPU; None where none was used."""
     cached: bool = False
     """True when the stage was found done; `seconds` is then what looking took."""
 

@@ -51,6 +51,13 @@ def format_bytes(value: float) -> str:
     return f"{format_number(value)} {_BYTE_UNITS[unit]}"
 
 
+def format_peaks(host_bytes: float, gpu_bytes: float | None) -> str:
+    """Peak memory of the host and, where one was used, of the fullest GPU."""
+    return (
+        format_bytes(host_bytes) if gpu_bytes is None else f"{format_bytes(host_bytes)}, GPU {format_bytes(gpu_bytes)}"
+    )
+
+
 def format_seconds(value: float) -> str:
     """Seconds below a minute and a half (and where hours would be beyond reading), then minutes, then hours."""
     if not 90 <= value < 1e9:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from optcore.report.model import LayerError, Measurement, Series, StageCost, Trial
-from optcore.report.numbers import GATE_METRICS, format_bound, format_bytes, format_number, format_seconds, format_value
+from optcore.report.numbers import GATE_METRICS, format_bound, format_number, format_peaks, format_seconds, format_value
 
 WIDTH, HEIGHT = 820, 240  # SVG units of a curve's drawing, frame and labels included
 LEFT, RIGHT, TOP, BOTTOM = 72, 12, 12, 30  # what the labels take of it
@@ -170,5 +170,5 @@ def _thinned(points: Sequence[tuple[float, float]]) -> Sequence[tuple[float, flo
 
 
 def _cost(stage: StageCost) -> str:
-    cost = f"{format_seconds(stage.seconds)}, peak {format_bytes(stage.peak_memory_bytes)}"
+    cost = f"{format_seconds(stage.seconds)}, peak {format_peaks(stage.peak_memory_bytes, stage.peak_gpu_memory_bytes)}"
     return f"{cost}, cached" if stage.cached else cost

@@ -7,8 +7,8 @@ from optcore.report.front_rows import front_note, front_rows, goal_lines
 from optcore.report.model import Measurement, Report, Trial
 from optcore.report.numbers import (
     format_bound,
-    format_bytes,
     format_change,
+    format_peaks,
     format_seconds,
     format_trial,
     format_value,
@@ -77,7 +77,7 @@ def _stage_lines(report: Report) -> list[str]:
     rows = [["stage", "time", "peak memory", ""]]
     for stage in report.stages:
         cached = "cached" if stage.cached else ""
-        cells = [format_seconds(stage.seconds), format_bytes(stage.peak_memory_bytes)]
+        cells = [format_seconds(stage.seconds), format_peaks(stage.peak_memory_bytes, stage.peak_gpu_memory_bytes)]
         rows.append([printable(stage.name), *cells, cached])
     return _aligned(rows)
 

@@ -10,6 +10,7 @@ from torch import nn
 from optcore.algorithms.low_rank import factorized, singular_values, whitener
 from optcore.algorithms.rank_allocation import Ranks, Shape, check_budget, global_ranks, uniform_ranks
 from optcore.calibration.propagate import calibration_windows
+from optcore.calibration.reconstruction import lost_share, tell_layer
 from optcore.calibration.statistics import Observer
 from optcore.errors import RecipeError
 from optcore.events import Phase
@@ -53,6 +54,8 @@ class _Factorization:
         self._windows_ST = calibration_windows(run, decoder) if technique.method == "whitened" else None
         self._passes = 2 if technique.allocation == "global" else 1
         self._done = 0
+        self._lost: list[torch.Tensor] = []
+        """Of each linear of the current layer."""
 
     def ranks(self) -> Ranks:
         """Decide by the spectra of all layers, of which nothing else is kept, or without looking."""
@@ -82,6 +85,8 @@ class _Factorization:
                         self._replace(name, linear, lower_KK, ranks.get(name), factors)
                     for stored, tensor in layer_tensors(decoder, index, layer).items():
                         writer.add(stored, tensor)
+                tell_layer(run, index, self._lost)
+                self._lost.clear()
                 self._progress()
             factors.close()
         writer.close()
@@ -99,7 +104,10 @@ class _Factorization:
         left_NR, right_RK = (factor.to(dtype) for factor in factorized(linear.weight.data, lower_KK, rank))
         factors.add(f"{name}.left", left_NR)
         factors.add(f"{name}.right", right_RK)
-        linear.weight.data.copy_(left_NR.double() @ right_RK.double())
+        product_NK = left_NR.double() @ right_RK.double()
+        mean_square_K = None if lower_KK is None else lower_KK.square().sum(1)
+        self._lost.append(lost_share(linear.weight.data, product_NK, mean_square_K))
+        linear.weight.data.copy_(product_NK)
 
     def _states(self) -> HiddenStates | None:
         if self._windows_ST is None:

@@ -12,6 +12,7 @@ from torch import nn
 from optcore.algorithms.kmeans import assigned, kmeans, points, squared_error, uniform_levels
 from optcore.algorithms.packing import pack_stream
 from optcore.calibration.propagate import calibration_windows
+from optcore.calibration.reconstruction import tell_layer
 from optcore.calibration.statistics import Observer
 from optcore.errors import RecipeError
 from optcore.links import link_companions
@@ -125,6 +126,7 @@ class _Pass:
             stored[name] = self._coded(name, stored[name], weights)
             for path, source in sources.items():
                 layer.get_parameter(f"{path}.weight").data.copy_(source.of(stored[name]))
+        tell_layer(self._run, index, (self._tensors[name].relative_error ** 2 for name in parts))
         return stored
 
     def _importance(self, index: int, layer: nn.Module, states: HiddenStates) -> dict[str, torch.Tensor]:

@@ -13,6 +13,7 @@ from torch import nn
 
 from optcore.algorithms.sparsity import Budget, outlier_share, owl_ratios, wanda_scores
 from optcore.calibration.propagate import calibration_windows
+from optcore.calibration.reconstruction import lost_share, tell_layer
 from optcore.calibration.statistics import InputStatistics, Observer
 from optcore.errors import RecipeError
 from optcore.links import link_companions
@@ -56,6 +57,8 @@ class _Pass:
         self._generator = torch.Generator().manual_seed(run.seed)
         self._tensors: dict[str, SparseTensor] = {}
         self._fallbacks: dict[str, str] = {}
+        self._lost: list[torch.Tensor] = []
+        """Of each linear of the current layer."""
         self._chosen = self._check()
 
     def walk(self) -> None:
@@ -70,6 +73,8 @@ class _Pass:
                     writer.add(name, tensor)
                 if states:
                     states.advance(index, layer)
+            tell_layer(self._run, index, self._lost)
+            self._lost.clear()
             self._run.progress("calibrating" if states else "searching", index + 1, len(self._decoder))
         writer.close()
         link_companions(self._run.checkpoint, self._run.out)
@@ -172,6 +177,7 @@ class _Pass:
         sparse_NK, fallback = sparsified(weight_NK, statistics, budget, self._technique, self._generator)
         if fallback:
             self._fallbacks[self._decoder.names.stored_name[name].removesuffix(".weight")] = fallback
+        self._lost.append(lost_share(weight_NK, sparse_NK, statistics.importance_K))
         return sparse_NK
 
     def _count(self, name: str, tensor: torch.Tensor, parameters: set[str]) -> None:

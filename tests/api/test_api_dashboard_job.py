@@ -9,7 +9,7 @@ from typing import get_args
 import pytest
 from dashboard_service import Service, report_of
 from fastapi.testclient import TestClient
-from job_scenes import GATED, failed, finished, gated, running, succeeded, write
+from job_scenes import GATED, expected, failed, finished, gated, running, succeeded, write
 from sqlalchemy import func, text, update
 
 from api.dashboard.job_verbs import ACTS
@@ -22,7 +22,7 @@ from api.store import jobs, keys, logs, webhook_messages, webhooks
 from api.store.models import ACTIVE, Job
 from api.store.session import Sessions
 from lathe.models import TERMINAL, JobStatus, PublishStatus, Scope
-from optcore.events import Metric, Notice, RunPlanned
+from optcore.events import Metric, Notice, RunPlanned, StageFinished, StageStarted
 from optcore.recipe import recipe_from
 
 pytestmark = pytest.mark.integration
@@ -290,6 +290,25 @@ def test_the_stages_are_drawn_over_time(service: Service, reader: TestClient) ->
     page = reader.get(f"/jobs/{claim.job_id}").text
     assert re.search(r"about .+ left</span>", page), "the stages to come were all estimated"
     assert "Expected 6 min 15 s for 8 stages, with 3 GB at the peak" in page
+
+
+def test_a_gpu_has_a_column_of_its_own_where_one_is_used(service: Service, reader: TestClient) -> None:
+    claim = service.claim(_queued(service))
+    foreseen = expected({"1-ptq": 38, "2-export": 5})
+    on_gpu = tuple(stage.model_copy(update={"gpu_memory_bytes": 4 * 10**9}) for stage in foreseen.stages[:1])
+    service.record(claim, RunPlanned(stages=("1-ptq", "2-export")), foreseen)
+    assert "GPU memory" not in reader.get(f"/jobs/{claim.job_id}").text
+    ended = StageFinished(
+        stage="1-ptq", key="k", cached=False, seconds=41, peak_memory_bytes=10**9, peak_gpu_memory_bytes=5 * 10**9
+    )
+    service.record(claim, foreseen.model_copy(update={"stages": on_gpu}), StageStarted(stage="1-ptq", key="k"), ended)
+    found = _look(reader, f"/jobs/{claim.job_id}")
+    assert found.row("1-ptq")[4:] == ["1 GB expected 3 GB", "5 GB expected 4 GB"]
+    assert len(found.row("2-export")) == len(found.row("Job")) == 6
+    stages = reader.get(f"/v1/jobs/{claim.job_id}", headers={"Authorization": f"Bearer {service.key('acme')}"}).json()[
+        "stages"
+    ]
+    assert [stage["peak_gpu_memory_bytes"] for stage in stages] == [5 * 10**9, None]
 
 
 def test_gates_and_worst_layers_are_on_the_page(reader: TestClient, done: str) -> None:

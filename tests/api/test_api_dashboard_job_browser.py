@@ -16,6 +16,7 @@ from api.settings import Settings
 from api.store import jobs, webhook_deliveries, webhook_messages, webhooks
 from api.store.session import make_engine, make_sessions
 from api.store.webhook_deliveries import Outcome
+from optcore.events import GPU_MEMORY, MEMORY, Metric
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, BrowserContext, Page
@@ -98,6 +99,25 @@ def test_a_curve_grows_and_keeps_the_readers_zoom(page: "Page", service: Service
     back.wait_for(state="hidden")
     service.finish(claim, report(), more=())
     _state(page, "Finished")
+
+
+def test_memory_is_drawn_in_bytes_and_errors_by_layer(page: "Page", service: Service) -> None:
+    claim = running(service)
+    seconds = range(2, 60, 2)
+    held = [Metric(stage="2-qad", name=MEMORY, value=4e8 + 2e7 * at, step=at) for at in seconds]
+    held += [Metric(stage="2-qad", name=GPU_MEMORY, value=1.4e9, step=at) for at in seconds]
+    errors = [Metric(stage="1-ptq", name="reconstruction_error", value=0.05 + 0.002 * i, step=i) for i in range(28)]
+    service.record(claim, *held, *errors)
+    page.goto(f"{service.url}/jobs/{claim.job_id}/plots")
+    page.get_by_role("row", name=re.compile("^host")).get_by_text("1.56 GB second 58").wait_for()
+    page.get_by_role("row", name=re.compile("^reconstruction error")).get_by_text("layer 27").wait_for()
+    memory = page.locator("figure", has_text="Memory in use").locator(".u-over")
+    memory.hover()
+    shown = (
+        memory.locator("xpath=ancestor::*[contains(@class, 'uplot')]").locator(".u-legend .u-value").all_inner_texts()
+    )
+    assert re.fullmatch(r"[\d.]+ (M|G)B", shown[2]), shown
+    assert shown[1] == "1.4 GB"
 
 
 def _pixels(page: "Page") -> str:

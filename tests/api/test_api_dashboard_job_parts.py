@@ -12,6 +12,7 @@ from api.dashboard import gates, lineage, log_text, plots, timeline
 from api.dashboard.remaining import Remaining, remaining
 from lathe.models import Job, JobEvent, MetricCurve, Stage
 from optcore.recipe import recipe_from
+from optcore.report import LayerError, Report
 
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -127,6 +128,28 @@ def test_curves_of_one_unit_share_a_plot() -> None:
     assert (second.title, second.lines[0].best) == ("Learning rate", None)
     assert plots.single([_curve("bits", 4)]) == [("2-qad", "bits", "4")]
     assert "last 2 at step 2" in first.said
+
+
+def test_layers_and_seconds_have_axes_of_their_own() -> None:
+    host, gpu = _curve("memory_bytes", 4e8, 1.25e9), _curve("gpu_memory_bytes", 0, 5e9)
+    layers, memory = plots.of_metrics([host, gpu, _curve("reconstruction_error", 0.02, 0.01)])
+    assert (layers.title, layers.unit, layers.x) == ("Reconstruction error by layer", "relative error", "layer")
+    assert (memory.title, memory.x, [line.label for line in memory.lines]) == (
+        "Memory in use",
+        "second",
+        ["host", "GPU"],
+    )
+    assert "host: last 1.25 GB at second 1" in memory.said
+    assert json.loads(memory.data)["inBytes"]
+    assert not json.loads(layers.data)["inBytes"]
+    assert plots.single([_curve("memory_bytes", 4e8)]) == []
+
+
+def test_errors_by_layer_are_drawn_once() -> None:
+    errors = [LayerError(layer=f"layer {i}", relative_error=0.1 * i) for i in range(2)]
+    report = Report.model_construct(layer_errors=tuple(errors))
+    assert plots.of_layers(report, [_curve("layer_error", 0.0, 0.1)]) is None
+    assert plots.of_layers(report, [_curve("layer_error", 0.0, 0.2)]) is not None
 
 
 def test_a_curve_that_was_thinned_has_a_band() -> None:

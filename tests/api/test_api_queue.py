@@ -142,6 +142,22 @@ def test_a_host_that_loses_job_after_job_gets_no_more(sessions: Sessions, submit
     assert _take(sessions, CPU) is not None
 
 
+def test_samples_of_memory_are_a_curve_and_no_history(client: TestClient, sessions: Sessions, held: Claim) -> None:
+    from optcore.events import MEMORY, Metric
+
+    samples = [Metric(stage="1-qat", name=MEMORY, value=1e9 + i, step=2 * i) for i in range(3)]
+    with sessions.begin() as session:
+        lifecycle.record(session, held, samples)
+        before = session.scalar(text("SELECT last_seq FROM jobs"))
+        lifecycle.record(session, held, [*samples, Metric(stage="1-qat", name="loss", value=2, step=1)])
+        assert session.scalar(text("SELECT last_seq FROM jobs")) == before + 1
+    (curve,) = (each for each in _data(client, held, "metrics", points=10) if each["name"] == MEMORY)
+    assert (curve["last_step"], curve["mean"]) == ([0, 2, 4], [1e9, 1e9 + 1, 1e9 + 2])
+    with sessions() as session:
+        told = session.scalars(text("SELECT data ->> 'name' FROM events WHERE type = 'metric'")).all()
+    assert told == ["loss"]
+
+
 def test_metrics_and_logs_are_kept_and_thinned(client: TestClient, sessions: Sessions, held: Claim) -> None:
     from optcore.events import Metric
 

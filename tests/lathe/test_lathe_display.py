@@ -91,6 +91,9 @@ def test_the_time_left_follows_the_estimate_and_the_pace_whichever_is_later() ->
     view.feed("stage_finished", {"stage": "a", "key": "k", "cached": False, "seconds": 20.0, "peak_memory_bytes": 5e6})
     assert view.left() == 40
     assert "20 s, 5 MB peak" in str(view.grid())
+    ended = {"stage": "a", "key": "k", "cached": False, "seconds": 20.0, "peak_memory_bytes": 5e6}
+    view.feed("stage_finished", {**ended, "peak_gpu_memory_bytes": 7e6})
+    assert "20 s, 5 MB, GPU 7 MB peak" in str(view.grid())
     view.feed("stage_started", {"stage": "b", "key": "k"})
     clock.now += 100
     assert view.left() == 0

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from optcore.errors import Failure, OutOfDisk, OutOfMemory, StageCrashed
-from optcore.events import Progress, StageStarted
+from optcore.events import GPU_MEMORY, MEMORY, Metric, Progress, StageStarted
 from worker.confinement import Memory
 from worker.exits import Death, Stall, explain, stalled
 from worker.watchdog import Watchdog, last_frames
@@ -68,6 +68,17 @@ def test_patience_depends_on_the_phase_and_begins_again_with_each_event() -> Non
     assert not watchdog.has_lost_patience
     watchdog.hear(StageStarted(stage="t", key="k"))
     assert watchdog.phase == "starting"
+
+
+def test_a_clock_that_goes_on_is_no_sign_of_life() -> None:
+    watchdog = Watchdog({"loading": 0.05, "starting": 0})
+    watchdog.hear(Progress(stage="s", phase="loading", done=0, total=1))
+    time.sleep(0.06)
+    for name in (MEMORY, GPU_MEMORY):
+        watchdog.hear(Metric(stage="s", name=name, value=1e9, step=2))
+    assert watchdog.has_lost_patience
+    watchdog.hear(Metric(stage="s", name="loss", value=1, step=2))
+    assert not watchdog.has_lost_patience
 
 
 def test_the_frames_are_the_innermost_of_each_main_thread() -> None:

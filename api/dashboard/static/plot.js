@@ -2,7 +2,8 @@
 "use strict";
 (() => {
   const HEIGHT = 200;
-  const WHOLE = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 50000, 100000]; // layers and steps
+  const WHOLE = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 50000, 100000]; // layers, steps and seconds
+  const BYTES = ["B", "kB", "MB", "GB", "TB", "PB"];
   const COLOURS = 5;
   const plots = new WeakMap(); // element -> { plot, text, shape }
 
@@ -23,9 +24,16 @@
     return value.toLocaleString("en-US", { maximumSignificantDigits: 4 });
   }
 
-  function series(element, lines) {
+  // Decimal units, as everywhere.
+  function bytes(value) {
+    if (!value) return number(value);
+    const unit = Math.min(BYTES.length - 1, Math.max(0, Math.floor(Math.log10(Math.abs(value)) / 3)));
+    return `${number(value / 1000 ** unit)} ${BYTES[unit]}`;
+  }
+
+  function series(element, lines, written) {
     const found = [], bands = [];
-    const value = (_, shown) => number(shown);
+    const value = (_, shown) => written(shown);
     lines.forEach((line, place) => {
       const stroke = colour(element, `--curve-${place % COLOURS}`);
       const few = line.x.length <= 40;
@@ -41,12 +49,13 @@
   function draw(element, data) {
     const line = colour(element, "--line");
     const axis = { stroke: colour(element, "--soft"), grid: { stroke: line, width: 1 }, ticks: { stroke: line, width: 1 } };
-    const { found, bands } = series(element, data.lines);
+    const written = data.inBytes ? bytes : number;
+    const { found, bands } = series(element, data.lines, written);
     const options = {
       width: element.clientWidth,
       height: HEIGHT,
       scales: { x: { time: false } },
-      axes: [{ ...axis, incrs: WHOLE, space: 60 }, { ...axis, size: 62, values: (_, marks) => marks.map(number) }],
+      axes: [{ ...axis, incrs: WHOLE, space: 60 }, { ...axis, size: 62, values: (_, marks) => marks.map(written) }],
       series: [{ label: data.x }, ...found],
       bands,
       cursor: { points: { size: 7 } },

@@ -150,6 +150,8 @@ class Stage(Row):
     finished_at: Mapped[datetime | None]
     seconds: Mapped[float | None]
     peak_memory_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    peak_gpu_memory_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    """On the fullest GPU."""
     machine: Mapped[str | None]
     """Kind of machine that it was expected to take that on, such as `cuda:NVIDIA H200`."""
     estimate: Mapped[dict[str, Any] | None]
