@@ -6,7 +6,7 @@ Legend: T tokens of a window, V vocabulary.
 from typing import NamedTuple
 
 from optcore.estimate.facts import ModelFacts
-from optcore.estimate.shared import decoding, forward, head, layer_peak
+from optcore.estimate.shared import decoding, forward, head, layer_peak, logits_peak, states
 from optcore.estimate.stored import Model
 from optcore.estimate.work import Cost, Memory, Work
 from optcore.techniques.distilling import Distilling
@@ -14,6 +14,7 @@ from optcore.techniques.draft import Draft
 from optcore.techniques.losses import needs_teacher
 from optcore.techniques.quantization_aware import QuantizationAware
 from optcore.techniques.training import Training
+from optcore.training.footprint import footprint, moving_parameters
 
 _MICRO_tokens = 4096
 _CHUNK_rows = 1024
@@ -83,7 +84,7 @@ def training_cost(trained: Trained, kind: str) -> Cost:
     """Of the steps, validations and checkpoints."""
     technique, student, length = trained.technique, trained.student.facts, trained.length
     tokens, micro = technique.batch * length, technique.micro_batch or max(1, _MICRO_tokens // length)
-    moving = _moving(technique, student)
+    moving = moving_parameters(technique, student.tensors)
     layers = student.layers if getattr(technique, "scope", "") == "block" else 1
     step = _step(trained, tokens, micro * length, moving).times(technique.steps * layers / trained.processes)
     looks = technique.steps // max(1, technique.validate_every) + 1
@@ -93,7 +94,7 @@ def training_cost(trained: Trained, kind: str) -> Cost:
     kept = 12.0 * moving + 4.0 * student.outside
     work = Work(disk=saves * kept + 2 * student.weight_bytes, values=20.0 * student.parameters)
     total = work.plus(step).plus(look)
-    needed = _memory(trained, micro, moving)
+    needed = _memory(trained, micro)
     return Cost(kind, total._replace(starts=("transformers",)), needed, student.weight_bytes + 2 * kept)
 
 
@@ -141,34 +142,26 @@ def _forward_of_all(trained: Trained, tokens: float, batch: float) -> Work:
     return work._replace(starts=())
 
 
-def _moving(technique: Training, facts: ModelFacts) -> float:
-    """Parameters that train."""
-    scope = getattr(technique, "scope", "full")
-    if scope == "lora":
-        rank = technique.lora.rank  # type: ignore[attr-defined]
-        return float(sum(one.copies * rank * sum(one.matrix) for one in facts.linears))
-    if scope in ("scales", "none"):
-        return facts.parameters / 128
-    if scope == "block":
-        return float(facts.largest_layer)
-    return float(
-        sum(one.elements for one in facts.linears) if isinstance(technique, QuantizationAware) else facts.parameters
-    )
-
-
-def _memory(trained: Trained, micro: int, moving: float) -> Memory:
-    """Weights in float32, gradients and two moments of what trains, the teacher, and what a micro-batch leaves."""
+def _memory(trained: Trained, micro: int) -> Memory:
+    """What the engine counts as well, and what a micro-batch leaves."""
     technique, facts, length = trained.technique, trained.student.facts, trained.length
-    student_layer = facts.largest_layer
+    is_block = getattr(technique, "scope", "") == "block"
     tokens = min(micro, technique.batch) * length
     one_layer = tokens * (16.0 * facts.hidden + 6.0 * facts.intermediate * max(1, facts.experts_chosen))
-    kept = facts.layers * tokens * facts.hidden if technique.gradient_checkpointing else facts.layers * one_layer
-    rows = min(_CHUNK_rows, tokens)
-    logits = 4.0 * rows * facts.vocabulary * (6 if trained.teacher else 4)
-    # each process has loaded the whole student before they spread it
-    exact = max(whole(facts), (whole(facts) + 16.0 * moving) / trained.processes)
-    if isinstance(technique, QuantizationAware):
-        exact += 8.0 * (student_layer if technique.gradient_checkpointing else moving)
-    teacher = whole(trained.teacher) if trained.teacher else 0.0
-    device = teacher + 4.0 * (one_layer + kept) + layer_peak(facts, length, tokens)
-    return Memory(exact=exact + logits, device=device, processes=trained.processes)
+    between = one_layer + (0.0 if is_block else _kept(technique, facts, tokens, one_layer))
+    asked = trained.teacher.parameters if trained.teacher else 0.0
+    held = footprint(technique, facts.tensors, asked, processes=trained.processes)
+    device = 4.0 * between + layer_peak(facts, length, tokens)
+    if is_block:  # of which nothing is saved on the way, and the whole model is measured before and after
+        text = (technique.windows + technique.held_out) * length
+        exact = held.host(1) + 8.0 * facts.largest_layer + logits_peak(facts, 2)
+        return Memory(exact=exact, device=device, host=states(facts, text, 2))
+    exact = 4.0 * min(_CHUNK_rows, tokens) * facts.vocabulary * (6 if trained.teacher else 4)
+    if isinstance(technique, QuantizationAware):  # rounded weights, of one layer or of all
+        exact += 8.0 * (facts.largest_layer if technique.gradient_checkpointing else held.moving)
+    return Memory(exact=exact, device=device, trained=held, processes=trained.processes)
+
+
+def _kept(technique: Training, facts: ModelFacts, tokens: float, one_layer: float) -> float:
+    """Values that all layers keep for the backward pass."""
+    return facts.layers * (tokens * facts.hidden if technique.gradient_checkpointing else one_layer)

@@ -14,6 +14,7 @@ from optcore.estimate.constants import (
     START_seconds,
 )
 from optcore.estimate.document import Machine
+from optcore.training.footprint import Footprint
 
 
 class Work(NamedTuple):
@@ -62,16 +63,20 @@ class Memory(NamedTuple):
     device: float = 0.0
     """What is where is computed, in float32 on a CPU and in bfloat16 on a GPU: layers, products, what is between."""
     exact: float = 0.0
-    """The same in float32 everywhere: Gram matrices, optimizers."""
+    """The same in float32 everywhere: Gram matrices, logits that are compared."""
+    trained: Footprint | None = None
+    """What training holds beside that, over all processes."""
     processes: int = 1
 
     def on(self, machine: Machine) -> tuple[int, int]:
         """Of the host, over all processes, and of each GPU."""
         base = BASE_bytes[self.base] * self.processes
         if machine.device != "cuda" or self.base != "transformers":
-            return round(base + self.host + (self.device + self.exact) * self.processes), 0
-        host = base + GPU_HOST_bytes * self.processes + self.host
-        return round(host), round(GPU_BASE_bytes + self.device / 2 + self.exact)
+            trained = self.trained.host(self.processes) if self.trained else 0.0
+            return round(base + self.host + (self.device + self.exact) * self.processes + trained), 0
+        checkpoint, trained = (self.trained.checkpoint, self.trained.gpu) if self.trained else (0.0, 0.0)
+        host = base + GPU_HOST_bytes * self.processes + self.host + checkpoint
+        return round(host), round(GPU_BASE_bytes + self.device / 2 + self.exact + trained)
 
 
 class Cost(NamedTuple):
