@@ -10,7 +10,7 @@ from optcore.estimate.estimate import estimate
 from optcore.estimate.facts import ModelFacts, from_folder
 from optcore.estimate.learning import Rates
 from optcore.estimate.machine import this_machine
-from optcore.estimate.problems import short_of_disk, short_of_memory
+from optcore.estimate.problems import short_of_disk
 from optcore.estimate.race import stages_of_all
 from optcore.estimate.seen import merged, read_seen
 from optcore.events import RunEstimated
@@ -51,11 +51,12 @@ def refuse_impossible(found: Estimate, work: WorkFolder) -> None:
     machine. What finished stages hold may be what is asked for, so it counts as free."""
     free = found.machine.disk_free_bytes
     machine = found.machine.model_copy(update={"disk_free_bytes": None if free is None else free + work.held_bytes()})
-    kinds: tuple[tuple[type[OptError], Any], ...] = ((OutOfMemory, short_of_memory), (OutOfDisk, short_of_disk))
-    for error, short in kinds:
-        for problem in short(machine, found.stages, {}):
-            if problem.fatal:
-                raise error(f"{problem.message}: refused before any work", remedy=problem.remedy, field="/chain")
+    errors: dict[str, type[OptError]] = {"memory": OutOfMemory, "disk": OutOfDisk}
+    of_memory = (problem for problem in found.problems if problem.lacks == "memory")
+    for problem in (*of_memory, *short_of_disk(machine, found.stages, found.places)):
+        if problem.fatal:
+            said = f"{problem.message}: refused before any work"
+            raise errors[problem.lacks](said, remedy=problem.remedy, field=problem.field)
 
 
 def estimate_here(recipe: Recipe, work: Path, seen: Iterable[StageCostSeen]) -> Estimate:

@@ -14,7 +14,7 @@ from optcore.techniques.draft import Draft
 from optcore.techniques.losses import needs_teacher
 from optcore.techniques.quantization_aware import QuantizationAware
 from optcore.techniques.training import Training
-from optcore.training.footprint import footprint, moving_parameters
+from optcore.training.footprint import asked_alone, footprint, moving_parameters
 
 _MICRO_tokens = 4096
 _CHUNK_rows = 1024
@@ -58,7 +58,8 @@ def windows_cost(technique: Training, length: int, writer: ModelFacts) -> Cost:
         steps = max(1, length - begun) * max(1.0, count / _WRITTEN_at_once)
         work = work.plus(decoding(writer, steps, min(count, _WRITTEN_at_once), length)._replace(starts=()))
         cache = 4.0 * writer.key_values * length * min(count, _WRITTEN_at_once)
-        memory = Memory(device=whole(writer) + cache + layer_peak(writer, length, _WRITTEN_at_once), host=0.0)
+        device = cache + layer_peak(writer, length, _WRITTEN_at_once)
+        memory = Memory(device=device, trained=asked_alone(writer.parameters))
     return Cost(kind, work, memory, 5.0 * tokens)
 
 
@@ -66,7 +67,8 @@ def teacher_cost(technique: Distilling, length: int, teacher: ModelFacts) -> Cos
     """Of asking a teacher once for the likeliest tokens of every position."""
     tokens, kept = (technique.windows + technique.held_out) * length, technique.teacher_top_k or 1
     work = Work(disk=8.0 * kept * tokens).plus(forward(teacher, tokens, length)).plus(head(teacher, tokens))
-    memory = Memory(device=whole(teacher) + layer_peak(teacher, length) + 16.0 * _CHUNK_rows * teacher.vocabulary)
+    device = layer_peak(teacher, length) + 16.0 * _CHUNK_rows * teacher.vocabulary
+    memory = Memory(device=device, trained=asked_alone(teacher.parameters))
     size = 2 if teacher.vocabulary <= 2**16 else 4
     return Cost("teacher", work, memory, tokens * kept * (size + 2.0))
 
@@ -83,7 +85,7 @@ def features_cost(technique: Draft, length: int, target: ModelFacts) -> Cost:
 def training_cost(trained: Trained, kind: str) -> Cost:
     """Of the steps, validations and checkpoints."""
     technique, student, length = trained.technique, trained.student.facts, trained.length
-    tokens, micro = technique.batch * length, technique.micro_batch or max(1, _MICRO_tokens // length)
+    tokens, micro = technique.batch * length, _micro(technique, length)
     moving = moving_parameters(technique, student.tensors)
     layers = student.layers if getattr(technique, "scope", "") == "block" else 1
     step = _step(trained, tokens, micro * length, moving).times(technique.steps * layers / trained.processes)
@@ -94,7 +96,7 @@ def training_cost(trained: Trained, kind: str) -> Cost:
     kept = 12.0 * moving + 4.0 * student.outside
     work = Work(disk=saves * kept + 2 * student.weight_bytes, values=20.0 * student.parameters)
     total = work.plus(step).plus(look)
-    needed = _memory(trained, micro)
+    needed = training_memory(trained)
     return Cost(kind, total._replace(starts=("transformers",)), needed, student.weight_bytes + 2 * kept)
 
 
@@ -106,7 +108,9 @@ def whole(facts: ModelFacts) -> float:
 def teacher_of(
     technique: Training, source: ModelFacts, dense: ModelFacts, named: ModelFacts | None
 ) -> ModelFacts | None:
-    """The model that is asked while the student trains; None where nobody is."""
+    """The model that is asked while the student trains; None where nobody is, as of layers by themselves."""
+    if getattr(technique, "scope", "") == "block":
+        return None
     if not isinstance(technique, Distilling) and not hasattr(technique, "teacher"):
         return None
     if isinstance(technique, Distilling) and (technique.teacher_top_k or not needs_teacher(technique.losses)):
@@ -142,11 +146,11 @@ def _forward_of_all(trained: Trained, tokens: float, batch: float) -> Work:
     return work._replace(starts=())
 
 
-def _memory(trained: Trained, micro: int) -> Memory:
+def training_memory(trained: Trained) -> Memory:
     """What the engine counts as well, and what a micro-batch leaves."""
     technique, facts, length = trained.technique, trained.student.facts, trained.length
     is_block = getattr(technique, "scope", "") == "block"
-    tokens = min(micro, technique.batch) * length
+    tokens = min(_micro(technique, length), technique.batch) * length
     one_layer = tokens * (16.0 * facts.hidden + 6.0 * facts.intermediate * max(1, facts.experts_chosen))
     between = one_layer + (0.0 if is_block else _kept(technique, facts, tokens, one_layer))
     asked = trained.teacher.parameters if trained.teacher else 0.0
@@ -160,6 +164,11 @@ def _memory(trained: Trained, micro: int) -> Memory:
     if isinstance(technique, QuantizationAware):  # rounded weights, of one layer or of all
         exact += 8.0 * (facts.largest_layer if technique.gradient_checkpointing else held.moving)
     return Memory(exact=exact, device=device, trained=held, processes=trained.processes)
+
+
+def _micro(technique: Training, length: int) -> int:
+    """Windows in memory at once."""
+    return technique.micro_batch or max(1, _MICRO_tokens // length)
 
 
 def _kept(technique: Training, facts: ModelFacts, tokens: float, one_layer: float) -> float:

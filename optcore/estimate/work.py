@@ -14,6 +14,7 @@ from optcore.estimate.constants import (
     START_seconds,
 )
 from optcore.estimate.document import Machine
+from optcore.host_memory import ROOM
 from optcore.training.footprint import Footprint
 
 
@@ -65,7 +66,7 @@ class Memory(NamedTuple):
     exact: float = 0.0
     """The same in float32 everywhere: Gram matrices, logits that are compared."""
     trained: Footprint | None = None
-    """What training holds beside that, over all processes."""
+    """What training holds beside that, over all processes: the student, the teacher, or both."""
     processes: int = 1
 
     def on(self, machine: Machine) -> tuple[int, int]:
@@ -77,6 +78,14 @@ class Memory(NamedTuple):
         checkpoint, trained = (self.trained.checkpoint, self.trained.gpu) if self.trained else (0.0, 0.0)
         host = base + GPU_HOST_bytes * self.processes + self.host + checkpoint
         return round(host), round(GPU_BASE_bytes + self.device / 2 + self.exact + trained)
+
+    def asked(self, machine: Machine) -> tuple[float, float]:
+        """Of the host and of each GPU: what training is not begun without, or soon ends without."""
+        if self.trained is None:
+            return 0.0, 0.0
+        if machine.device != "cuda":
+            return ROOM * self.trained.host(self.processes), 0.0
+        return ROOM * self.trained.checkpoint, ROOM * self.trained.gpu
 
 
 class Cost(NamedTuple):

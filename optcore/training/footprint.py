@@ -72,6 +72,11 @@ def footprint(
     return Footprint(parameters, moving, weights, teacher, forms, processes)
 
 
+def asked_alone(teacher: float) -> Footprint:
+    """Of a model that says what others learn, before they do."""
+    return Footprint(0, 0, 0, teacher)
+
+
 def beside(target: float, draft: float) -> Footprint:
     """Of a draft, all of which trains, and of its target or of what is read of that."""
     return Footprint(draft, draft, MASTER_bytes * draft, teacher=target)
