@@ -60,6 +60,7 @@ def problems_of(
     found = [*_groups(shaped), *_lengths(recipe, facts), *_wishes(recipe, machine)]
     found += short_of_memory(machine, stages, priced)
     found += short_of_disk(machine, stages, {name: one.place for name, one in priced.items()})
+    found += _unmeasured(machine, priced)
     found += _time(recipe, stages)
     return found
 
@@ -188,6 +189,19 @@ def short_of_disk(machine: Machine, stages: Sequence[StageEstimate], places: Map
         fatal=needs / MARGIN_new > has,
         lacks="disk",
     )
+
+
+def _unmeasured(machine: Machine, priced: Mapping[str, Priced]) -> Iterator[Problem]:
+    """What is left out where the model has no room as a whole; once, of however many stages."""
+    lacking = [one.cost.memory for one in priced.values() if not one.cost.memory.loads(machine)]
+    if lacking:
+        size = max(memory.loaded for memory in lacking) / _GIB
+        yield Problem(
+            field="/evaluate",
+            message=f"throughput will not be measured here: the model as a whole, {size:.1f} GiB, has no room to load",
+            remedy="use a larger worker, or leave the evaluator out",
+            fatal=False,
+        )
 
 
 def _time(recipe: Recipe, stages: Sequence[StageEstimate]) -> Iterator[Problem]:
