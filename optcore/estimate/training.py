@@ -3,10 +3,11 @@
 Legend: T tokens of a window, V vocabulary.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 from optcore.estimate.facts import ModelFacts
-from optcore.estimate.shared import decoding, forward, head, layer_peak, logits_peak, states
+from optcore.estimate.layerwise import layerwise_cost, layerwise_memory
+from optcore.estimate.shared import OPTIMIZER_values, ROUNDED_values, decoding, forward, head, layer_peak
 from optcore.estimate.stored import Model
 from optcore.estimate.work import Cost, Memory, Work
 from optcore.techniques.distilling import Distilling
@@ -18,10 +19,6 @@ from optcore.training.footprint import asked_alone, footprint, moving_parameters
 
 _MICRO_tokens = 4096
 _CHUNK_rows = 1024
-_OPTIMIZER_values = 14
-"""Values that a step of AdamW reads and writes for each parameter, with clipping."""
-_ROUNDED_values = 24
-"""The same for each weight that is rounded with a gradient, forward and back."""
 _WRITTEN_at_once = 32
 """Windows that a model writes together."""
 
@@ -86,12 +83,13 @@ def training_cost(trained: Trained, kind: str) -> Cost:
     """Of the steps, validations and checkpoints."""
     technique, student, length = trained.technique, trained.student.facts, trained.length
     tokens, micro = technique.batch * length, _micro(technique, length)
+    if _is_layerwise(technique):
+        return layerwise_cost(technique, student, length, micro, kind)
     moving = moving_parameters(technique, student.tensors)
-    layers = student.layers if getattr(technique, "scope", "") == "block" else 1
-    step = _step(trained, tokens, micro * length, moving).times(technique.steps * layers / trained.processes)
+    step = _step(trained, tokens, micro * length, moving).times(technique.steps / trained.processes)
     looks = technique.steps // max(1, technique.validate_every) + 1
     measured = technique.held_out * length
-    look = _forward_of_all(trained, measured, micro * length).times(looks * layers / trained.processes)
+    look = _forward_of_all(trained, measured, micro * length).times(looks / trained.processes)
     saves = technique.steps // max(1, technique.checkpoint_every) + looks / 2 + 1
     kept = 12.0 * moving + 4.0 * student.outside
     work = Work(disk=saves * kept + 2 * student.weight_bytes, values=20.0 * student.parameters)
@@ -109,7 +107,7 @@ def teacher_of(
     technique: Training, source: ModelFacts, dense: ModelFacts, named: ModelFacts | None
 ) -> ModelFacts | None:
     """The model that is asked while the student trains; None where nobody is, as of layers by themselves."""
-    if getattr(technique, "scope", "") == "block":
+    if _is_layerwise(technique):
         return None
     if not isinstance(technique, Distilling) and not hasattr(technique, "teacher"):
         return None
@@ -132,8 +130,8 @@ def _step(trained: Trained, tokens: float, micro_tokens: float, moving: float) -
     if isinstance(technique, QuantizationAware):
         passes = max(1.0, tokens / batch) * (1 + again)
         weights = sum(one.elements for one in facts.linears)
-        own = own.plus(Work((), values=_ROUNDED_values * weights * passes, calls=passes * len(facts.linears) / 2))
-    return own._replace(starts=(), values=own.values + _OPTIMIZER_values * moving, calls=own.calls + facts.layers)
+        own = own.plus(Work((), values=ROUNDED_values * weights * passes, calls=passes * len(facts.linears) / 2))
+    return own._replace(starts=(), values=own.values + OPTIMIZER_values * moving, calls=own.calls + facts.layers)
 
 
 def _forward_of_all(trained: Trained, tokens: float, batch: float) -> Work:
@@ -149,21 +147,23 @@ def _forward_of_all(trained: Trained, tokens: float, batch: float) -> Work:
 def training_memory(trained: Trained) -> Memory:
     """What the engine counts as well, and what a micro-batch leaves."""
     technique, facts, length = trained.technique, trained.student.facts, trained.length
-    is_block = getattr(technique, "scope", "") == "block"
-    tokens = min(_micro(technique, length), technique.batch) * length
+    micro = _micro(technique, length)
+    if _is_layerwise(technique):
+        return layerwise_memory(technique, facts, length, micro)
+    tokens = min(micro, technique.batch) * length
     one_layer = tokens * (16.0 * facts.hidden + 6.0 * facts.intermediate * max(1, facts.experts_chosen))
-    between = one_layer + (0.0 if is_block else _kept(technique, facts, tokens, one_layer))
+    between = one_layer + _kept(technique, facts, tokens, one_layer)
     asked = trained.teacher.parameters if trained.teacher else 0.0
     held = footprint(technique, facts.tensors, asked, processes=trained.processes)
     device = 4.0 * between + layer_peak(facts, length, tokens)
-    if is_block:  # of which nothing is saved on the way, and the whole model is measured before and after
-        text = (technique.windows + technique.held_out) * length
-        exact = held.host(1) + 8.0 * facts.largest_layer + logits_peak(facts, 2)
-        return Memory(exact=exact, device=device, host=states(facts, text, 2))
     exact = 4.0 * min(_CHUNK_rows, tokens) * facts.vocabulary * (6 if trained.teacher else 4)
     if isinstance(technique, QuantizationAware):  # rounded weights, of one layer or of all
         exact += 8.0 * (facts.largest_layer if technique.gradient_checkpointing else held.moving)
     return Memory(exact=exact, device=device, trained=held, processes=trained.processes)
+
+
+def _is_layerwise(technique: Training) -> TypeGuard[QuantizationAware]:
+    return isinstance(technique, QuantizationAware) and technique.scope == "block"
 
 
 def _micro(technique: Training, length: int) -> int:
