@@ -11,7 +11,7 @@ from optcore.estimate.estimate import estimate
 from optcore.estimate.facts import ModelFacts, from_folder
 from optcore.estimate.learning import Rates
 from optcore.estimate.machine import this_machine
-from optcore.estimate.problems import short_of_disk, short_of_memory
+from optcore.estimate.problems import short_of_disk
 from optcore.estimate.seen import merged, read_seen
 from optcore.events import RunEstimated
 from optcore.recipe import Recipe
@@ -71,12 +71,13 @@ def _no_room_left() -> OutOfDisk:
 def refuse_impossible(found: Estimate, work: WorkFolder) -> None:
     """Raise `OutOfMemory` or `OutOfDisk` where not even the least that is expected of the stages to come fits this
     machine."""
-    machine = _with_room(found.machine, work)
-    kinds: tuple[tuple[type[OptError], Any], ...] = ((OutOfMemory, short_of_memory), (OutOfDisk, short_of_disk))
-    for error, short in kinds:
-        for problem in short(machine, found.stages, {}):
-            if problem.fatal:
-                raise error(f"{problem.message}: refused before any work", remedy=problem.remedy, field="/chain")
+    errors: dict[str, type[OptError]] = {"memory": OutOfMemory, "disk": OutOfDisk}
+    of_memory = (problem for problem in found.problems if problem.lacks == "memory")
+    of_disk = short_of_disk(_with_room(found.machine, work), found.stages, found.places)
+    for problem in (*of_memory, *of_disk):
+        if problem.fatal:
+            said = f"{problem.message}: refused before any work"
+            raise errors[problem.lacks](said, remedy=problem.remedy, field=problem.field)
 
 
 def _with_room(machine: Machine, work: WorkFolder) -> Machine:

@@ -5,6 +5,8 @@ import resource
 from collections.abc import Iterator
 from pathlib import Path
 
+ROOM = 1.1
+"""What is asked for beside what is reckoned, as a factor: allocators, buffers and libraries."""
 _ROOT = Path("/")
 _CACHED = ("inactive_file", "active_file")
 """Pages of files count as a group's memory, and the kernel drops them as soon as somebody needs the room."""

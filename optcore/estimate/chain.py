@@ -40,9 +40,9 @@ def estimate_chain(
         )
         for made in walk.made
     )
+    found += problems_of(recipe, facts, machine, stages, {one.stage: one for one in priced}, walk.shaped)
     places = {one.stage: one.place for one in priced}
-    found += problems_of(recipe, facts, machine, stages, places, walk.shaped)
-    return Estimate(machine=machine, stages=stages, results=results, problems=tuple(found))
+    return Estimate(machine=machine, stages=stages, results=results, problems=tuple(found), places=places)
 
 
 def estimated(

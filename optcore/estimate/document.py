@@ -1,6 +1,6 @@
 """An estimate as documents: what a machine has, what was learned of it, and what a recipe will take there."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 from pydantic import Field
@@ -94,6 +94,8 @@ class Problem(Frozen):
     """False for what may still go well."""
     of_machine: bool = False
     """Whether another machine might do: it is too small or too slow, or not what the recipe asks for."""
+    lacks: Literal["", "memory", "disk"] = ""
+    """What the machine has too little of, where that is why."""
 
 
 class Estimate(Frozen):
@@ -103,6 +105,8 @@ class Estimate(Frozen):
     stages: tuple[StageEstimate, ...]
     results: tuple[ResultEstimate, ...]
     problems: tuple[Problem, ...] = ()
+    places: Mapping[str, str] = {}
+    """Where in the recipe what causes a stage stands, by the stage's name: JSON Pointers."""
 
     def of(self, stage: str) -> StageEstimate | None:
         """What one stage will take; None for one that was not foreseen."""

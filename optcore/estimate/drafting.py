@@ -6,6 +6,7 @@ from optcore.estimate.training import whole
 from optcore.estimate.work import Cost, Memory, Work
 from optcore.evaluate import Acceptance
 from optcore.techniques.draft import Draft
+from optcore.training.footprint import beside
 
 _MICRO_tokens = 4096
 
@@ -49,9 +50,9 @@ def draft_cost(technique: Draft, target: ModelFacts, length: int) -> Cost:
     measured = technique.held_out / max(1, technique.batch) / 2
     work = Work(disk=looks * 16.0 * own + target.weight_bytes).plus(step.times(technique.steps + looks * measured))
     micro = min(tokens, _MICRO_tokens)
-    target_bytes = whole(target) if technique.features == "online" else 4.0 * target.outside
+    read = target.parameters if technique.features == "online" else target.outside
     between = 4.0 * micro * rounds * (24.0 * target.hidden + 6.0 * target.intermediate) + 24.0 * micro * said
-    memory = Memory(exact=16.0 * own, device=target_bytes + between + layer_peak(target, length, micro))
+    memory = Memory(device=between + layer_peak(target, length, micro), trained=beside(read, own))
     return Cost(f"draft {technique.method}", work, memory, 8.0 * own)
 
 

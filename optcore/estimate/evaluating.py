@@ -36,7 +36,8 @@ def evaluating(
     alone = all(isinstance(each, Throughput) for each in evaluators)
     base = "none" if alone else "transformers"
     host = max((one.host for one in peaks), default=0.0)
-    memory = Memory(base, host=host, device=max((one.device for one in peaks), default=0.0))
+    loaded = max((one.loaded for one in peaks), default=0.0)
+    memory = Memory(base, host=host, device=max((one.device for one in peaks), default=0.0), loaded=loaded)
     starts = (base, *work.starts)
     named = "+".join(sorted(set(names))) or "nothing"
     return Cost(f"{kind} {named}", work._replace(starts=starts), memory, disk, scratch=disk)
@@ -89,7 +90,7 @@ def _generated(prompt: int, new: int, source: ModelFacts, result: Model) -> tupl
     for facts in (source, result.facts):
         work = work.plus(decoding(facts, new, 1, prompt + new)).plus(forward(facts, prompt, prompt))
     decoded = 30.0 * sum(one.elements for one in result.facts.linears) if result.formats else 0.0
-    return work._replace(values=work.values + decoded * (1 + new)), Memory("none"), 0.0
+    return work._replace(values=work.values + decoded * (1 + new)), Memory("none", loaded=source.weight_bytes), 0.0
 
 
 def _served(evaluator: Engines, source: ModelFacts, result: Model, target: str) -> tuple[Work, Memory, float]:

@@ -175,7 +175,7 @@ def from_headers(config: Mapping[str, Any], tensors: Mapping[str, tuple[tuple[in
     if len(tensors) > MOST_tensors:
         raise BadCheckpoint(f"the headers name {len(tensors)} tensors, more than {MOST_tensors}", field="/model")
     text, kinds = _text(config), " ".join(map(str, config.get("architectures") or ()))
-    found = tuple(_tensor(name, shape, dtype) for name, (shape, dtype) in tensors.items())
+    found = tensors_of(tensors)
     table = max((one for one in found if len(one.shape) == 2 and one.layer < 0), key=_elements, default=None)
     if table is None or not table.elements:
         raise BadCheckpoint("the headers name no table of embeddings", field="/model")
@@ -198,6 +198,11 @@ def from_headers(config: Mapping[str, Any], tensors: Mapping[str, tuple[tuple[in
         config=dict(config),
         tensors=found,
     )
+
+
+def tensors_of(headers: Mapping[str, tuple[tuple[int, ...], str]]) -> tuple[Tensor, ...]:
+    """What each tensor is, by its name and shape. Raises `BadCheckpoint` for shapes that no tensor has."""
+    return tuple(_tensor(name, shape, dtype) for name, (shape, dtype) in headers.items())
 
 
 def from_folder(folder: Path) -> ModelFacts:

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from optcore.calibration.assignment import unfit_group
 from optcore.errors import OptError
 from optcore.estimate.document import Machine, Problem, StageEstimate, peak_disk
 from optcore.estimate.facts import ModelFacts
+from optcore.estimate.stages import Priced
 from optcore.estimate.stored import Model
 from optcore.fetching import learns_labels
 from optcore.measures import check_lengths, check_measures
@@ -16,19 +18,15 @@ from optcore.report import Task
 from optcore.schemes import PRESETS
 from optcore.targets import check_exports, check_target, family_of
 
-MARGIN_new, MARGIN_learned = 1.5, 1.25
+MARGIN_new, MARGIN_learned, MARGIN_gpu = 1.5, 1.25, 2.0
 """How far a stage's memory may be below what is reckoned, before and after stages of its kind were seen: only what does
-not fit even then is refused, and what stages of other projects taught refuses nothing that fits by the formula."""
+not fit even then is refused, and what stages of other projects taught refuses nothing that fits by the formula. The
+memory of a GPU is a formula's alone, and was compared with none. What the engine itself asks for before it trains is
+refused without a margin."""
 _GIB = 2**30
-_REMEDIES = {
-    "ptq": "use fewer or shorter calibration samples, `rounding: nearest` with `smoothing: none`, or a larger worker",
-    "auto_quantize": "use fewer or shorter calibration samples, or a larger worker",
-    "qad": "use `scope: block`, `lora` or `scales`, keep the answers with `teacher_top_k`, or use a larger worker",
-    "qat": "use `scope: block`, `lora` or `scales`, or a larger worker",
-    "draft": "keep what the target computes with `features: kept`, name a smaller `vocabulary`, or use a larger worker",
-    "evaluate": "measure fewer or shorter samples, or use a larger worker",
-}
-_TRAINING = "use `scope: lora`, keep the answers with `teacher_top_k`, lower `micro_batch`, or use a larger worker"
+_LESS = 0.95
+"""What a remedy leaves at most of what lacks, to be worth a word."""
+_MOST_remedies = 4
 
 
 def problems_before(recipe: Recipe, facts: ModelFacts, folder: Path | None) -> list[Problem]:
@@ -52,16 +50,17 @@ def problems_of(
     facts: ModelFacts,
     machine: Machine,
     stages: Sequence[StageEstimate],
-    places: Mapping[str, str],
+    priced: Mapping[str, Priced],
     shaped: Sequence[tuple[str, Model]],
 ) -> list[Problem]:
     """What does not fit the machine, or a number format the sizes that it meets.
 
-    `places` says where in the recipe each stage's cause stands, `shaped` which quantized model each entry leaves.
+    `priced` are the stages by name, `shaped` says which quantized model each entry leaves.
     """
     found = [*_groups(shaped), *_lengths(recipe, facts), *_wishes(recipe, machine)]
-    found += short_of_memory(machine, stages, places)
-    found += short_of_disk(machine, stages, places)
+    found += short_of_memory(machine, stages, priced)
+    found += short_of_disk(machine, stages, {name: one.place for name, one in priced.items()})
+    found += _unmeasured(machine, priced)
     found += short_of_time(recipe, stages, sum(stage.seconds_low for stage in stages))
     return found
 
@@ -129,37 +128,56 @@ def _wish(name: str, message: str) -> Problem:
     )
 
 
-def short_of_memory(machine: Machine, stages: Sequence[StageEstimate], places: Mapping[str, str]) -> Iterator[Problem]:
-    """The stage that lacks most, of the host's memory and of the GPU's."""
-    host = [(stage.host_memory_bytes, stage.raw_memory_bytes) for stage in stages]
-    gpu = [(stage.gpu_memory_bytes, stage.gpu_memory_bytes) for stage in stages]  # of which nothing is learned
-    for what, has, needs in (
-        ("GPU memory", machine.gpu_memory_bytes, gpu),
-        ("memory", machine.host_memory_bytes, host),
-    ):
-        needed, by_formula = max(needs, default=(0, 0))
-        if has is None or needed <= has:
+def short_of_memory(
+    machine: Machine, stages: Sequence[StageEstimate], priced: Mapping[str, Priced]
+) -> Iterator[Problem]:
+    """Of the GPU's memory and of the host's, the stage that stands against it most; `priced` by the stage's name."""
+    for what, has in (("GPU memory", machine.gpu_memory_bytes), ("memory", machine.host_memory_bytes)):
+        if has is None:
             continue
-        largest = stages[needs.index((needed, by_formula))]
-        margin = MARGIN_learned if largest.learned_from else MARGIN_new
-        said = f"{needed / _GIB:.1f} GiB of {what}, and {has / _GIB:.1f} are there"
-        yield Problem(
-            field=places.get(largest.stage, ""),
-            message=f"stage {largest.stage} needs about {said}",
-            remedy=_remedy(largest),
-            fatal=needed / margin > has and by_formula > has,
-            of_machine=True,
-        )
+        found = [_shortage(stage, priced.get(stage.stage), machine, is_gpu=what != "memory") for stage in stages]
+        short = [one for one in found if one.needed > has]
+        if short:
+            worst = max(short, key=lambda one: (one.least > has, one.needed))
+            said = f"{worst.needed / _GIB:.1f} GiB of {what}, and {has / _GIB:.1f} are there"
+            yield Problem(
+                field=worst.priced.place if worst.priced else "",
+                message=f"stage {worst.stage} needs about {said}",
+                remedy=_remedy(worst.priced, machine, 1 if what != "memory" else 0),
+                fatal=worst.least > has,
+                of_machine=True,
+                lacks="memory",
+            )
 
 
-def _remedy(stage: StageEstimate) -> str:
-    kind = stage.kind.split()[0]
-    if kind in ("gate", "measure", "serve"):
-        kind = "evaluate"
-    if kind in _REMEDIES:
-        return _REMEDIES[kind]
-    trains = kind in ("distill", "finetune", "heal", "data", "teacher", "early_exit")
-    return _TRAINING if trains else "use a larger worker, or fewer or shorter calibration samples"
+class _Shortage(NamedTuple):
+    """What one stage takes of one memory."""
+
+    stage: str
+    priced: Priced | None
+    needed: float
+    least: float
+    """Bytes without which it surely fails."""
+
+
+def _shortage(stage: StageEstimate, priced: Priced | None, machine: Machine, *, is_gpu: bool) -> _Shortage:
+    """Of a GPU nothing was learned, and a host's memory is refused by what the formula says at most."""
+    asked = priced.cost.memory.asked(machine)[is_gpu] if priced else 0.0
+    needed = stage.gpu_memory_bytes if is_gpu else stage.host_memory_bytes
+    is_learned = stage.host_memory_bytes != stage.raw_memory_bytes  # of some kinds the machine's speed alone is known
+    margin = MARGIN_gpu if is_gpu else MARGIN_learned if is_learned else MARGIN_new
+    least = needed / margin if is_gpu else min(needed / margin, stage.raw_memory_bytes)
+    return _Shortage(stage.stage, priced, max(needed, asked), max(least, asked))
+
+
+def _remedy(priced: Priced | None, machine: Machine, number: int) -> str:
+    """What makes least of a stage first."""
+    if priced is None:
+        return "use a larger worker"
+    now = priced.cost.memory.on(machine)[number]
+    then = sorted((one.memory.on(machine)[number], one.said) for one in priced.remedies())
+    said = [text for left, text in then if left < _LESS * now][:_MOST_remedies]
+    return f"{', '.join(said)}, or use a larger worker" if said else "use a larger worker"
 
 
 def short_of_disk(machine: Machine, stages: Sequence[StageEstimate], places: Mapping[str, str]) -> Iterator[Problem]:
@@ -174,7 +192,22 @@ def short_of_disk(machine: Machine, stages: Sequence[StageEstimate], places: Map
         remedy="free space, or use a worker with a larger disk",
         fatal=needs / MARGIN_new > has,
         of_machine=True,
+        lacks="disk",
     )
+
+
+def _unmeasured(machine: Machine, priced: Mapping[str, Priced]) -> Iterator[Problem]:
+    """What is left out where the model has no room as a whole; once, of however many stages."""
+    lacking = [one.cost.memory for one in priced.values() if not one.cost.memory.loads(machine)]
+    if lacking:
+        size = max(memory.loaded for memory in lacking) / _GIB
+        yield Problem(
+            field="/evaluate",
+            message=f"throughput will not be measured here: the model as a whole, {size:.1f} GiB, has no room to load",
+            remedy="use a larger worker, or leave the evaluator out",
+            fatal=False,
+            of_machine=True,
+        )
 
 
 def short_of_time(recipe: Recipe, stages: Sequence[StageEstimate], least: float) -> Iterator[Problem]:

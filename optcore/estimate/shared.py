@@ -13,6 +13,10 @@ STATES_bytes = 2 * 2**30
 """Of states that stay in memory; more go to a file (`streaming.hidden`)."""
 _STEP_calls = 6.5
 """What a token's step through a layer of a whole model with a cache takes, as calls of a layer by itself."""
+OPTIMIZER_values = 14
+"""Values that a step of AdamW reads and writes for each parameter, with clipping."""
+ROUNDED_values = 24
+"""The same for each weight that is rounded with a gradient, forward and back."""
 LOGITS_tokens = 512
 """Whose logits are in memory at once (`evaluate.positions`)."""
 

@@ -2,13 +2,16 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
+from optcore.estimate import remedies
 from optcore.estimate.calibrating import measuring, quantizing, rewriting
 from optcore.estimate.changes import Others, after, quantized
 from optcore.estimate.drafting import draft_cost, draft_parameters, plan_cost
 from optcore.estimate.evaluating import evaluating
 from optcore.estimate.facts import ModelFacts
+from optcore.estimate.remedies import Remedies
 from optcore.estimate.stored import Model
 from optcore.estimate.training import (
     Trained,
@@ -41,6 +44,7 @@ from optcore.plan import (
     technique_stage,
 )
 from optcore.recipe import Recipe
+from optcore.references import Calibration
 from optcore.techniques import (
     ActivationSparsity,
     AttentionWindow,
@@ -77,6 +81,8 @@ class Priced(NamedTuple):
     stage: str
     cost: Cost
     place: str = ""
+    remedies: Remedies = tuple
+    """What would make it hold less."""
 
 
 class Made(NamedTuple):
@@ -126,22 +132,22 @@ class Walk:
         own = sum(1 for _ in technique.alternatives)
         if technique.gate:
             evaluator = gate_evaluator(self.recipe, technique.gate.metric)
-            gate = self._evaluate("gate", (evaluator,), searched=self.searched)
-            yield Priced(gate_stage(name), gate._replace(again=float(own)), f"{place}/gate")
+            gate = self._measured(gate_stage(name), f"{place}/gate", "gate", (evaluator,), searched=self.searched)
+            yield gate._replace(cost=gate.cost._replace(again=float(own)))
         if number in measured_between(self.recipe):
-            yield Priced(step_stage(name), self._evaluate("measure", step_evaluators(self.recipe)), "/evaluate")
+            yield self._measured(step_stage(name), "/evaluate", "measure", step_evaluators(self.recipe))
         elif number in measured_drafts(self.recipe):
             asked = draft_evaluators(self.recipe, self.source.positions)
-            yield Priced(step_stage(name), self._evaluate("measure", asked), "/evaluate")
+            yield self._measured(step_stage(name), "/evaluate", "measure", asked)
         if isinstance(technique, Restructuring) and (rival := technique.rival):
             yield from self._rival(rival_stage(name), place, rival, self.model if rival.rival_goes_on else before)
 
     def _rival(self, name: str, place: str, rival: Technique, start: Model) -> Iterator[Priced]:
         kept, self.model = self.model, start
-        cost = _technique_cost(rival, self.model, after(rival, self.model, self.others, place), self.recipe)
-        yield Priced(name, cost, place)
-        self.model = after(rival, self.model, self.others, place)
-        yield Priced(step_stage(name), self._evaluate("measure", step_evaluators(self.recipe)), "/evaluate")
+        result = after(rival, self.model, self.others, place)
+        yield self._calibrated(name, place, rival, result)
+        self.model = result
+        yield self._measured(step_stage(name), "/evaluate", "measure", step_evaluators(self.recipe))
         self.model = kept
 
     def _technique(self, name: str, place: str, technique: Technique) -> Iterator[Priced]:
@@ -150,8 +156,8 @@ class Walk:
         if isinstance(technique, Training):
             yield from self._training(name, place, technique, result)
         else:
-            cost = _technique_cost(technique, self.model, result, self.recipe)
-            yield Priced(name, cost._replace(again=again), place)
+            priced = self._calibrated(name, place, technique, result)
+            yield priced._replace(cost=priced.cost._replace(again=again))
         if isinstance(technique, Ptq):
             self.ptq = technique, self.model.facts
             self.shaped.append((place, result))
@@ -170,23 +176,25 @@ class Walk:
         named = self.others.get(f"{place}/teacher")
         asked = named or (self.source if getattr(technique, "teacher", "") == "source" else self.dense)
         if technique.steps:
-            yield Priced(data_stage(name), windows_cost(technique, length, asked), f"{place}/data")
+            yield _prepared(name, place, technique, length, asked)
         if isinstance(technique, Distilling) and technique.teacher_top_k:
-            yield Priced(teacher_stage(name), teacher_cost(technique, length, asked), f"{place}/teacher")
+            cost = teacher_cost(technique, length, asked)
+            yield Priced(teacher_stage(name), cost, f"{place}/teacher", partial(remedies.of_answers, technique))
         teacher = teacher_of(technique, self.source, self.dense, named)
         scope = getattr(technique, "scope", "full")
         kind = f"{getattr(technique, 'technique', 'training')} {scope}"
         trained = Trained(technique, result, teacher, length, processes_of(technique, self.gpus))
-        yield Priced(name, training_cost(trained, kind), place)
+        yield Priced(name, training_cost(trained, kind), place, partial(remedies.of_training, trained))
 
     def _drafting(self, name: str, place: str, technique: Draft, length: int) -> Iterator[Priced]:
         target = self.model.facts
         if technique.steps:
             yield Priced(plan_stage(name), plan_cost(target), place)
-            yield Priced(data_stage(name), windows_cost(technique, length, target), f"{place}/data")
+            yield _prepared(name, place, technique, length, target)
             if technique.features == "kept":
                 yield Priced(features_stage(name), features_cost(technique, length, target), place)
-        yield Priced(name, draft_cost(technique, target, length), place)
+        cost = draft_cost(technique, target, length)
+        yield Priced(name, cost, place, partial(remedies.of_draft, technique, target, length))
         self.draft = draft_parameters(technique, target)
 
     def _finish(self, result: Result) -> Iterator[Priced]:
@@ -200,27 +208,51 @@ class Walk:
         several, name = len(results(self.recipe)) > 1, evaluate_stage(self.recipe, result)
         shared = tuple(each for each in wanted if not (several and each.reads_export))
         kept, self.model = self.model, model
-        yield Priced(
-            name, self._evaluate("evaluate", shared, target=result.export.format, searched=self.searched), "/evaluate"
-        )
+        target = result.export.format
+        yield self._measured(name, "/evaluate", "evaluate", shared, target=target, searched=self.searched)
         if several:
             own = tuple(each for each in wanted if each.reads_export)
-            yield Priced(
-                serve_stage(self.recipe, result), self._evaluate("serve", own, target=result.export.format), "/evaluate"
-            )
+            yield self._measured(serve_stage(self.recipe, result), "/evaluate", "serve", own, target=target)
         self.model = kept
 
-    def _evaluate(
-        self, kind: str, evaluators: Sequence[AnyEvaluator], *, target: str = "dense", searched: bool = False
-    ) -> Cost:
-        return evaluating(kind, evaluators, self.source, self.model, searched=searched, target=target, draft=self.draft)
+    def _measured(
+        self,
+        stage: str,
+        place: str,
+        kind: str,
+        evaluators: Sequence[AnyEvaluator],
+        *,
+        target: str = "dense",
+        searched: bool = False,
+    ) -> Priced:
+        cost = partial(
+            evaluating,
+            kind,
+            source=self.source,
+            result=self.model,
+            searched=searched,
+            target=target,
+            draft=self.draft,
+        )
+        return Priced(stage, cost(evaluators), place, partial(remedies.of_measured, cost, evaluators))
+
+    def _calibrated(self, stage: str, place: str, technique: Technique, result: Model) -> Priced:
+        cost = partial(_technique_cost, model=self.model, result=result)
+        calibration = self.recipe.calibration
+        asked = partial(remedies.of_calibrated, cost, technique, calibration)
+        return Priced(stage, cost(technique, calibration), place, asked)
 
 
-def _technique_cost(technique: Technique, model: Model, result: Model, recipe: Recipe) -> Cost:
+def _prepared(name: str, place: str, technique: Training, length: int, writer: ModelFacts) -> Priced:
+    cost = windows_cost(technique, length, writer)
+    return Priced(data_stage(name), cost, f"{place}/data", partial(remedies.of_windows, technique, length, writer))
+
+
+def _technique_cost(technique: Technique, calibration: Calibration, model: Model, result: Model) -> Cost:
     if isinstance(technique, Quantizing):
-        return quantizing(technique, model, result, recipe.calibration)
+        return quantizing(technique, model, result, calibration)
     if isinstance(technique, _UNMEASURED) or (isinstance(technique, TieLayers) and technique.runs):
         return rewriting(technique, result.facts)
     if isinstance(technique, _MEASURED):
-        return measuring(technique, model.facts, recipe.calibration)
+        return measuring(technique, model.facts, calibration)
     raise TypeError(f"no formula says what {type(technique).__name__} takes")

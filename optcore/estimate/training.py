@@ -3,10 +3,11 @@
 Legend: T tokens of a window, V vocabulary.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 from optcore.estimate.facts import ModelFacts
-from optcore.estimate.shared import decoding, forward, head, layer_peak
+from optcore.estimate.layerwise import layerwise_cost, layerwise_memory
+from optcore.estimate.shared import OPTIMIZER_values, ROUNDED_values, decoding, forward, head, layer_peak
 from optcore.estimate.stored import Model
 from optcore.estimate.work import Cost, Memory, Work
 from optcore.techniques.distilling import Distilling
@@ -14,13 +15,10 @@ from optcore.techniques.draft import Draft
 from optcore.techniques.losses import needs_teacher
 from optcore.techniques.quantization_aware import QuantizationAware
 from optcore.techniques.training import Training
+from optcore.training.footprint import asked_alone, footprint, moving_parameters
 
 _MICRO_tokens = 4096
 _CHUNK_rows = 1024
-_OPTIMIZER_values = 14
-"""Values that a step of AdamW reads and writes for each parameter, with clipping."""
-_ROUNDED_values = 24
-"""The same for each weight that is rounded with a gradient, forward and back."""
 _WRITTEN_at_once = 32
 """Windows that a model writes together."""
 
@@ -57,7 +55,8 @@ def windows_cost(technique: Training, length: int, writer: ModelFacts) -> Cost:
         steps = max(1, length - begun) * max(1.0, count / _WRITTEN_at_once)
         work = work.plus(decoding(writer, steps, min(count, _WRITTEN_at_once), length)._replace(starts=()))
         cache = 4.0 * writer.key_values * length * min(count, _WRITTEN_at_once)
-        memory = Memory(device=whole(writer) + cache + layer_peak(writer, length, _WRITTEN_at_once), host=0.0)
+        device = cache + layer_peak(writer, length, _WRITTEN_at_once)
+        memory = Memory(device=device, trained=asked_alone(writer.parameters))
     return Cost(kind, work, memory, 5.0 * tokens)
 
 
@@ -65,7 +64,8 @@ def teacher_cost(technique: Distilling, length: int, teacher: ModelFacts) -> Cos
     """Of asking a teacher once for the likeliest tokens of every position."""
     tokens, kept = (technique.windows + technique.held_out) * length, technique.teacher_top_k or 1
     work = Work(disk=8.0 * kept * tokens).plus(forward(teacher, tokens, length)).plus(head(teacher, tokens))
-    memory = Memory(device=whole(teacher) + layer_peak(teacher, length) + 16.0 * _CHUNK_rows * teacher.vocabulary)
+    device = layer_peak(teacher, length) + 16.0 * _CHUNK_rows * teacher.vocabulary
+    memory = Memory(device=device, trained=asked_alone(teacher.parameters))
     size = 2 if teacher.vocabulary <= 2**16 else 4
     return Cost("teacher", work, memory, tokens * kept * (size + 2.0))
 
@@ -82,20 +82,24 @@ def features_cost(technique: Draft, length: int, target: ModelFacts) -> Cost:
 def training_cost(trained: Trained, kind: str) -> Cost:
     """Of the steps, validations and checkpoints."""
     technique, student, length = trained.technique, trained.student.facts, trained.length
-    tokens, micro = technique.batch * length, technique.micro_batch or max(1, _MICRO_tokens // length)
-    moving = _moving(technique, student)
-    layers = student.layers if getattr(technique, "scope", "") == "block" else 1
-    step = _step(trained, tokens, micro * length, moving).times(technique.steps * layers / trained.processes)
+    tokens, micro = technique.batch * length, _micro(technique, length)
+    if _is_layerwise(technique):
+        return layerwise_cost(technique, student, length, micro, kind)
+    moving = moving_parameters(technique, student.tensors)
+    step = _step(trained, tokens, micro * length, moving).times(technique.steps / trained.processes)
     looks = technique.steps // max(1, technique.validate_every) + 1
     measured = technique.held_out * length
-    look = _forward_of_all(trained, measured, micro * length).times(looks * layers / trained.processes)
+    look = _forward_of_all(trained, measured, micro * length).times(looks / trained.processes)
     saves = technique.steps // max(1, technique.checkpoint_every) + looks / 2 + 1
     kept = 12.0 * moving + 4.0 * student.outside
     work = Work(disk=saves * kept + 2 * student.weight_bytes, values=20.0 * student.parameters)
     total = work.plus(step).plus(look)
-    needed = _memory(trained, micro, moving)
     return Cost(
-        kind, total._replace(starts=("transformers",)), needed, student.weight_bytes + 2 * kept, scratch=2 * kept
+        kind,
+        total._replace(starts=("transformers",)),
+        training_memory(trained),
+        student.weight_bytes + 2 * kept,
+        scratch=2 * kept,
     )
 
 
@@ -107,7 +111,9 @@ def whole(facts: ModelFacts) -> float:
 def teacher_of(
     technique: Training, source: ModelFacts, dense: ModelFacts, named: ModelFacts | None
 ) -> ModelFacts | None:
-    """The model that is asked while the student trains; None where nobody is."""
+    """The model that is asked while the student trains; None where nobody is, as of layers by themselves."""
+    if _is_layerwise(technique):
+        return None
     if not isinstance(technique, Distilling) and not hasattr(technique, "teacher"):
         return None
     if isinstance(technique, Distilling) and (technique.teacher_top_k or not needs_teacher(technique.losses)):
@@ -129,8 +135,8 @@ def _step(trained: Trained, tokens: float, micro_tokens: float, moving: float) -
     if isinstance(technique, QuantizationAware):
         passes = max(1.0, tokens / batch) * (1 + again)
         weights = sum(one.elements for one in facts.linears)
-        own = own.plus(Work((), values=_ROUNDED_values * weights * passes, calls=passes * len(facts.linears) / 2))
-    return own._replace(starts=(), values=own.values + _OPTIMIZER_values * moving, calls=own.calls + facts.layers)
+        own = own.plus(Work((), values=ROUNDED_values * weights * passes, calls=passes * len(facts.linears) / 2))
+    return own._replace(starts=(), values=own.values + OPTIMIZER_values * moving, calls=own.calls + facts.layers)
 
 
 def _forward_of_all(trained: Trained, tokens: float, batch: float) -> Work:
@@ -143,34 +149,33 @@ def _forward_of_all(trained: Trained, tokens: float, batch: float) -> Work:
     return work._replace(starts=())
 
 
-def _moving(technique: Training, facts: ModelFacts) -> float:
-    """Parameters that train."""
-    scope = getattr(technique, "scope", "full")
-    if scope == "lora":
-        rank = technique.lora.rank  # type: ignore[attr-defined]
-        return float(sum(one.copies * rank * sum(one.matrix) for one in facts.linears))
-    if scope in ("scales", "none"):
-        return facts.parameters / 128
-    if scope == "block":
-        return float(facts.largest_layer)
-    return float(
-        sum(one.elements for one in facts.linears) if isinstance(technique, QuantizationAware) else facts.parameters
-    )
-
-
-def _memory(trained: Trained, micro: int, moving: float) -> Memory:
-    """Weights in float32, gradients and two moments of what trains, the teacher, and what a micro-batch leaves."""
+def training_memory(trained: Trained) -> Memory:
+    """What the engine counts as well, and what a micro-batch leaves."""
     technique, facts, length = trained.technique, trained.student.facts, trained.length
-    student_layer = facts.largest_layer
+    micro = _micro(technique, length)
+    if _is_layerwise(technique):
+        return layerwise_memory(technique, facts, length, micro)
     tokens = min(micro, technique.batch) * length
     one_layer = tokens * (16.0 * facts.hidden + 6.0 * facts.intermediate * max(1, facts.experts_chosen))
-    kept = facts.layers * tokens * facts.hidden if technique.gradient_checkpointing else facts.layers * one_layer
-    rows = min(_CHUNK_rows, tokens)
-    logits = 4.0 * rows * facts.vocabulary * (6 if trained.teacher else 4)
-    # each process has loaded the whole student before they spread it
-    exact = max(whole(facts), (whole(facts) + 16.0 * moving) / trained.processes)
-    if isinstance(technique, QuantizationAware):
-        exact += 8.0 * (student_layer if technique.gradient_checkpointing else moving)
-    teacher = whole(trained.teacher) if trained.teacher else 0.0
-    device = teacher + 4.0 * (one_layer + kept) + layer_peak(facts, length, tokens)
-    return Memory(exact=exact + logits, device=device, processes=trained.processes)
+    between = one_layer + _kept(technique, facts, tokens, one_layer)
+    asked = trained.teacher.parameters if trained.teacher else 0.0
+    held = footprint(technique, facts.tensors, asked, processes=trained.processes)
+    device = 4.0 * between + layer_peak(facts, length, tokens)
+    exact = 4.0 * min(_CHUNK_rows, tokens) * facts.vocabulary * (6 if trained.teacher else 4)
+    if isinstance(technique, QuantizationAware):  # rounded weights, of one layer or of all
+        exact += 8.0 * (facts.largest_layer if technique.gradient_checkpointing else held.moving)
+    return Memory(exact=exact, device=device, trained=held, processes=trained.processes)
+
+
+def _is_layerwise(technique: Training) -> TypeGuard[QuantizationAware]:
+    return isinstance(technique, QuantizationAware) and technique.scope == "block"
+
+
+def _micro(technique: Training, length: int) -> int:
+    """Windows in memory at once."""
+    return technique.micro_batch or max(1, _MICRO_tokens // length)
+
+
+def _kept(technique: Training, facts: ModelFacts, tokens: float, one_layer: float) -> float:
+    """Values that all layers keep for the backward pass."""
+    return facts.layers * (tokens * facts.hidden if technique.gradient_checkpointing else one_layer)

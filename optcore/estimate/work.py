@@ -14,6 +14,9 @@ from optcore.estimate.constants import (
     START_seconds,
 )
 from optcore.estimate.document import Machine
+from optcore.evaluate.throughput import WHOLE_room
+from optcore.host_memory import ROOM
+from optcore.training.footprint import Footprint
 
 
 class Work(NamedTuple):
@@ -62,16 +65,46 @@ class Memory(NamedTuple):
     device: float = 0.0
     """What is where is computed, in float32 on a CPU and in bfloat16 on a GPU: layers, products, what is between."""
     exact: float = 0.0
-    """The same in float32 everywhere: Gram matrices, optimizers."""
+    """The same in float32 everywhere: Gram matrices, logits that are compared."""
+    trained: Footprint | None = None
+    """What training holds beside that, over all processes: the student, the teacher, or both."""
     processes: int = 1
+    loaded: float = 0.0
+    """Of a model that other processes load as a whole, one after the other, where there is room for it."""
+
+    def loads(self, machine: Machine) -> bool:
+        """Whether those processes are started, and do not run out: what they measure is left out else."""
+        host, gpu = machine.host_memory_bytes, machine.gpu_memory_bytes
+        if host is not None and WHOLE_room * self.loaded > host:
+            return False
+        return machine.device != "cuda" or gpu is None or GPU_BASE_bytes + self.loaded <= gpu
 
     def on(self, machine: Machine) -> tuple[int, int]:
         """Of the host, over all processes, and of each GPU."""
+        host, gpu = self._own(machine)
+        if not self.loaded or not self.loads(machine):
+            return host, gpu
+        loading = BASE_bytes["transformers"] + self.loaded
+        if machine.device != "cuda":
+            return max(host, round(loading)), gpu
+        return max(host, round(GPU_HOST_bytes + loading)), max(gpu, round(GPU_BASE_bytes + self.loaded))
+
+    def _own(self, machine: Machine) -> tuple[int, int]:
         base = BASE_bytes[self.base] * self.processes
         if machine.device != "cuda" or self.base != "transformers":
-            return round(base + self.host + (self.device + self.exact) * self.processes), 0
-        host = base + GPU_HOST_bytes * self.processes + self.host
-        return round(host), round(GPU_BASE_bytes + self.device / 2 + self.exact)
+            trained = self.trained.host(self.processes) if self.trained else 0.0
+            return round(base + self.host + (self.device + self.exact) * self.processes + trained), 0
+        checkpoint, trained = (self.trained.checkpoint, self.trained.gpu) if self.trained else (0.0, 0.0)
+        host = base + GPU_HOST_bytes * self.processes + self.host + checkpoint
+        return round(host), round(GPU_BASE_bytes + self.device / 2 + self.exact + trained)
+
+    def asked(self, machine: Machine) -> tuple[float, float]:
+        """Of the host and of each GPU: what training is not begun without, or soon ends without."""
+        if self.trained is None:
+            return 0.0, 0.0
+        if machine.device != "cuda":
+            return ROOM * self.trained.host(self.processes), 0.0
+        return ROOM * self.trained.checkpoint, ROOM * self.trained.gpu
 
 
 class Cost(NamedTuple):

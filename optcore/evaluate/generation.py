@@ -13,6 +13,7 @@ import torch
 
 from optcore.conditional import load_conditional
 from optcore.engines import loading
+from optcore.evaluate.throughput import WHOLE_room
 from optcore.host_memory import machine_bytes
 from optcore.quantization import load_quantization
 from optcore.report import Measurement
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from optcore.run import Run
 
 _NOTE = "in transformers, which unpacks the weights and imitates the format; a serving engine computes in it"
-_ROOM = 3  # loading needs the file and the unpacked tensors at once
 
 
 def measure_throughput(run: "Run", evaluator: "Throughput") -> list[Measurement]:
@@ -66,7 +66,7 @@ def _cannot(run: "Run") -> str:
         return f"transformers does not read the {run.target} format"
     if formats and run.target != "dense" and not find_spec("compressed_tensors"):
         return "the package compressed-tensors is not installed"
-    if weight_bytes(run.source) * _ROOM > machine_bytes():
+    if weight_bytes(run.source) * WHOLE_room > machine_bytes():
         return "the model does not fit into this machine's free memory as a whole"
     return ""
 

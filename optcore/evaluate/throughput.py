@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from optcore.run import Run
 
 
+WHOLE_room = 3
+"""Times the source's weights that must be free: loading needs the file and the unpacked tensors at once."""
+
+
 class Throughput(Evaluator):
     """Tokens a second and peak memory of source and exported result, each loaded by transformers in a fresh process. On
     a GPU also how much faster the products of its linear layers are by this engine's kernels than in bfloat16, for 1

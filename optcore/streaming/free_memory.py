@@ -3,8 +3,8 @@
 import torch
 
 from optcore.errors import OutOfMemory
+from optcore.host_memory import ROOM
 
-_ROOM = 1.1  # allocators, buffers and libraries
 _GIB = 2**30
 
 
@@ -16,9 +16,9 @@ def gpu_bytes(device: torch.device) -> float:
 
 def check_room(doing: str, needed: float, there: float, what: str, remedy: str) -> None:
     """Raise `OutOfMemory` where what is to be done takes more bytes than are there."""
-    if needed * _ROOM > there:
+    if needed * ROOM > there:
         raise OutOfMemory(
-            f"{doing} takes about {needed * _ROOM / _GIB:.1f} GiB, {there / _GIB:.1f} GiB are free: {what}",
+            f"{doing} takes about {needed * ROOM / _GIB:.1f} GiB, {there / _GIB:.1f} GiB are free: {what}",
             remedy=remedy,
             field="/chain",
         )

@@ -16,7 +16,7 @@ from optcore.training.factors import train_factors, write_factors
 from optcore.training.loop import Loop
 from optcore.training.memory import check_memory
 from optcore.training.on_policy import OnPolicy
-from optcore.training.quantized_base import NF4_bytes, hold_in_nf4
+from optcore.training.quantized_base import hold_in_nf4
 from optcore.training.rank_budget import RankBudget, budget_of
 from optcore.training.ranks import Ranks
 from optcore.training.report import note_adapters, note_training
@@ -60,13 +60,11 @@ def _student(run: "Run", technique: "Distill | Finetune | Heal", ranks: Ranks) -
     is_held = technique.scope == "lora" and technique.lora.base == "nf4"
     asked = technique.technique != "finetune" and not run.answers
     check_memory(
+        technique,
         run.checkpoint,
         (run.teacher or run.checkpoint) if asked else None,
-        moving=1.0 if technique.scope == "full" else 0.0,
-        device=ranks.device,
-        processes=ranks.count,
-        master_bytes=NF4_bytes if is_held else 4,
-        constraints_bytes=held_bytes(run.checkpoint, ranks.count) if technique.scope == "full" else 0.0,
+        ranks,
+        forms=held_bytes(run.checkpoint, ranks.count) if technique.scope == "full" else 0.0,
     )
     begun = with_classifier(run, technique.data, ranks)
     if begun.folder != run.checkpoint and _has_form(run.checkpoint):

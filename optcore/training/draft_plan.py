@@ -52,7 +52,7 @@ class DraftPlan(NamedTuple):
         """Raise `OutOfMemory` where it cannot train beside its target, or beside the ends of one whose features are
         kept."""
         read = self.outline.ends_parameters if is_kept else self.outline.parameters
-        check_draft_memory(read, self.parameters(technique), device=ranks.device, processes=ranks.count)
+        check_draft_memory(read, self.parameters(technique), ranks.device)
 
 
 def planned_draft(run: "Run", technique: "Draft") -> DraftPlan:

@@ -50,7 +50,7 @@ def _check_small_model(run: "Run", technique: "Draft") -> int:
     parameters = begun.parameters if run.models else _left_of(target, technique, run)
     if technique.steps:
         remedy = "keep fewer `layers`, `start` with a smaller model, or use a larger machine"
-        check_draft_memory(target.parameters, parameters, device=ranks.device, processes=ranks.count, remedy=remedy)
+        check_draft_memory(target.parameters, parameters, ranks.device, remedy)
     for model in (run.checkpoint, *run.models):
         require_head(TargetEnds(model, device=ranks.device), run)
     return parameters

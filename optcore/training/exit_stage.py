@@ -32,7 +32,7 @@ def train_exits(run: "Run", technique: "EarlyExit", exits: "Sequence[int]") -> t
     windows, unseen_ST = _kept_apart(run, technique)
     ranks = Ranks(technique.batch)
     asked = None if run.answers else run.teacher or run.checkpoint
-    check_memory(run.checkpoint, asked, moving=1.0, device=ranks.device, processes=ranks.count)
+    check_memory(technique, run.checkpoint, asked, ranks)
     student = Student(run.checkpoint, ranks.device)
     student.model.requires_grad_()
     if technique.gradient_checkpointing:

@@ -1,15 +1,20 @@
 """What training will take, reckoned from headers before anything is loaded: a machine too small is told at once."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 
+from optcore.estimate.facts import Tensor, tensors_of
 from optcore.host_memory import machine_bytes, process_bytes
 from optcore.streaming.free_memory import check_room, gpu_bytes
 from optcore.streaming.reader import TensorReader
+from optcore.training.footprint import Footprint, beside, footprint
 
-_MASTER_bytes, _GRADIENT_bytes, _MOMENTS_bytes = 4, 4, 8
+if TYPE_CHECKING:
+    from optcore.techniques.training import Training
+    from optcore.training.ranks import Ranks
+
 _REMEDY = (
     "use `scope: scales`, `lora` or `block`, keep a teacher's answers with `teacher_top_k`, or use a larger machine"
 )
@@ -19,80 +24,44 @@ _DRAFT_remedy = (
 _GIB = 2**30
 
 
-class _Need(NamedTuple):
-    """Bytes of one process."""
-
-    loaded: float
-    """The whole student: it is spread over the processes once each has it."""
-    trained: float
-    """Its part of weights, gradients and moments, and what keeps their form."""
-    teacher: float
-    """Whole in each process."""
-    gathered: float
-    """What one of them brings together for a checkpoint; nothing where it is all there already."""
-
-    def peak(self, processes: int, gathered: float = 0.0) -> float:
-        """The most that so many hold at once in one memory, one of them with what it gathers there."""
-        return max(processes * self.loaded, processes * self.trained + gathered) + processes * self.teacher
-
-
 def check_memory(
-    student: Path,
-    teacher: Path | None,
-    *,
-    moving: float,
-    device: torch.device,
-    processes: int = 1,
-    master_bytes: float = _MASTER_bytes,
-    constraints_bytes: float = 0.0,
+    technique: "Training", student: Path, teacher: Path | None, ranks: "Ranks", *, forms: float = 0.0
 ) -> None:
-    """Raise `OutOfMemory` where float32 weights, gradients and AdamW's moments do not fit beside the teacher, or where
-    the machine cannot hold a checkpoint of them.
+    """Raise `OutOfMemory` where what trains of a student does not fit beside its teacher, or where the machine cannot
+    hold a checkpoint of it.
 
-    `moving` is the share of the parameters that train, `master_bytes` what each of them all is held in,
-    `constraints_bytes` what each process holds to keep a form of the weights. Processes have a GPU each; without one
-    they share the machine's memory. Activations are not counted: gradient checkpointing and `micro_batch` make them as
-    small as need be.
+    `forms` are the bytes that each process holds to keep a form of the weights.
     """
-    parameters, is_gpu = _parameters(student), device.type == "cuda"
-    need = _Need(
-        loaded=parameters * master_bytes,
-        trained=parameters * (master_bytes + moving * (_GRADIENT_bytes + _MOMENTS_bytes)) / processes
-        + constraints_bytes,
-        teacher=_parameters(teacher) * (2 if is_gpu else 4) if teacher else 0.0,
-        gathered=parameters * moving * (_MASTER_bytes + _MOMENTS_bytes) if is_gpu or processes > 1 else 0.0,
-    )
-    beside = ", and a teacher beside them" if teacher else ""
-    shared = f", {constraints_bytes / _GIB:.1f} GiB to keep zeros or shared numbers" if constraints_bytes else ""
-    what = f"{parameters} parameters, {moving:.0%} of them moving{shared}{beside}"
-    if is_gpu:
-        check_room("training", need.peak(1), gpu_bytes(device), what, _REMEDY)
-        check_room(
-            "a checkpoint, on its way to the disk,", need.gathered, min(machine_bytes(), process_bytes()), what, _REMEDY
-        )
-    else:
-        check_room("training", need.peak(processes, need.gathered), machine_bytes(), what, _REMEDY)
-        check_room("training", need.peak(1, need.gathered), process_bytes(), what, _REMEDY)
+    asked = sum(one.elements for one in _tensors(teacher)) if teacher else 0
+    held = footprint(technique, _tensors(student), asked, forms=forms, processes=ranks.count)
+    check_footprint(held, ranks.device)
 
 
-def check_draft_memory(
-    target: int, draft: int, *, device: torch.device, processes: int = 1, remedy: str = _DRAFT_remedy
-) -> None:
+def check_footprint(held: Footprint, device: torch.device) -> None:
+    """Raise `OutOfMemory` where that does not fit. Processes have a GPU each; without one they share the machine's
+    memory."""
+    taught = ", and a teacher beside them" if held.teacher else ""
+    shared = f", {held.forms / _GIB:.1f} GiB to keep zeros or shared numbers" if held.forms else ""
+    share = held.moving / held.parameters
+    _check(held, device, f"{held.parameters:.0f} parameters, {share:.0%} of them moving{shared}{taught}", _REMEDY)
+
+
+def check_draft_memory(target: int, draft: int, device: torch.device, remedy: str = _DRAFT_remedy) -> None:
     """Raise `OutOfMemory` where a draft of so many parameters, which all train, does not fit beside so many of its
-    target.
+    target."""
+    _check(beside(target, draft), device, f"a draft of {draft} parameters, and its target beside it", remedy)
 
-    Each process has both whole; see `check_memory` for what is not counted.
-    """
-    is_gpu = device.type == "cuda"
-    needed = target * (2 if is_gpu else 4) + draft * (_MASTER_bytes + _GRADIENT_bytes + _MOMENTS_bytes)
-    what = f"a draft of {draft} parameters, and its target beside it"
-    if is_gpu:
-        check_room("training", needed, gpu_bytes(device), what, remedy)
+
+def _check(held: Footprint, device: torch.device, what: str, remedy: str) -> None:
+    if device.type == "cuda":
+        check_room("training", held.gpu, gpu_bytes(device), what, remedy)
+        there = min(machine_bytes(), process_bytes())
+        check_room("a checkpoint, on its way to the disk,", held.checkpoint, there, what, remedy)
     else:
-        check_room("training", processes * needed, machine_bytes(), what, remedy)
-        check_room("training", needed, process_bytes(), what, remedy)
+        check_room("training", held.host(held.processes), machine_bytes(), what, remedy)
+        check_room("training", held.host(1), process_bytes(), what, remedy)
 
 
-def _parameters(folder: Path) -> int:
+def _tensors(folder: Path) -> tuple[Tensor, ...]:
     reader = TensorReader(folder)
-    return sum(torch.Size(reader.shape(name)).numel() for name in reader.names)
+    return tensors_of({name: (tuple(reader.shape(name)), "F32") for name in reader.names})

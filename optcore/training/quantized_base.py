@@ -12,12 +12,10 @@ from torch.nn.functional import linear
 from optcore.algorithms.codes import decode, encode
 from optcore.algorithms.packing import pack, unpack
 from optcore.algorithms.scales import find_scales
-from optcore.schemes import PRESETS, stored_bits
+from optcore.schemes import PRESETS
 from optcore.streaming.groups import linears
 
 _ARGS = PRESETS["nf4"].weights
-NF4_bytes = stored_bits(_ARGS, (4096, 4096)) / 8 / 4096**2
-"""What a weight takes."""
 
 
 class QuantizedBaseLinear(nn.Linear):

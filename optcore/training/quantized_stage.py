@@ -33,8 +33,7 @@ def train_quantized(run: "Run", technique: "QuantizationAware") -> None:
     ranks = Ranks(technique.batch)
     losses = technique.losses if isinstance(technique, Distilling) else (CrossEntropy(),)
     teacher = run.teacher or run.checkpoint if isinstance(technique, Distilling) and not run.answers else None
-    moving = 1.0 if technique.scope == "full" else 0.0
-    check_memory(run.checkpoint, teacher, moving=moving, device=ranks.device, processes=ranks.count)
+    check_memory(technique, run.checkpoint, teacher, ranks)
     student = Student(run.checkpoint, ranks.device)
     policy = policy_of(technique, load_quantization(student.folder))
     student.simulate(policy)

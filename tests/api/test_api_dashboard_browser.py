@@ -182,7 +182,7 @@ def test_hostile_words_do_nothing_live(page: "Page", service: Service, document:
     _expect(page, "[role=status]", "Finished")
     assert page.title() != "owned"
     page.get_by_role("link", name="Artifacts").click()
-    assert page.get_by_role("link", name="<img src=x").count() == 1
+    page.get_by_role("link", name="<img src=x").wait_for()
     assert page.title() != "owned"
     assert page.locator("img").count() == 1, "our own mark"
 

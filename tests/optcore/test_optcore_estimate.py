@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 from fixtures.engine_runs import recipe_for, run_here
-from test_optcore_estimate_facts import LLAMA_70B
+from test_optcore_estimate_facts import LLAMA_70B, llama
 
 from optcore import foresight
 from optcore.errors import OutOfDisk, OutOfMemory
@@ -76,7 +76,9 @@ def test_70b_is_quantized_on_an_h200_and_on_24_gib() -> None:
     recipe = large({"technique": "ptq", "scheme": "nvfp4"})
     fast, slow = estimate(recipe, LLAMA_70B, H200), estimate(recipe, LLAMA_70B, RTX_4090)
     assert fast.fits
-    assert 4 * GIB < fast.gpu_memory_bytes < 40 * GIB
+    quantizing = fast.of("1-ptq")
+    assert quantizing
+    assert 4 * GIB < quantizing.gpu_memory_bytes < 40 * GIB
     assert fast.seconds < slow.seconds
     (result,) = fast.results
     assert result.weight_bytes == pytest.approx(2 * 2 * 8192 * 128_256 + 68_451_041_280 * 4.5 / 8, rel=0.01)
@@ -100,6 +102,15 @@ def test_training_is_spread_over_all_gpus() -> None:
     assert one.stage == eight.stage == "2-qad"
     assert eight.gpu_memory_bytes < 0.5 * one.gpu_memory_bytes
     assert eight.seconds < 0.5 * one.seconds
+
+
+def test_training_layer_by_layer_takes_as_long_as_the_model_is_deep() -> None:
+    """Each layer has the steps: not each of them those of the whole model."""
+    recipe = large({"technique": "ptq", "scheme": "int4"}, {"technique": "qad", "steps": 1000, "scope": "block"})
+    depths = [llama(layers, 1024, 4096, 16, 8, 32_000) for layers in (8, 16, 32)]
+    few, more, many = (estimate(recipe, facts, Machine(cores=8)).stages[3] for facts in depths)
+    assert few.stage == "2-qad"
+    assert many.seconds - more.seconds == pytest.approx(2 * (more.seconds - few.seconds), rel=0.01)
 
 
 def test_what_may_still_go_well_is_said_and_not_refused() -> None:

@@ -193,7 +193,7 @@ def test_as_many_candidates_begin_as_the_disk_has_room_for(
     assert "no room" in race.notices[0]
     with pytest.raises(OutOfDisk) as caught:
         foreseen(10**6)
-    assert caught.value.field == "/objective/candidates/0"
+    assert caught.value.field == "/objective/candidates/0/0"
 
 
 def test_sizes_were_predicted(raced: Raced, stdlib_model: Path) -> None:

@@ -9,14 +9,18 @@ from fixtures.tiny_models import MakeModel
 from fixtures.training import training_run
 
 from optcore.errors import OutOfMemory
+from optcore.estimate.facts import from_folder
 from optcore.host_memory import capacity_bytes, machine_bytes
 from optcore.streaming.reader import TensorReader
-from optcore.techniques import Finetune, HashShare, Palettize, Sparsify, TieLayers
+from optcore.techniques import Distill, Finetune, HashShare, Palettize, Sparsify, TieLayers
 from optcore.techniques.base import Technique
 from optcore.tied import load_tied
 from optcore.training import memory
+from optcore.training.adapters import add_adapters
 from optcore.training.constraints import Shared, constraints_of, held_bytes
-from optcore.training.memory import check_memory
+from optcore.training.footprint import Footprint, footprint
+from optcore.training.memory import check_footprint, check_memory
+from optcore.training.quantized_base import hold_in_nf4
 from optcore.training.ranks import Ranks
 from optcore.training.student import Student
 
@@ -122,15 +126,15 @@ def test_bytes_of_a_parameter(
     moving: float,
     has_teacher: bool,
     each: int,
-    stdlib_model: Path,
     parameters: int,
     free: dict[str, float],
 ) -> None:
     """So much is enough, and no less."""
-    teacher = stdlib_model if has_teacher else None
+    asked = parameters if has_teacher else 0
+    held = Footprint(parameters, moving * parameters, 4 * parameters, asked, processes=processes)
 
     def check() -> None:
-        check_memory(stdlib_model, teacher, moving=moving, device=device, processes=processes)
+        check_footprint(held, device)
 
     free[where] = parameters * each * ROOM * 1.001
     check()
@@ -139,20 +143,52 @@ def test_bytes_of_a_parameter(
         check()
 
 
-def test_adapters_need_no_host_for_a_checkpoint(stdlib_model: Path, free: dict[str, float]) -> None:
-    free["machine"] = 0
-    check_memory(stdlib_model, None, moving=0.0, device=GPU)
+def test_a_checkpoint_passes_through_the_host(parameters: int, free: dict[str, float]) -> None:
+    """Of adapters next to none."""
+    free["machine"] = 0.05 * 12 * parameters
+    check_footprint(Footprint(parameters, 0.02 * parameters, 4 * parameters), GPU)
     with pytest.raises(OutOfMemory, match="a checkpoint, on its way to the disk, takes about"):
-        check_memory(stdlib_model, None, moving=1.0, device=GPU)
+        check_footprint(Footprint(parameters, parameters, 4 * parameters), GPU)
 
 
-def test_what_is_said(stdlib_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    check_memory(stdlib_model, stdlib_model, moving=1.0, device=CPU)
+@pytest.mark.parametrize("scope", ["full", "lora"])
+def test_the_estimate_counts_what_the_engine_asks_for(scope: str, stdlib_model: Path, free: dict[str, float]) -> None:
+    """On a GPU and without one: the same formula, by the tensors that either sees."""
+    training = Distill.model_validate({"scope": scope})
+    facts = from_folder(stdlib_model)
+    held = footprint(training, facts.tensors, facts.parameters)
+    for device, where, needed in ((CPU, "machine", held.host(1)), (GPU, "gpu", held.gpu)):
+        ranks = Ranks()
+        ranks.device = device
+        free |= dict.fromkeys(free, float("inf")) | {where: 1.001 * ROOM * needed}
+        check_memory(training, stdlib_model, stdlib_model, ranks)
+        free[where] = 0.999 * ROOM * needed
+        with pytest.raises(OutOfMemory, match="takes about"):
+            check_memory(training, stdlib_model, stdlib_model, ranks)
+
+
+def test_frozen_linears_in_codes(tiny_model: MakeModel) -> None:
+    """What stays in float32 beside them, embeddings first of all, is counted at its size: as bytes of torch's."""
+    folder = tiny_model("Llama")
+    training = Finetune.model_validate({"scope": "lora", "lora": {"base": "nf4"}})
+    held = footprint(training, from_folder(folder).tensors)
+    student = Student(folder, CPU, hold_in_nf4)
+    add_adapters(student, training.lora, 0)
+    adapters = sum(one.numel() for one in student.model.parameters() if one.requires_grad)
+    assert held.moving == adapters
+    codes = sum(one.nbytes for name, one in student.model.named_buffers() if "base_layer" in name)
+    plain = sum(one.nbytes for one in student.model.parameters())
+    assert held.weights == pytest.approx(codes + plain, rel=0.05)
+
+
+def test_what_is_said(parameters: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = Footprint(parameters, parameters, 4 * parameters, teacher=parameters)
+    check_footprint(held, CPU)
     monkeypatch.setattr(memory, "machine_bytes", lambda: 50e6)
     with pytest.raises(OutOfMemory, match=r"takes about 0\.1 GiB.*100% of them moving, and a teacher") as caught:
-        check_memory(stdlib_model, stdlib_model, moving=1.0, device=CPU)
+        check_footprint(held, CPU)
     assert "teacher_top_k" in caught.value.remedy
-    check_memory(stdlib_model, None, moving=0.0, device=CPU)
+    check_footprint(Footprint(parameters, 0, 4 * parameters), CPU)
 
 
 PALETTE, HASH = Palettize(bits=2, group=100, sensitivity="none", embeddings=True), HashShare(ratio=0.3)
