@@ -44,9 +44,9 @@ def title(job: Job) -> str:
 def chain(job: Job) -> str:
     """The techniques in order, such as `ptq nvfp4`; with a goal or a sweep, what all candidates begin with."""
     steps = [step.model_dump() for step in job.recipe.chain]
-    said = " → ".join(" ".join(str(step[k]) for k in ("technique", "scheme") if k in step) for step in steps)
+    said = " › ".join(" ".join(str(step[k]) for k in ("technique", "scheme") if k in step) for step in steps)
     several = "a sweep" if job.recipe.sweep else "a goal"
-    return " → ".join(filter(None, (said, several))) if job.recipe.is_race else said
+    return " › ".join(filter(None, (said, several))) if job.recipe.is_race else said
 
 
 def stages_done(job: Job) -> int:

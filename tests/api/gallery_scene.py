@@ -13,6 +13,7 @@ from api import lifecycle
 from api.store import credentials, keys, webhook_deliveries, webhook_messages, webhooks, workers
 from api.store.webhook_deliveries import Outcome
 from api.store.workers import Capacity
+from optcore.events import MEMORY, Metric
 from optcore.recipe import recipe_from
 from optcore.report import Measurement, Report
 
@@ -41,14 +42,17 @@ def furnish(service: Service) -> dict[str, str]:
     broken = job_scenes.failed(service, recipe_from({**LARGE, "name": "qwen3-8b nvfp4, long context"}))
     done = job_scenes.succeeded(service, _measured())
     endpoint = _endpoint(service, done, broken)
-    live = job_scenes.running(service, recipe_from({**GATED, "name": "qwen3-0.6b nvfp4, 400 steps"})).job_id
+    live = _watched(service)
     _unfinished(service)
     _machines(service)
     with service.sessions.begin() as session:
         credentials.put(session, service.settings.vault, OWNER, "hub-main", "hf_made_up")
         keys.create(session, OWNER, name="nightly builds")
         session.execute(
-            text("update jobs set started_at = finished_at - interval '14 minutes' where recipe->>'name' like '%8b%'")
+            text(
+                "update jobs set started_at = finished_at - interval '14 minutes', run_seconds = 840 "
+                "where recipe->>'name' like '%8b%'"
+            )
         )
     pick = "&".join(f"job={job_id}" for job_id in compared)
     return {
@@ -82,6 +86,17 @@ def _compared(service: Service, name: str, scheme: str, changes: dict[str, Any])
     asked = {**LARGE, "name": name, "chain": [{"technique": "ptq", "scheme": scheme}]}
     written = compared_jobs.report(model="Qwen/Qwen3-8B", **changes).to_json()
     return compared_jobs.finished(service.sessions, service.settings, asked, written)
+
+
+def _watched(service: Service) -> str:
+    """A job under way, with all that its engine says while it works."""
+    claim = job_scenes.running(service, recipe_from({**GATED, "name": "qwen3-0.6b nvfp4, 400 steps"}))
+    error = {"stage": "1-ptq-fallback1", "name": "reconstruction_error"}
+    service.record(claim, *(Metric(value=2e-4 * 1.06**layer, step=layer, **error) for layer in range(28)))
+    held = {"stage": "2-qad", "name": MEMORY}
+    grown = (2.1e9 * (1 - 0.7 ** (second / 4)) + 4e7 * (second % 3) for second in range(2, 142, 2))
+    service.record(claim, *(Metric(value=value, step=2 + 2 * number, **held) for number, value in enumerate(grown)))
+    return claim.job_id
 
 
 def _measured() -> Report:

@@ -187,24 +187,23 @@ def _spread(service: Service, job_id: str) -> None:
     """Move what happened within a second apart, so that there is something to see."""
     step = timedelta(seconds=9)
     with service.sessions.begin() as session:
-        seqs = session.scalars(select(Event.seq).where(Event.job_id == job_id).order_by(Event.seq)).all()
+        told = session.execute(select(Event.seq, Event.type).where(Event.job_id == job_id).order_by(Event.seq)).all()
         now = session.scalar(select(Job.claimed_at).where(Job.id == job_id))
         assert now is not None
-        places = {seq: now - step * (len(seqs) - number) for number, seq in enumerate(seqs)}
-        for seq, at in places.items():
-            session.execute(update(Event).where(Event.job_id == job_id, Event.seq == seq).values(at=at))
-        _move_rows(service, session, job_id, now - step * len(seqs), now)
+        moved = [(event, now - step * (len(told) - number)) for number, event in enumerate(told)]
+        for event, at in moved:
+            session.execute(update(Event).where(Event.job_id == job_id, Event.seq == event.seq).values(at=at))
+        first, second = (at for event, at in moved if event.type == "job.running")
+        (lost,) = (at for event, at in moved[1:] if event.type == "job.queued")
+        _move_rows(session, job_id, now, (moved[0][1], first, lost, second))
 
 
-def _move_rows(service: Service, session: Any, job_id: str, begin: datetime, now: datetime) -> None:
-    session.execute(
-        update(Job).where(Job.id == job_id).values(created_at=begin, started_at=begin + timedelta(seconds=9))
-    )
-    session.execute(
-        update(Attempt)
-        .where(Attempt.job_id == job_id, Attempt.epoch == 1)
-        .values(started_at=begin, finished_at=begin + (now - begin) / 3)
-    )
+def _move_rows(session: Any, job_id: str, now: datetime, times: tuple[datetime, datetime, datetime, datetime]) -> None:
+    created, first, lost, second = times
+    run = {"run_seconds": (lost - first).total_seconds(), "claimed_at": second}
+    session.execute(update(Job).where(Job.id == job_id).values(created_at=created, started_at=first, **run))
+    for epoch, held in ((1, {"started_at": first, "finished_at": lost}), (2, {"started_at": second})):
+        session.execute(update(Attempt).where(Attempt.job_id == job_id, Attempt.epoch == epoch).values(**held))
     session.execute(
         update(Stage)
         .where(Stage.job_id == job_id, Stage.status == "running")
