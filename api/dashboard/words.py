@@ -14,6 +14,8 @@ from optcore.report.numbers import format_bytes, format_change, format_seconds, 
 DONE = ("succeeded", "cached")
 _EMPTY = "–"  # noqa: RUF001  an en dash: nothing to show
 _SAFE_LINKS = ("https://", "http://")
+_THEN = " \u203a "
+"""Between steps: some fonts have no arrow."""
 
 
 def iso(at: datetime) -> str:
@@ -44,9 +46,9 @@ def title(job: Job) -> str:
 def chain(job: Job) -> str:
     """The techniques in order, such as `ptq nvfp4`; with a goal or a sweep, what all candidates begin with."""
     steps = [step.model_dump() for step in job.recipe.chain]
-    said = " › ".join(" ".join(str(step[k]) for k in ("technique", "scheme") if k in step) for step in steps)
+    said = _THEN.join(" ".join(str(step[k]) for k in ("technique", "scheme") if k in step) for step in steps)
     several = "a sweep" if job.recipe.sweep else "a goal"
-    return " › ".join(filter(None, (said, several))) if job.recipe.is_race else said
+    return _THEN.join(filter(None, (said, several))) if job.recipe.is_race else said
 
 
 def stages_done(job: Job) -> int:
