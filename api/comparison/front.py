@@ -45,4 +45,5 @@ def _pairs(
         of_one_text = one.report and other.report and one.report.data_digest == other.report.data_digest
         yield (one.losses[quality], other.losses[quality]) if quality and of_one_text else None
     if one.speeds and other.speeds:
-        yield (-one.speeds[speed], -other.speeds[speed]) if speed else None
+        on_one_machine = one.hardware == other.hardware
+        yield (-one.speeds[speed], -other.speeds[speed]) if speed and on_one_machine else None

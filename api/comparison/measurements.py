@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-from api.comparison.notices import HARDWARE
 from api.comparison.subject import Subject, number
 from lathe.comparison_models import ComparedMeasurement
 from optcore.report import Measurement
@@ -51,8 +50,7 @@ def _conditions(row: Measurement, subject: Subject) -> tuple[str, ...]:
     source = subject.report.source_digest
     if row.name in _OF_FILES:
         return (source,)
-    of_machine = row.unit in _OF_MACHINE
-    return source, subject.report.environment.get(HARDWARE, "") if of_machine else subject.report.data_digest
+    return source, subject.hardware if row.unit in _OF_MACHINE else subject.report.data_digest
 
 
 def _best(results: Sequence[float | None], better: str | None) -> int | None:

@@ -2,9 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from api.comparison.subject import Subject, shared_measure
-
-HARDWARE = "hardware"
+from api.comparison.subject import HARDWARE, Subject, shared_measure
 
 
 def notices(subjects: Sequence[Subject]) -> Iterator[str]:
@@ -18,7 +16,7 @@ def notices(subjects: Sequence[Subject]) -> Iterator[str]:
             "They start from different sources, so their quality does not compare; "
             "only results of the same source are held against each other."
         )
-    machines = list(dict.fromkeys(report.environment.get(HARDWARE, "") for report in reports))
+    machines = list(dict.fromkeys(each.hardware for each in subjects if each.report))
     if len(machines) > 1:
         yield f"Speed was measured on different hardware: {'; '.join(each or 'not known' for each in machines)}."
     if len({report.data_digest for report in reports}) > 1:

@@ -11,6 +11,9 @@ from optcore.recipe import Recipe
 from optcore.report import Measurement, Report
 from optcore.report.numbers import GATE_METRICS
 
+HARDWARE = "hardware"
+"""Its name in the environment of a report."""
+
 COMMON_MEASURES = {
     name: CommonMeasure(name=name, title=title, unit=unit)
     for name, title, unit in (
@@ -61,6 +64,11 @@ class Subject:
         before, after = (number(row.source), number(row.result)) if row else (None, None)
         lost = before - after if before is not None and after is not None else None
         return _known({"mean_kl": self.result("mean_kl"), "accuracy": lost})
+
+    @property
+    def hardware(self) -> str:
+        """What its numbers were measured on; empty where that is not known."""
+        return self.report.environment.get(HARDWARE, "") if self.report else ""
 
     @cached_property
     def speeds(self) -> dict[str, float]:

@@ -125,6 +125,12 @@ def test_quality_of_different_text_beats_nobody(client: TestClient, make: Make) 
     assert "different text" in found["notices"][0]
 
 
+def test_speed_on_different_hardware_beats_nobody(client: TestClient, make: Make) -> None:
+    slower = {"size": 8e9, "kl": 0.04, "speed": 80.0}
+    jobs = compared(client, make(), make(**slower), make(**slower, environment={"hardware": "aarch64"}))["jobs"]
+    assert [job["on_front"] for job in jobs] == [True, False, True]
+
+
 def test_what_makes_numbers_incomparable_is_told(client: TestClient, make: Make, job_id: str) -> None:
     other = make(
         {"evaluate": []},
