@@ -43,5 +43,9 @@ def _energy(rows_NK: torch.Tensor, mean_square_K: torch.Tensor | None) -> torch.
 def tell_layer(run: "Run", index: int, shares: Iterable[torch.Tensor | float]) -> None:
     """Say the relative error of a layer's linears: the root of the mean share, a norm over a norm as in the report.
     Nothing of a layer in which nothing changed."""
-    if found := [torch.as_tensor(share).float().cpu() for share in shares]:
-        run.metric(METRIC, float(torch.stack(found).mean().sqrt()), index)
+    found = list(shares)
+    if not found:
+        return
+    device = next((share.device for share in found if isinstance(share, torch.Tensor)), None)
+    together = torch.stack([torch.as_tensor(share, dtype=torch.float32, device=device) for share in found])
+    run.metric(METRIC, together.mean().sqrt().item(), index)  # the one value that a GPU is waited for

@@ -167,4 +167,4 @@ def test_without_the_library_the_extra_is_named(artifact: Path, keys: Keys, monk
     for ask in (lambda: check_key(keys.private), lambda: verify_signature(artifact, keys.public)):
         with pytest.raises(SigningUnavailable) as raised:
             ask()
-        assert "lathe[sign]" in raised.value.remedy
+        assert "pip install '.[sign]'" in raised.value.remedy

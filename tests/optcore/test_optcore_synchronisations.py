@@ -23,15 +23,18 @@ LAYERS = 2
     [
         ({"scheme": "int8", "rounding": "nearest", "smoothing": "none", "scale_search": "max"}, 8),
         ({"scheme": "fp8", "rounding": "nearest", "smoothing": "none", "scale_search": "max", "kv_cache": "fp8"}, 14),
-        ({"scheme": "int4", "rounding": "gptq", "smoothing": "none", "scale_search": "max"}, 32),
-        ({"scheme": "int4", "rounding": "nearest", "smoothing": "awq", "scale_search": "max"}, 45),
+        ({"scheme": "int4", "rounding": "gptq", "smoothing": "none", "scale_search": "max"}, 33),
+        ({"scheme": "int4", "rounding": "nearest", "smoothing": "awq", "scale_search": "max"}, 46),
     ],
     ids=["nearest", "kv-cache", "gptq", "awq"],
 )
 def test_a_layer_waits_for_the_gpu_no_more_often_than_this(
     settings: Mapping[str, object], bound: int, stdlib_model: Path, tmp_path: Path
 ) -> None:
-    """From the difference between two depths: what is done once for the model does not count."""
+    """From the difference between two depths: what is done once for the model does not count.
+
+    One wait of each layer is for its error, which people watch, behind those for its weights' digests.
+    """
     counts = []
     for depth in (1, LAYERS):
         folder = tmp_path / f"{depth} layers"
