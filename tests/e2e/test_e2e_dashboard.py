@@ -165,6 +165,7 @@ def _read_the_report(reader: Reader, job_id: str) -> None:
     with page.expect_popup() as popup:
         page.get_by_role("link", name="Full report").click()
     report = popup.value
+    report.wait_for_url("**/report")  # its sandbox is a process of its own, and on the way there it cannot be asked
     with report.expect_response("**/report") as answer:
         report.reload()
     assert "sandbox" in answer.value.headers["content-security-policy"]
