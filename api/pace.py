@@ -11,32 +11,35 @@ T = TypeVar("T")
 
 SHARE = 0.15
 """Of one processor. A look at a running job takes 5 to 10 ms: a page alone never waits, 500 pages share 20 a second."""
+_LATEST = 1 / 8
+"""Weight of the last look in what one costs."""
 
 
 class Pace:
-    """One look at a time, in the order of asking, each followed by a rest that keeps their share of the processor."""
+    """Gives each look a turn, in the order of asking, so far apart that together they keep their share of a processor.
+
+    A turn is a time to begin, by what looks cost lately: one that hangs, on a store that is away, keeps nobody waiting.
+    """
 
     def __init__(self, share: float = SHARE) -> None:
-        self._rest_per_second = 1 / share - 1
-        self._turn = asyncio.Lock()
+        self._share = share
         self._free_at = 0.0
+        self._cost_seconds = 0.01
 
     @property
     def is_busy(self) -> bool:
-        """Somebody looks, or rests, now: what can wait should."""
-        return self._turn.locked() or time.monotonic() < self._free_at
+        """Others would wait for a turn now: what can wait should."""
+        return time.monotonic() < self._free_at
 
     async def take(self, look: Callable[[], T]) -> T:
         """What `look` finds, in a thread, when it is its turn."""
-        async with self._turn:
-            await asyncio.sleep(self._free_at - time.monotonic())
-            found, processor_seconds = await run_in_threadpool(_timed, look)
-            self.rest(processor_seconds * self._rest_per_second)
+        now = time.monotonic()
+        turn = max(now, self._free_at)
+        self._free_at = turn + self._cost_seconds / self._share
+        await asyncio.sleep(turn - now)
+        found, processor_seconds = await run_in_threadpool(_timed, look)
+        self._cost_seconds += (processor_seconds - self._cost_seconds) * _LATEST
         return found
-
-    def rest(self, seconds: float) -> None:
-        """Nobody looks for so long from now."""
-        self._free_at = time.monotonic() + seconds
 
 
 def _timed(look: Callable[[], T]) -> tuple[T, float]:
